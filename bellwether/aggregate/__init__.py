@@ -1,0 +1,1 @@
+"""Turning updates into the next adapter: arrays in, arrays out."""

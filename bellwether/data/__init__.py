@@ -1,0 +1,1 @@
+"""Reading sources, rendering prompts, dealing rows to clients, tokenising them."""

@@ -1,0 +1,110 @@
+"""The two forms of a row: as text, and as tokens.
+
+Shape legend: T tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a chat; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction with its response, or one chat.
+
+    Args:
+        instruction: what is asked; for a chat, its last user message.
+        response: the wanted answer; for a chat, its last assistant message.
+        context: text that the instruction speaks of; may be empty.
+        category: the kind of instruction; empty where the source names none.
+        turns: all messages of a chat that ends with the assistant; empty for a plain instruction.
+        client: value of the natural client column, or the stem of the file; empty otherwise.
+        place: where the row stands, such as ``dolly.jsonl:17``, for messages.
+    """
+
+    instruction: str
+    response: str
+    context: str = ""
+    category: str = ""
+    turns: tuple[Turn, ...] = ()
+    client: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row as tokens, ready for training and scoring.
+
+    Args:
+        ids_T: token ids of prompt and response, end-of-sequence token included.
+        trained_T: true where the token counts in the training loss.
+        response_T: true where the token belongs to a response (equal to ``trained_T`` unless the
+            loss is on all tokens); scores are taken there.
+        prompt_length: tokens before the last response; what generation starts from.
+        row: the row it was made of.
+    """
+
+    ids_T: NDArray[np.int64]
+    trained_T: NDArray[np.bool_]
+    response_T: NDArray[np.bool_]
+    prompt_length: int
+    row: Row
+
+    @property
+    def category(self) -> str:
+        """The row's category."""
+        return self.row.category
+
+    @property
+    def response(self) -> str:
+        """The wanted answer."""
+        return self.row.response
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+
+@dataclass(frozen=True)
+class Federated:
+    """All rows of a run, dealt out.
+
+    Args:
+        clients: training rows by client name, in the order of the clients.
+        held_out: rows that a client holds out of its own, by client name; absent where none.
+        validation: rows for choosing settings.
+        test: rows for the final scores.
+        notes: sentences for the log: unused columns, dropped duplicates, chosen partition.
+    """
+
+    clients: Mapping[str, Sequence[Row]]
+    held_out: Mapping[str, Sequence[Row]]
+    validation: Sequence[Row]
+    test: Sequence[Row]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """The token rows of one list of rows, and what happened to the others.
+
+    Args:
+        rows: the rows that can be used.
+        shortened: how many of them had their context shortened to fit.
+        left_out: how many rows kept no response token, or do not fit at all, and are left out.
+    """
+
+    rows: Sequence[TokenRow]
+    shortened: int = 0
+    left_out: int = 0

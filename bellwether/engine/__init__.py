@@ -1,0 +1,1 @@
+"""Delivering a task to a cohort and collecting the replies."""

@@ -1,0 +1,50 @@
+"""The exception tree of bellwether.
+
+    BellwetherError
+    ├── RecipeError       a recipe or an override is wrong
+    ├── DataError         rows cannot be read, rendered or partitioned
+    ├── ModelError        a base model or an adapter cannot be used
+    ├── UpdateRejected    a client's update failed the check before aggregation
+    ├── RoundFailed       a round ended below its quorum
+    ├── CheckpointError   a run folder cannot be written, read or resumed
+    └── FederationError   a real federation cannot start or go on
+
+Every message says what is wrong, the value, where it stands and what to do about it, in one or
+two sentences that are fit to be shown to a person.
+"""
+
+
+class BellwetherError(Exception):
+    """The root of all errors that bellwether raises on purpose."""
+
+
+class RecipeError(BellwetherError):
+    """A recipe or an override is wrong; ``problems`` holds one sentence per mistake."""
+
+    def __init__(self, problems: list[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(BellwetherError):
+    """Rows cannot be read, rendered or partitioned."""
+
+
+class ModelError(BellwetherError):
+    """A base model or an adapter cannot be used."""
+
+
+class UpdateRejected(BellwetherError):
+    """A client's update failed the check that precedes aggregation."""
+
+
+class RoundFailed(BellwetherError):
+    """A round ended with fewer accepted updates than its quorum asks for."""
+
+
+class CheckpointError(BellwetherError):
+    """A run folder cannot be written, read or resumed."""
+
+
+class FederationError(BellwetherError):
+    """A federation across machines cannot start or go on."""

@@ -1,0 +1,1 @@
+"""Scores: texts and sums in, numbers out."""

@@ -1,0 +1,96 @@
+"""What travels between the server and its clients: tasks downwards, replies upwards.
+
+The engines deliver these; the clients and the round loop read and write them. Nothing here holds
+a row of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bellwether.adapter import Adapter, Tensors
+from bellwether.evaluate.scores import Totals
+from bellwether.recipe import Evaluation, Training
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Ask clients to train the adapter on their own rows.
+
+    Args:
+        round: the round, counted from 1.
+        adapter: the adapter to start from.
+        training: the recipe's training section.
+        learning_rate: this round's learning rate, after the schedule over rounds.
+        seed: the seed of the run, from which the client derives its own draws.
+        deadline: seconds after which a reply is of no use; None waits for all.
+    """
+
+    round: int
+    adapter: Adapter
+    training: Training
+    learning_rate: float
+    seed: int
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Ask clients to score the adapter on the rows that they hold out.
+
+    Args:
+        round: the round whose result is scored; 0 before the first.
+        adapter: the adapter to score.
+        evaluation: the recipe's evaluation section.
+    """
+
+    round: int
+    adapter: Adapter
+    evaluation: Evaluation
+
+
+Task = TrainTask | EvaluateTask
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends back after training.
+
+    Args:
+        client: the client's name.
+        round: the round it trained for.
+        tensors: its trained tensors, under the keys of the adapter.
+        rows: how many rows it trained on.
+        metrics: named figures, such as ``loss`` (nats per trained token) and ``tokens``.
+        extras: named arrays beside the adapter, for methods that need them.
+    """
+
+    client: str
+    round: int
+    tensors: Tensors
+    rows: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer to a task: an update, scores, or the reason why there is neither.
+
+    Args:
+        client: the client that was asked.
+        seconds: how long the client took; simulated seconds where speed is simulated.
+        update: its update, after a ``TrainTask``.
+        totals: its totals by category, after an ``EvaluateTask``.
+        failure: why there is no result, in one clause.
+    """
+
+    client: str
+    seconds: float
+    update: Update | None = None
+    totals: Mapping[str, Totals] | None = None
+    failure: str | None = None

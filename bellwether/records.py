@@ -1,0 +1,160 @@
+"""What a run tells about itself: one record per round and per evaluation, and events while it goes on.
+
+The round loop makes these, the run folder keeps them, the live view and the report show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from bellwether.evaluate.scores import Totals
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One client's part in a round.
+
+    Args:
+        client: the client's name.
+        rows: rows it trained on.
+        tokens: trained tokens, summed over local epochs.
+        loss: mean cross-entropy over those tokens while training, in nats.
+        seconds: how long it took.
+    """
+
+    client: str
+    rows: int
+    tokens: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line per round.
+
+    Args:
+        round: the round, counted from 1.
+        cohort: the clients that were asked.
+        clients: those whose updates were aggregated.
+        left_out: client and reason for the others.
+        learning_rate: the clients' learning rate in this round.
+        loss: the clients' training loss, weighted by tokens, in nats per token.
+        rows: rows trained on.
+        tokens: tokens trained.
+        bytes_down: bytes from the server to the cohort.
+        bytes_up: bytes from the cohort to the server.
+        seconds: by phase: train, aggregate, evaluate, commit (the last one is of the round before).
+        adapter: fingerprint of the adapter after the round.
+    """
+
+    round: int
+    cohort: tuple[str, ...]
+    clients: tuple[ClientRecord, ...]
+    left_out: Mapping[str, str]
+    learning_rate: float
+    loss: float
+    rows: int
+    tokens: int
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float]
+    adapter: str
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The scores of one adapter.
+
+    Args:
+        round: the round whose result was scored; 0 is the untuned base.
+        part: ``test``, ``validation``, or ``clients`` for the rows that clients hold out themselves.
+        categories: totals by category.
+        seconds: how long scoring took.
+    """
+
+    round: int
+    part: str
+    categories: Mapping[str, Totals]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The run begins, or goes on after ``done`` rounds.
+
+    Args:
+        name: name of the run.
+        folder: its run folder.
+        rounds: how many rounds there will be.
+        done: how many are already committed.
+        clients: number of clients.
+        cohort: clients per round.
+    """
+
+    name: str
+    folder: str
+    rounds: int
+    done: int
+    clients: int
+    cohort: int
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """A round begins with this cohort."""
+
+    round: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClientFinished:
+    """A client of the cohort has answered."""
+
+    round: int
+    record: ClientRecord
+
+
+@dataclass(frozen=True)
+class ClientFailed:
+    """A client of the cohort gave nothing that can be used."""
+
+    round: int
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """A round is committed."""
+
+    record: RoundRecord
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An adapter was scored."""
+
+    record: EvaluationRecord
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the log; ``warning`` marks what a person should look at."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over; ``seconds`` is the wall time of this process."""
+
+    seconds: float
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+Event = RunStarted | RoundStarted | ClientFinished | ClientFailed | RoundFinished | Evaluated | Note | RunFinished
+Watcher = Callable[[Event], None]

@@ -1,0 +1,1 @@
+"""The embedded world and base model, and the code that makes them."""
