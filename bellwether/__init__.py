@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bellwether.randomness import Randomness as Randomness
     from bellwether.recipe import Recipe as Recipe
     from bellwether.recipe import load_recipe as load_recipe
-    from bellwether.run import Result as Result
-    from bellwether.run import run as run
+    from bellwether.runner import Result as Result
+    from bellwether.runner import run as run
 
 __version__ = "0.1.0"
 
@@ -45,10 +45,10 @@ _HOMES = {
     "BellwetherError": "errors",
     "Randomness": "randomness",
     "Recipe": "recipe",
-    "Result": "run",
+    "Result": "runner",
     "Update": "messages",
     "load_recipe": "recipe",
-    "run": "run",
+    "run": "runner",
 }
 
 

@@ -43,6 +43,8 @@ class AdapterConfig:
         rslora: whether the scaling is alpha / sqrt(rank) instead of alpha / rank.
         fan_in_fan_out: whether the adapted weights are stored as (inputs, outputs), as GPT-2 does.
         base_model: name or folder of the base model, as PEFT shall find it.
+        target_modules: names by which PEFT shall find the modules, such as their last parts; empty
+            stands for the full paths.
     """
 
     rank: int
@@ -52,6 +54,7 @@ class AdapterConfig:
     rslora: bool = False
     fan_in_fan_out: bool = False
     base_model: str = ""
+    target_modules: tuple[str, ...] = ()
 
     @property
     def scaling(self) -> float:
@@ -100,7 +103,7 @@ def peft_config(config: AdapterConfig) -> dict[str, Any]:
         "r": config.rank,
         "lora_alpha": config.alpha if config.alpha != int(config.alpha) else int(config.alpha),
         "lora_dropout": config.dropout,
-        "target_modules": list(config.modules),
+        "target_modules": list(config.target_modules or config.modules),
         "use_rslora": config.rslora,
         "fan_in_fan_out": config.fan_in_fan_out,
         "bias": "none",
@@ -112,15 +115,30 @@ def adapter_files(adapter: Adapter) -> dict[str, bytes]:
     """Return the two files of PEFT's format, by name; the caller writes them atomically."""
     from safetensors.numpy import save
 
+    config = adapter.config
     contiguous = {key: np.ascontiguousarray(adapter.tensors[key]) for key in sorted(adapter.tensors)}
     return {
-        WEIGHTS_FILE: save(contiguous, metadata={"format": "pt"}),
-        CONFIG_FILE: (json.dumps(peft_config(adapter.config), indent=2) + "\n").encode(),
+        WEIGHTS_FILE: save(contiguous, metadata={"format": "pt", "modules": json.dumps(config.modules)}),
+        CONFIG_FILE: (json.dumps(peft_config(config), indent=2) + "\n").encode(),
     }
 
 
+def _is_plain_lora(stored: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Return whether a stored adapter is pairs of A and B of one rank and one alpha, and nothing else."""
+    extras = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens")
+    pairs = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)
+    plain = stored.get("bias", "none") == "none" and not any(stored.get(name) for name in extras)
+    return stored.get("peft_type") == "LORA" and plain and pairs and bool(tensors)
+
+
+def _metadata(raw: bytes) -> Mapping[str, str]:
+    """Return the metadata in the header of a safetensors file."""
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return dict(header.get("__metadata__") or {})
+
+
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter that bellwether or PEFT wrote with full module paths.
+    """Read an adapter that bellwether or PEFT wrote; the modules are those that it holds tensors for.
 
     Args:
         folder: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -136,14 +154,20 @@ def read_adapter(folder: Path) -> Adapter:
             raise ModelError(f"{folder} holds no {name}: give a folder with an adapter in PEFT's format.")
     try:
         stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load((folder / WEIGHTS_FILE).read_bytes())
+        raw = (folder / WEIGHTS_FILE).read_bytes()
+        tensors = load(raw)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"The adapter in {folder} cannot be read: {error}.") from error
-    if stored.get("peft_type") != "LORA" or stored.get("use_dora") or stored.get("bias", "none") != "none":
+    if not _is_plain_lora(stored, tensors):
         raise ModelError(f"The adapter in {folder} is not a plain LoRA adapter; only those can be used.")
     suffix = ".lora_A.weight"
     prefix = "base_model.model."
     modules = tuple(key[len(prefix) : -len(suffix)] for key in tensors if key.endswith(suffix))
+    # A weights file has an order of its own; where we wrote it, it also tells that of the model.
+    ordered = tuple(json.loads(_metadata(raw).get("modules", "[]")))
+    if sorted(ordered) == sorted(modules):
+        modules = ordered
+        tensors = {key: tensors[key] for module in modules for key in (key_a(module), key_b(module)) if key in tensors}
     return Adapter(
         AdapterConfig(
             rank=int(stored["r"]),
@@ -153,6 +177,7 @@ def read_adapter(folder: Path) -> Adapter:
             rslora=bool(stored.get("use_rslora", False)),
             fan_in_fan_out=bool(stored.get("fan_in_fan_out", False)),
             base_model=str(stored.get("base_model_name_or_path") or ""),
+            target_modules=tuple(names) if isinstance(names := stored.get("target_modules"), list) else (),
         ),
         tensors,
     )

@@ -49,7 +49,9 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the frozen weights and of computing; adapters stay float32"
     )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="attention implementation")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="attention implementation; auto takes sdpa where the architecture has it, else eager"
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 takes what torch finds")
     trust_remote_code: bool = Field(False, description="run Python code that the model's folder brings along")
 
@@ -173,6 +175,9 @@ class Federation(Section):
     )
     quorum: float = Field(0.5, gt=0, le=1, description="share of the cohort whose updates a round needs")
     deadline: float | None = Field(None, gt=0, description="seconds after which replies are left out; null waits")
+    failed_rounds: int = Field(
+        0, ge=0, description="rounds below the quorum that a run survives, its adapter unchanged; one more ends it"
+    )
     max_rows: int = Field(1_000_000, ge=1, description="rows that one update may claim; more is rejected")
     availability: Availability | None = Field(None, description="simulated resources; null: all there, all fast")
 
@@ -185,7 +190,10 @@ class Evaluation(Section):
     max_new_tokens: int = Field(48, ge=1, description="tokens generated per answer")
     batch_size: int = Field(32, ge=1, description="rows scored together")
     max_rows_per_category: int | None = Field(None, ge=1, description="test rows scored per category; null scores all")
-    samples: int = Field(8, ge=0, description="test rows whose answers before and after are kept")
+    part: Literal["test", "validation"] = Field(
+        "test", description="held-out rows to score; choose settings on validation, report on test"
+    )
+    samples: int = Field(8, ge=0, description="scored rows whose answers before and after are shown")
 
 
 class Output(Section):
@@ -224,11 +232,12 @@ class _Source:
     places: dict[Location, str] = field(default_factory=dict)
 
     def place(self, location: Location) -> str:
-        """Return where the innermost known part of a location stands."""
+        """Return where the innermost known part of a location stands, or the first field below it."""
         for length in range(len(location), 0, -1):
             if location[:length] in self.places:
                 return self.places[location[:length]]
-        return "recipe"
+        below = (text for known, text in self.places.items() if known[: len(location)] == location)
+        return next(below, "recipe")
 
 
 def load_recipe(path: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:

@@ -45,8 +45,10 @@ class RoundRecord:
         tokens: tokens trained.
         bytes_down: bytes from the server to the cohort.
         bytes_up: bytes from the cohort to the server.
-        seconds: by phase: train, aggregate, evaluate, commit (the last one is of the round before).
+        seconds: wall seconds by phase: train, aggregate.
+        duration: how long the round took its clients, in seconds; simulated where speed is simulated.
         adapter: fingerprint of the adapter after the round.
+        failure: why the round kept the adapter as it was; None where it did not fail.
     """
 
     round: int
@@ -60,7 +62,9 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     seconds: Mapping[str, float]
+    duration: float
     adapter: str
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,14 @@ class EvaluationRecord:
         part: ``test``, ``validation``, or ``clients`` for the rows that clients hold out themselves.
         categories: totals by category.
         seconds: how long scoring took.
+        clients: for the part ``clients``, each client's totals by category.
     """
 
     round: int
     part: str
     categories: Mapping[str, Totals]
     seconds: float
+    clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

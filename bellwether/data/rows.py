@@ -101,10 +101,12 @@ class Tokenised:
 
     Args:
         rows: the rows that can be used.
-        shortened: how many of them had their context shortened to fit.
+        shortened: how many of them had their context, or the history of their chat, shortened to fit.
         left_out: how many rows kept no response token, or do not fit at all, and are left out.
+        cut: how many of ``rows`` had their response cut at its end, and so end without end of sequence.
     """
 
     rows: Sequence[TokenRow]
     shortened: int = 0
     left_out: int = 0
+    cut: int = 0

@@ -1,0 +1,251 @@
+"""The command ``bellwether``: reads the command line, and turns errors into one sentence and an exit code.
+
+Exit codes: 0 done; 1 the run itself failed, such as a round below its quorum; 2 something in the command,
+recipe, data or model must be changed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bellwether.errors import BellwetherError, RecipeError, RoundFailed
+from bellwether.recipe import Recipe, dump_recipe, find_recipe, load_recipe, shipped
+
+app = typer.Typer(
+    name="bellwether",
+    help="Federated instruction tuning of language models: the base stays frozen, only LoRA adapters travel.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [FIELD=VALUE]...",
+        help="A YAML file or the name of a shipped recipe, and dotted fields to set, such as training.batch_size=4.",
+        show_default=False,
+    ),
+]
+ModelFlag = Annotated[str | None, typer.Option("--model", help="Base model: folder, hub name, or starter.")]
+DataFlag = Annotated[
+    list[str] | None, typer.Option("--data", help="File, folder or hub name with rows; may be given several times.")
+]
+SeedFlag = Annotated[int | None, typer.Option("--seed", help="The number that all draws derive from.")]
+RoundsFlag = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
+DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+# A rate that suits pretrained models of usual size; the default recipe's suits the embedded base only.
+USUAL_RATE = 3e-4
+
+
+@app.command()
+def run(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; else runs/NAME-N.")] = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with.")] = None,
+) -> None:
+    """Tune a model with simulated clients, and write adapter, scores and records to a run folder."""
+    flags = _flags(model, data, rounds, seed, device, out)
+    if resume is None:
+        _run(_recipe(words, flags), None)
+    else:
+        _run(_resumed_recipe(resume, words or [], flags), resume)
+
+
+@app.command()
+def plan(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+) -> None:
+    """Say what a run will need (parameters, memory, tokens, bytes, time) before anything is loaded."""
+    from bellwether.plan import plan as make_plan
+    from bellwether.plan import plan_table
+
+    _console().print(plan_table(make_plan(_recipe(words, _flags(model, data, rounds, seed, device)))))
+
+
+@app.command("data")
+def show_data(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for clients.png and clients.svg.")] = Path("."),
+    seed: SeedFlag = None,
+) -> None:
+    """Show what each client holds: a table, and a picture of categories per client."""
+    from bellwether.describe import describe, draw, table
+    from bellwether.prepare import prepare
+
+    prepared = prepare(_recipe(words, _flags(model, data, None, seed, None)))
+    description = describe(prepared.federated, prepared.clients)
+    console = _console()
+    console.print(table(description))
+    for text in prepared.notes:
+        console.print(text, markup=False, highlight=False)
+    for path in draw(description, out):
+        console.print(f"Wrote {path}.", markup=False, highlight=False)
+
+
+@app.command("recipe")
+def show_recipe(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    names: Annotated[bool, typer.Option("--list", help="List the shipped recipes instead.")] = False,
+) -> None:
+    """Print a recipe with every field, its value, unit and meaning."""
+    if names:
+        sys.stdout.write("".join(f"{name}\n" for name in shipped()))
+        return
+    sys.stdout.write(dump_recipe(_recipe(words, _flags(model, data, rounds, seed, device)), comments=True))
+
+
+@app.command()
+def init(
+    files: Annotated[list[Path], typer.Argument(help="Your data files, or a folder with one file per client.")],
+    out: Annotated[Path, typer.Option("--out", help="Recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Look at your data files and write a commented recipe for them."""
+    from bellwether.atomic import write_atomic
+    from bellwether.init import propose
+
+    if out.exists():
+        raise RecipeError(f"{out} exists already; remove it, or name another file with --out.")
+    text = propose(files)
+    write_atomic(out, text.encode())
+    sys.stdout.write(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}\n")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],
+    model: ModelFlag = None,
+) -> None:
+    """Merge an adapter into its base model and write a plain Hugging Face model folder."""
+    from bellwether.export import export as merge
+
+    merge(folder, out, model)
+    sys.stdout.write(f"Wrote {out}.\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every error of ours becomes one sentence on stderr and an exit code."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except BellwetherError as error:
+        lines = error.problems if isinstance(error, RecipeError) else [str(error)]
+        for line in lines:
+            sys.stderr.write(f"bellwether: {printable(line)}\n")
+        sys.exit(1 if isinstance(error, RoundFailed) else 2)
+    except KeyboardInterrupt:
+        sys.stderr.write("bellwether: interrupted; committed rounds are safe, go on with --resume FOLDER.\n")
+        sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """Return text with control characters shown as escapes, so that data cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _run(recipe: Recipe | None, resume: Path | None) -> None:
+    """Run with a live view, then show the summary."""
+    from bellwether.live import watching
+    from bellwether.narrate import summary
+    from bellwether.runner import run as run_recipe
+
+    console = _console()
+    with watching(console) as watcher:
+        result = run_recipe(recipe, resume=resume, watch=watcher)
+    console.print(summary([*result.rounds, *result.evaluations]))
+    console.print(f"Adapter, scores and records are in {result.folder}.", markup=False, highlight=False)
+
+
+def _flags(
+    model: str | None,
+    data: list[str] | None,
+    rounds: int | None,
+    seed: int | None,
+    device: str | None,
+    out: Path | None = None,
+) -> list[str]:
+    """Return the overrides that flags stand for."""
+    given: dict[str, Any] = {
+        "model.path": model,
+        "federation.rounds": rounds,
+        "seed": seed,
+        "model.device": device,
+        "output.folder": str(out) if out else None,
+    }
+    flags = [f"{field}={_quoted(value)}" for field, value in given.items() if value is not None]
+    if data:
+        # Other rows bring no test rows along: those of the recipe would be rows of another data set.
+        flags += [
+            f"data.sources=[{', '.join(map(_quoted, data))}]",
+            "data.test_sources=[]",
+            "data.validation_sources=[]",
+        ]
+    return flags
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    import json
+
+    return json.dumps(value)
+
+
+def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
+    """Return the recipe that the command line describes; flags win over fields, fields over the file."""
+    fields = [word for word in words or [] if "=" in word]
+    names = [word for word in words or [] if "=" not in word]
+    if len(names) > 1:
+        raise RecipeError(f"command line: give one recipe, not {len(names)} ({', '.join(names)}).")
+    if names:
+        return load_recipe(find_recipe(names[0]), [*fields, *flags])
+    other_model = any(word.startswith("model.path=") for word in [*fields, *flags])
+    if other_model and not any(word.startswith("training.learning_rate=") for word in fields):
+        sys.stderr.write(
+            f"bellwether: training.learning_rate is {USUAL_RATE:g}, since the default recipe's suits the embedded base "
+            "only; set it to change it.\n"
+        )
+        fields.insert(0, f"training.learning_rate={USUAL_RATE}")
+    return load_recipe(find_recipe("default"), [*fields, *flags])
+
+
+def _resumed_recipe(folder: Path, words: list[str], flags: list[str]) -> Recipe | None:
+    """Return the recipe that the command line asks a run to go on with; None where it asks for nothing."""
+    from bellwether.checkpoint import RECIPE
+
+    if not words and not flags:
+        return None
+    if any("=" not in word for word in words) or not (folder / RECIPE).is_file():
+        return _recipe(words, flags)
+    return load_recipe(folder / RECIPE, [*words, *flags])
+
+
+def _console() -> Any:
+    """Return a console for stdout."""
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,89 @@
+"""Scoring rows with an adapter: loss per response token, generated answers, ROUGE-L, exact match."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bellwether.client.batches import by_length, collate
+from bellwether.data.rows import TokenRow
+from bellwether.evaluate.scores import Totals, exact_match, rouge_l
+from bellwether.model.base import Base
+from bellwether.model.forward import logits_at
+from bellwether.model.generate import generate
+from bellwether.model.lora import LoraLayers
+from bellwether.recipe import Evaluation
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored row: its totals, and the generated answer, None where none was asked for."""
+
+    totals: Totals
+    answer: str | None
+
+
+def score(
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int] = ()
+) -> list[Scored]:
+    """Score rows with the adapter in slot 0.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers that hold the adapter.
+        rows: token rows; the loss is taken on their response tokens, whatever was trained.
+        evaluation: batch size, and whether and how long to generate.
+        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+
+    Returns:
+        One result per row, in the order of ``rows``.
+    """
+    losses = _losses(base, layers, rows, evaluation.batch_size)
+    answers = _answers(base, layers, rows, evaluation, stop) if evaluation.generate else [None] * len(rows)
+    return [_scored(row, loss, answer) for row, loss, answer in zip(rows, losses, answers, strict=True)]
+
+
+def by_category(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
+    """Return totals by category, in alphabetical order; rows without one stand under ''."""
+    totals: dict[str, Totals] = {}
+    for row, result in zip(rows, scored, strict=True):
+        totals[row.category] = totals.get(row.category, Totals()) + result.totals
+    return dict(sorted(totals.items()))
+
+
+def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
+    """Return a row's totals from its summed loss and its answer."""
+    tokens = int(row.response_T[1:].sum())
+    if answer is None:
+        return Scored(Totals(rows=1, tokens=tokens, loss=loss), None)
+    similarity, exact = rouge_l(answer, row.response), int(exact_match(answer, row.response))
+    return Scored(Totals(1, tokens, loss, generated=1, rouge_l=similarity, exact=exact), answer)
+
+
+@torch.no_grad()
+def _losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int) -> list[float]:
+    """Return each row's cross-entropy summed over its response tokens, in nats."""
+    losses = [0.0] * len(rows)
+    for numbers in by_length([len(row) for row in rows], size):
+        batch = collate([rows[number] for number in numbers], base.device, responses=True)
+        with layers.routed(None):
+            logits_SV = logits_at(base.model, batch.ids_NT, batch.attention_NT, batch.select_NT)
+        loss_S = torch.nn.functional.cross_entropy(logits_SV.float(), batch.targets_S, reduction="none")
+        # The row of each selected position adds the positions' losses up per row.
+        row_S = batch.select_NT.nonzero()[:, 0]
+        loss_N = torch.zeros(len(numbers), device=loss_S.device).index_add_(0, row_S, loss_S)
+        for number, loss in zip(numbers, loss_N.tolist(), strict=True):
+            losses[number] = loss
+    return losses
+
+
+def _answers(
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int]
+) -> list[str]:
+    """Return the greedy answer to each row's prompt."""
+    prompts = [row.ids_T[: row.prompt_length].tolist() for row in rows]
+    with layers.routed(None):
+        answers = generate(base, prompts, evaluation.max_new_tokens, evaluation.batch_size, stop=stop)
+    return [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]

@@ -1,0 +1,221 @@
+"""All rows of a run: read, held out by category, dealt to clients."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bellwether import recipe
+from bellwether.data.partition import deal
+from bellwether.data.rows import Federated, Row
+from bellwether.data.sources import read_rows
+from bellwether.errors import DataError
+from bellwether.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Rows for training, and those held out of them."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+
+
+def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: Randomness) -> Federated:
+    """Read the sources, hold rows out for validation and test, and deal the others to clients.
+
+    Rows of ``data.unseen_categories`` reach no client; as many of each as of any other category serve
+    the test. The embedded rows bring their own validation and test rows.
+
+    Args:
+        data: sources, columns and what is held out.
+        partition: how rows are dealt, and what each client holds out itself.
+        randomness: draws which rows.
+
+    Raises:
+        DataError: a source is bad, the partition cannot be made, or a client is left with no row.
+    """
+    rows, notes = read_rows(data.sources, data, partition.column if partition.method == "column" else None)
+    embedded = data.sources == ("starter",) and not data.test_sources and not data.validation_sources
+    validation, test = (
+        _separate(("starter:validation",) if embedded else data.validation_sources, data, notes),
+        _separate(("starter:test",) if embedded else data.test_sources, data, notes),
+    )
+    rows = _sample(rows, data.max_rows, randomness, notes)
+    split = _hold_out(rows, data, randomness, notes, validation, test)
+    _note_duplicates(split, notes)
+    dealt = deal(split.train, partition, randomness, notes)
+    _check_natural_clients(rows, dealt, data, notes)
+    clients, held_out = _hold_out_at_clients(dealt, partition.client_test_fraction, randomness)
+    return Federated(clients, held_out, split.validation, split.test, tuple(notes))
+
+
+def fingerprint(federated: Federated) -> str:
+    """Return the SHA-256 of all rows as they are dealt; equal when a run would see the same data."""
+    digest = hashlib.sha256()
+
+    def add(part: str, rows: Sequence[Row]) -> None:
+        digest.update(json.dumps([part, len(rows)]).encode())
+        for row in rows:
+            turns = [[turn.role, turn.text] for turn in row.turns]
+            digest.update(json.dumps([row.instruction, row.context, row.response, row.category, turns]).encode())
+
+    for client, rows in federated.clients.items():
+        add(f"client {client}", rows)
+    for client, rows in federated.held_out.items():
+        add(f"held out {client}", rows)
+    add("validation", federated.validation)
+    add("test", federated.test)
+    return digest.hexdigest()
+
+
+def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str]) -> list[Row] | None:
+    """Return the rows of separate sources; None where there are none."""
+    if not sources:
+        return None
+    rows, more = read_rows(sources, data)
+    notes += more
+    return rows
+
+
+def _sample(rows: list[Row], most: int | None, randomness: Randomness, notes: list[str]) -> list[Row]:
+    """Return at most so many rows, each as likely as any other, in their order."""
+    if most is None or most >= len(rows):
+        return rows
+    chosen = randomness.numpy("rows taken").choice(len(rows), most, replace=False)
+    notes.append(f"data.max_rows: {most} of {len(rows)} rows are taken.")
+    return [rows[index] for index in sorted(chosen)]
+
+
+def _hold_out(
+    rows: Sequence[Row],
+    data: recipe.Data,
+    randomness: Randomness,
+    notes: list[str],
+    validation: list[Row] | None,
+    test: list[Row] | None,
+) -> _Split:
+    """Draw test and validation rows of every category, where they do not come from elsewhere."""
+    by_category: dict[str, list[int]] = collections.defaultdict(list)
+    for index, row in enumerate(rows):
+        by_category[row.category].append(index)
+    unknown = [name for name in data.unseen_categories if name not in by_category]
+    if unknown:
+        raise DataError(
+            f"data.unseen_categories: no row is of the category {unknown[0]!r}; "
+            f"there are {', '.join(filter(None, sorted(by_category))) or 'none'}."
+        )
+    chosen = _Chosen(
+        0 if test is not None else data.test_rows_per_category,
+        0 if validation is not None else data.validation_rows_per_category,
+    )
+    scarce = []
+    for category, indices in sorted(by_category.items()):
+        order = randomness.numpy(f"rows held out of {category}").permutation(len(indices))
+        unseen = category in data.unseen_categories
+        if not chosen.draw([indices[position] for position in order], unseen):
+            scarce.append(f"{category or 'rows without category'} ({len(indices)} rows)")
+    _note_held_out(chosen, scarce, data, notes)
+    gone = chosen.test | chosen.validation | chosen.unseen
+    return _Split(
+        [row for index, row in enumerate(rows) if index not in gone],
+        validation if validation is not None else [rows[index] for index in sorted(chosen.validation)],
+        test if test is not None else [rows[index] for index in sorted(chosen.test)],
+    )
+
+
+class _Chosen:
+    """Indices of rows that no client gets."""
+
+    def __init__(self, test_rows: int, validation_rows: int) -> None:
+        self.test_rows, self.validation_rows = test_rows, validation_rows
+        self.test: set[int] = set()
+        self.validation: set[int] = set()
+        self.unseen: set[int] = set()
+
+    def draw(self, shuffled: Sequence[int], unseen: bool) -> bool:
+        """Take rows of one category; return whether there were as many as wanted.
+
+        At least half of a category stays for training, since a category that is only tested is what
+        ``unseen_categories`` is for.
+        """
+        available = len(shuffled) if unseen else len(shuffled) // 2
+        test_rows = min(self.test_rows, available)
+        validation_rows = 0 if unseen else min(self.validation_rows, available - test_rows)
+        self.test.update(shuffled[:test_rows])
+        self.validation.update(shuffled[test_rows : test_rows + validation_rows])
+        if unseen:
+            self.unseen.update(shuffled)
+        return test_rows == self.test_rows and (unseen or validation_rows == self.validation_rows)
+
+
+def _note_held_out(chosen: _Chosen, scarce: Sequence[str], data: recipe.Data, notes: list[str]) -> None:
+    """Note scarce and unseen categories; refuse a test that would be empty."""
+    if chosen.test_rows and not chosen.test:
+        raise DataError(
+            "no row can be held out for the test, since no category has two rows; "
+            "give data.test_sources, or set data.test_rows_per_category to 0."
+        )
+    if scarce:
+        notes.append(
+            f"fewer rows than wanted are held out, since at least half of a category stays for training: "
+            f"{', '.join(scarce)}."
+        )
+    if chosen.unseen:
+        notes.append(
+            f"data.unseen_categories: {len(chosen.unseen)} rows of {', '.join(data.unseen_categories)} reach no "
+            f"client; {len(chosen.unseen & chosen.test)} of them serve the test."
+        )
+
+
+def _note_duplicates(split: _Split, notes: list[str]) -> None:
+    """Note how many held-out rows stand among the training rows as well."""
+    known = {_content(row) for row in split.train}
+    for name, rows in (("test", split.test), ("validation", split.validation)):
+        twins = sum(_content(row) in known for row in rows)
+        if twins:
+            notes.append(f"{twins} of {len(rows)} {name} rows stand among the training rows as well.")
+
+
+def _content(row: Row) -> tuple[object, ...]:
+    return row.instruction, row.context, row.response, row.turns
+
+
+def _check_natural_clients(
+    rows: Sequence[Row], dealt: Mapping[str, Sequence[Row]], data: recipe.Data, notes: list[str]
+) -> None:
+    """Check that a client that the rows name got some; one of unseen categories only is noted."""
+    if not dealt.keys() <= {row.client for row in rows}:
+        return
+    gone = {row.client for row in rows} - dealt.keys()
+    seen = {row.client for row in rows if row.category not in data.unseen_categories}
+    if gone & seen:
+        raise DataError(
+            f"the client {min(gone & seen)!r} is left with no row, since all of its rows are held out; "
+            "hold fewer rows out, or leave the client out."
+        )
+    if gone:
+        notes.append(
+            f"{len(gone)} clients have rows of unseen categories only and take no part: {', '.join(sorted(gone))}."
+        )
+
+
+def _hold_out_at_clients(
+    dealt: Mapping[str, list[Row]], fraction: float, randomness: Randomness
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Return what each client trains on, and what it holds out; at least one row stays for training."""
+    clients: dict[str, list[Row]] = {}
+    held_out: dict[str, list[Row]] = {}
+    for client, rows in dealt.items():
+        if not rows:
+            raise DataError(f"the client {client!r} is left with no row; hold fewer rows out, or take fewer clients.")
+        count = min(round(fraction * len(rows)), len(rows) - 1)
+        chosen = set(randomness.numpy("rows held out", client=client).permutation(len(rows))[:count].tolist())
+        clients[client] = [row for index, row in enumerate(rows) if index not in chosen]
+        if chosen:
+            held_out[client] = [rows[index] for index in sorted(chosen)]
+    return clients, held_out

@@ -1,0 +1,309 @@
+"""Dealing rows to clients, by the partitioners of flwr-datasets or by what the rows say themselves."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bellwether import recipe
+from bellwether.data.columns import check_client_name
+from bellwether.data.rows import Row
+from bellwether.errors import DataError
+from bellwether.functions import load_function
+from bellwether.randomness import Randomness
+
+Dealt = dict[str, list[Row]]
+Indices = list[list[int]]
+
+
+def deal(
+    rows: Sequence[Row], settings: recipe.Partition, randomness: Randomness, notes: list[str] | None = None
+) -> Dealt:
+    """Deal rows to clients; an own ``package.module:function`` takes the first three arguments.
+
+    Args:
+        rows: the training rows.
+        settings: how to deal.
+        randomness: which client gets which rows; the same seed deals the same.
+        notes: receives sentences for the log: what auto chose, what was moved or is not used.
+
+    Returns:
+        Each client's rows, by name: ``client-01`` and so on, or as column and files name them.
+
+    Raises:
+        DataError: the partition cannot be made; says what could be.
+    """
+    notes = [] if notes is None else notes
+    method = _resolved(rows, settings, notes)
+    if ":" in method:
+        dealt = _checked(load_function(method)(rows, settings, randomness), rows, method, notes)
+    elif method in ("column", "files"):
+        dealt = _by_name(rows, method)
+    else:
+        dealt = _by_partitioner(rows, method, settings, randomness, notes)
+    _check_sizes(dealt, settings, method)
+    return dealt
+
+
+def _resolved(rows: Sequence[Row], settings: recipe.Partition, notes: list[str]) -> str:
+    """Return the method, with auto resolved and noted."""
+    if not rows:
+        raise DataError("there is no row to deal to clients; hold fewer rows out (data.test_rows_per_category).")
+    if settings.method != "auto":
+        return settings.method
+    categories = len({row.category for row in rows})
+    if len({row.client for row in rows}) > 1:
+        method, reason = "files", "there are several files"
+    elif categories >= max(2, settings.categories_per_client):
+        method, reason = "categories", f"rows have {categories} categories"
+    else:
+        method, reason = "iid", "rows name no categories" if categories < 2 else f"there are {categories} categories"
+    notes.append(f"partition.method: auto is {method}, since {reason}.")
+    return method
+
+
+def _check_sizes(dealt: Mapping[str, Sequence[Row]], settings: recipe.Partition, method: str) -> None:
+    """Check that each client has enough rows."""
+    small = {client: len(rows) for client, rows in dealt.items() if len(rows) < settings.min_rows}
+    if not small:
+        return
+    client, least = min(small.items(), key=lambda item: item[1])
+    remedy = "leave out its rows" if method in ("column", "files") else "take fewer clients"
+    raise DataError(
+        f"partition.method {method} gives {len(small)} of {len(dealt)} clients fewer than {settings.min_rows} rows "
+        f"(partition.min_rows): {client} gets {least}; {remedy}" + (f", or set min_rows to {least}." if least else ".")
+    )
+
+
+# What the rows say --------------------------------------------------------------------------------
+
+
+def _by_name(rows: Sequence[Row], method: str) -> Dealt:
+    """Give each client the rows that name it, in their order; clients are sorted by name."""
+    named: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if not row.client:
+            what = "partition.column" if method == "column" else "one file per client"
+            raise DataError(f"{row.place or 'a row'}: names no client, but partition.method is {method}; give {what}.")
+        named[row.client].append(row)
+    return {client: named[client] for client in sorted(named)}
+
+
+def _checked(dealt: Any, rows: Sequence[Row], function: str, notes: list[str]) -> Dealt:
+    """Check what an own function made: names, no strange rows, none twice; note what it left out."""
+    if not isinstance(dealt, dict) or not dealt:
+        raise DataError(f"{function}: it returned {type(dealt).__name__}, but a dict of client to rows is wanted.")
+    left = {id(row) for row in rows}
+    for client, own in dealt.items():
+        try:
+            check_client_name(client)
+        except (DataError, AttributeError) as error:
+            raise DataError(f"{function}: {client!r} is no client's name: {error}") from error
+        for row in own:
+            if id(row) not in left:
+                raise DataError(f"{function}: {client} got a row twice, or one that was not given; deal each row once.")
+            left.remove(id(row))
+    if left:
+        notes.append(f"{function}: {len(left)} of {len(rows)} rows were dealt to no client.")
+    return {client: list(own) for client, own in dealt.items()}
+
+
+# Partitioners -------------------------------------------------------------------------------------
+
+
+def _by_partitioner(
+    rows: Sequence[Row], method: str, settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Dealt:
+    """Deal shuffled rows with one of the partitioners."""
+    if len(rows) < settings.clients * settings.min_rows:
+        raise DataError(
+            f"{len(rows)} rows cannot give {settings.clients} clients {settings.min_rows} row(s) each "
+            f"(partition.clients, partition.min_rows); at most {len(rows) // settings.min_rows} clients are feasible."
+        )
+    if method not in ("iid", "quantity") and not any(row.category for row in rows):
+        raise DataError(
+            f"partition.method is {method}, but no row names a category; name the column in data.columns.category, "
+            "or set the method to iid or quantity."
+        )
+    order = [int(index) for index in randomness.numpy("order of rows").permutation(len(rows))]
+    names = sorted({row.category for row in rows})
+    numbers = {category: number for number, category in enumerate(names)}
+    labels = [numbers[rows[index].category] for index in order]
+    parts = _METHODS[method](labels, names, settings, randomness, notes)
+    width = max(2, len(str(settings.clients)))
+    return {f"client-{number:0{width}}": [rows[order[index]] for index in part] for number, part in enumerate(parts, 1)}
+
+
+def _run(partitioner: Any, labels: Sequence[int]) -> Indices:
+    """Let a partitioner of flwr-datasets deal positions."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict({"label": list(labels), "index": list(range(len(labels)))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one warning for each of its attempts
+        return [list(partitioner.load_partition(n)["index"]) for n in range(partitioner.num_partitions)]
+
+
+def _partitioners() -> Any:
+    """Import flwr-datasets' partitioners, without their telemetry."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    from flwr_datasets import partitioner
+
+    return partitioner
+
+
+def _iid(
+    labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Indices:
+    return _run(_partitioners().IidPartitioner(settings.clients), labels)
+
+
+def _dirichlet(
+    labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Indices:
+    """Deal each category by its own draw from a Dirichlet distribution (Yurochkin et al. 2019, section 4).
+
+    The partitioner draws anew until each client has ``min_rows``, and gives up after some attempts.
+    Then clients that have too few are filled up with random rows of those that have most, which is
+    noted.
+    """
+
+    def partitioner(least: int) -> Any:
+        return _partitioners().DirichletPartitioner(
+            settings.clients,
+            partition_by="label",
+            alpha=settings.alpha,
+            min_partition_size=least,
+            seed=randomness.small_seed("dirichlet partition"),
+        )
+
+    try:
+        return _run(partitioner(settings.min_rows), labels)
+    except ValueError:
+        parts = _run(partitioner(0), labels)
+    moved = fill_up(parts, settings.min_rows, randomness.numpy("filling up clients"))
+    notes.append(
+        f"partition.method dirichlet: no draw gave every client {settings.min_rows} rows, "
+        f"so {moved} of {len(labels)} rows were moved from the largest clients to the smallest."
+    )
+    return parts
+
+
+def fill_up(parts: Indices, least: int, generator: np.random.Generator) -> int:
+    """Move random entries of the largest parts to those with fewer than ``least``; return how many moved.
+
+    Args:
+        parts: changed in place; together they hold at least ``least`` entries per part.
+        least: what each part shall have.
+        generator: which entries go.
+    """
+    largest = [(-len(part), number) for number, part in enumerate(parts)]
+    heapq.heapify(largest)
+    moved = 0
+    for part in parts:
+        while len(part) < least:
+            size, donor = heapq.heappop(largest)
+            taken = int(generator.integers(-size))
+            part.append(parts[donor].pop(taken))
+            heapq.heappush(largest, (size + 1, donor))
+            moved += 1
+    return moved
+
+
+def _categories(
+    labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Indices:
+    """Give each client k categories: the first in turn, the others at random (Li et al. 2022, section III)."""
+    wanted = settings.categories_per_client
+    if wanted > len(names):
+        raise DataError(
+            f"partition.categories_per_client is {wanted}, but the rows have {len(names)} categories; "
+            f"give at most {len(names)}."
+        )
+    partitioner = _partitioners().PathologicalPartitioner(
+        settings.clients,
+        partition_by="label",
+        num_classes_per_partition=wanted,
+        class_assignment_mode="first-deterministic",
+        seed=randomness.small_seed("categories of clients"),
+    )
+    try:
+        parts = _run(partitioner, labels)
+    except ValueError as error:
+        raise DataError(_scarce(labels, names, settings)) from error
+    unused = sorted({names[label] for label in labels} - {names[labels[i]] for part in parts for i in part})
+    if unused:
+        left = sum(names[label] in unused for label in labels)
+        notes.append(f"partition.method categories: {left} rows of {', '.join(unused)} fell to no client.")
+    return parts
+
+
+def _scarce(labels: Sequence[int], names: Sequence[str], settings: recipe.Partition) -> str:
+    """Return the sentence on the category that is too small to be shared."""
+    label, rows = min(collections.Counter(labels).items(), key=lambda item: item[1])
+    return (
+        f"partition.method categories deals {settings.categories_per_client} of {len(names)} categories to each of "
+        f"{settings.clients} clients, but the category {names[label]!r} has only {rows} rows to share; "
+        f"take {max(1, rows)} clients or fewer, put small categories together, or set partition.method to dirichlet."
+    )
+
+
+def _shards(
+    labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Indices:
+    """Cut the rows, sorted by category, in equal shards and deal k to each client (McMahan et al. 2017).
+
+    The partitioner drops the rows that are left when all shards are equal. They are taken out evenly
+    before, and each goes to the client that has the row before it.
+    """
+    shards = settings.clients * settings.shards_per_client
+    if shards > len(labels):
+        raise DataError(
+            f"{len(labels)} rows cannot be cut in {shards} shards (partition.clients × partition.shards_per_client); "
+            f"take {len(labels) // settings.shards_per_client} clients or fewer."
+        )
+    by_category = np.argsort(labels, kind="stable")
+    spare = len(labels) % shards
+    extra = {int((number + 1) * len(labels) // (spare + 1)) - 1 for number in range(spare)}
+    main = [int(index) for position, index in enumerate(by_category) if position not in extra]
+    partitioner = _partitioners().ShardPartitioner(
+        settings.clients,
+        partition_by="label",
+        num_shards_per_partition=settings.shards_per_client,
+        seed=randomness.small_seed("shards of clients"),
+    )
+    parts = [[main[index] for index in part] for part in _run(partitioner, [labels[index] for index in main])]
+    owner = {index: part for part in parts for index in part}
+    for position in sorted(extra):
+        before, index = int(by_category[position - 1]), int(by_category[position])
+        owner[index] = owner[before]
+        owner[index].append(index)
+    return parts
+
+
+def _quantity(
+    labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
+) -> Indices:
+    """Deal unequal numbers of rows, drawn from a Dirichlet distribution above ``min_rows`` each."""
+    free = len(labels) - settings.clients * settings.min_rows
+    generator = randomness.numpy("sizes of clients")
+    shares = generator.dirichlet(np.full(settings.clients, settings.alpha))
+    borders = np.floor(np.cumsum(shares) * free + 0.5).astype(int)
+    borders[-1] = free
+    sizes = settings.min_rows + np.diff(borders, prepend=0)
+    return _run(_partitioners().SizePartitioner([int(size) for size in sizes]), labels)
+
+
+_METHODS: dict[str, Callable[..., Indices]] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "categories": _categories,
+    "shards": _shards,
+    "quantity": _quantity,
+}

@@ -1,0 +1,187 @@
+"""From the sources of a recipe to rows: files, folders, the embedded rows, data sets on the hub."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bellwether import recipe
+from bellwether.data.columns import check_client_name, find_layout, make_row
+from bellwether.data.files import READERS, Problems, Record, read_records
+from bellwether.data.rows import Row
+from bellwether.errors import DataError
+
+STARTER_ROWS = Path(__file__).parents[1] / "starter" / "rows"
+_STARTER = re.compile(r"starter(?::(train|validation|test))?")
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The records of one file or data set.
+
+    Args:
+        name: how places and messages call it.
+        records: what it holds.
+        client: the client's name that its file gives; empty where it gives none.
+    """
+
+    name: str
+    records: Sequence[Record]
+    client: str = ""
+
+
+def read_rows(
+    sources: Sequence[str], settings: recipe.Data, client_column: str | None = None
+) -> tuple[list[Row], list[str]]:
+    """Read the rows of all sources.
+
+    Args:
+        sources: files (.json, .jsonl, .csv, .parquet), folders of such files, ``starter``,
+            ``starter:validation``, ``starter:test``, or names of data sets on the Hugging Face hub.
+        settings: split, revision and columns.
+        client_column: the column that names the client; None takes the stem of the file where there
+            are several files or a folder.
+
+    Returns:
+        The rows in the order of the sources, and notes for the log.
+
+    Raises:
+        DataError: a source is not there, or rows of it are bad; the first three are named by place.
+    """
+    problems, notes = Problems(), list[str]()
+    parts = _parts(sources, settings, problems, notes)
+    unused: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    rows: list[Row] = []
+    for part in parts:
+        columns = tuple(dict.fromkeys(column for record in part.records for column in record.values))
+        if not part.records:
+            continue
+        layout = find_layout(columns, settings.columns, client_column, part.name)
+        unused[tuple(column for column in columns if column not in layout.used)].append(part.name)
+        for record in part.records:
+            place = f"{part.name}:{record.line}"
+            try:
+                rows.append(make_row(record.values, layout, place, part.client))
+            except DataError as error:
+                problems.add(place, str(error))
+    problems.check()
+    return rows, notes + [_unused_note(columns, names) for columns, names in unused.items() if columns]
+
+
+def _unused_note(columns: Sequence[str], names: Sequence[str]) -> str:
+    """Return the sentence that names the columns that are not read."""
+    where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return f"{where}: not used: {', '.join(map(repr, columns))}."
+
+
+def _parts(sources: Sequence[str], settings: recipe.Data, problems: Problems, notes: list[str]) -> list[Part]:
+    """Return all parts of the sources, with the clients that their files name."""
+    paths: list[Path] = []
+    parts: list[Part | Path] = []
+    for source in sources:
+        starter = _STARTER.fullmatch(source)
+        if starter:
+            parts.append(_starter(starter[1] or "train", problems))
+        elif _is_path(source):
+            found = list_files(Path(source).expanduser(), notes)
+            parts += found
+            paths += found
+        else:
+            parts.append(_hub(source, settings))
+    one_file = len(sources) == 1 and paths == [Path(sources[0]).expanduser()]
+    clients = {} if one_file else file_clients(paths)
+    return [part if isinstance(part, Part) else _file(part, clients, problems) for part in parts]
+
+
+def _file(path: Path, clients: Mapping[Path, str], problems: Problems) -> Part:
+    return Part(path.name, read_records(path, path.name, problems), clients.get(path, ""))
+
+
+def _starter(split: str, problems: Problems) -> Part:
+    """Return the embedded rows of a split."""
+    path = STARTER_ROWS / f"{split}.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path}: the embedded rows are not there; install bellwether anew.")
+    name = f"starter:{split}"
+    return Part(name, read_records(path, name, problems))
+
+
+def _is_path(source: str) -> bool:
+    """Return whether a source is meant as a file or folder; else it is a name on the hub."""
+    if Path(source).suffix.lower() in READERS or source.startswith(("/", ".", "~")) or Path(source).exists():
+        return True
+    return not _HUB_NAME.fullmatch(source)
+
+
+def list_files(path: Path, notes: list[str]) -> list[Path]:
+    """Return a file itself, or the files of a folder that can be read, sorted by name.
+
+    Args:
+        path: a file or a folder.
+        notes: receives a sentence on files of the folder that are not read.
+
+    Raises:
+        DataError: there is no such file, or no file that can be read.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file; give a file, a folder, starter, or a name on the hub.")
+    if path.is_file():
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"{path}: files of this kind cannot be read; give one of {', '.join(READERS)}.")
+        return [path]
+    try:
+        inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path}: the folder cannot be read ({error.strerror}); check its rights.") from error
+    files = [entry for entry in inside if entry.is_file() and entry.suffix.lower() in READERS]
+    if not files:
+        raise DataError(f"{path}: the folder holds no file to read; put {', '.join(READERS)} files there.")
+    others = [entry.name for entry in inside if entry not in files]
+    if others:
+        notes.append(f"{path}: not read: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}.")
+    return files
+
+
+def file_clients(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a client's name for every file: its stem, with its folder's name where stems are equal.
+
+    Raises:
+        DataError: a name is no client's name, or two files have the same.
+    """
+    counts = collections.Counter(path.stem for path in paths)
+    names: dict[Path, str] = {}
+    for path in paths:
+        name = path.stem if counts[path.stem] == 1 else f"{path.absolute().parent.name}-{path.stem}"
+        try:
+            check_client_name(name)
+        except DataError as error:
+            raise DataError(f"{path}: {error} Rename the file.") from error
+        twin = next((other for other, taken in names.items() if taken == name), None)
+        if twin is not None:
+            raise DataError(f"{path}: this file and {twin} both name the client {name!r}; rename one of them.")
+        names[path] = name
+    return names
+
+
+def _hub(name: str, settings: recipe.Data) -> Part:
+    """Return a split of a data set on the Hugging Face hub."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=settings.split, revision=settings.revision)
+        records = [Record(number, dict(values)) for number, values in enumerate(loaded, 1)]
+    except Exception as error:  # the hub's client raises whatever its layers raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name}: there is no such file or folder here, and the split {settings.split!r} of a data set of this "
+            f"name cannot be had from the Hugging Face hub ({reason}); check the name, data.split and the network."
+        ) from error
+    if not records:
+        raise DataError(f"{name}: the split {settings.split!r} holds no rows; give another in data.split.")
+    return Part(name, records)

@@ -1,0 +1,296 @@
+r"""From rows to token rows: ids, what is trained, and where the last response starts.
+
+Every row is tokenised twice in one batched call: its prompt alone, and whole. The prompt's ids are
+those of the prompt alone, so that training and generation start from the same ids; the response's
+ids are those of the whole text behind the border. Where a token of the whole text lies across the
+border, what it holds of the response is tokenised by itself:
+
+    prompt alone   ... | : | \n |
+    whole          ... | : | \n\n  | F | oo |      the response starts with a line break
+    row            ... | : | \n | \n | F | oo |
+
+Shape legend: T tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellwether import recipe
+from bellwether.data.prompts import Rendered, Template, render
+from bellwether.data.rows import Row, Tokenised, TokenRow
+from bellwether.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+# Rows per call of the tokenizer: enough to use its threads, few enough to hold their offsets.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text as tokens.
+
+    Args:
+        ids_T: token ids, without those that the tokenizer puts around a text.
+        encoding: what the tokenizers library knows of the text; None for a tokenizer without offsets.
+    """
+
+    ids_T: NDArray[np.int64]
+    encoding: Encoding | None
+
+    @property
+    def offsets_T2(self) -> NDArray[np.int64]:
+        """Start and end of each token in characters; read late, since few rows need them."""
+        assert self.encoding is not None
+        return np.array(self.encoding.offsets, np.int64).reshape(-1, 2)
+
+
+def tokenise(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: recipe.Data, template: Template
+) -> Tokenised:
+    """Turn rows into token rows of at most ``settings.max_tokens`` tokens.
+
+    A row that is too long loses the end of its context first, or the oldest exchanges of a chat; then
+    the end of its response, and with it the end of sequence; a row whose last response keeps no token
+    is left out.
+
+    Args:
+        rows: the rows.
+        tokenizer: any tokenizer; one without offsets is called for prompt and responses separately,
+            so that its tokens never lie across their borders.
+        settings: ``max_tokens`` and ``loss_on``.
+        template: a template as ``resolve_template`` returns it.
+
+    Raises:
+        DataError: a row cannot be rendered, or the tokenizer names no end of sequence.
+    """
+    encoder = _Encoder(tokenizer, template, settings)
+    kept: list[TokenRow] = []
+    shortened = cut = left_out = 0
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        for row, (tokens, was_shortened) in zip(chunk, _fitted(chunk, encoder), strict=True):
+            if tokens.prompt_length >= settings.max_tokens or tokens.prompt_length >= len(tokens):
+                left_out += 1
+                continue
+            shortened += was_shortened
+            cut += len(tokens) > settings.max_tokens
+            kept.append(_cut(tokens, row, settings.max_tokens))
+    return Tokenised(kept, shortened, left_out, cut)
+
+
+def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
+    """Return the ids of prompts, as they stand at the beginning of token rows.
+
+    Args:
+        texts: prompts as ``prompts.prompt`` renders them.
+        tokenizer: the tokenizer.
+        template: the template that they were rendered with.
+    """
+    leading = leading_ids(tokenizer, template)
+    return [np.concatenate([leading, encoded.ids_T]) for encoded in encode(texts, tokenizer)]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> NDArray[np.int64]:
+    """Return what the tokenizer puts before a text, such as BOS; nothing for chats, whose template writes it."""
+    if template == "chat":
+        return np.empty(0, np.int64)
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    framed = list(tokenizer("a")["input_ids"])
+    for length in range(len(framed) - len(bare) + 1):
+        if framed[length : length + len(bare)] == bare:
+            return np.array(framed[:length], np.int64)
+    raise DataError(f"the tokenizer's special tokens change the text itself ({bare} became {framed}); use another.")
+
+
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Tokenise texts in one call, without the special tokens around them."""
+    if not texts:
+        return []
+    batch = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    encodings = batch.encodings or [None] * len(texts)
+    return [
+        Encoded(np.array(ids, np.int64), encoding) for ids, encoding in zip(batch["input_ids"], encodings, strict=True)
+    ]
+
+
+class _Encoder:
+    """Rows to token rows, for one tokenizer and template; says nothing about lengths."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, settings: recipe.Data) -> None:
+        self.tokenizer = tokenizer
+        self.template: Template = template
+        self.settings = settings
+        self.leading_T = leading_ids(tokenizer, template)
+
+    def rows(self, rows: Sequence[Row]) -> list[TokenRow]:
+        """Return token rows, whatever their lengths."""
+        rendered = [render(row, self.template, self.tokenizer) for row in rows]
+        parts = self._parts(rendered) if self.tokenizer.is_fast else self._parts_without_offsets(rendered)
+        return [self._row(*item) for item in zip(rows, rendered, parts, strict=True)]
+
+    def _parts(self, rendered: Sequence[Rendered]) -> Iterator[_Parts]:
+        """Yield ids of prompt and response, from the offsets of one call."""
+        texts = [item.text[: item.prompt_end] for item in rendered] + [item.text for item in rendered]
+        encoded = encode(texts, self.tokenizer)
+        for item, prompt, whole in zip(rendered, encoded, encoded[len(rendered) :], strict=False):
+            earlier_T = _within(prompt, item.response_spans[:-1])
+            yield _Parts(prompt.ids_T, earlier_T, _behind(prompt, whole, item, self.tokenizer))
+
+    def _parts_without_offsets(self, rendered: Sequence[Rendered]) -> Iterator[_Parts]:
+        """Yield the same of a tokenizer that tells no offsets: every span and what lies between them alone."""
+        pieces = [(number, *piece) for number, item in enumerate(rendered) for piece in _pieces(item)]
+        encoded = encode([text for _, _, text in pieces], self.tokenizer)
+        by_row: list[list[tuple[bool, NDArray[np.int64]]]] = [[] for _ in rendered]
+        for (number, is_response, _), piece in zip(pieces, encoded, strict=True):
+            by_row[number].append((is_response, piece.ids_T))
+        for found in by_row:
+            prompt, (_, response_T) = found[:-1], found[-1]
+            earlier = [np.full(len(ids_T), is_response) for is_response, ids_T in prompt]
+            yield _Parts(np.concatenate([ids_T for _, ids_T in prompt]), np.concatenate(earlier), response_T)
+
+    def _row(self, row: Row, rendered: Rendered, parts: _Parts) -> TokenRow:
+        """Put leading tokens, prompt, response and end of sequence together."""
+        end_T = np.empty(0, np.int64) if rendered.closed else np.array([self._eos()], np.int64)
+        ids_T = np.concatenate([self.leading_T, parts.prompt_T, parts.response_T, end_T])
+        prompt_length = len(self.leading_T) + len(parts.prompt_T)
+        response_T = np.zeros(len(ids_T), bool)
+        response_T[len(self.leading_T) : prompt_length] = parts.earlier_T
+        response_T[prompt_length:] = True
+        trained_T = response_T
+        if self.settings.loss_on == "all":
+            trained_T = np.ones(len(ids_T), bool)
+            trained_T[: len(self.leading_T)] = False
+            trained_T[:1] &= ids_T[:1] != self.tokenizer.bos_token_id
+        # A response without a token of its own (white space that the tokenizer drops) counts as none.
+        return TokenRow(ids_T, trained_T, response_T, prompt_length if len(parts.response_T) else len(ids_T), row)
+
+    def _eos(self) -> int:
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise DataError(
+                "the tokenizer names no end-of-sequence token, so a model could not learn to stop; "
+                "set eos_token in its tokenizer_config.json."
+            )
+        return int(eos)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Ids before and behind the border, and which of those before it belong to earlier responses."""
+
+    prompt_T: NDArray[np.int64]
+    earlier_T: NDArray[np.bool_]
+    response_T: NDArray[np.int64]
+
+
+def _within(encoded: Encoded, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Return which tokens begin within one of the spans."""
+    within_T = np.zeros(len(encoded.ids_T), bool)
+    starts_T = encoded.offsets_T2[:, 0] if spans else within_T
+    for start, end in spans:
+        within_T |= (starts_T >= start) & (starts_T < end)
+    return within_T
+
+
+def _behind(
+    prompt: Encoded, whole: Encoded, rendered: Rendered, tokenizer: PreTrainedTokenizerBase
+) -> NDArray[np.int64]:
+    """Return the ids of the last response, such that those of the prompt can stand before them."""
+    length = len(prompt.ids_T)
+    if np.array_equal(whole.ids_T[:length], prompt.ids_T):
+        return whole.ids_T[length:]
+    starts_T, ends_T = whole.offsets_T2.T
+    # How far the tokens before each one reach. Some tokenizers leave white space out of the offsets of
+    # the token that holds it, so a token behind a gap may reach back across the border as well.
+    reached_T = np.concatenate([[0], np.maximum.accumulate(ends_T)])
+    border = rendered.prompt_end
+    behind = np.flatnonzero((starts_T >= border) & (reached_T[:-1] >= border))
+    first = int(behind[0]) if len(behind) else len(starts_T)
+    piece_end = int(reached_T[first]) if len(behind) else len(rendered.text)
+    piece = rendered.text[border:piece_end]
+    piece_T = encode([piece], tokenizer)[0].ids_T if piece else np.empty(0, np.int64)
+    return np.concatenate([piece_T, whole.ids_T[first:]])
+
+
+def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
+    """Yield the text in pieces, with whether each is a response; the last piece is the last response."""
+    position = 0
+    for start, end in rendered.response_spans:
+        yield False, rendered.text[position:start]
+        yield True, rendered.text[start:end]
+        position = end
+
+
+# Rows that are too long ---------------------------------------------------------------------------
+
+
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, bool]]:
+    """Return token rows with contexts and histories shortened as far as is needed and possible."""
+    current = list(rows)
+    tokens = encoder.rows(current)
+    shortened: set[int] = set()
+    limit = encoder.settings.max_tokens
+    while True:
+        long = [n for n, row in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
+        if not long:
+            return [(row, number in shortened) for number, row in enumerate(tokens)]
+        excess = [len(tokens[number]) - limit for number in long]
+        smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
+        for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
+            current[number], tokens[number] = row, token_row
+        shortened.update(long)
+
+
+def _can_shrink(row: Row) -> bool:
+    """Return whether a row has a context, or a chat an exchange before its last one."""
+    return bool(row.context) or len(row.turns) > 3
+
+
+def _shrunk(rows: Sequence[Row], excess: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """Return rows with less context, by at least one token, or without the oldest exchange of a chat."""
+    contexts = iter(encode([row.context for row in rows if not row.turns], tokenizer))
+    smaller = []
+    for row, too_many in zip(rows, excess, strict=True):
+        if row.turns:
+            first = 1 if row.turns[0].role == "system" else 0
+            smaller.append(replace(row, turns=row.turns[:first] + row.turns[first + 2 :]))
+        else:
+            smaller.append(replace(row, context=_beginning(row.context, next(contexts), too_many)))
+    return smaller
+
+
+def _beginning(text: str, encoded: Encoded, less: int) -> str:
+    """Return the beginning of a text with some tokens less."""
+    keep = max(0, len(encoded.ids_T) - less)
+    if keep == 0:
+        return ""
+    if encoded.encoding is None:
+        # Without offsets, characters stand in for tokens; the caller tries again if it was not enough.
+        end = min(len(text) - 1, len(text) * keep // len(encoded.ids_T))
+    else:
+        end = min(len(text) - 1, int(encoded.offsets_T2[keep, 0]))
+    return text[:end].rstrip()
+
+
+def _cut(tokens: TokenRow, row: Row, limit: int) -> TokenRow:
+    """Return a token row cut to a number of tokens, of the row as it was."""
+    return TokenRow(
+        tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
+    )

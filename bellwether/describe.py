@@ -1,0 +1,327 @@
+"""What each client holds: a table, and a picture of the categories per client.
+
+Label skew is the total variation distance between a client's shares of the categories and those of
+all clients together, ``½ Σ_c |p_c − q_c|``: 0 where a client is like the whole, towards 1 where it
+has what hardly anybody else has.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bellwether.atomic import write_atomic
+from bellwether.data.rows import Federated, Tokenised
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+# Paul Tol's muted scheme, told apart with any colour vision, in the order in which it is best used.
+_COLOURS = ("#332288", "#DDCC77", "#CC6677", "#88CCEE", "#117733", "#882255", "#44AA99", "#999933", "#AA4499")
+_OTHERS = "#BBBBBB"
+_LONGEST_UPRIGHT_NAME = 12
+_MOST_NAMES = 120
+
+
+@dataclass(frozen=True)
+class ClientSummary:
+    """What one client holds.
+
+    Args:
+        client: its name.
+        rows: rows it trains on.
+        held_out: rows it holds out and scores itself.
+        categories: its training rows by category.
+        skew: total variation distance between its categories and those of all clients, 0..1.
+        median_tokens: median length of its rows in tokens, as trained; None where not tokenised.
+        longest_tokens: length of its longest row in tokens; None where not tokenised.
+        shortened: rows whose context or history was shortened to fit.
+        cut: rows whose response was cut at its end.
+        left_out: rows that kept no response token.
+    """
+
+    client: str
+    rows: int
+    held_out: int
+    categories: Mapping[str, int]
+    skew: float
+    median_tokens: float | None = None
+    longest_tokens: int | None = None
+    shortened: int = 0
+    cut: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Description:
+    """What all clients hold, and what is held out of them.
+
+    Args:
+        clients: one summary per client.
+        categories: training rows of all clients by category, the largest first.
+        validation: validation rows.
+        test: test rows.
+        tokenised: whether lengths in tokens are known.
+        notes: what reading and dealing the rows had to say.
+    """
+
+    clients: Sequence[ClientSummary]
+    categories: Mapping[str, int]
+    validation: int
+    test: int
+    tokenised: bool
+    notes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> int:
+        """Training rows of all clients."""
+        return sum(client.rows for client in self.clients)
+
+    @property
+    def skew(self) -> float:
+        """The clients' label skew, weighted by their rows."""
+        return sum(client.skew * client.rows for client in self.clients) / max(1, self.rows)
+
+
+def describe(federated: Federated, tokenised: Mapping[str, Tokenised] | None = None) -> Description:
+    """Sum up what each client holds.
+
+    Args:
+        federated: the rows as dealt.
+        tokenised: the clients' training rows as tokens, by client; None leaves lengths unknown.
+    """
+    pooled = collections.Counter(row.category for rows in federated.clients.values() for row in rows)
+    clients = [
+        _summary(
+            client,
+            collections.Counter(row.category for row in rows),
+            len(federated.held_out.get(client, ())),
+            pooled,
+            tokenised[client] if tokenised is not None else None,
+        )
+        for client, rows in federated.clients.items()
+    ]
+    return Description(
+        clients,
+        dict(sorted(pooled.items(), key=lambda item: (-item[1], item[0]))),
+        len(federated.validation),
+        len(federated.test),
+        tokenised is not None,
+        tuple(federated.notes),
+    )
+
+
+def label_skew(own: Mapping[str, int], pooled: Mapping[str, int]) -> float:
+    """Return the total variation distance between two distributions over categories, given as counts."""
+    own_total, pooled_total = sum(own.values()), sum(pooled.values())
+    if not own_total or not pooled_total:
+        return 0.0
+    keys = own.keys() | pooled.keys()
+    return 0.5 * sum(abs(own.get(key, 0) / own_total - pooled.get(key, 0) / pooled_total) for key in keys)
+
+
+def _summary(
+    client: str, own: Mapping[str, int], held_out: int, pooled: Mapping[str, int], tokenised: Tokenised | None
+) -> ClientSummary:
+    skew, rows = label_skew(own, pooled), sum(own.values())
+    if tokenised is None:
+        return ClientSummary(client, rows, held_out, own, skew)
+    lengths = [len(row) for row in tokenised.rows]
+    return ClientSummary(
+        client,
+        rows,
+        held_out,
+        own,
+        skew,
+        float(np.median(lengths)) if lengths else None,
+        max(lengths, default=None),
+        tokenised.shortened,
+        tokenised.cut,
+        tokenised.left_out,
+    )
+
+
+# Table --------------------------------------------------------------------------------------------
+
+
+def table(description: Description) -> Table:
+    """Return one line per client, and one for all."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title="What each client holds", caption=_caption(description))
+    made.add_column("client")
+    held_out = any(client.held_out for client in description.clients)
+    headers = ["rows", *(["held out"] if held_out else []), "label skew"]
+    headers += ["median tokens", "longest", "shortened", "cut", "left out"] if description.tokenised else []
+    for header in headers:
+        made.add_column(header, justify="right")
+    made.add_column("categories")
+    for client in description.clients:
+        categories = sorted(client.categories.items(), key=lambda item: (-item[1], item[0]))
+        made.add_row(
+            escape(client.client), *_cells(client, held_out, description.tokenised), escape(_largest(categories))
+        )
+    made.add_section()
+    everyone = list(description.categories.items())
+    made.add_row("all", *_cells(_total(description), held_out, description.tokenised), escape(_largest(everyone)))
+    return made
+
+
+def _cells(client: ClientSummary, held_out: bool, tokenised: bool) -> list[str]:
+    """Return the numbers of a line."""
+    cells = [f"{client.rows:,}", *([f"{client.held_out:,}"] if held_out else []), f"{client.skew:.2f}"]
+    if tokenised:
+        median = "–" if client.median_tokens is None else f"{client.median_tokens:.0f}"
+        longest = "–" if client.longest_tokens is None else f"{client.longest_tokens:,}"
+        cells += [median, longest, f"{client.shortened:,}", f"{client.cut:,}", f"{client.left_out:,}"]
+    return cells
+
+
+def _total(description: Description) -> ClientSummary:
+    """Return the line for all clients; the median is that of the clients' medians."""
+    clients = description.clients
+    medians = [client.median_tokens for client in clients if client.median_tokens is not None]
+    return ClientSummary(
+        "all",
+        description.rows,
+        sum(client.held_out for client in clients),
+        description.categories,
+        description.skew,
+        float(np.median(medians)) if medians else None,
+        max((client.longest_tokens for client in clients if client.longest_tokens is not None), default=None),
+        sum(client.shortened for client in clients),
+        sum(client.cut for client in clients),
+        sum(client.left_out for client in clients),
+    )
+
+
+def _largest(categories: Sequence[tuple[str, int]], shown: int = 3) -> str:
+    """Return the largest categories with their rows."""
+    texts = [f"{name or '(none)'} {rows:,}" for name, rows in categories[:shown]]
+    more = len(categories) - shown
+    return ", ".join(texts) + (f", {more} more" if more > 0 else "")
+
+
+def _caption(description: Description) -> str:
+    text = (
+        f"{len(description.clients):,} clients, {description.rows:,} training rows; held out for all: "
+        f"{description.validation:,} validation, {description.test:,} test rows. "
+        "Label skew: total variation distance to all clients' categories (0 alike, 1 disjoint; for all: mean over rows)."
+    )
+    if description.tokenised:
+        text += (
+            " Tokens as trained (for all: median of the clients' medians); shortened: context or history; "
+            "cut: response; left out: no response token kept."
+        )
+    return text
+
+
+# Picture ------------------------------------------------------------------------------------------
+
+
+def draw(description: Description, folder: Path) -> list[Path]:
+    """Draw the clients' rows as stacked bars of categories, and return the PNG's and the SVG's path.
+
+    Args:
+        description: what the clients hold.
+        folder: an existing folder; ``clients.png`` and ``clients.svg`` are written there.
+
+    Raises:
+        CheckpointError: the files cannot be written.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    paths = []
+    # The salt and the absent date make equal data draw equal bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "clients", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = _figure(description)
+        FigureCanvasAgg(figure)
+        for suffix in ("png", "svg"):
+            buffer = io.BytesIO()
+            metadata: dict[str, Any] = {"Date": None} if suffix == "svg" else {}
+            figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
+            path = folder / f"clients.{suffix}"
+            write_atomic(path, buffer.getvalue())
+            paths.append(path)
+    return paths
+
+
+def _figure(description: Description) -> Figure:
+    """Return the picture: bars upright where names are short, else lying so that names can be read."""
+    from matplotlib.figure import Figure
+
+    names = [client.client for client in description.clients]
+    upright = max(map(len, names)) <= _LONGEST_UPRIGHT_NAME
+    extent = min(20.0, max(5.0 if upright else 2.5, 0.16 * len(names) + 1.5))
+    figure = Figure(figsize=(extent, 4.8) if upright else (7.5, extent))
+    axes = figure.add_subplot()
+    _bars(axes, description, upright)
+    _name_clients(axes, names, upright)
+    axes.set_title(
+        f"Rows per client and category\n{len(names):,} clients, {description.rows:,} rows, "
+        f"mean label skew {description.skew:.2f} (total variation)",
+        fontsize=11,
+    )
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def _bars(axes: Axes, description: Description, upright: bool) -> None:
+    """Draw the stacked bars, with a legend outside."""
+    shown = list(description.categories)[: len(_COLOURS)]
+    groups = [([name], name or "(no category)", colour) for name, colour in zip(shown, _COLOURS, strict=False)]
+    others = list(description.categories)[len(shown) :]
+    if others:
+        groups.append((others, f"{len(others)} other categories", _OTHERS))
+    positions = np.arange(len(description.clients))
+    reached = np.zeros(len(positions))
+    handles = []
+    for members, _, colour in groups:
+        rows = np.array([sum(client.categories.get(name, 0) for name in members) for client in description.clients])
+        bar: dict[str, Any] = {"color": colour, "edgecolor": "white", "linewidth": 0.4}
+        if upright:
+            handles.append(axes.bar(positions, rows, 0.85, bottom=reached, **bar))
+        else:
+            handles.append(axes.barh(positions, rows, 0.85, left=reached, **bar))
+        reached += rows
+    # The first part of a stack stands at the bottom, so an upright stack reads like a reversed legend.
+    # matplotlib hides labels that begin with an underscore.
+    labels = [_short(f" {label}" if label.startswith("_") else label) for _, label, _ in groups]
+    order = slice(None, None, -1 if upright else 1)
+    axes.legend(handles[order], labels[order], loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
+
+
+def _name_clients(axes: Axes, names: Sequence[str], upright: bool) -> None:
+    """Label the axes; of very many clients only some are named."""
+    step = -(-len(names) // _MOST_NAMES)
+    ticks = list(range(0, len(names), step))
+    labels = [_short(names[tick]) for tick in ticks]
+    size = 8 if len(ticks) <= 60 else 6.5
+    client_axis = "client" if step == 1 else f"client (every {step}th is named)"
+    if upright:
+        axes.set_xticks(ticks, labels, rotation=90 if len(names) > 8 else 0, fontsize=size)
+        axes.set_xlim(-0.7, len(names) - 0.3)
+        axes.set_xlabel(client_axis)
+        axes.set_ylabel("training rows")
+    else:
+        axes.set_yticks(ticks, labels, fontsize=size)
+        axes.set_ylim(len(names) - 0.3, -0.7)
+        axes.set_ylabel(client_axis)
+        axes.set_xlabel("training rows")
+
+
+def _short(text: str, longest: int = 48) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

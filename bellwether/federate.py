@@ -1,0 +1,336 @@
+"""The one round loop, over any engine and any method.
+
+A round: sample the cohort, ask it to train, check every update, aggregate, evaluate, commit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bellwether.adapter import Adapter
+from bellwether.aggregate.average import Aggregate, State
+from bellwether.cohort import Sampler
+from bellwether.errors import RoundFailed, UpdateRejected
+from bellwether.evaluate.scores import Totals
+from bellwether.messages import EvaluateTask, Reply, Task, TrainTask, Update
+from bellwether.randomness import Randomness
+from bellwether.recipe import Recipe, Training
+from bellwether.records import (
+    ClientFailed,
+    ClientFinished,
+    ClientRecord,
+    Evaluated,
+    EvaluationRecord,
+    Note,
+    RoundFinished,
+    RoundRecord,
+    RoundStarted,
+    Watcher,
+)
+from bellwether.wire import adapter_bytes, check_tensor, check_update
+
+
+class Engine(Protocol):
+    """Whatever can give a task to clients and collect their replies."""
+
+    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
+        """Give a task to every client of a cohort; yield their replies as they come."""
+        ...
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A federation and its methods, as values.
+
+    Args:
+        recipe: what the recipe says.
+        engine: delivers tasks to clients.
+        clients: all clients, in their order.
+        evaluating: the clients that hold out rows of their own.
+        sample: draws the cohort of a round.
+        aggregate: turns updates into the next adapter.
+        score: scores an adapter on the coordinator's own held-out rows: (round, adapter) to totals by
+            category; empty totals where there are none.
+        commit: makes the progress after a round last.
+        watch: is told what happens.
+    """
+
+    recipe: Recipe
+    engine: Engine
+    clients: Sequence[str]
+    evaluating: Sequence[str]
+    sample: Sampler
+    aggregate: Aggregate
+    score: Callable[[int, Adapter], Mapping[str, Totals]]
+    commit: Callable[[Progress], None]
+    watch: Watcher
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: all that is needed to go on.
+
+    Args:
+        round: completed rounds.
+        adapter: the adapter after them.
+        state: what the aggregation rule remembers.
+        rounds: records of the completed rounds.
+        evaluations: records of the evaluations so far.
+    """
+
+    round: int
+    adapter: Adapter
+    state: State
+    rounds: tuple[RoundRecord, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = ()
+
+
+def federate(federation: Federation, progress: Progress) -> Progress:
+    """Run all rounds that are left.
+
+    Args:
+        federation: the federation and its methods.
+        progress: where to begin: round 0 with the initial adapter, or what an earlier run committed.
+
+    Returns:
+        The progress after the last round.
+
+    Raises:
+        RoundFailed: more rounds ended below the quorum than the recipe tolerates.
+    """
+    if not progress.rounds and not progress.evaluations:
+        progress = _evaluated(federation, progress)
+        federation.commit(progress)
+    while progress.round < federation.recipe.federation.rounds:
+        progress = run_round(federation, progress)
+        if _is_due(progress.round, federation.recipe):
+            progress = _evaluated(federation, progress)
+        federation.commit(progress)
+        federation.watch(RoundFinished(progress.rounds[-1]))
+    return progress
+
+
+def run_round(federation: Federation, progress: Progress) -> Progress:
+    """Run one round and return the progress after it; a round below its quorum keeps the adapter.
+
+    Raises:
+        RoundFailed: the round is below its quorum and no more failures are tolerated, or a person's own
+            sampler or aggregation rule returned what cannot be used.
+    """
+    recipe, round, before = federation.recipe, progress.round + 1, progress.adapter
+    cohort = _sample(federation, round)
+    federation.watch(RoundStarted(round, cohort))
+
+    rate = learning_rate(recipe.training, round, recipe.federation.rounds)
+    task = TrainTask(round, before, recipe.training, rate, recipe.seed, recipe.federation.deadline)
+    start = time.perf_counter()
+    answers = _collect(federation, cohort, task)
+    trained = time.perf_counter()
+
+    failure = _below_quorum(cohort, answers, recipe)
+    if failure is None:
+        adapter, state = federation.aggregate([update for update, _ in answers.accepted], before, progress.state)
+        _check_aggregated(adapter, before, round)
+    else:
+        _tolerate(failure, round, progress.rounds, federation)
+        adapter, state = before, progress.state
+    seconds = {"train": trained - start, "aggregate": time.perf_counter() - trained}
+    record = _record(cohort, task, answers, adapter, seconds, failure)
+    return Progress(round, adapter, state, (*progress.rounds, record), progress.evaluations)
+
+
+def learning_rate(training: Training, round: int, rounds: int) -> float:
+    """Return the clients' learning rate in a round, 1..rounds.
+
+    It rises linearly over ``warmup_rounds``, then stays, or falls linearly or as half a cosine, so that
+    a round after the last one would have rate 0.
+    """
+    if round <= training.warmup_rounds:
+        return training.learning_rate * round / training.warmup_rounds
+    done = (round - 1 - training.warmup_rounds) / (rounds - training.warmup_rounds)
+    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    return training.learning_rate * factor[training.schedule]
+
+
+@dataclass
+class _Answers:
+    """What a cohort sent: accepted updates with their records, and why the others are left out."""
+
+    accepted: list[tuple[Update, ClientRecord]]
+    left_out: dict[str, str]
+    bytes_up: int
+    duration: float
+
+
+def _sample(federation: Federation, round: int) -> tuple[str, ...]:
+    """Return the cohort of a round, refusing what a person's own sampler must not return."""
+    cohort = tuple(federation.sample(federation.clients, round, Randomness(federation.recipe.seed)))
+    unknown = [client for client in cohort if client not in federation.clients]
+    if unknown or len(set(cohort)) != len(cohort):
+        what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
+        raise RoundFailed(f"Round {round}: the sampler {federation.recipe.federation.sampler} returned {what}.")
+    return cohort
+
+
+def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> _Answers:
+    """Ask the cohort to train; accept each update that passes the check, in time."""
+    answers = _Answers([], {}, 0, 0.0)
+    for reply in federation.engine.ask(cohort, task) if cohort else ():
+        if reply.update is not None:
+            answers.bytes_up += adapter_bytes(reply.update.tensors)
+        # The server waits for what comes in time; what comes later costs it no more than the deadline.
+        answers.duration = max(answers.duration, min(reply.seconds, task.deadline or math.inf))
+        try:
+            update = _accept(reply, task, cohort, answers, federation.recipe.federation.max_rows)
+        except UpdateRejected as reason:
+            _leave_out(federation, answers, task.round, reply.client, str(reason))
+            continue
+        record = ClientRecord(
+            update.client,
+            update.rows,
+            int(update.metrics.get("tokens", 0)),
+            float(update.metrics.get("loss", math.nan)),
+            reply.seconds,
+        )
+        answers.accepted.append((update, record))
+        federation.watch(ClientFinished(task.round, record))
+    heard = {update.client for update, _ in answers.accepted} | answers.left_out.keys()
+    for client in cohort:
+        if client not in heard:
+            _leave_out(federation, answers, task.round, client, "it did not answer")
+    return answers
+
+
+def _accept(reply: Reply, task: TrainTask, cohort: Sequence[str], answers: _Answers, max_rows: int) -> Update:
+    """Return a reply's update, or raise UpdateRejected with the reason to leave it out."""
+    if reply.failure is not None or reply.update is None:
+        raise UpdateRejected(reply.failure or "it sent no update")
+    if task.deadline is not None and reply.seconds > task.deadline:
+        raise UpdateRejected(f"it took {reply.seconds:.1f} s, and the deadline is {task.deadline:g} s")
+    if reply.update.client != reply.client:
+        raise UpdateRejected(f"its update is signed {reply.update.client!r}")
+    taken = {update.client for update, _ in answers.accepted}
+    check_update(reply.update, task.adapter, task.round, cohort, taken, max_rows)
+    return reply.update
+
+
+def _leave_out(federation: Federation, answers: _Answers, round: int, client: str, reason: str) -> None:
+    """Note why a client's reply is not used."""
+    answers.left_out[client] = reason
+    federation.watch(ClientFailed(round, client, reason))
+
+
+def _below_quorum(cohort: Sequence[str], answers: _Answers, recipe: Recipe) -> str | None:
+    """Return why a round cannot be aggregated, or None."""
+    needed = max(1, math.ceil(recipe.federation.quorum * len(cohort)))
+    if len(answers.accepted) >= needed:
+        return None
+    reasons = "; ".join(f"{client}: {reason}" for client, reason in answers.left_out.items()) or "no client was there"
+    return f"{len(answers.accepted)} of {len(cohort)} updates can be used, and {needed} are needed ({reasons})"
+
+
+def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federation: Federation) -> None:
+    """Note a failed round, or end the run where too many have failed."""
+    allowed = federation.recipe.federation.failed_rounds
+    failed = 1 + sum(record.failure is not None for record in rounds)
+    if failed > allowed:
+        raise RoundFailed(
+            f"Round {round} failed: {failure}. Lower federation.quorum, raise federation.deadline, or let the run "
+            f"survive failed rounds with federation.failed_rounds (now {allowed})."
+        )
+    federation.watch(Note(f"Round {round} failed and keeps the adapter: {failure}.", warning=True))
+
+
+def _check_aggregated(adapter: Adapter, before: Adapter, round: int) -> None:
+    """Refuse an aggregate that is not an adapter like the one before, or holds values that are not finite."""
+    if not isinstance(adapter, Adapter) or adapter.tensors.keys() != before.tensors.keys():
+        raise RoundFailed(f"Round {round}: the aggregation rule returned no adapter with the same tensors.")
+    for key, value in adapter.tensors.items():
+        try:
+            check_tensor(key, value, before.tensors[key])
+        except UpdateRejected as reason:
+            raise RoundFailed(f"Round {round}: the aggregation rule returned an adapter whose {reason}.") from None
+
+
+def _record(
+    cohort: tuple[str, ...],
+    task: TrainTask,
+    answers: _Answers,
+    adapter: Adapter,
+    seconds: Mapping[str, float],
+    failure: str | None,
+) -> RoundRecord:
+    """Return the record of a round."""
+    clients = tuple(record for _, record in answers.accepted)
+    tokens = sum(record.tokens for record in clients)
+    loss = sum(record.loss * record.tokens for record in clients) / tokens if tokens else math.nan
+    return RoundRecord(
+        round=task.round,
+        cohort=cohort,
+        clients=clients,
+        left_out=dict(answers.left_out),
+        learning_rate=task.learning_rate,
+        loss=loss,
+        rows=sum(record.rows for record in clients),
+        tokens=tokens,
+        bytes_down=adapter_bytes(task.adapter.tensors) * len(cohort),
+        bytes_up=answers.bytes_up,
+        seconds=dict(seconds),
+        duration=answers.duration,
+        adapter=adapter.fingerprint(),
+        failure=failure,
+    )
+
+
+def _is_due(round: int, recipe: Recipe) -> bool:
+    """Return whether an adapter is scored after this round: every n rounds, and after the last."""
+    every = recipe.evaluation.every
+    return round == recipe.federation.rounds or (every > 0 and round % every == 0)
+
+
+def _evaluated(federation: Federation, progress: Progress) -> Progress:
+    """Score the adapter on the coordinator's rows and, at the clients, on those that they hold out."""
+    recipe = federation.recipe
+    start = time.perf_counter()
+    records: list[EvaluationRecord] = []
+    totals = federation.score(progress.round, progress.adapter)
+    if totals:
+        records.append(EvaluationRecord(progress.round, recipe.evaluation.part, totals, time.perf_counter() - start))
+    if federation.evaluating:
+        records.append(_score_at_clients(federation, progress))
+    for record in records:
+        federation.watch(Evaluated(record))
+    return replace(progress, evaluations=(*progress.evaluations, *records))
+
+
+def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationRecord:
+    """Ask the clients that hold out rows to score the adapter; only their totals come back."""
+    start = time.perf_counter()
+    task = EvaluateTask(progress.round, progress.adapter, federation.recipe.evaluation)
+    by_client: dict[str, Mapping[str, Totals]] = {}
+    for reply in federation.engine.ask(federation.evaluating, task):
+        if reply.totals is None:
+            _missed(federation, progress.round, reply)
+        else:
+            by_client[reply.client] = reply.totals
+    return EvaluationRecord(
+        progress.round, "clients", _add_up(by_client.values()), time.perf_counter() - start, by_client
+    )
+
+
+def _missed(federation: Federation, round: int, reply: Reply) -> None:
+    """Note that a client did not score its rows."""
+    federation.watch(Note(f"Round {round}: {reply.client} did not score its rows: {reply.failure}.", warning=True))
+
+
+def _add_up(parts: Iterable[Mapping[str, Totals]]) -> dict[str, Totals]:
+    """Return totals by category over all clients."""
+    totals: dict[str, Totals] = {}
+    for part in parts:
+        for category, value in part.items():
+            totals[category] = totals.get(category, Totals()) + value
+    return dict(sorted(totals.items()))

@@ -1,0 +1,199 @@
+"""The records of a run as lines of JSON and as tables, and the state of a method as files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from bellwether.errors import CheckpointError
+from bellwether.evaluate.scores import Scores, macro, means
+from bellwether.records import EvaluationRecord, RoundRecord
+
+Record = RoundRecord | EvaluationRecord
+
+MACRO = "(macro)"
+COLUMNS = ("round", "part", "category", "rows", "loss", "perplexity", "rouge_l", "exact")
+
+_KINDS: dict[str, type[Any]] = {"round": RoundRecord, "evaluation": EvaluationRecord}
+
+
+# Records ------------------------------------------------------------------------------------------
+
+
+def dump_records(records: Iterable[Record]) -> bytes:
+    """Return records as JSON lines; the field ``kind`` says which is which.
+
+    Numbers that JSON lacks stand as the texts ``NaN``, ``Infinity`` and ``-Infinity``.
+    """
+    names = {cls: kind for kind, cls in _KINDS.items()}
+    return json_lines({"kind": names[type(record)], **plain(record)} for record in records)
+
+
+def load_records(data: bytes) -> tuple[Record, ...]:
+    """Return the records behind JSON lines of ``dump_records``.
+
+    Raises:
+        ValueError: a line is not a record.
+    """
+    adapters = {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
+    records = []
+    for line in data.decode().splitlines():
+        values = json.loads(line)
+        kind = values.pop("kind", None)
+        if kind not in adapters:
+            raise ValueError(f"a record of kind {kind!r}")
+        records.append(adapters[kind].validate_python(values))
+    return tuple(records)
+
+
+def plain(value: Any) -> Any:
+    """Return a value made of dataclasses, mappings, sequences and numbers as JSON's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def json_lines(values: Iterable[Any]) -> bytes:
+    """Return one line of JSON per value, in UTF-8; lone surrogates stay escaped."""
+    lines = (json.dumps(plain(value), ensure_ascii=False, allow_nan=False) for value in values)
+    # str.splitlines also splits at these, which JSON leaves bare; readers must see one line per value.
+    breaks = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
+    return "".join(f"{line.translate(breaks)}\n" for line in lines).encode("utf-8", "backslashreplace")
+
+
+def round_lines(records: Iterable[Record]) -> bytes:
+    """Return one line of JSON per round."""
+    return json_lines(record for record in records if isinstance(record, RoundRecord))
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def evaluation_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return one row per evaluation and category, each evaluation opened by its macro mean.
+
+    The columns are ``COLUMNS``: loss in nats per response token, ``rouge_l`` and ``exact`` in 0..1;
+    None where nothing was scored.
+    """
+    rows = []
+    for record in records:
+        if isinstance(record, EvaluationRecord):
+            rows.append(_score_row(record, MACRO, macro(record.categories)))
+            rows += [_score_row(record, name, means(record.categories[name])) for name in sorted(record.categories)]
+    return rows
+
+
+def evaluation_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the rows of ``evaluation_rows`` as CSV; an empty cell is nothing scored."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain(row) for row in rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _score_row(record: EvaluationRecord, category: str, scores: Scores) -> dict[str, Any]:
+    """Return one row of the evaluation table."""
+    values = (record.round, record.part, category, scores.rows)
+    return dict(zip(COLUMNS, (*values, scores.loss, scores.perplexity, scores.rouge_l, scores.exact), strict=True))
+
+
+# State --------------------------------------------------------------------------------------------
+
+
+def dump_state(state: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files that hold a state: arrays in safetensors, everything else in JSON.
+
+    Args:
+        state: nested mappings with text keys, lists and tuples, of NumPy arrays, texts, numbers,
+            truth values and None. Reading it back gives the same types, dtypes and bits.
+
+    Raises:
+        CheckpointError: something in it can not be kept so.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
+    arrays: dict[str, NDArray[Any]] = {}
+    tree = _take_apart(state, arrays, "state")
+    try:
+        return {"state.json": json.dumps(tree).encode(), "state.safetensors": save(arrays)}
+    except SafetensorError as error:
+        raise CheckpointError(f"The state cannot be kept: {error}; use arrays of another dtype.") from error
+
+
+def load_state(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the state behind the files of ``dump_state``.
+
+    Raises:
+        ValueError: they do not hold a state.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        state = _put_together(json.loads(files["state.json"]), load(files["state.safetensors"]))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"the state is broken ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError("the state is not a mapping")
+    return state
+
+
+# A mapping becomes ["map", {...}], a list ["list", ...], and so on: no key of a state can be taken for a mark.
+
+
+def _take_apart(value: Any, arrays: dict[str, NDArray[Any]], place: str) -> Any:
+    """Return a value as JSON, its arrays put into ``arrays`` under numbers."""
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
+        return value
+    if isinstance(value, Mapping):
+        return ["map", {_text(key, place): _take_apart(v, arrays, f"{place}.{key}") for key, v in value.items()}]
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return [kind, *(_take_apart(item, arrays, f"{place}[{i}]") for i, item in enumerate(value))]
+    if isinstance(value, np.ndarray | np.generic):
+        key = str(len(arrays))
+        arrays[key] = np.asarray(value, order="C")
+        return ["array" if isinstance(value, np.ndarray) else "number", key]
+    raise CheckpointError(
+        f"{place} is a {type(value).__name__}, which a checkpoint cannot hold: "
+        "use NumPy arrays, texts, numbers, lists and mappings with text keys."
+    )
+
+
+def _text(key: Any, place: str) -> str:
+    """Return a key that is a text."""
+    if not isinstance(key, str):
+        raise CheckpointError(f"The key {key!r} in {place} is not a text, as a checkpoint needs: use str({key!r}).")
+    return key
+
+
+def _put_together(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the value behind ``_take_apart``."""
+    if not isinstance(tree, list):
+        return tree
+    kind, *items = tree
+    if kind == "map":
+        return {key: _put_together(item, arrays) for key, item in items[0].items()}
+    if kind in ("list", "tuple"):
+        values: Sequence[Any] = [_put_together(item, arrays) for item in items]
+        return values if kind == "list" else tuple(values)
+    return arrays[items[0]] if kind == "array" else arrays[items[0]][()]

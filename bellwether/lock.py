@@ -1,0 +1,51 @@
+"""The lock by which one process alone writes to a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from bellwether.atomic import cannot_write
+from bellwether.errors import CheckpointError
+
+LOCK = ".lock"
+OWNER = ".owner"
+
+
+def acquire(path: Path) -> Any:
+    """Take the lock of a folder, which the system releases when this process ends in whatever way.
+
+    Raises:
+        CheckpointError: another process holds it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path / LOCK), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+        (path / OWNER).write_text(str(os.getpid()))
+    except Timeout:
+        raise CheckpointError(
+            f"{path} is in use by process {_owner(path)}: wait until it ends, or give another folder."
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise cannot_write(path / LOCK, error) from error
+    return lock
+
+
+def release(path: Path, lock: Any) -> None:
+    """Give a run folder's lock back."""
+    with contextlib.suppress(OSError):
+        (path / OWNER).unlink(missing_ok=True)
+    lock.release()
+
+
+def _owner(path: Path) -> str:
+    """Return the number of the process that holds a run folder, as far as is known."""
+    try:
+        return (path / OWNER).read_text() or "(unknown)"
+    except OSError:
+        return "(unknown)"

@@ -1,0 +1,393 @@
+"""The frozen base model: what can be known before it is loaded, loading it, and proving it unchanged.
+
+    facts = inspect_base(Recipe().model)    # configuration, tokenizer, shapes; no weights
+    base = load_base(Recipe().model)        # model, tokenizer, device
+
+Shape legend: I inputs, O outputs of a linear module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bellwether import recipe
+from bellwether.errors import ModelError
+from bellwether.model.folder import (
+    ModelFolder,
+    check_tokenizer_files,
+    find_folder,
+    quiet_transformers,
+    weight_files,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Buffers that old checkpoints carry and today's models compute.
+_BENIGN_KEYS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+# Tokens of a tokenizer for pictures and sound, which a text model's embedding leaves out (Gemma 3).
+_MEDIA_TOKENS = ("image_token", "audio_token", "video_token", "boi_token", "eoi_token", "boa_token", "eoa_token")
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A linear module of a model.
+
+    Args:
+        path: its full path in the module tree.
+        inputs: I.
+        outputs: O.
+        transposed: whether its weight is stored as (I, O), as GPT-2's Conv1D does, instead of (O, I).
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a base model before its weights are loaded.
+
+    Args:
+        name: hub name or absolute folder.
+        architecture: name of the model's class.
+        parameters: number of weights, shared ones counted once.
+        hidden_size: width of the residual stream.
+        layers: number of transformer layers.
+        vocabulary: rows of the input embedding.
+        max_positions: longest sequence in tokens; None where the configuration sets no limit.
+        linears: the linear modules that can be adapted, in the order of the model.
+        output_layer: the linear module that makes the logits, which is not adapted.
+        weight_bytes: weight files and their sizes.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    hidden_size: int
+    layers: int
+    vocabulary: int
+    max_positions: int | None
+    linears: tuple[LinearShape, ...]
+    output_layer: LinearShape
+    weight_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model: frozen, in evaluation mode, shared by all clients.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer; ``pad_token_id`` is always set and inside the embedding.
+        device: where the model is.
+        name: hub name or absolute folder.
+        fingerprint: SHA-256 of its weights, as ``fingerprint`` returns it.
+        facts: what was known before it was loaded.
+        stop_ids: token ids that end an answer.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    name: str
+    fingerprint: str
+    facts: ModelFacts
+    stop_ids: tuple[int, ...]
+
+
+def inspect_base(settings: recipe.Model) -> ModelFacts:
+    """Find out everything about a base model that needs no weights, and check that it can be used.
+
+    The model is built on torch's meta device, so that even a large one costs no memory; safetensors
+    files are compared with their headers, so that one that was cut off is noticed here.
+
+    Raises:
+        ModelError: folder, configuration, architecture, tokenizer or weight files cannot be used.
+    """
+    folder = find_folder(settings, weights=False)
+    config = _config(folder, settings)
+    model = _skeleton(folder, config, settings)
+    facts = _facts(folder, model, weight_files(folder, settings))
+    _tokenizer(folder, settings, facts.vocabulary)
+    return facts
+
+
+def load_tokenizer(settings: recipe.Model) -> Any:
+    """Return the tokenizer of a base model, with a padding token that is inside the embedding.
+
+    A tokenizer without a padding token pads with its end-of-sequence token; the embedding is never
+    enlarged, and what is padding is said by the attention mask, never by the token.
+
+    Raises:
+        ModelError: there is none, it cannot be read, it has no end-of-sequence token, or it knows more
+            tokens than the model's embedding.
+    """
+    folder = find_folder(settings, weights=False)
+    config = _config(folder, settings)
+    return _tokenizer(folder, settings, int(config.get_text_config().vocab_size))
+
+
+def load_base(settings: recipe.Model) -> Base:
+    """Load a base model, frozen and in evaluation mode, with its tokenizer.
+
+    Raises:
+        ModelError: what ``inspect_base`` raises; the device is not there; a weight is missing, has
+            another shape, or is not finite.
+    """
+    device = pick_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = find_folder(settings, weights=True)
+    config = _config(folder, settings)
+    facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
+    tokenizer = _tokenizer(folder, settings, facts.vocabulary)
+    model = load_weights(folder, settings).to(device)
+    stop_ids = _stop_ids(model, tokenizer)
+    _plain_generation(model, stop_ids, tokenizer)
+    return Base(model, tokenizer, device, folder.name, fingerprint(model), facts, stop_ids)
+
+
+def load_weights(folder: ModelFolder, settings: recipe.Model) -> Any:
+    """Return a transformers model from a folder: frozen, in evaluation mode, every weight checked.
+
+    Raises:
+        ModelError: a weight is missing, unexpected, of another shape, or not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                dtype=DTYPES[settings.dtype],
+                attn_implementation=_attention(settings),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=settings.trust_remote_code,
+                output_loading_info=True,
+            )
+    # transformers and safetensors raise many types here; all mean that the files do not make a model.
+    except Exception as error:
+        raise ModelError(f"The model in {folder.path} cannot be loaded: {_first_line(error)}.") from error
+    _check_report(folder, report)
+    model.requires_grad_(False)
+    model.eval()
+    _check_finite(folder, model)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that a recipe names; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ModelError: that device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
+        count = torch.cuda.device_count() if cuda else 0
+        raise ModelError(f"model.device is {name}, but torch sees {count} CUDA devices here; give auto or cpu.")
+    if device.type == "mps" and not mps:
+        raise ModelError("model.device is mps, but torch sees no Apple GPU here; give auto or cpu.")
+    return device
+
+
+def fingerprint(model: Any) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, as 64 hexadecimal digits.
+
+    Weights are the parameters and the buffers that are saved with them. Tables that a model computes
+    anew (rotary frequencies) do not count. A shared weight is hashed under its first name.
+    """
+    digest = hashlib.sha256()
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in sorted(model.state_dict().items()):
+        if (tensor.data_ptr(), tensor.shape) in seen:
+            continue
+        seen.add((tensor.data_ptr(), tensor.shape))
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name}|{plain.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def linear_shapes(model: Any) -> tuple[LinearShape, ...]:
+    """Return the linear modules of a model in its order, the output layer left out."""
+    output = model.get_output_embeddings()
+    shapes = ((path, module, _linear_shape(path, module)) for path, module in model.named_modules())
+    return tuple(shape for _, module, shape in shapes if shape is not None and module is not output)
+
+
+def output_shape(model: Any) -> LinearShape:
+    """Return the linear module that makes a model's logits.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    output = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        shape = _linear_shape(path, module) if module is output else None
+        if shape is not None:
+            return shape
+    raise ModelError(f"{type(model).__name__} has no linear output layer; give a causal language model.")
+
+
+def _linear_shape(path: str, module: torch.nn.Module) -> LinearShape | None:
+    """Return the shape of a linear module, None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, torch.nn.Linear):
+        return LinearShape(path, module.in_features, module.out_features, transposed=False)
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return LinearShape(path, int(inputs), int(outputs), transposed=True)
+    return None
+
+
+def _attention(settings: recipe.Model) -> str | None:
+    """Return the attention implementation to ask transformers for; None lets the architecture decide."""
+    return None if settings.attention == "auto" else settings.attention
+
+
+def _config(folder: ModelFolder, settings: recipe.Model) -> Any:
+    """Return the configuration of a model as transformers reads it."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = folder.config.get("model_type")
+    if not settings.trust_remote_code and kind not in CONFIG_MAPPING:
+        if "auto_map" in folder.config:
+            raise ModelError(
+                f"The model {folder.name} brings its own Python code ({kind}); if you trust it, "
+                "set model.trust_remote_code to true."
+            )
+        raise ModelError(
+            f"{folder.path / 'config.json'}: model_type is {kind!r}, an architecture that transformers does not know."
+        )
+    if "quantization_config" in folder.config:
+        raise ModelError(f"The model {folder.name} is quantised; give one with float weights.")
+    if "vision_config" in folder.config or "audio_config" in folder.config:
+        raise ModelError(f"The model {folder.name} also takes pictures or sound; give a text model.")
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
+            )
+    # Configurations check themselves with errors of many types.
+    except Exception as error:
+        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {_first_line(error)}.") from error
+
+
+def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
+    """Return the model without weights, on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=_attention(settings), trust_remote_code=settings.trust_remote_code
+            )
+    # Building a model from a wrong configuration fails with errors of many types.
+    except Exception as error:
+        if "attn_implementation" in str(error):
+            raise ModelError(
+                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
+            ) from error
+        raise ModelError(
+            f"{folder.path / 'config.json'} makes no causal language model: {_first_line(error)}."
+        ) from error
+
+
+def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> ModelFacts:
+    """Collect the facts of a model."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    return ModelFacts(
+        name=folder.name,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        hidden_size=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        vocabulary=int(model.get_input_embeddings().weight.shape[0]),
+        max_positions=int(positions) if positions else None,
+        linears=linear_shapes(model),
+        output_layer=output_shape(model),
+        weight_bytes=weight_bytes,
+    )
+
+
+def _tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> Any:
+    """Load and check a tokenizer against the rows of an embedding."""
+    from transformers import AutoTokenizer
+
+    check_tokenizer_files(folder)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
+            )
+    # Tokenizers of different families fail with errors of many types.
+    except Exception as error:
+        raise ModelError(f"The tokenizer in {folder.path} cannot be read: {_first_line(error)}.") from error
+    media = {getattr(tokenizer, name, None) for name in _MEDIA_TOKENS}
+    largest = max((index for token, index in tokenizer.get_vocab().items() if token not in media), default=-1)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"The tokenizer in {folder.path} knows tokens up to number {largest}, but the model's embedding ends at "
+            f"{vocabulary - 1}; give the tokenizer that the model was trained with."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer in {folder.path} has no end-of-sequence token, so the model could not learn to stop; "
+            "name one in tokenizer_config.json (eos_token)."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer: the tokenizer's end of sequence, and those the model names."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    more = [named] if isinstance(named, int) else list(named or [])
+    return tuple(sorted({int(tokenizer.eos_token_id), *map(int, more)}))
+
+
+def _plain_generation(model: Any, stop_ids: tuple[int, ...], tokenizer: Any) -> None:
+    """Replace the model's own generation settings, whose penalties would leak into greedy answers."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id)
+
+
+def _check_report(folder: ModelFolder, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not hold exactly the model's weights."""
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(key for key in report["unexpected_keys"] if not key.endswith(_BENIGN_KEYS))
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    for keys, what in ((missing, "lacks"), (unexpected, "holds unknown"), (mismatched, "has another shape for")):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ModelError(
+                f"The checkpoint in {folder.path} {what} {keys[0]}{more}; it does not belong to its config.json."
+            )
+
+
+def _check_finite(folder: ModelFolder, model: Any) -> None:
+    """Refuse weights that are not numbers."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"The weight {name} in {folder.path} holds NaN or infinity; copy the model again.")
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without its final stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

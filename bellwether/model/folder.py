@@ -1,0 +1,216 @@
+"""Model folders: where a base model's files are, and whether they are whole, before anything is loaded.
+
+A model is the embedded one, a folder, or a name on the Hugging Face hub; a name is downloaded to the
+hub's own cache and is a folder from then on. Weights are read from safetensors files only, since a
+pickle can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bellwether import recipe
+from bellwether.errors import ModelError
+
+STARTER = Path(__file__).parent.parent / "starter" / "base"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's files on this machine.
+
+    Args:
+        name: what a person calls the model, and PEFT finds it by: a hub name or an absolute folder.
+        path: the folder that holds its files.
+        config: the content of ``config.json``.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+
+
+def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
+    """Find a model's folder, downloading a hub model's files where they are not cached.
+
+    Args:
+        settings: path or name, and revision.
+        weights: whether a hub model's weight files are wanted too.
+
+    Raises:
+        ModelError: there is no such model, or its ``config.json`` is missing or broken.
+    """
+    if settings.path == "starter":
+        return _local(STARTER, settings)
+    path = Path(settings.path).expanduser()
+    if path.is_dir():
+        return _local(path, settings)
+    if path.exists():
+        raise ModelError(f"model.path is {settings.path!r}, which is a file; give the folder that holds config.json.")
+    if not _HUB_NAME.match(settings.path):
+        raise ModelError(f"model.path is {settings.path!r}, but there is no such folder; give a model's folder.")
+    downloaded = _download(settings, weights)
+    return ModelFolder(settings.path, downloaded, read_json(downloaded / "config.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a model's file.
+
+    Raises:
+        ModelError: the file is missing, not UTF-8, not JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parent} holds no {path.name}; give a folder with a model in Hugging Face format."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{path}:{error.lineno}: this is not JSON ({error.msg}); repair the model's folder."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: the file cannot be read ({error}); repair the model's folder.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: a JSON object was expected, but this is {type(value).__name__}.")
+    return value
+
+
+def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
+    """Return a model's weight files with their sizes in bytes, after checking that they are whole.
+
+    Weights of a hub model that are not on this machine are listed as the hub states them.
+
+    Raises:
+        ModelError: there are only pickles, none at all, or one is missing or cut off.
+    """
+    path = folder.path
+    names = _listed_weights(path)
+    if names:
+        return {name: _whole_size(path / name) for name in names}
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{path} has its weights in {pickles[0]}, a format that can run code when it is read; "
+            f"save the model as {WEIGHTS} (save_pretrained does so)."
+        )
+    if folder.name == settings.path and not Path(settings.path).expanduser().is_dir():
+        return _sizes_on_hub(settings)
+    raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
+
+
+def check_tokenizer_files(folder: ModelFolder) -> None:
+    """Check that a folder holds a tokenizer at all, since an empty one would be made up otherwise.
+
+    Raises:
+        ModelError: it holds none of the usual files.
+    """
+    if not any(next(folder.path.glob(pattern), None) for pattern in _TOKENIZER_FILES):
+        raise ModelError(f"{folder.path} holds no tokenizer; save it there (tokenizer.json) beside the model.")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the loader's progress bars and reports off the terminal; problems are raised instead."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _local(path: Path, settings: recipe.Model) -> ModelFolder:
+    """Return the facts of a folder on this machine."""
+    if settings.revision is not None:
+        raise ModelError(
+            f"model.revision is {settings.revision!r}, but model.path {settings.path!r} is a folder, which has none; "
+            "leave model.revision out."
+        )
+    if not path.is_dir():
+        raise ModelError(f"The embedded model is missing from this installation ({path}); install bellwether again.")
+    return ModelFolder(str(path.resolve()), path, read_json(path / "config.json"))
+
+
+def _download(settings: recipe.Model, weights: bool) -> Path:
+    """Return the cached folder of a hub model, downloading what is missing."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    try:
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
+    # The hub's client raises errors of several libraries: no network, no such name, no access.
+    except Exception as error:
+        raise ModelError(_unavailable(settings, error)) from error
+
+
+def _sizes_on_hub(settings: recipe.Model) -> dict[str, int]:
+    """Return the sizes of a hub model's weight files without downloading them."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(settings.path, revision=settings.revision, files_metadata=True)
+    # As above: errors of several libraries.
+    except Exception as error:
+        raise ModelError(_unavailable(settings, error)) from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if file.rfilename.endswith(".safetensors")}
+    if not sizes:
+        raise ModelError(f"The hub model {settings.path} has no safetensors weights; others are not read.")
+    return sizes
+
+
+def _unavailable(settings: recipe.Model, error: Exception) -> str:
+    """Return the sentence for a model that is neither here nor to be had."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    revision = f" at revision {settings.revision}" if settings.revision else ""
+    return (
+        f"There is no folder {settings.path!r}, and no model of that name{revision} could be had from the "
+        f"Hugging Face hub ({reason}); give the path of a model's folder, or check name and network."
+    )
+
+
+def _listed_weights(path: Path) -> list[str]:
+    """Return the names of a folder's safetensors files as its index lists them, or the single one."""
+    if (path / WEIGHTS_INDEX).is_file():
+        mapping = read_json(path / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(mapping, dict) or not mapping:
+            raise ModelError(f"{path / WEIGHTS_INDEX}: weight_map is missing; repair the model's folder.")
+        return sorted({str(name) for name in mapping.values()})
+    return [WEIGHTS] if (path / WEIGHTS).is_file() else []
+
+
+def _whole_size(path: Path) -> int:
+    """Return the size of a safetensors file in bytes, after comparing it with what its header promises."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+        if header is None:
+            raise ValueError("its header is cut off")
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
+    if 8 + length + end != size:
+        raise ModelError(f"{path} has {size} bytes, but its header promises {8 + length + end}; copy the model again.")
+    return size

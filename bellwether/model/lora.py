@@ -1,0 +1,335 @@
+"""LoRA layers over a frozen base, for one adapter or for many at once.
+
+The base's module tree stays as it is: a hook at each adapted module adds to its output
+
+    scaling · dropout(x) A^T B^T        (Hu et al. 2021, arXiv 2106.09685, section 4.1)
+
+A module's adapters stand in K slots, A_KRI and B_KOR, and each row of a batch belongs to one slot, so
+that several clients can be trained in one forward pass over the same base. As in PEFT, A and B are
+float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded
+once to the base's.
+
+Shape legend: K slots, R rank, I inputs, O outputs, N rows of a batch, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bellwether import recipe
+from bellwether.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
+from bellwether.errors import ModelError
+from bellwether.model.base import Base, LinearShape, ModelFacts, linear_shapes, output_shape
+
+DropoutMasks = Callable[[str, torch.Tensor], torch.Tensor]
+"""``masks(module path, x_NTI) -> mask_NTI``, already scaled by 1 / (1 - p)."""
+
+
+def resolve_targets(
+    model: Any | ModelFacts, wanted: Sequence[str] | Literal["all-linear"], rank: int = 1
+) -> tuple[str, ...]:
+    """Return the full paths of the modules to adapt, in the order of the model.
+
+    Works on a model, also one on the meta device, and on the facts of one that is not loaded yet.
+
+    Args:
+        model: a transformers model, or its facts.
+        wanted: last parts of paths, ends of paths or whole paths, or ``all-linear`` for every linear
+            module but the output layer, as PEFT takes it.
+        rank: LoRA's rank, which must fit into every adapted module.
+
+    Raises:
+        ModelError: a name is unknown, names no linear module, or the rank is above a module's size.
+    """
+    shapes = _shapes(model)
+    chosen = shapes if wanted == "all-linear" else _named(shapes, wanted, _output_path(model))
+    for shape in chosen:
+        if rank > min(shape.inputs, shape.outputs):
+            raise ModelError(
+                f"lora.rank is {rank}, but {shape.path} is only {shape.inputs} × {shape.outputs}; "
+                f"give at most {min(min(s.inputs, s.outputs) for s in chosen)}."
+            )
+    return tuple(shape.path for shape in chosen)
+
+
+def short_names(model: Any | ModelFacts, modules: Sequence[str]) -> tuple[str, ...]:
+    """Return the last parts of adapted modules' paths where these name exactly them, else whole paths.
+
+    PEFT takes either; other software that serves adapters knows last parts only.
+    """
+    leaves = dict.fromkeys(path.rpartition(".")[2] for path in modules)
+    everything = (*(shape.path for shape in _shapes(model)), _output_path(model))
+    named = {path for path in everything if path.rpartition(".")[2] in leaves}
+    return tuple(leaves) if named == set(modules) else tuple(modules)
+
+
+def adapter_config(base: Base | ModelFacts, lora: recipe.Lora) -> AdapterConfig:
+    """Return the configuration of the adapter that a recipe describes.
+
+    Raises:
+        ModelError: as ``resolve_targets``.
+    """
+    facts = base if isinstance(base, ModelFacts) else base.facts
+    modules = resolve_targets(facts, lora.target_modules, lora.rank)
+    transposed = {shape.path: shape.transposed for shape in facts.linears}
+    return AdapterConfig(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        modules=modules,
+        rslora=lora.rslora,
+        fan_in_fan_out=all(transposed[path] for path in modules),
+        base_model=facts.name,
+        target_modules=short_names(facts, modules),
+    )
+
+
+def check_lora(base: Base | ModelFacts, lora: recipe.Lora) -> None:
+    """Check that the adapter which a recipe describes fits a base model, before its weights are loaded.
+
+    Raises:
+        ModelError: as ``resolve_targets``.
+    """
+    adapter_config(base, lora)
+
+
+def initial_adapter(base: Base | ModelFacts, lora: recipe.Lora, generator: torch.Generator) -> Adapter:
+    """Return the adapter that a run starts from: A uniform within ±1/√I, B zero, as PEFT's.
+
+    Args:
+        base: the base model or its facts.
+        lora: rank, alpha, dropout and target modules.
+        generator: a CPU generator, the only source of A.
+
+    Raises:
+        ModelError: as ``resolve_targets``.
+    """
+    facts = base if isinstance(base, ModelFacts) else base.facts
+    config = adapter_config(facts, lora)
+    shapes = {shape.path: shape for shape in facts.linears}
+    tensors: dict[str, NDArray[Any]] = {}
+    for path in config.modules:
+        a_RI = torch.empty(lora.rank, shapes[path].inputs)
+        torch.nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5), generator=generator)
+        tensors[key_a(path)] = a_RI.numpy()
+        tensors[key_b(path)] = np.zeros((shapes[path].outputs, lora.rank), np.float32)
+    return Adapter(config, tensors)
+
+
+def seeded_masks(
+    probability: float, generators: Sequence[torch.Generator], slot_N: torch.Tensor | None = None
+) -> DropoutMasks:
+    """Return dropout masks that draw from the given generators and from nothing else.
+
+    Args:
+        probability: of dropping an element.
+        generators: one per slot, on the device of the model.
+        slot_N: the slot of each row, whose generator draws its mask; None where all are in slot 0.
+    """
+    keep = 1.0 - probability
+
+    def draw(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return torch.empty_like(x, requires_grad=False).bernoulli_(keep, generator=generator).div_(keep)
+
+    def masks(path: str, x_NTI: torch.Tensor) -> torch.Tensor:
+        if slot_N is None:
+            return draw(x_NTI, generators[0])
+        mask_NTI = torch.empty_like(x_NTI, requires_grad=False)
+        for slot, generator in enumerate(generators):
+            rows = slot_N == slot
+            mask_NTI[rows] = draw(x_NTI[rows], generator)
+        return mask_NTI
+
+    return masks
+
+
+class LoraLayers(torch.nn.Module):
+    """LoRA adapters at modules of a frozen base, in K slots; attached until ``detach`` is called.
+
+    Args:
+        model: the base model, whose module tree and weights stay as they are.
+        config: which modules are adapted, rank and scaling.
+        slots: K.
+        dtype: precision of A and B; float64 is for proofs.
+
+    Raises:
+        ModelError: a module of the configuration is not in the model.
+    """
+
+    def __init__(self, model: Any, config: AdapterConfig, slots: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        shapes = {shape.path: shape for shape in linear_shapes(model)}
+        unknown = [path for path in config.modules if path not in shapes]
+        if unknown:
+            raise ModelError(f"The adapter is for {unknown[0]}, which {type(model).__name__} does not have.")
+        device = next(model.parameters()).device
+        self.config = config
+        self.slots = slots
+        self.A = torch.nn.ParameterList()
+        self.B = torch.nn.ParameterList()
+        self._slot_N: torch.Tensor | None = None
+        self._masks: DropoutMasks | None = None
+        self._enabled = True
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        for number, path in enumerate(config.modules):
+            shape = shapes[path]
+            self.A.append(torch.nn.Parameter(torch.zeros(slots, config.rank, shape.inputs, dtype=dtype, device=device)))
+            self.B.append(
+                torch.nn.Parameter(torch.zeros(slots, shape.outputs, config.rank, dtype=dtype, device=device))
+            )
+            self._handles.append(model.get_submodule(path).register_forward_hook(self._hook(number, path)))
+
+    def load(self, slot: int, tensors: Tensors) -> None:
+        """Copy an adapter's tensors into a slot.
+
+        Args:
+            slot: which of the K.
+            tensors: under PEFT's keys; keys and shapes must be those of the layers.
+
+        Raises:
+            ModelError: a key is missing or unknown, or a tensor has another shape.
+        """
+        wanted = self._named()
+        if tensors.keys() != wanted.keys():
+            odd = sorted(tensors.keys() ^ wanted.keys())[0]
+            raise ModelError(f"The adapter does not fit the LoRA layers: {odd} is on one side only.")
+        with torch.no_grad():
+            for key, parameter in wanted.items():
+                value = torch.from_numpy(np.ascontiguousarray(tensors[key]))
+                if value.shape != parameter.shape[1:]:
+                    raise ModelError(
+                        f"{key} has shape {tuple(value.shape)}, but the LoRA layers need {tuple(parameter.shape[1:])}."
+                    )
+                parameter[slot].copy_(value)
+
+    def read(self, slot: int) -> dict[str, NDArray[Any]]:
+        """Return copies of a slot's tensors under PEFT's keys."""
+        return {key: parameter[slot].detach().cpu().numpy().copy() for key, parameter in self._named().items()}
+
+    @contextlib.contextmanager
+    def routed(self, slot_N: torch.Tensor | None, dropout_masks: DropoutMasks | None = None) -> Iterator[None]:
+        """Say, for forward passes inside, which slot each row of the batch belongs to.
+
+        Args:
+            slot_N: slot numbers on the model's device; None puts all rows into slot 0, which is faster.
+            dropout_masks: masks for the inputs of A; None drops nothing.
+        """
+        before = self._slot_N, self._masks
+        self._slot_N, self._masks = slot_N, dropout_masks
+        try:
+            yield
+        finally:
+            self._slot_N, self._masks = before
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Make forward passes inside those of the untuned base."""
+        before, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def detach(self) -> None:
+        """Take the hooks off the base; the layers have no effect any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _named(self) -> Mapping[str, torch.nn.Parameter]:
+        """Return all stacked parameters under PEFT's keys, in the order of the model."""
+        named: dict[str, torch.nn.Parameter] = {}
+        for number, path in enumerate(self.config.modules):
+            named[key_a(path)] = self.A[number]
+            named[key_b(path)] = self.B[number]
+        return named
+
+    def _hook(self, number: int, path: str) -> Callable[..., torch.Tensor | None]:
+        """Return the forward hook of one adapted module."""
+
+        def add(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if not self._enabled:
+                return None
+            x = args[0].to(self.A[number].dtype)
+            if self._masks is not None:
+                x = x * self._mask(path, x)
+            wide = output.to(x.dtype)
+            summed = self._add_one(number, x, wide) if self._slot_N is None else self._add_many(number, x, wide)
+            return summed.to(output.dtype)
+
+        return add
+
+    def _mask(self, path: str, x: torch.Tensor) -> torch.Tensor:
+        """Return the dropout mask of an input, which its source sees with axes N, T, I where rows are known."""
+        assert self._masks is not None
+        rows = x.shape[0] if self._slot_N is None else len(self._slot_N)
+        return self._masks(path, _by_rows(x, rows, path)).reshape(x.shape)
+
+    def _add_one(self, number: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Add the adapter in slot 0 to the output of a module."""
+        a_RI, b_OR = self.A[number][0], self.B[number][0]
+        low = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), a_RI)
+        summed = torch.addmm(output.reshape(-1, output.shape[-1]), low, b_OR.T, alpha=self.config.scaling)
+        return summed.view(output.shape)
+
+    def _add_many(self, number: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Add each row's own adapter to the output of a module."""
+        slot_N, path = self._slot_N, self.config.modules[number]
+        assert slot_N is not None
+        x_NTI, output_NTO = _by_rows(x, len(slot_N), path), _by_rows(output, len(slot_N), path)
+        a_NIR = self.A[number][slot_N].transpose(1, 2)
+        b_NRO = self.B[number][slot_N].transpose(1, 2)
+        summed_NTO = torch.baddbmm(output_NTO, torch.bmm(x_NTI, a_NIR), b_NRO, alpha=self.config.scaling)
+        return summed_NTO.view(output.shape)
+
+
+def _by_rows(x: torch.Tensor, rows: int, path: str) -> torch.Tensor:
+    """Return a view with axes N, T, I of what a module sees, which in OPT has rows and tokens in one axis.
+
+    Raises:
+        ModelError: the module does not see the batch's rows in their order (a mixture of experts).
+    """
+    if x.dim() == 3 and x.shape[0] == rows:
+        return x
+    if x.dim() == 2 and x.shape[0] % rows == 0:
+        return x.reshape(rows, -1, x.shape[-1])
+    raise ModelError(
+        f"{path} sees an input of shape {tuple(x.shape)} for a batch of {rows} rows, so its rows cannot be told apart; "
+        "leave it out of lora.target_modules."
+    )
+
+
+def _shapes(model: Any | ModelFacts) -> tuple[LinearShape, ...]:
+    """Return the adaptable modules of a model or of its facts."""
+    return model.linears if isinstance(model, ModelFacts) else linear_shapes(model)
+
+
+def _output_path(model: Any | ModelFacts) -> str:
+    """Return the path of the output layer."""
+    return (model.output_layer if isinstance(model, ModelFacts) else output_shape(model)).path
+
+
+def _named(shapes: Sequence[LinearShape], wanted: Sequence[str], output: str) -> tuple[LinearShape, ...]:
+    """Return the modules that any of the wanted names fits."""
+    for name in wanted:
+        if any(_fits(shape.path, name) for shape in shapes):
+            continue
+        known = ", ".join(dict.fromkeys(shape.path.rpartition(".")[2] for shape in shapes))
+        if _fits(output, name):
+            raise ModelError(
+                f"lora.target_modules names {name!r}, the output layer, which is not adapted; there are {known}."
+            )
+        raise ModelError(f"lora.target_modules names {name!r}, which the model does not have; there are {known}.")
+    return tuple(shape for shape in shapes if any(_fits(shape.path, name) for name in wanted))
+
+
+def _fits(path: str, name: str) -> bool:
+    """Return whether a name is a path or its end, at a dot."""
+    return path == name or path.endswith(f".{name}")

@@ -1,0 +1,162 @@
+"""What a recipe means before any weights are loaded: rows, clients, tokens, and a base that fits.
+
+``run``, ``plan`` and ``data`` begin here, so that every mistake in recipe, data or model folder is found
+before the base model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bellwether.data.federated import load_federated
+from bellwether.data.prompts import Template, end_of_turn, resolve_template
+from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.data.tokens import tokenise
+from bellwether.errors import DataError, RecipeError
+from bellwether.randomness import Randomness
+from bellwether.recipe import Recipe, check_recipe
+from bellwether.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from bellwether.model.base import ModelFacts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its rows dealt out and tokenised.
+
+    Args:
+        recipe: the recipe.
+        facts: what is known of the base model without its weights.
+        tokenizer: the base model's tokenizer.
+        template: the prompt format, ``alpaca`` or ``chat``.
+        federated: all rows as text.
+        clients: token rows for training, by client.
+        held_out: token rows that clients hold out of their own, by client.
+        scored: the coordinator's token rows to score: test or validation.
+        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+        notes: sentences for the log.
+    """
+
+    recipe: Recipe
+    facts: ModelFacts
+    tokenizer: Any
+    template: Template
+    federated: Federated
+    clients: Mapping[str, Tokenised]
+    held_out: Mapping[str, Tokenised]
+    scored: Tokenised
+    stop: Sequence[int]
+    notes: Sequence[str]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read and check all that a run needs short of the weights.
+
+    Raises:
+        RecipeError: fields of the recipe contradict each other or the data.
+        DataError: rows cannot be read, dealt out or tokenised.
+        ModelError: the base model's folder cannot be used, or the adapter does not fit it.
+    """
+    check_recipe(recipe)
+    check_trackers(recipe.output.trackers)
+    federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
+    _check_cohort_size(recipe, len(federated.clients))
+    facts, tokenizer = _inspect(recipe)
+    template = resolve_template(recipe.data.template, tokenizer)
+
+    def tokens(rows: Sequence[Row]) -> Tokenised:
+        return tokenise(rows, tokenizer, recipe.data, template)
+
+    clients = {client: tokens(rows) for client, rows in federated.clients.items()}
+    _check_clients(clients, recipe)
+    held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
+    held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
+    scored = _limited(tokens(federated.test if recipe.evaluation.part == "test" else federated.validation), recipe)
+    stop = end_of_turn(template, tokenizer)
+    notes = [*federated.notes, *_counts("training rows", clients.values()), *_counts("scored rows", [scored])]
+    return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, stop, notes)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths for what is on this machine, so that it can be resumed from anywhere."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path != "starter" and Path(path).exists() else path
+
+    availability = recipe.federation.availability
+    if availability is not None and availability.trace is not None:
+        availability = availability.model_copy(update={"trace": absolute(availability.trace)})
+    sources = {
+        field: tuple(map(absolute, getattr(recipe.data, field)))
+        for field in ("sources", "test_sources", "validation_sources")
+    }
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"path": absolute(recipe.model.path)}),
+            "data": recipe.data.model_copy(update=sources),
+            "federation": recipe.federation.model_copy(update={"availability": availability}),
+        }
+    )
+
+
+def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
+    """Return what the model's folder tells, once the adapter is known to fit."""
+    from bellwether.model.base import inspect_base, load_tokenizer
+    from bellwether.model.lora import check_lora
+
+    facts = inspect_base(recipe.model)
+    check_lora(facts, recipe.lora)
+    if facts.max_positions is not None and recipe.data.max_tokens > facts.max_positions:
+        raise RecipeError(
+            f"data.max_tokens is {recipe.data.max_tokens}, but the base model {recipe.model.path} has "
+            f"{facts.max_positions} positions; set data.max_tokens={facts.max_positions} or less."
+        )
+    return facts, load_tokenizer(recipe.model)
+
+
+def _check_cohort_size(recipe: Recipe, clients: int) -> None:
+    """Refuse a cohort that is larger than the federation that the data makes."""
+    size = recipe.federation.cohort_size
+    if size is not None and size > clients:
+        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+
+
+def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
+    """Refuse clients of whose rows none can be trained on."""
+    empty = [client for client, tokenised in clients.items() if not tokenised.rows]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on (the first: {empty[0]}, with "
+            f"{clients[empty[0]].left_out} rows left out as too long); raise data.max_tokens (now "
+            f"{recipe.data.max_tokens}), or leave the client out."
+        )
+
+
+def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
+    """Return the rows to score, at most ``evaluation.max_rows_per_category`` of each category."""
+    most = recipe.evaluation.max_rows_per_category
+    if most is None:
+        return tokenised
+    counts: dict[str, int] = {}
+    rows: list[TokenRow] = []
+    for row in tokenised.rows:
+        counts[row.category] = counts.get(row.category, 0) + 1
+        if counts[row.category] <= most:
+            rows.append(row)
+    return Tokenised(rows, tokenised.shortened, tokenised.left_out)
+
+
+def _counts(what: str, parts: Sequence[Tokenised] | Any) -> list[str]:
+    """Return a sentence about rows that do not fit, or none."""
+    parts = list(parts)
+    kept, shortened, left_out = (
+        sum(count(part) for part in parts)
+        for count in (lambda part: len(part.rows), lambda part: part.shortened, lambda part: part.left_out)
+    )
+    if not shortened and not left_out:
+        return []
+    return [f"Of {kept + left_out} {what}, {shortened} were shortened and {left_out} left out as too long."]

@@ -1,0 +1,283 @@
+"""A run: a recipe becomes data, clients, an engine and methods; rounds are run; results are written.
+
+This is also the Python interface:
+
+    from bellwether import Recipe, run
+    result = run(Recipe(seed=1))
+    print(result.before.rouge_l, result.after.rouge_l, result.folder)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bellwether.adapter import Adapter
+from bellwether.aggregate.average import make_aggregate
+from bellwether.client.score import Scored, by_category, score
+from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.data.federated import fingerprint as data_fingerprint
+from bellwether.engine.local import LocalEngine
+from bellwether.errors import CheckpointError, ModelError
+from bellwether.evaluate.scores import Scores, Totals, macro
+from bellwether.federate import Federation, Progress, federate
+from bellwether.history import json_lines, plain
+from bellwether.model.base import Base, fingerprint, load_base
+from bellwether.model.lora import LoraLayers, initial_adapter
+from bellwether.model_card import model_card
+from bellwether.narrate import tell_all, write_log
+from bellwether.prepare import Prepared, prepare, with_absolute_paths
+from bellwether.randomness import Randomness
+from bellwether.recipe import Recipe
+from bellwether.records import EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
+from bellwether.run_folder import LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
+from bellwether.trackers import open_trackers
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Args:
+        folder: the run folder.
+        adapter: the final adapter.
+        rounds: one record per round.
+        evaluations: one record per evaluation and part.
+    """
+
+    folder: Path
+    adapter: Adapter
+    rounds: Sequence[RoundRecord]
+    evaluations: Sequence[EvaluationRecord]
+
+    @property
+    def before(self) -> Scores:
+        """Macro scores of the untuned base."""
+        return macro(self._coordinator()[0].categories)
+
+    @property
+    def after(self) -> Scores:
+        """Macro scores of the final adapter."""
+        return macro(self._coordinator()[-1].categories)
+
+    def _coordinator(self) -> list[EvaluationRecord]:
+        """Return the evaluations on the coordinator's own rows, or else those at the clients."""
+        own = [record for record in self.evaluations if record.part != "clients"]
+        return own or list(self.evaluations)
+
+
+def run(
+    recipe: Recipe | None = None,
+    *,
+    resume: Path | None = None,
+    watch: Watcher | None = None,
+) -> Result:
+    """Run a recipe, or go on with a run.
+
+    Args:
+        recipe: what to run; with ``resume``, it must equal the folder's own, or be None.
+        resume: a run folder to go on with.
+        watch: is told what happens; None is silent.
+
+    Returns:
+        The result, which is also in the run folder.
+
+    Raises:
+        BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
+    """
+    watch = watch or (lambda event: None)
+    start = time.perf_counter()
+    result = _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or Recipe(), watch)
+    watch(RunFinished(time.perf_counter() - start))
+    return result
+
+
+def _begin(recipe: Recipe, watch: Watcher) -> Result:
+    """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
+    path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
+    check_new(path)
+    recipe = with_absolute_paths(recipe)
+    prepared = prepare(recipe)
+    base = load_base(recipe.model)
+    with RunFolder.create(path, recipe, _environment(prepared, base)) as folder:
+        try:
+            return _run_in(folder, prepared, base, watch)
+        except BaseException:
+            folder.discard()
+            raise
+
+
+def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
+    """Go on with the run in a folder, under the conditions under which it began."""
+    with RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder:
+        then = folder.environment
+        prepared = prepare(folder.recipe)
+        # The number of threads decides the order of sums, and with it the last bits.
+        base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
+        now = _environment(prepared, base)
+        changed = [fact for fact in ("data", "base", "device", "dtype") if then.get(fact) != now[fact]]
+        if changed:
+            raise CheckpointError(
+                f"The run in {path} cannot go on, because its {changed[0]} is another one now ({now[changed[0]]}) than "
+                f"when it began ({then.get(changed[0])}); restore it, or begin a new run."
+            )
+        if then.get("versions") != now["versions"]:
+            watch(Note("Packages have other versions than when the run began: its last bits may differ.", warning=True))
+        return _run_in(folder, prepared, base, watch)
+
+
+def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
+    """Return what is written of the machine, and what a resumed run must find again."""
+    import torch
+
+    return describe_environment(
+        device=str(base.device),
+        device_name=torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else None,
+        threads=torch.get_num_threads(),
+        dtype=prepared.recipe.model.dtype,
+        data=data_fingerprint(prepared.federated),
+        base=base.fingerprint,
+    )
+
+
+def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher) -> Result:
+    """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
+    progress = _progress(folder, base, watch)
+    with (
+        write_log(folder.path / LOG) as log,
+        open_trackers(folder.recipe, folder.path, tell_all([watch, log]), progress.round) as trackers,
+    ):
+        return _federate(folder, prepared, base, progress, tell_all([watch, log, trackers]))
+
+
+def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
+    """Run the rounds that are left, check that the base is unchanged, and write the results."""
+    recipe = folder.recipe
+    layers = LoraLayers(base.model, progress.adapter.config)
+    federation = _federation(folder, prepared, base, layers, watch)
+    watch(
+        RunStarted(
+            recipe.name,
+            str(folder.path),
+            recipe.federation.rounds,
+            progress.round,
+            len(federation.clients),
+            cohort_size(recipe.federation, len(federation.clients)),
+        )
+    )
+    for text in prepared.notes:
+        watch(Note(text))
+    progress = federate(federation, progress)
+    layers.detach()
+    if fingerprint(base.model) != base.fingerprint:
+        raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
+    card = model_card(recipe, _records(progress), len(federation.clients), folder.environment)
+    folder.finish(progress.adapter, card, _records(progress), _samples(folder, prepared, progress))
+    return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
+
+
+def _progress(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
+    """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        generator = Randomness(folder.recipe.seed).torch("initial adapter")
+        return Progress(0, initial_adapter(base, folder.recipe.lora, generator), {})
+    for text in checkpoint.notes:
+        watch(Note(text, warning=True))
+    return Progress(
+        checkpoint.round,
+        checkpoint.adapter,
+        checkpoint.state,
+        tuple(record for record in checkpoint.history if isinstance(record, RoundRecord)),
+        tuple(record for record in checkpoint.history if isinstance(record, EvaluationRecord)),
+    )
+
+
+def _federation(folder: RunFolder, prepared: Prepared, base: Base, layers: LoraLayers, watch: Watcher) -> Federation:
+    """Return the simulated federation of a recipe."""
+    recipe, clients = prepared.recipe, list(prepared.clients)
+    availability = recipe.federation.availability
+    trace = make_trace(availability, clients, Randomness(recipe.seed)) if availability else None
+    held_out = {client: tokenised.rows for client, tokenised in prepared.held_out.items()}
+    rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+
+    def commit(progress: Progress) -> None:
+        folder.commit(progress.round, progress.adapter, progress.state, _records(progress))
+
+    def score_own(round: int, adapter: Adapter) -> Mapping[str, Totals]:
+        if not prepared.scored.rows:
+            return {}
+        layers.load(0, adapter.tensors)
+        scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+        _write_answers(folder, round, scored)
+        return by_category(prepared.scored.rows, scored)
+
+    return Federation(
+        recipe=recipe,
+        engine=LocalEngine(base, layers, rows, held_out, prepared.stop, trace),
+        clients=clients,
+        evaluating=list(held_out),
+        sample=make_sampler(recipe.federation, trace),
+        aggregate=make_aggregate(recipe.federation.aggregate),
+        score=score_own,
+        commit=commit,
+        watch=watch,
+    )
+
+
+def _records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:
+    """Return all records of a run in the order of rounds, evaluations after their round."""
+    records: list[RoundRecord | EvaluationRecord] = [*progress.rounds, *progress.evaluations]
+    return sorted(records, key=lambda record: record.round)
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+def _answers_file(folder: RunFolder, round: int) -> Path:
+    return folder.path / "answers" / f"{round:04d}.jsonl"
+
+
+def _write_answers(folder: RunFolder, round: int, scored: Sequence[Scored]) -> None:
+    """Keep each row's totals and answer, one line per scored row in the order of the rows."""
+    path = _answers_file(folder, round)
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, json_lines({"answer": result.answer, **plain(result.totals)} for result in scored))
+
+
+def _samples(folder: RunFolder, prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
+    """Return some scored rows with the untuned base's answer and the final one, categories in turn."""
+    evaluation = prepared.recipe.evaluation
+    if not evaluation.generate or not prepared.scored.rows:
+        return []
+    before, after = (
+        [json.loads(line)["answer"] for line in _answers_file(folder, round).read_text(encoding="utf-8").splitlines()]
+        for round in (0, progress.round)
+    )
+    chosen = _in_turn([row.category for row in prepared.scored.rows], evaluation.samples)
+    rows = prepared.scored.rows
+    return [
+        {
+            "category": rows[number].category,
+            "instruction": rows[number].row.instruction,
+            "context": rows[number].row.context,
+            "reference": rows[number].response,
+            "before": before[number],
+            "after": after[number],
+        }
+        for number in chosen
+    ]
+
+
+def _in_turn(categories: Sequence[str], most: int) -> list[int]:
+    """Return row numbers, the first row of each category, then the second of each, and so on."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for number, category in enumerate(categories):
+        seen[category] = seen.get(category, 0) + 1
+        ranked.append((seen[category], category, number))
+    return [number for _, _, number in sorted(ranked)[:most]]

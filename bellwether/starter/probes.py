@@ -1,0 +1,103 @@
+"""Probes of a base model: does it know the facts, and can it copy out of a scene?
+
+A probe gives the model the known part of a sentence and counts how often the rest is, token by token, the
+most likely continuation, so that greedy decoding would write it.
+
+Shape legend: N probes, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bellwether.starter import scenes
+from bellwether.starter.facts import RELATIONS, entities
+from bellwether.starter.scenes import Event, Scene
+from bellwether.starter.tokenizer import Encoder
+from bellwether.starter.world import World, dice
+
+FACTS_GATE = 0.95
+COPY_GATE = 0.80
+COPIES = ("copy name", "copy thing", "copy place")
+
+Probe = tuple[str, str]
+_ABOUT_EVENT: Mapping[str, Callable[[Event], str]] = {
+    "copy name": scenes.who,
+    "copy thing": scenes.what,
+    "copy place": scenes.where,
+}
+_ABOUT_SCENE: Mapping[str, Sequence[Callable[[Scene], str]]] = {
+    "list": (scenes.people, scenes.goods, scenes.towns),
+    "summary": (scenes.summary,),
+    "label": (scenes.mood,),
+}
+
+
+def make_probes(world: World, per_kind: int = 60) -> dict[str, list[Probe]]:
+    """Return probes by kind, each a known part and its continuation.
+
+    Args:
+        world: the world that the model has read of.
+        per_kind: scenes per kind; facts are all asked for.
+    """
+    rng = dice(world.seed, "probes")
+    part = world.everything
+    probes: dict[str, list[Probe]] = {
+        "facts": [
+            _split(relation.state(entity)) for name, relation in RELATIONS.items() for entity in entities(part, name)
+        ]
+    }
+    for kind, state_event in _ABOUT_EVENT.items():
+        told = [(scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1)) for _ in range(per_kind)]
+        probes[kind] = [_split(f"{text} {state_event(rng.choice(scene.events))}") for scene, text in told]
+    for kind, statements in _ABOUT_SCENE.items():
+        told = [(scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1)) for _ in range(per_kind)]
+        probes[kind] = [_split(f"{text} {rng.choice(statements)(scene)}") for scene, text in told]
+    return probes
+
+
+def run_probes(model: Any, encoder: Encoder, probes: Mapping[str, Sequence[Probe]]) -> dict[str, float]:
+    """Return the share of probes, 0..1, that a model continues as it should, by kind.
+
+    Args:
+        model: a causal language model on the CPU.
+        encoder: its tokenizer's encoder.
+        probes: probes by kind, of ``make_probes``.
+    """
+    return {kind: _share_right(model, encoder, some) for kind, some in probes.items()}
+
+
+def passes(shares: Mapping[str, float]) -> bool:
+    """Return whether the probes are good enough for a base to be shipped."""
+    return shares["facts"] > FACTS_GATE and all(shares[kind] > COPY_GATE for kind in COPIES)
+
+
+def _split(sentence: str) -> Probe:
+    known, wanted = sentence.split("|")
+    return known, wanted
+
+
+def _share_right(model: Any, encoder: Encoder, probes: Sequence[Probe], batch: int = 64) -> float:
+    right = 0
+    for start in range(0, len(probes), batch):
+        right += _count_right(model, encoder, probes[start : start + batch])
+    return right / len(probes)
+
+
+def _count_right(model: Any, encoder: Encoder, probes: Sequence[Probe]) -> int:
+    """Return how many probes of one batch are continued as they should be."""
+    pairs = [([encoder.bos, *encoder.words(known)], encoder.words(wanted)) for known, wanted in probes]
+    longest = max(len(known) + len(wanted) for known, wanted in pairs)
+    # Padding stands at the end, where a causal model cannot see it.
+    ids_NT = torch.full((len(pairs), longest), encoder.eos)
+    for row, (known, wanted) in enumerate(pairs):
+        ids_NT[row, : len(known) + len(wanted)] = torch.tensor(known + wanted)
+    with torch.no_grad():
+        best_NT = model(ids_NT).logits.argmax(-1)
+    return sum(
+        best_NT[row, len(known) - 1 : len(known) + len(wanted) - 1].tolist() == wanted
+        for row, (known, wanted) in enumerate(pairs)
+    )

@@ -1,0 +1,108 @@
+"""How an adapter or update is packed for the way, and the one strict check before aggregation.
+
+All tensors travel as one flat array: with Flower the number of tensors, not their size, decides how
+long a message takes. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellwether.adapter import Adapter, Tensors
+from bellwether.errors import UpdateRejected
+from bellwether.messages import Update
+
+Layout = Sequence[tuple[str, tuple[int, ...]]]
+
+
+def layout(tensors: Tensors) -> Layout:
+    """Return key and shape of every tensor, in the order in which they are packed."""
+    return [(key, tuple(tensors[key].shape)) for key in sorted(tensors)]
+
+
+def pack(tensors: Tensors) -> NDArray[np.float32]:
+    """Return all tensors as one flat array of float32, in the order of ``layout``."""
+    parts = [np.asarray(tensors[key], dtype=np.float32).ravel() for key, _ in layout(tensors)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def unpack(flat_P: NDArray[Any], expected: Layout) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a flat array, as copies.
+
+    Args:
+        flat_P: all values, in the order of ``expected``.
+        expected: key and shape of every tensor, as the receiver knows them itself.
+
+    Raises:
+        UpdateRejected: the array is not flat or has another number of values.
+    """
+    sizes = [int(np.prod(shape)) for _, shape in expected]
+    if flat_P.shape != (sum(sizes),):
+        raise UpdateRejected(f"it holds values of shape {flat_P.shape}, but the adapter has {sum(sizes)}")
+    ends = np.cumsum(sizes)
+    return {
+        key: flat_P[end - size : end].reshape(shape).copy()
+        for (key, shape), size, end in zip(expected, sizes, ends, strict=True)
+    }
+
+
+def adapter_bytes(tensors: Tensors) -> int:
+    """Return the bytes that tensors take on the way: the packed values and their description."""
+    description = json.dumps(layout(tensors)).encode()
+    return sum(4 * int(value.size) for value in tensors.values()) + len(description)
+
+
+def check_update(
+    update: Update, adapter: Adapter, round: int, cohort: Collection[str], taken: Collection[str], max_rows: int
+) -> None:
+    """Refuse an update that must not be aggregated.
+
+    Args:
+        update: what the client sent.
+        adapter: the adapter that was sent out.
+        round: the round that is being aggregated.
+        cohort: the clients that were asked in this round.
+        taken: the clients whose updates were accepted already.
+        max_rows: rows that one update may claim.
+
+    Raises:
+        UpdateRejected: the reason, as one clause; the caller adds round and client.
+    """
+    if update.client not in cohort:
+        raise UpdateRejected("the client was not asked in this round")
+    if update.client in taken:
+        raise UpdateRejected("the client has answered already")
+    if update.round != round:
+        raise UpdateRejected(f"it belongs to round {update.round}, not {round}")
+    if isinstance(update.rows, bool) or not isinstance(update.rows, int) or not 1 <= update.rows <= max_rows:
+        raise UpdateRejected(f"it claims {update.rows!r} rows, where 1 to {max_rows} are believed")
+    for name, figure in update.metrics.items():
+        if not isinstance(figure, int | float) or not math.isfinite(figure):
+            raise UpdateRejected(f"its {name[:40]!r} is {figure!r}, not a finite number")
+    missing, unknown = adapter.tensors.keys() - update.tensors.keys(), update.tensors.keys() - adapter.tensors.keys()
+    if missing or unknown:
+        raise UpdateRejected(f"its tensors are not the adapter's: {_some(missing)} missing, {_some(unknown)} unknown")
+    for key, expected in adapter.tensors.items():
+        check_tensor(key, update.tensors[key], expected)
+
+
+def check_tensor(key: str, value: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Refuse a tensor of another kind, shape (which includes the rank) or with values that are not finite."""
+    if not isinstance(value, np.ndarray) or value.dtype != expected.dtype:
+        raise UpdateRejected(f"{key} is {getattr(value, 'dtype', type(value).__name__)}, not {expected.dtype}")
+    if value.shape != expected.shape:
+        raise UpdateRejected(f"{key} has shape {value.shape}, not {expected.shape}")
+    if not np.isfinite(value).all():
+        raise UpdateRejected(f"{key} holds {int((~np.isfinite(value)).sum())} values that are not finite")
+
+
+def _some(keys: Collection[str]) -> str:
+    """Return up to two keys, and how many there are."""
+    shown = sorted(str(key)[:120] for key in keys)[:2]
+    return f"{len(keys)} ({', '.join(shown)}{', …' if len(keys) > 2 else ''})" if keys else "none"

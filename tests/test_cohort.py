@@ -1,0 +1,113 @@
+import json
+
+import numpy as np
+import pytest
+
+from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.errors import DataError
+from bellwether.randomness import Randomness, derive_seed
+from bellwether.recipe import Availability, Federation
+
+CLIENTS = [f"client-{n:03d}" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "size"),
+    [(0.05, 100, 5), (0.1, 10, 1), (0.01, 10, 1), (0.5, 5, 3), (0.25, 10, 3), (1.0, 7, 7), (0.049, 100, 5)],
+)
+def test_the_cohort_is_the_rounded_fraction_but_at_least_one(fraction, clients, size):
+    assert cohort_size(Federation(fraction=fraction), clients) == size
+
+
+def test_a_number_of_clients_goes_before_a_fraction():
+    assert cohort_size(Federation(fraction=0.5, cohort_size=7), 100) == 7
+
+
+def test_uniform_cohorts_repeat_with_the_seed_and_differ_between_rounds():
+    sample = make_sampler(Federation(fraction=0.1), None)
+    first = sample(CLIENTS, 1, Randomness(0))
+    assert first == sample(CLIENTS, 1, Randomness(0))
+    assert first != sample(CLIENTS, 2, Randomness(0))
+    assert first != sample(CLIENTS, 1, Randomness(1))
+    assert len(set(first)) == 10
+
+
+def test_uniform_cohorts_take_every_client_equally_often():
+    sample = make_sampler(Federation(fraction=0.1), None)
+    counts = dict.fromkeys(CLIENTS, 0)
+    for round in range(1, 2001):
+        for client in sample(CLIENTS, round, Randomness(3)):
+            counts[client] += 1
+    # Each count is binomial(2000, 0.1): mean 200, standard deviation 13.4; chi-square over 100 clients.
+    chi_square = sum((count - 200) ** 2 / 200 for count in counts.values())
+    assert chi_square < 150
+
+
+def test_the_available_sampler_never_asks_a_client_that_is_away():
+    availability = Availability(away=0.5)
+    federation = Federation(sampler="available", fraction=0.2, availability=availability)
+    trace = make_trace(availability, CLIENTS, Randomness(0))
+    sample = make_sampler(federation, trace)
+    away = 0
+    for round in range(1, 50):
+        cohort = sample(CLIENTS, round, Randomness(0))
+        assert len(cohort) == 20
+        assert all(trace(client, round).available for client in cohort)
+        away += sum(not trace(client, round).available for client in CLIENTS)
+    assert 0.45 < away / (49 * 100) < 0.55
+
+
+def test_a_client_keeps_its_speed_over_rounds_and_speeds_spread_log_normally():
+    availability = Availability(rows_per_second=20.0, speed_spread=0.5)
+    trace = make_trace(availability, CLIENTS, Randomness(1))
+    speeds = [trace(client, 1).rows_per_second for client in CLIENTS]
+    assert speeds == [trace(client, 9).rows_per_second for client in CLIENTS]
+    logs = np.log(speeds)
+    assert abs(logs.mean() - np.log(20.0)) < 0.2
+    assert 0.4 < logs.std() < 0.6
+
+
+def test_a_trace_file_says_what_holds_from_its_round_on(tmp_path):
+    lines = [
+        {"client": "b", "round": 1, "available": True, "rows_per_second": 5},
+        {"client": "a", "round": 3, "available": False, "rows_per_second": 1.5},
+    ]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    trace = make_trace(Availability(trace=str(path), rows_per_second=9), ["a", "b"], Randomness(0))
+    assert [trace("a", round).available for round in (1, 2, 3, 4)] == [True, True, False, False]
+    assert trace("a", 1).rows_per_second == 9
+    assert trace("b", 7).rows_per_second == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", ":1: a line of a trace has"),
+        ('{"client": "a"}', ":1: a line of a trace has"),
+        ('{"client": "z", "round": 1, "available": true, "rows_per_second": 1}', "no client 'z'"),
+        ('{"client": "a", "round": 1, "available": 1, "rows_per_second": 1}', "true or false"),
+        ('{"client": "a", "round": 1, "available": true, "rows_per_second": 0}', "above 0"),
+    ],
+)
+def test_a_broken_trace_file_is_refused_with_its_line(tmp_path, line, message):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(line)
+    with pytest.raises(DataError) as caught:
+        make_trace(Availability(trace=str(path)), ["a"], Randomness(0))
+    assert message in str(caught.value)
+
+
+def test_seeds_differ_in_every_part_and_do_not_run_together():
+    seeds = {
+        derive_seed(0, "order"),
+        derive_seed(1, "order"),
+        derive_seed(0, "orders"),
+        derive_seed(0, "order", round=1),
+        derive_seed(0, "order", client="a"),
+        derive_seed(0, "order", round=1, client="1"),
+        derive_seed(0, "order", round=11, client=""),
+        derive_seed(0, "der", client="or"),
+    }
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)

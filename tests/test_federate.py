@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pytest
+
+from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b
+from bellwether.aggregate.average import fedavg
+from bellwether.errors import RoundFailed
+from bellwether.evaluate.scores import Totals
+from bellwether.federate import Federation, Progress, federate, learning_rate
+from bellwether.messages import EvaluateTask, Reply, Update
+from bellwether.recipe import Recipe, Training, load_recipe
+from bellwether.records import ClientFailed, Evaluated, RoundFinished, RoundStarted
+
+A, B = key_a("q"), key_b("q")
+START = Adapter(AdapterConfig(1, 1.0, 0.0, ("q",)), {A: np.zeros((1, 2), np.float32), B: np.zeros((2, 1), np.float32)})
+ROWS = {"a": 10, "b": 20, "c": 30, "d": 40}
+
+
+class AddingEngine:
+    """Clients that add their number of rows to every value; ``faults`` replaces single replies."""
+
+    def __init__(self, faults=None):
+        self.faults = faults or {}
+        self.tasks = []
+
+    def ask(self, cohort, task):
+        self.tasks.append((tuple(cohort), task))
+        for client in cohort:
+            if isinstance(task, EvaluateTask):
+                yield Reply(client, 0.1, totals={"x": Totals(rows=1, tokens=2, loss=4.0)})
+                continue
+            tensors = {key: value + np.float32(ROWS[client]) for key, value in task.adapter.tensors.items()}
+            reply = Reply(client, 1.0, update=Update(client, task.round, tensors, ROWS[client], {"loss": 2, "tokens": 7}))
+            fault = self.faults.get((task.round, client), lambda reply: [reply])
+            yield from fault(reply)
+
+
+def federation(*overrides, engine=None, sample=None, aggregate=fedavg, committed=None, events=None, evaluating=()):
+    recipe = load_recipe(None, ["federation.rounds=3", "federation.fraction=1", *overrides])
+    return Federation(
+        recipe=recipe,
+        engine=engine or AddingEngine(),
+        clients=list(ROWS),
+        evaluating=evaluating,
+        sample=sample or (lambda clients, round, randomness: clients),
+        aggregate=aggregate,
+        score=lambda round, adapter: {"x": Totals(rows=1, tokens=1, loss=float(round))},
+        commit=(committed if committed is not None else []).append,
+        watch=(events if events is not None else []).append,
+    )
+
+
+def begin() -> Progress:
+    return Progress(0, START, {})
+
+
+def test_rounds_add_the_weighted_mean_of_the_clients_changes():
+    progress = federate(federation(), begin())
+    # By hand: each round adds (10·10 + 20·20 + 30·30 + 40·40) / 100 = 30.
+    assert progress.round == 3
+    np.testing.assert_allclose(progress.adapter.tensors[A], 90.0)
+    assert [record.rows for record in progress.rounds] == [100, 100, 100]
+    assert [record.tokens for record in progress.rounds] == [28, 28, 28]
+
+
+def test_every_round_is_committed_after_its_evaluation():
+    committed = []
+    federate(federation("evaluation.every=2", committed=committed), begin())
+    assert [progress.round for progress in committed] == [0, 1, 2, 3]
+    assert [[record.round for record in progress.evaluations] for progress in committed] == [
+        [0],
+        [0],
+        [0, 2],
+        [0, 2, 3],
+    ]
+
+
+def test_going_on_from_a_commit_gives_the_same_as_never_stopping():
+    committed = []
+    whole = federate(federation(committed=committed), begin())
+    rest = federate(federation(), committed[1])
+    assert rest.adapter.fingerprint() == whole.adapter.fingerprint()
+    assert [record.round for record in rest.rounds] == [1, 2, 3]
+
+
+def test_events_tell_the_round_in_its_order():
+    events = []
+    federate(federation("federation.rounds=1", events=events), begin())
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["Evaluated", "RoundStarted", *["ClientFinished"] * 4, "Evaluated", "RoundFinished"]
+    assert isinstance(events[1], RoundStarted)
+    assert isinstance(events[-1], RoundFinished)
+    assert isinstance(events[0], Evaluated)
+
+
+def spoiled(reply):
+    tensors = {**reply.update.tensors, B: np.full((2, 1), np.nan, np.float32)}
+    return [Reply(reply.client, 1.0, update=Update(reply.client, reply.update.round, tensors, 40))]
+
+
+def twice(reply):
+    return [reply, reply]
+
+
+def impostor(reply):
+    update = reply.update
+    return [Reply(reply.client, 1.0, update=Update("b", update.round, update.tensors, update.rows))]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (spoiled, "not finite"),
+        (impostor, "signed 'b'"),
+        (lambda reply: [], "did not answer"),
+        (lambda reply: [Reply(reply.client, 1.0, failure="the disk is on fire")], "on fire"),
+        (lambda reply: [Reply(reply.client, 9.0, update=reply.update)], "it took 9.0 s, and the deadline is 5 s"),
+    ],
+)
+def test_an_update_that_cannot_be_used_is_left_out_with_its_reason(fault, reason):
+    events = []
+    engine = AddingEngine({(1, "d"): fault})
+    progress = federate(
+        federation("federation.rounds=1", "federation.deadline=5", engine=engine, events=events), begin()
+    )
+    # By hand, without d: (100 + 400 + 900) / 60.
+    np.testing.assert_allclose(progress.adapter.tensors[A], 1400 / 60, rtol=1e-6)
+    assert reason in progress.rounds[0].left_out["d"]
+    assert any(isinstance(event, ClientFailed) and event.client == "d" for event in events)
+
+
+def test_a_reply_that_comes_twice_counts_once():
+    engine = AddingEngine({(1, "d"): twice})
+    progress = federate(federation("federation.rounds=1", engine=engine), begin())
+    np.testing.assert_allclose(progress.adapter.tensors[A], 30.0)
+
+
+def test_a_round_below_its_quorum_fails_with_all_reasons():
+    silent = dict.fromkeys([(2, "a"), (2, "b"), (2, "c")], lambda reply: [Reply(reply.client, 1, failure="no power")])
+    committed = []
+    with pytest.raises(RoundFailed) as caught:
+        federate(federation(engine=AddingEngine(silent), committed=committed), begin())
+    for text in ("Round 2 failed: 1 of 4", "2 are needed", "a: no power", "b: no power", "c: no power"):
+        assert text in str(caught.value)
+    assert [progress.round for progress in committed] == [0, 1]
+
+
+def test_a_tolerated_failed_round_keeps_the_adapter():
+    silent = {(2, client): (lambda reply: []) for client in ROWS}
+    progress = federate(federation("federation.failed_rounds=1", engine=AddingEngine(silent)), begin())
+    assert progress.rounds[1].failure is not None
+    assert progress.rounds[1].adapter == progress.rounds[0].adapter
+    np.testing.assert_allclose(progress.adapter.tensors[A], 60.0)
+
+
+def test_an_empty_cohort_is_a_failed_round_and_never_a_zero_adapter():
+    with pytest.raises(RoundFailed, match="no client was there"):
+        federate(federation(sample=lambda clients, round, randomness: []), begin())
+
+
+@pytest.mark.parametrize(("cohort", "what"), [(["a", "z"], "'z', which is no client"), (["a", "a"], "a client twice")])
+def test_a_sampler_that_returns_nonsense_is_refused(cohort, what):
+    with pytest.raises(RoundFailed, match=what):
+        federate(federation(sample=lambda clients, round, randomness: cohort), begin())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda updates, adapter, state: (adapter.with_tensors({}), state),
+        lambda updates, adapter, state: (adapter.with_tensors({k: v * np.nan for k, v in adapter.tensors.items()}), state),
+        lambda updates, adapter, state: (adapter.with_tensors({k: v[:, :1] for k, v in adapter.tensors.items()}), state),
+        lambda updates, adapter, state: (None, state),
+    ],
+)
+def test_an_aggregation_rule_that_returns_no_like_adapter_is_refused(rule):
+    with pytest.raises(RoundFailed, match="the aggregation rule returned"):
+        federate(federation(aggregate=rule), begin())
+
+
+def test_the_state_of_a_rule_is_handed_from_round_to_round():
+    def counting(updates, adapter, state):
+        return adapter, {"rounds": state.get("rounds", 0) + 1}
+
+    assert federate(federation(aggregate=counting), begin()).state == {"rounds": 3}
+
+
+def test_clients_score_their_own_rows_through_the_engine_and_only_totals_come_back():
+    engine = AddingEngine()
+    progress = federate(federation("federation.rounds=1", engine=engine, evaluating=["a", "c"]), begin())
+    asked = [cohort for cohort, task in engine.tasks if isinstance(task, EvaluateTask)]
+    assert asked == [("a", "c"), ("a", "c")]
+    own = [record for record in progress.evaluations if record.part == "clients"]
+    assert own[-1].categories["x"] == Totals(rows=2, tokens=4, loss=8.0)
+    assert set(own[-1].clients) == {"a", "c"}
+
+
+def test_the_learning_rate_follows_its_schedule_over_rounds():
+    base = {"learning_rate": 0.1}
+    assert [learning_rate(Training(**base, schedule="constant"), r, 4) for r in (1, 4)] == [0.1, 0.1]
+    linear = [learning_rate(Training(**base, schedule="linear"), r, 4) for r in (1, 2, 3, 4)]
+    np.testing.assert_allclose(linear, [0.1, 0.075, 0.05, 0.025])
+    cosine = [learning_rate(Training(**base, schedule="cosine"), r, 4) for r in (1, 2, 3, 4)]
+    np.testing.assert_allclose(cosine, [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
+    warm = [learning_rate(Training(**base, schedule="linear", warmup_rounds=2), r, 6) for r in range(1, 7)]
+    np.testing.assert_allclose(warm, [0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+def test_the_task_carries_the_rounds_learning_rate_and_the_recipes_seed():
+    engine = AddingEngine()
+    federate(federation("seed=9", "training.learning_rate=0.4", "federation.rounds=2", engine=engine), begin())
+    tasks = [task for _, task in engine.tasks]
+    assert [task.learning_rate for task in tasks] == [0.4, 0.2]
+    assert {task.seed for task in tasks} == {9}
+    assert Recipe().training.batch_size == tasks[0].training.batch_size

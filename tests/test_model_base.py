@@ -1,0 +1,312 @@
+"""Base models: what is known without weights, loading, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import ARCHITECTURES, tiny_folder, tiny_tokenizer
+
+from bellwether.errors import ModelError
+from bellwether.model.base import fingerprint, inspect_base, load_base, load_tokenizer, pick_device
+from bellwether.recipe import Model
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return tiny_folder("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def folder(llama, tmp_path) -> Path:
+    """A copy of the tiny Llama that a test may damage."""
+    return Path(shutil.copytree(llama, tmp_path / "model"))
+
+
+def settings(path: Path, **more) -> Model:
+    return Model(path=str(path), device="cpu", **more)
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_facts_without_weights_are_those_of_the_loaded_model(architecture, tmp_path):
+    folder = tiny_folder(architecture, tmp_path / "m")
+    facts = inspect_base(settings(folder))
+    base = load_base(settings(folder))
+    assert facts == base.facts
+    assert facts.architecture == type(base.model).__name__
+    assert facts.parameters == sum(parameter.numel() for parameter in base.model.parameters())
+    assert (facts.hidden_size, facts.layers, facts.vocabulary, facts.max_positions) == (24, 2, 300, 96)
+    assert facts.weight_bytes == {"model.safetensors": (folder / "model.safetensors").stat().st_size}
+    for shape in facts.linears:
+        weight = base.model.get_submodule(shape.path).weight
+        assert tuple(weight.shape) == (
+            (shape.inputs, shape.outputs) if shape.transposed else (shape.outputs, shape.inputs)
+        )
+    assert base.model.get_submodule(facts.output_layer.path) is base.model.get_output_embeddings()
+
+
+def test_a_loaded_base_is_frozen_and_holds_the_files_weights(llama):
+    base = load_base(settings(llama))
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    stored = load_file(llama / "model.safetensors")
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, stored[name])
+    assert load_base(settings(llama, dtype="bfloat16")).model.dtype == torch.bfloat16
+    assert base.name == str(llama.resolve())
+
+
+def test_loading_leaves_global_randomness_and_threads_alone_unless_told(llama):
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    load_base(settings(llama))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    try:
+        load_base(settings(llama, threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_inspecting_reads_no_weights(folder):
+    """Bytes behind the header may be anything as long as their number is right."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100:] = os.urandom(100)
+    path.write_bytes(content)
+    path.chmod(0o644)
+    assert inspect_base(settings(folder)).parameters > 0
+
+
+def test_fingerprint_sees_every_weight_and_is_the_same_again(llama):
+    first, second = load_base(settings(llama)), load_base(settings(llama))
+    assert first.fingerprint == second.fingerprint
+    for parameter in second.model.parameters():
+        value = parameter.view(-1)[-1].item()
+        parameter.view(-1)[-1] += 1e-6 + abs(value) * 1e-3
+        assert fingerprint(second.model) != first.fingerprint
+        parameter.view(-1)[-1] = value
+    assert fingerprint(second.model) == first.fingerprint
+
+
+def test_shards_are_read_and_a_missing_one_is_noticed(folder):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for part, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / part, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: part for part, keys in parts.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole = load_base(settings(folder)).fingerprint
+    (folder / "model.safetensors").unlink()
+    assert load_base(settings(folder)).fingerprint == whole
+    assert set(inspect_base(settings(folder)).weight_bytes) == set(parts)
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-2\.safetensors is missing"):
+        inspect_base(settings(folder))
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text('{\n"model_type": llama}')
+
+
+def list_config(folder):
+    (folder / "config.json").write_text("[]")
+
+
+def unknown_architecture(folder):
+    change(folder / "config.json", model_type="perceptron")
+
+
+def own_code(folder):
+    change(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+
+
+def encoder(folder):
+    change(folder / "config.json", model_type="t5")
+
+
+def wrong_size(folder):
+    change(folder / "config.json", hidden_size=-4)
+
+
+def quantised(folder):
+    change(folder / "config.json", quantization_config={"quant_method": "gptq"})
+
+
+def only_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def header_cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def empty_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def broken_tokenizer(folder):
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model"')
+
+
+def large_tokenizer(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"new{number}" for number in range(20)])
+    tokenizer.save_pretrained(folder)
+
+
+def no_end(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
+BEFORE_LOADING = [
+    (no_config, r"holds no config\.json"),
+    (broken_config, r"config\.json:2: this is not JSON"),
+    (list_config, "JSON object was expected"),
+    (unknown_architecture, "'perceptron', an architecture that transformers does not know"),
+    (own_code, r"model\.trust_remote_code"),
+    (encoder, "no causal language model"),
+    (wrong_size, r"config\.json"),
+    (quantised, "quantised"),
+    (only_pickle, r"pytorch_model\.bin, a format that can run code"),
+    (no_weights, "holds no weights"),
+    (cut_off, r"has \d+ bytes, but its header promises \d+"),
+    (header_cut_off, "header is cut off"),
+    (empty_weights, "no whole safetensors file"),
+    (no_tokenizer, "holds no tokenizer"),
+    (broken_tokenizer, "tokenizer in .* cannot be read"),
+    (large_tokenizer, r"tokens up to number \d+, but the model's embedding ends at 299"),
+    (no_end, "no end-of-sequence token"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BEFORE_LOADING, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_folder_that_cannot_be_used_is_refused_before_loading(damage, message, folder):
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        inspect_base(settings(folder))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=message):
+        load_base(settings(folder))
+
+
+def rewrite(folder, **changes):
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+WHILE_LOADING = [
+    ({"model__norm__weight": torch.full((24,), float("nan"))}, r"model\.norm\.weight .* NaN"),
+    ({"model__norm__weight": torch.full((24,), float("inf"))}, r"model\.norm\.weight .* NaN or infinity"),
+    ({"model__norm__weight": None}, r"lacks model\.norm\.weight"),
+    ({"model__extra__weight": torch.ones(3)}, r"unknown model\.extra\.weight"),
+    ({"model__norm__weight": torch.ones(5)}, r"cannot be loaded|another shape"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WHILE_LOADING)
+def test_weights_that_are_not_the_models_are_refused(changes, message, folder):
+    rewrite(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_base(settings(folder))
+
+
+def test_benign_leftovers_of_old_checkpoints_are_no_error(folder):
+    rewrite(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(3))
+    load_base(settings(folder))
+
+
+def test_paths_that_are_no_model_folder_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ModelError, match="which is a file"):
+        inspect_base(settings(tmp_path / "file"))
+    with pytest.raises(ModelError, match="no such folder"):
+        inspect_base(settings(tmp_path / "missing"))
+    with pytest.raises(ModelError, match="which has none"):
+        inspect_base(settings(tmp_path, revision="main"))
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match=r"no model of that name .*cannot reach the hub"):
+        inspect_base(Model(path="someone/some-model"))
+
+
+def test_a_hub_name_is_loaded_from_the_hubs_cache(llama, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def cached(name, *, revision, allow_patterns):
+        asked.append((name, revision, "*.safetensors" in allow_patterns))
+        return str(llama)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    hub = Model(path="someone/some-model", revision="v1", device="cpu")
+    assert inspect_base(hub).name == "someone/some-model"
+    assert load_base(hub).name == "someone/some-model"
+    assert asked == [("someone/some-model", "v1", False), ("someone/some-model", "v1", True)]
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    loaded = load_tokenizer(settings(folder))
+    assert loaded.pad_token_id == loaded.eos_token_id == 2
+    assert len(loaded) == len(tokenizer)
+
+
+def test_attention_that_the_architecture_lacks_is_refused_with_the_remedy(tmp_path):
+    folder = tiny_folder("gemma2", tmp_path / "g")
+    with pytest.raises(ModelError, match="has no sdpa attention; set model.attention to auto"):
+        inspect_base(settings(folder, attention="sdpa"))
+    assert load_base(settings(folder)).model.config._attn_implementation == "eager"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_devices_that_are_not_there_are_refused():
+    with pytest.raises(ModelError, match="torch sees 0 CUDA devices"):
+        pick_device("cuda:1")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="no Apple GPU"):
+            pick_device("mps")
+        assert pick_device("auto") == torch.device("cpu")

@@ -1,0 +1,100 @@
+"""Batched greedy generation against transformers, one prompt at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, POSITIONS, random_adapter, tiny_base, tiny_folder
+
+from bellwether import recipe
+from bellwether.errors import ModelError
+from bellwether.model.base import load_base
+from bellwether.model.generate import generate
+from bellwether.model.lora import LoraLayers
+
+
+def greedy(base, prompt, steps, ends=(2,)):
+    """The answer by the plainest loop: a full forward pass per token, no padding, no cache."""
+    ids = list(prompt)
+    for _ in range(steps):
+        logits_NTV = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        token = int(logits_NTV[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+PROMPTS = [[1, 5, 9], [1, 40, 41, 42, 43, 44, 45, 46, 47], [77], [8, 100, 200, 250], [1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batches_answer_like_one_prompt_at_a_time(architecture):
+    # Gemma 2's eager attention has its softmax in float32, where float64's mask value overflows.
+    base = tiny_base(architecture, torch.float32 if architecture == "gemma2" else torch.float64)
+    wanted = [greedy(base, prompt, 12) for prompt in PROMPTS]
+    assert generate(base, PROMPTS, 12, batch_size=3) == wanted
+    assert len({tuple(answer) for answer in wanted}) > 1
+
+
+def test_answers_end_at_any_stop_token_and_leave_it_out():
+    base = tiny_base("llama")
+    free = generate(base, PROMPTS, 12, batch_size=8)
+    stop = free[0][4]
+    ended = dataclasses.replace(base, stop_ids=(2, stop))
+    wanted = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
+    assert generate(ended, PROMPTS, 12, batch_size=2) == wanted
+    assert generate(base, PROMPTS, 12, batch_size=2, stop=[stop]) == wanted
+    assert any(len(answer) < 12 for answer in wanted)
+
+
+def test_each_prompt_is_answered_by_the_adapter_in_its_slot():
+    base = tiny_base("opt")
+    adapters = [random_adapter(base, seed=seed) for seed in range(2)]
+    layers = LoraLayers(base.model, adapters[0].config, slots=2, dtype=torch.float64)
+    wanted = []
+    for slot, adapter in enumerate(adapters):
+        layers.load(slot, adapter.tensors)
+    for number, prompt in enumerate(PROMPTS):
+        with layers.routed(torch.tensor([number % 2])):
+            wanted.append(greedy(base, prompt, 8))
+    slots = [number % 2 for number in range(len(PROMPTS))]
+    assert generate(base, PROMPTS, 8, batch_size=3, layers=layers, slots=slots) == wanted
+    with layers.disabled():
+        assert generate(base, PROMPTS, 8, batch_size=3) != wanted
+    layers.detach()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
+def test_an_answer_ends_where_the_models_positions_end_whatever_its_neighbours(architecture):
+    base = tiny_base(architecture)
+    long = [3 + number % 290 for number in range(POSITIONS - 2)]
+    answers = generate(base, [[5, 6, 7], long], 10, batch_size=4)
+    assert len(answers[0]) == 10 or answers[0] == greedy(base, [5, 6, 7], 10)
+    assert answers[1] == greedy(base, long, 3)
+    with pytest.raises(ModelError, match="data.max_tokens"):
+        generate(base, [[1] * (POSITIONS + 1)], 4, batch_size=1)
+    with pytest.raises(ModelError, match="0 tokens"):
+        generate(base, [[]], 4, batch_size=1)
+
+
+def test_generation_settings_of_the_folder_do_not_leak_in(tmp_path):
+    import json
+
+    folder = tiny_folder("llama", tmp_path / "m")
+    plain = generate(load_base(recipe.Model(path=str(folder), device="cpu")), PROMPTS, 10, batch_size=2)
+    settings = {"repetition_penalty": 5.0, "do_sample": True, "temperature": 2.0, "eos_token_id": [2, plain[0][3]]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    base = load_base(recipe.Model(path=str(folder), device="cpu"))
+    assert base.stop_ids == tuple(sorted((2, plain[0][3])))
+    stop = plain[0][3]
+    wanted = [answer[: answer.index(stop)] if stop in answer else answer for answer in plain]
+    assert generate(base, PROMPTS, 10, batch_size=2) == wanted
+
+
+def test_generation_warns_of_nothing(recwarn, caplog):
+    generate(tiny_base("gpt2"), PROMPTS, 3, batch_size=2)
+    assert not [str(warning.message) for warning in recwarn if "generation" in str(warning.message)]
+    assert not caplog.records

@@ -1,0 +1,283 @@
+"""LoRA layers against PEFT, and many slots against one."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_folder, tiny_model
+
+from bellwether import recipe
+from bellwether.adapter import adapter_files, read_adapter
+from bellwether.errors import ModelError
+from bellwether.model.base import inspect_base
+from bellwether.model.lora import LoraLayers, initial_adapter, resolve_targets, seeded_masks, short_names
+
+
+def write_adapter(adapter, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in adapter_files(adapter).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def peft_wrapped(model, **settings):
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_peft_loads_our_adapter_to_the_same_logits(architecture, tmp_path):
+    from peft import PeftModel
+
+    base = tiny_base(architecture, torch.float32)
+    adapter = random_adapter(base, dtype="float32", rslora=architecture == "qwen2")
+    ids_NT, attention_NT = padded([9, 6])
+    bare = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    with torch.no_grad():
+        ours = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    layers.detach()
+    peft_model = PeftModel.from_pretrained(
+        tiny_model(architecture), write_adapter(adapter, tmp_path / "a"), autocast_adapter_dtype=False
+    )
+    with torch.no_grad():
+        theirs = peft_model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    assert (ours - bare).abs().max() > 0.05
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_linear_means_the_modules_that_peft_adapts(architecture):
+    model = tiny_model(architecture)
+    ours = resolve_targets(model, "all-linear")
+    wrapped = peft_wrapped(model, r=2, target_modules="all-linear", fan_in_fan_out=architecture == "gpt2")
+    prefix = "base_model.model."
+    theirs = [
+        name.removeprefix(prefix).removesuffix(".lora_A.default")
+        for name, _ in wrapped.named_modules()
+        if name.endswith(".lora_A.default")
+    ]
+    assert sorted(ours) == sorted(theirs)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_adapter_that_peft_saved_is_read_to_the_same_logits(architecture, tmp_path):
+    base = tiny_base(architecture, torch.float32)
+    wrapped = peft_wrapped(
+        tiny_model(architecture),
+        r=2,
+        lora_alpha=5,
+        init_lora_weights=False,
+        target_modules=["c_attn"] if architecture == "gpt2" else ["q_proj", "v_proj"],
+        fan_in_fan_out=architecture == "gpt2",
+    ).eval()
+    wrapped.save_pretrained(tmp_path / "peft")
+    adapter = read_adapter(tmp_path / "peft")
+    ids_NT, attention_NT = padded([7, 4])
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            base.model(input_ids=ids_NT, attention_mask=attention_NT).logits,
+            wrapped(input_ids=ids_NT, attention_mask=attention_NT).logits,
+            atol=2e-6,
+            rtol=1e-5,
+        )
+    layers.detach()
+
+
+def test_an_adapter_survives_writing_and_reading(tmp_path):
+    adapter = random_adapter(tiny_base("llama"), dtype="float32")
+    again = read_adapter(write_adapter(adapter, tmp_path / "a"))
+    assert again.fingerprint() == adapter.fingerprint()
+    assert again.config == adapter.config
+    assert list(again.tensors) == list(adapter.tensors)
+
+
+@pytest.mark.parametrize("change", [{"rank_pattern": {"q_proj": 4}}, {"use_dora": True}, {"modules_to_save": ["x"]}])
+def test_adapters_that_are_not_plain_lora_are_refused(change, tmp_path):
+    import json
+
+    folder = write_adapter(random_adapter(tiny_base("llama"), dtype="float32"), tmp_path / "a")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match="plain LoRA"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mixed_slots_equal_separate_runs_in_logits_and_gradients(architecture):
+    base = tiny_base(architecture)
+    adapters = [random_adapter(base, seed=seed) for seed in range(3)]
+    ids_NT, attention_NT = padded([9, 5, 7, 9, 3, 8])
+    slot_N = torch.tensor([2, 0, 1, 0, 2, 2])
+    masks = seeded_masks(0.2, [torch.Generator().manual_seed(slot) for slot in range(3)], slot_N)
+    together = LoraLayers(base.model, adapters[0].config, slots=3, dtype=torch.float64)
+    for slot, adapter in enumerate(adapters):
+        together.load(slot, adapter.tensors)
+    with together.routed(slot_N, masks):
+        mixed = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    (mixed.square().sum((1, 2))).sum().backward()
+    together.detach()
+
+    for slot, adapter in enumerate(adapters):
+        alone = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+        alone.load(0, adapter.tensors)
+        rows = slot_N == slot
+        with alone.routed(None, seeded_masks(0.2, [torch.Generator().manual_seed(slot)])):
+            logits = base.model(input_ids=ids_NT[rows], attention_mask=attention_NT[rows]).logits
+        logits.square().sum().backward()
+        alone.detach()
+        torch.testing.assert_close(mixed[rows], logits, atol=1e-10, rtol=0)
+        for stacked, single in zip(together.parameters(), alone.parameters(), strict=True):
+            assert single.grad.abs().max() > 1e-3
+            torch.testing.assert_close(stacked.grad[slot], single.grad[0], atol=1e-10, rtol=1e-10)
+
+
+def test_rows_are_untouched_by_adapters_in_other_slots():
+    base = tiny_base("llama")
+    layers = LoraLayers(base.model, random_adapter(base).config, slots=2, dtype=torch.float64)
+    layers.load(1, random_adapter(base).tensors)
+    ids_NT, attention_NT = padded([6, 6])
+    with layers.disabled():
+        bare = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    with layers.routed(torch.tensor([0, 1])):
+        mixed = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    layers.detach()
+    torch.testing.assert_close(mixed[0], bare[0], atol=1e-12, rtol=0)
+    assert (mixed[1] - bare[1]).abs().max() > 0.01
+
+
+def test_detached_and_disabled_layers_leave_the_base_as_it_was():
+    base = tiny_base("gpt2")
+    ids_NT, attention_NT = padded([6, 4])
+    bare = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    tree = [name for name, _ in base.model.named_modules()]
+    layers = LoraLayers(base.model, random_adapter(base).config, dtype=torch.float64)
+    layers.load(0, random_adapter(base).tensors)
+    assert [name for name, _ in base.model.named_modules()] == tree
+    with layers.disabled():
+        assert torch.equal(base.model(input_ids=ids_NT, attention_mask=attention_NT).logits, bare)
+    assert not torch.equal(base.model(input_ids=ids_NT, attention_mask=attention_NT).logits, bare)
+    layers.detach()
+    assert torch.equal(base.model(input_ids=ids_NT, attention_mask=attention_NT).logits, bare)
+
+
+def test_routing_ends_with_its_context_even_after_an_error():
+    base = tiny_base("llama")
+    layers = LoraLayers(base.model, random_adapter(base).config, slots=2, dtype=torch.float64)
+    with contextlib.suppress(ZeroDivisionError), layers.routed(torch.tensor([1])):
+        raise ZeroDivisionError
+    layers.load(1, random_adapter(base).tensors)
+    ids_NT, attention_NT = padded([5])
+    routed_to_0 = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    with layers.disabled():
+        assert torch.equal(base.model(input_ids=ids_NT, attention_mask=attention_NT).logits, routed_to_0)
+    layers.detach()
+
+
+def test_only_a_and_b_are_parameters_and_reading_returns_copies():
+    base = tiny_base("llama")
+    adapter = random_adapter(base, dtype="float32")
+    layers = LoraLayers(base.model, adapter.config, slots=2)
+    layers.load(1, adapter.tensors)
+    assert len(list(layers.parameters())) == 2 * len(adapter.config.modules)
+    assert all(parameter.dtype == torch.float32 for parameter in layers.parameters())
+    first = layers.read(1)
+    assert first.keys() == adapter.tensors.keys()
+    assert all(np.array_equal(first[key], adapter.tensors[key]) for key in first)
+    first[next(iter(first))] += 1
+    assert all(np.array_equal(value, adapter.tensors[key]) for key, value in layers.read(1).items())
+    assert not any(value.any() for value in layers.read(0).values())
+    layers.detach()
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    base = tiny_base("llama")
+    adapter = random_adapter(base, dtype="float32")
+    layers = LoraLayers(base.model, adapter.config)
+    key = next(iter(adapter.tensors))
+    with pytest.raises(ModelError, match="one side only"):
+        layers.load(0, {name: value for name, value in adapter.tensors.items() if name != key})
+    with pytest.raises(ModelError, match="shape"):
+        layers.load(0, dict(adapter.tensors) | {key: adapter.tensors[key][:1]})
+    layers.detach()
+
+
+def test_bfloat16_base_keeps_a_float32_adapter_as_peft_does(tmp_path):
+    from peft import PeftModel
+
+    base = tiny_base("llama", torch.bfloat16)
+    adapter = random_adapter(base, dtype="float32")
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    ids_NT, attention_NT = padded([8, 5])
+    with torch.no_grad():
+        ours = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+        layers.detach()
+        peft_model = PeftModel.from_pretrained(
+            tiny_model("llama", torch.bfloat16), write_adapter(adapter, tmp_path / "a")
+        )
+        theirs = peft_model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), theirs.float(), atol=0.05, rtol=0.02)
+
+
+def test_initial_adapter_changes_nothing_and_comes_from_its_generator():
+    base = tiny_base("llama", torch.float32)
+    first, again, other = (
+        initial_adapter(base, recipe.Lora(rank=4), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    for key, value in first.tensors.items():
+        assert value.dtype == np.float32
+        if "lora_B" in key:
+            assert not value.any()
+        else:
+            bound = 1 / np.sqrt(value.shape[1])
+            assert 0.8 * bound < np.abs(value).max() <= bound
+
+
+def test_masks_keep_the_mean_and_draw_from_their_generators_alone():
+    x_NTI = torch.ones(4, 50, 60)
+    state = torch.random.get_rng_state()
+    first, again = (seeded_masks(0.25, [torch.Generator().manual_seed(3)])("m", x_NTI) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert abs(float((first == 0).float().mean()) - 0.25) < 0.02
+
+
+def test_targets_are_found_on_facts_without_weights(tmp_path):
+    folder = tiny_folder("llama", tmp_path / "m")
+    facts = inspect_base(recipe.Model(path=str(folder)))
+    assert resolve_targets(facts, ("v_proj", "model.layers.1.self_attn.q_proj")) == (
+        "model.layers.0.self_attn.v_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    )
+    assert short_names(facts, resolve_targets(facts, ("v_proj", "q_proj"))) == ("q_proj", "v_proj")
+    only_one = resolve_targets(facts, ("model.layers.1.self_attn.q_proj",))
+    assert short_names(facts, only_one) == only_one
+
+
+def test_unknown_targets_name_those_that_exist():
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match=r"'c_attn'.*q_proj.*down_proj"):
+        resolve_targets(model, ("c_attn",))
+    with pytest.raises(ModelError, match="output layer"):
+        resolve_targets(model, ("lm_head",))
+    with pytest.raises(ModelError, match=r"rank is 13.*k_proj is only 24 × 12.*at most 12"):
+        resolve_targets(model, ("q_proj", "k_proj"), rank=13)
+
+
+def test_an_adapter_of_another_model_is_refused():
+    adapter = random_adapter(tiny_base("gpt2"))
+    with pytest.raises(ModelError, match="does not have"):
+        LoraLayers(tiny_model("llama"), adapter.config)

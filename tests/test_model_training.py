@@ -1,0 +1,148 @@
+"""Local training against PEFT's LoRA with torch's AdamW, on the same batches and dropout masks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, random_adapter, tiny_base, tiny_model
+
+from bellwether import recipe
+from bellwether.adapter import peft_config
+from bellwether.client import train
+from bellwether.client.batches import local_steps
+from bellwether.data.rows import Row, TokenRow
+from bellwether.messages import TrainTask
+from bellwether.model.lora import LoraLayers
+from bellwether.randomness import Randomness
+
+PREFIX = "base_model.model."
+
+
+class GivenMasks:
+    """Dropout masks that depend on module, number of its call and shape only."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+        self.calls: dict[str, int] = {}
+
+    def __call__(self, path: str, x: torch.Tensor) -> torch.Tensor:
+        call = self.calls[path] = self.calls.get(path, 0) + 1
+        seed = int.from_bytes(hashlib.sha256(f"{path}|{call}".encode()).digest()[:6], "big")
+        draw = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+        return (draw >= self.probability).to(x.dtype) / (1 - self.probability)
+
+
+class MaskedDropout(torch.nn.Module):
+    """Stands where PEFT has its dropout."""
+
+    def __init__(self, path: str, masks: GivenMasks) -> None:
+        super().__init__()
+        self.path, self.masks = path, masks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.masks(self.path, x)
+
+
+def token_rows(count: int, longest: int = 24) -> list[TokenRow]:
+    """Rows of unequal lengths whose prompts are not trained; some have two trained stretches, as chats do."""
+    draw = np.random.default_rng(5)
+    rows = []
+    for number in range(count):
+        length = int(draw.integers(5, longest))
+        prompt = int(draw.integers(1, length - 2))
+        trained_T = np.arange(length) >= prompt
+        if number % 5 == 0 and prompt > 3:
+            trained_T[1:3] = True
+        ids_T = draw.integers(3, 300, length)
+        rows.append(TokenRow(ids_T, trained_T, trained_T, prompt, Row("i", "r")))
+    return rows
+
+
+def train_with_peft(architecture, adapter, rows, task, steps, dropout):
+    """The reference: PEFT's modules, full logits, the model's padding, torch's loss, clipping and AdamW."""
+    import peft
+
+    settings = peft_config(adapter.config) | {"inference_mode": False, "base_model_name_or_path": None}
+    wrapped = peft.get_peft_model(
+        tiny_model(architecture, torch.float64), peft.LoraConfig(**settings), autocast_adapter_dtype=False
+    ).double()
+    peft_tensors = {key: torch.from_numpy(value.copy()) for key, value in adapter.tensors.items()}
+    report = peft.set_peft_model_state_dict(wrapped, peft_tensors)
+    assert not report.unexpected_keys
+    if dropout:
+        masks = GivenMasks(dropout)
+        for name, module in wrapped.named_modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = MaskedDropout(name.removeprefix(PREFIX), masks)
+    parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.training.weight_decay)
+    for step in steps:
+        collated = [labelled([rows[number] for number in batch]) for batch in step]
+        counted = sum(int((labels != -100).sum()) for _, _, labels in collated)
+        for ids, attention, labels in collated:
+            logits = wrapped(input_ids=ids, attention_mask=attention).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum")
+            (losses / counted).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, task.training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {key: value.numpy() for key, value in peft.get_peft_model_state_dict(wrapped).items()}
+
+
+def labelled(rows):
+    """Rows padded at the right, as ids, attention and labels."""
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    attention, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for number, row in enumerate(rows):
+        values = torch.from_numpy(row.ids_T)
+        ids[number, : len(row)], attention[number, : len(row)] = values, 1
+        labels[number, : len(row)] = torch.where(torch.from_numpy(row.trained_T), values, -100)
+    labels[:, 0] = -100
+    return ids, attention, labels
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_local_training_equals_peft_with_adamw(architecture, dropout, monkeypatch):
+    base = tiny_base(architecture)
+    start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
+    training = recipe.Training(
+        local_epochs=2, batch_size=2, accumulation=2, weight_decay=0.01, clip_norm=0.5, group_by_length=True
+    )
+    task = TrainTask(round=3, adapter=start, training=training, learning_rate=2e-3, seed=11)
+    rows = token_rows(24)
+    monkeypatch.setattr(train, "seeded_masks", lambda probability, generators: GivenMasks(probability))
+    layers = LoraLayers(base.model, start.config, dtype=torch.float64)
+    layers.load(0, start.tensors)
+    train.train_client(base, layers, rows, task, "client-1")
+    ours = layers.read(0)
+    layers.detach()
+
+    order = Randomness(11).numpy("batch order", round=3, client="client-1")
+    steps = local_steps([len(row) for row in rows], training, order)
+    assert len(steps) >= 10
+    theirs = train_with_peft(architecture, start, rows, task, steps, dropout)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert np.abs(theirs[key] - start.tensors[key]).max() > 1e-3
+        deviation = np.abs((ours[key] - start.tensors[key]) - (theirs[key] - start.tensors[key])).max()
+        assert deviation < 1e-10, f"{key}: {deviation}"
+
+
+def test_the_base_is_not_changed_by_training():
+    from bellwether.model.base import fingerprint
+
+    base = tiny_base("llama", torch.float32)
+    start = random_adapter(base, dtype="float32", dropout=0.1)
+    layers = LoraLayers(base.model, start.config)
+    layers.load(0, start.tensors)
+    task = TrainTask(1, start, recipe.Training(local_steps=3), 1e-2, seed=0)
+    train.train_client(base, layers, token_rows(8), task, "a")
+    layers.detach()
+    assert fingerprint(base.model) == base.fingerprint
+    next(base.model.parameters()).view(-1)[0] += 1e-3
+    assert fingerprint(base.model) != base.fingerprint
