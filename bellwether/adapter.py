@@ -118,9 +118,19 @@ def adapter_files(adapter: Adapter) -> dict[str, bytes]:
     config = adapter.config
     contiguous = {key: np.ascontiguousarray(adapter.tensors[key]) for key in sorted(adapter.tensors)}
     return {
-        WEIGHTS_FILE: save(contiguous, metadata={"format": "pt", "modules": json.dumps(config.modules)}),
+        WEIGHTS_FILE: _in_order(save(contiguous, metadata={"format": "pt", "modules": json.dumps(config.modules)})),
         CONFIG_FILE: (json.dumps(peft_config(config), indent=2) + "\n").encode(),
     }
+
+
+def _in_order(raw: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order: safetensors shuffles it anew in every process."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
 
 def _is_plain_lora(stored: Mapping[str, Any], tensors: Tensors) -> bool:

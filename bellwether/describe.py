@@ -216,7 +216,8 @@ def _caption(description: Description) -> str:
     text = (
         f"{len(description.clients):,} clients, {description.rows:,} training rows; held out for all: "
         f"{description.validation:,} validation, {description.test:,} test rows. "
-        "Label skew: total variation distance to all clients' categories (0 alike, 1 disjoint; for all: mean over rows)."
+        "Label skew: total variation distance to the categories of all clients (0 alike, 1 disjoint; "
+        "for all: mean over rows)."
     )
     if description.tokenised:
         text += (
@@ -281,9 +282,14 @@ def _figure(description: Description) -> Figure:
 
 def _bars(axes: Axes, description: Description, upright: bool) -> None:
     """Draw the stacked bars, with a legend outside."""
-    shown = list(description.categories)[: len(_COLOURS)]
-    groups = [([name], name or "(no category)", colour) for name, colour in zip(shown, _COLOURS, strict=False)]
-    others = list(description.categories)[len(shown) :]
+    largest, others = (
+        list(description.categories)[: len(_COLOURS)],
+        list(description.categories)[len(_COLOURS) :],
+    )
+    # In the order of their names, so that a category has one colour in the pictures of several partitions.
+    groups = [
+        ([name], name or "(no category)", colour) for name, colour in zip(sorted(largest), _COLOURS, strict=False)
+    ]
     if others:
         groups.append((others, f"{len(others)} other categories", _OTHERS))
     positions = np.arange(len(description.clients))
@@ -291,7 +297,11 @@ def _bars(axes: Axes, description: Description, upright: bool) -> None:
     handles = []
     for members, _, colour in groups:
         rows = np.array([sum(client.categories.get(name, 0) for name in members) for client in description.clients])
-        bar: dict[str, Any] = {"color": colour, "edgecolor": "white", "linewidth": 0.4}
+        bar: dict[str, Any] = {
+            "color": colour,
+            "edgecolor": "white",
+            "linewidth": 0.4 if len(positions) <= _MOST_NAMES else 0,
+        }
         if upright:
             handles.append(axes.bar(positions, rows, 0.85, bottom=reached, **bar))
         else:
@@ -301,7 +311,16 @@ def _bars(axes: Axes, description: Description, upright: bool) -> None:
     # matplotlib hides labels that begin with an underscore.
     labels = [_short(f" {label}" if label.startswith("_") else label) for _, label, _ in groups]
     order = slice(None, None, -1 if upright else 1)
-    axes.legend(handles[order], labels[order], loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
+    axes.legend(
+        handles[order],
+        labels[order],
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        fontsize=9,
+        title="category",
+        alignment="left",
+    )
 
 
 def _name_clients(axes: Axes, names: Sequence[str], upright: bool) -> None:
@@ -310,17 +329,19 @@ def _name_clients(axes: Axes, names: Sequence[str], upright: bool) -> None:
     ticks = list(range(0, len(names), step))
     labels = [_short(names[tick]) for tick in ticks]
     size = 8 if len(ticks) <= 60 else 6.5
-    client_axis = "client" if step == 1 else f"client (every {step}th is named)"
+    client_axis = "client" if step == 1 else f"client (one in {step} is named)"
     if upright:
         axes.set_xticks(ticks, labels, rotation=90 if len(names) > 8 else 0, fontsize=size)
         axes.set_xlim(-0.7, len(names) - 0.3)
         axes.set_xlabel(client_axis)
         axes.set_ylabel("training rows")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.set_yticks(ticks, labels, fontsize=size)
         axes.set_ylim(len(names) - 0.3, -0.7)
         axes.set_ylabel(client_axis)
         axes.set_xlabel("training rows")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _short(text: str, longest: int = 48) -> str:

@@ -31,7 +31,9 @@ class AddingEngine:
                 yield Reply(client, 0.1, totals={"x": Totals(rows=1, tokens=2, loss=4.0)})
                 continue
             tensors = {key: value + np.float32(ROWS[client]) for key, value in task.adapter.tensors.items()}
-            reply = Reply(client, 1.0, update=Update(client, task.round, tensors, ROWS[client], {"loss": 2, "tokens": 7}))
+            reply = Reply(
+                client, 1.0, update=Update(client, task.round, tensors, ROWS[client], {"loss": 2, "tokens": 7})
+            )
             fault = self.faults.get((task.round, client), lambda reply: [reply])
             yield from fault(reply)
 
@@ -165,12 +167,20 @@ def test_a_sampler_that_returns_nonsense_is_refused(cohort, what):
         federate(federation(sample=lambda clients, round, randomness: cohort), begin())
 
 
+def changed(change):
+    return lambda updates, adapter, state: (
+        adapter.with_tensors({key: change(value) for key, value in adapter.tensors.items()}),
+        state,
+    )
+
+
 @pytest.mark.parametrize(
     "rule",
     [
+        changed(lambda value: value * np.nan),
+        changed(lambda value: value[:, :1]),
+        changed(lambda value: value.astype(np.float64)),
         lambda updates, adapter, state: (adapter.with_tensors({}), state),
-        lambda updates, adapter, state: (adapter.with_tensors({k: v * np.nan for k, v in adapter.tensors.items()}), state),
-        lambda updates, adapter, state: (adapter.with_tensors({k: v[:, :1] for k, v in adapter.tensors.items()}), state),
         lambda updates, adapter, state: (None, state),
     ],
 )

@@ -252,6 +252,16 @@ def test_masks_keep_the_mean_and_draw_from_their_generators_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
     assert set(first.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
     assert abs(float((first == 0).float().mean()) - 0.25) < 0.02
+    # Neighbours are independent: four elements come of one random word.
+    columns = (first.view(-1, 4) == 0).float()
+    assert (torch.corrcoef(columns.T) - torch.eye(4)).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1001])
+def test_masks_have_the_shape_of_their_input(size):
+    x_NTI = torch.ones(1, 1, size)
+    assert seeded_masks(0.5, [torch.Generator().manual_seed(0)])("m", x_NTI).shape == x_NTI.shape
+    assert seeded_masks(0.0, [torch.Generator().manual_seed(0)])("m", x_NTI).tolist() == x_NTI.tolist()
 
 
 def test_targets_are_found_on_facts_without_weights(tmp_path):

@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 
@@ -154,7 +154,7 @@ def _download(settings: recipe.Model, weights: bool) -> Path:
     """Return the cached folder of a hub model, downloading what is missing."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
+    patterns = [*SMALL_FILES, "*.safetensors"] if weights else SMALL_FILES
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
     # The hub's client raises errors of several libraries: no network, no such name, no access.

@@ -31,6 +31,8 @@ from bellwether.model.base import Base, LinearShape, ModelFacts, linear_shapes, 
 DropoutMasks = Callable[[str, torch.Tensor], torch.Tensor]
 """``masks(module path, x_NTI) -> mask_NTI``, already scaled by 1 / (1 - p)."""
 
+_LEVELS = 2**16
+
 
 def resolve_targets(
     model: Any | ModelFacts, wanted: Sequence[str] | Literal["all-linear"], rank: int = 1
@@ -129,14 +131,18 @@ def seeded_masks(
     """Return dropout masks that draw from the given generators and from nothing else.
 
     Args:
-        probability: of dropping an element.
+        probability: of dropping an element, taken in steps of 1/65536.
         generators: one per slot, on the device of the model.
         slot_N: the slot of each row, whose generator draws its mask; None where all are in slot 0.
     """
-    keep = 1.0 - probability
+    drops = round(probability * _LEVELS)
 
     def draw(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return torch.empty_like(x, requires_grad=False).bernoulli_(keep, generator=generator).div_(keep)
+        # Sixteen bits decide on an element: on a CPU four times as fast as a float for each.
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
+        kept = bits >= drops - _LEVELS // 2
+        return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - drops)).view(x.shape)
 
     def masks(path: str, x_NTI: torch.Tensor) -> torch.Tensor:
         if slot_N is None:

@@ -5,12 +5,14 @@ A bar stands before the part of a sentence that follows from the world and the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bellwether.starter.scenes import join
 from bellwether.starter.world import Good, Part, Person, Town, Trade
+
+Entity = Person | Town | Good | Trade
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,20 @@ RELATIONS: Mapping[str, Relation] = {
 }
 
 
-def entities(part: Part, relation: str) -> tuple[Person, ...] | tuple[Town, ...] | tuple[Good, ...] | tuple[Trade, ...]:
+def entities(part: Part, relation: str) -> Sequence[Entity]:
     """Return the entities of a part that have a relation."""
-    groups = {"people": part.people, "towns": part.towns, "goods": part.goods, "trades": part.trades}
+    groups: Mapping[str, Sequence[Entity]] = {
+        "people": part.people,
+        "towns": part.towns,
+        "goods": part.goods,
+        "trades": part.trades,
+    }
     return groups[RELATIONS[relation].group]
 
 
 def statements(part: Part) -> list[str]:
     """Return every fact of a part as a sentence."""
-    return [
-        relation.state(entity) for name, relation in RELATIONS.items() for entity in entities(part, name)
-    ]
+    return [relation.state(entity) for name, relation in RELATIONS.items() for entity in entities(part, name)]
 
 
 def plain(sentence: str) -> str:

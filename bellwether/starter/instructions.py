@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bellwether.starter import scenes
-from bellwether.starter.facts import RELATIONS, entities, plain
+from bellwether.starter.facts import RELATIONS, Entity, entities, plain
 from bellwether.starter.phrasings import CATEGORIES, PHRASINGS
 from bellwether.starter.scenes import Event, Scene
 from bellwether.starter.world import SPLITS, Part, World, dice, make_world
@@ -64,14 +64,14 @@ def _deck(rng: random.Random, part: Part, task: str) -> Callable[[], tuple[dict[
 
 def _fact_deck(rng: random.Random, part: Part, task: str) -> Callable[[], tuple[dict[str, str], str, str]]:
     """Return a function that draws facts, each entity once before any comes again."""
-    pile: list[object] = []
+    pile: list[Entity] = []
 
     def draw() -> tuple[dict[str, str], str, str]:
         if not pile:
             pile.extend(entities(part, task))
             rng.shuffle(pile)
         entity = pile.pop()
-        return {"name": str(getattr(entity, "name"))}, "", plain(RELATIONS[task].state(entity))  # noqa: B009
+        return {"name": entity.name}, "", plain(RELATIONS[task].state(entity))
 
     return draw
 

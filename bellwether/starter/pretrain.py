@@ -192,7 +192,7 @@ def train_step(
     weights_N = weights_BT[:, 1:].flatten()
     loss = (losses_N * weights_N).sum() / weights_N.sum()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())

@@ -51,10 +51,16 @@ def make_probes(world: World, per_kind: int = 60) -> dict[str, list[Probe]]:
         ]
     }
     for kind, state_event in _ABOUT_EVENT.items():
-        told = [(scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1)) for _ in range(per_kind)]
+        told = [
+            (scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1))
+            for _ in range(per_kind)
+        ]
         probes[kind] = [_split(f"{text} {state_event(rng.choice(scene.events))}") for scene, text in told]
     for kind, statements in _ABOUT_SCENE.items():
-        told = [(scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1)) for _ in range(per_kind)]
+        told = [
+            (scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1))
+            for _ in range(per_kind)
+        ]
         probes[kind] = [_split(f"{text} {rng.choice(statements)(scene)}") for scene, text in told]
     return probes
 

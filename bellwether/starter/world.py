@@ -23,11 +23,75 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "toy": ("kite", "doll", "drum", "puppet", "ball", "whistle", "marble", "hoop"),
     "jewel": ("pearl", "ring", "crown", "brooch", "ruby", "amber", "chain", "jade"),
 }
-TRADES = ["baker", "smith", "weaver", "tailor", "miller", "potter", "carpenter", "fisher", "shepherd", "painter", "teacher", "doctor", "singer", "gardener", "mason", "cooper"]
-WORKPLACES = ["barn", "tower", "cellar", "hall", "yard", "shed", "loft", "tent", "cave", "cabin", "inn", "harbour", "orchard", "kitchen", "workshop", "school"]
+TRADES = [
+    "baker",
+    "smith",
+    "weaver",
+    "tailor",
+    "miller",
+    "potter",
+    "carpenter",
+    "fisher",
+    "shepherd",
+    "painter",
+    "teacher",
+    "doctor",
+    "singer",
+    "gardener",
+    "mason",
+    "cooper",
+]
+WORKPLACES = [
+    "barn",
+    "tower",
+    "cellar",
+    "hall",
+    "yard",
+    "shed",
+    "loft",
+    "tent",
+    "cave",
+    "cabin",
+    "inn",
+    "harbour",
+    "orchard",
+    "kitchen",
+    "workshop",
+    "school",
+]
 LANDFORMS = ["river", "lake", "hill", "sea", "forest", "moor", "road", "cliff"]
-SIGHTS = ["bridge", "well", "gate", "square", "market", "wall", "statue", "fountain", "chapel", "clock", "library", "stable", "temple", "pier"]
-DEEDS = ["swim", "fish", "ride", "climb", "dance", "paint", "read", "row", "ski", "sail", "hunt", "cook", "knit", "sleep"]
+SIGHTS = [
+    "bridge",
+    "well",
+    "gate",
+    "square",
+    "market",
+    "wall",
+    "statue",
+    "fountain",
+    "chapel",
+    "clock",
+    "library",
+    "stable",
+    "temple",
+    "pier",
+]
+DEEDS = [
+    "swim",
+    "fish",
+    "ride",
+    "climb",
+    "dance",
+    "paint",
+    "read",
+    "row",
+    "ski",
+    "sail",
+    "hunt",
+    "cook",
+    "knit",
+    "sleep",
+]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 COLOURS = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"]
 CONTAINERS = ["box", "jar", "sack", "chest", "basket", "barrel", "crate", "bowl"]
@@ -92,7 +156,8 @@ class Part:
 
     def names(self) -> set[str]:
         """Return the names of all entities."""
-        return {entity.name for entity in (*self.people, *self.towns, *self.goods, *self.trades)}
+        groups: tuple[Sequence[Person | Town | Good | Trade], ...] = (self.people, self.towns, self.goods, self.trades)
+        return {entity.name for group in groups for entity in group}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,304 @@
+import json
+
+import pandas
+import pytest
+
+from bellwether.data.rows import Turn
+from bellwether.data.sources import STARTER_ROWS, read_rows
+from bellwether.errors import DataError
+from bellwether.recipe import Columns, Data
+
+DOLLY = [
+    {"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"},
+    {"instruction": "Sum up.", "context": "The fox, runs\nfar.", "response": 'A "fox".', "category": "summarization"},
+]
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding) if isinstance(text, str) else text)
+    return str(path)
+
+
+def jsonl(path, rows):
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(*sources, **settings):
+    return read_rows(sources, Data(sources=sources, **settings))
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_files_that_pandas_wrote_are_read(tmp_path, suffix):
+    frame, path = pandas.DataFrame(DOLLY), tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=suffix == "jsonl")
+    rows, notes = read(str(path))
+    assert [(row.instruction, row.context, row.response, row.category) for row in rows] == [
+        tuple(values.values()) for values in DOLLY
+    ]
+    assert notes == []
+    assert {row.client for row in rows} == {""}
+
+
+def test_rows_know_the_line_they_stand_in(tmp_path):
+    def places(name, text):
+        return [row.place for row in read(write(tmp_path / name, text))[0]]
+
+    row = json.dumps(DOLLY[0])
+    assert places("a.jsonl", f"{row}\n\n{row}\n") == ["a.jsonl:1", "a.jsonl:3"]
+    assert places("a.json", f'[\n{row},\n\n{{"instruction": "x",\n"response": "y"}}\n, {row}]') == [
+        "a.json:2",
+        "a.json:4",
+        "a.json:6",
+    ]
+    assert places("a.csv", 'instruction,response\n"x\ny",z\nu,v\n') == ["a.csv:2", "a.csv:4"]
+
+
+def test_a_byte_order_mark_and_line_separators_inside_texts_do_no_harm(tmp_path):
+    text = json.dumps({"instruction": "a\u2028b", "response": "c"}, ensure_ascii=False)
+    rows, _ = read(write(tmp_path / "a.jsonl", f"{text}\r\n{text}", "utf-8-sig"))
+    assert [row.instruction for row in rows] == ["a\u2028b"] * 2
+    rows, _ = read(write(tmp_path / "a.csv", "instruction,response\na,b\n", "utf-8-sig"))
+    assert rows[0].instruction == "a"
+
+
+def test_alpacas_columns_and_null_inputs(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{"instruction": "a", "input": None, "output": "b"}])
+    [row], _ = read(source)
+    assert (row.instruction, row.context, row.response) == ("a", "", "b")
+
+
+def test_columns_named_in_the_recipe_go_before_the_usual_ones(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{"q": "a", "doc": "d", "a": "b", "kind": 3, "instruction": "no"}])
+    [row], notes = read(source, columns=Columns(instruction="q", context="doc", response="a", category="kind"))
+    assert (row.instruction, row.context, row.response, row.category) == ("a", "d", "b", "3")
+    assert notes == ["a.jsonl: not used: 'instruction'."]
+
+
+def test_unused_columns_are_named_once_for_a_folder(tmp_path):
+    for name in "abc":
+        jsonl(tmp_path / f"{name}.jsonl", [{**DOLLY[0], "source": "x", "score": 1}])
+    write(tmp_path / "README.md", "text")
+    rows, notes = read(str(tmp_path))
+    assert [row.client for row in rows] == ["a", "b", "c"]
+    assert notes == [f"{tmp_path}: not read: README.md.", "a.jsonl and 2 more: not used: 'source', 'score'."]
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "d"},
+]
+SHARE = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+def test_chats_become_turns(tmp_path):
+    rows, _ = read(
+        jsonl(tmp_path / "a.jsonl", [{"messages": MESSAGES, "category": "talk"}]),
+        jsonl(tmp_path / "b.jsonl", [{"id": "x", "conversations": SHARE}]),
+    )
+    assert rows[0].turns == tuple(Turn(message["role"], message["content"]) for message in MESSAGES)
+    assert (rows[0].instruction, rows[0].response, rows[0].category) == ("c", "d", "talk")
+    assert rows[1].turns == (Turn("user", "a"), Turn("assistant", "b"))
+
+
+def test_chats_from_parquet(tmp_path):
+    pandas.DataFrame({"prompt": ["x"], "messages": [MESSAGES]}).to_parquet(tmp_path / "a.parquet")
+    [row], notes = read(str(tmp_path / "a.parquet"))
+    assert len(row.turns) == 5
+    assert notes == ["a.parquet: not used: 'prompt'."]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (MESSAGES[:4], "does not end with a message of the assistant"),
+        (MESSAGES[:1], "does not end with a message of the assistant"),
+        ([], "a list of messages is wanted"),
+        ("hello", "is text, but a list of messages"),
+        ([{"role": "tool", "content": "x"}], "message 1 has the role 'tool'"),
+        ([MESSAGES[1], MESSAGES[1]], "message 2 is of the user, but one of the assistant"),
+        ([MESSAGES[1], {"role": "assistant", "content": " "}], "message 2 is empty"),
+        ([MESSAGES[1], {"role": "assistant", "content": ["x"]}], "message 2 is a list, but text"),
+        (["x"], "message 1 is text, but an object"),
+    ],
+)
+def test_bad_chats_are_refused_with_place_and_reason(tmp_path, messages, said):
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: ") as caught:
+        read(jsonl(tmp_path / "a.jsonl", [{"messages": messages}]))
+    assert said in str(caught.value)
+
+
+GOOD = '{"instruction": "a", "response": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", GOOD + '{"instruction": \n', "a.jsonl:2: this line is not JSON (Expecting value, column 17)"),
+        ("a.jsonl", GOOD + "[1]\n", "a.jsonl:2: a line holds one object, but this is a list"),
+        ("a.jsonl", GOOD + '{"response": "b"}', "a.jsonl:2: the field 'instruction' is missing"),
+        ("a.jsonl", GOOD + '{"instruction": " ", "response": "b"}', "a.jsonl:2: the field 'instruction' is empty"),
+        ("a.jsonl", GOOD + '{"instruction": "a", "response": ""}', "a.jsonl:2: the field 'response' is empty"),
+        ("a.jsonl", GOOD + '{"instruction": "a", "response": 3}', "a.jsonl:2: the field 'response' is a number"),
+        ("a.jsonl", GOOD + '{"instruction": null, "response": "b"}', "a.jsonl:2: the field 'instruction' is null"),
+        ("a.jsonl", '{"instruction": "\\ud800", "response": "b"}', "a.jsonl:1: the field 'instruction' holds half a"),
+        ("a.jsonl", GOOD.encode() + b'{"instruction": "\xff"}', "a.jsonl:2: byte 55 is not UTF-8"),
+        ("a.jsonl", b"\xef\xbb\xbf" + b"\xff", "a.jsonl:1: byte 3 is not UTF-8"),
+        ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: byte 0 is not UTF-8"),
+        ("a.jsonl", "", "the file is empty"),
+        ("a.jsonl", "\n \n", "the file is empty"),
+        ("a.jsonl", '{"text": "a"}', "a.jsonl: no column holds the instruction (there are text); name it in data.col"),
+        ("a.json", "[]", "the file holds no rows"),
+        ("a.json", "{}", "a.json:1: a .json file holds a list of objects"),
+        ("a.json", f"[{GOOD},\n{{]", "a.json:3: this is not JSON"),
+        ("a.json", f"[{GOOD}{GOOD}]", "a.json:2: this is not JSON (a comma"),
+        ("a.json", f"[{GOOD},]", "this is not JSON"),
+        ("a.json", f"[{GOOD}", "this is not JSON"),
+        ("a.json", f"[{GOOD}, 7]", "a.json:2: the list holds objects, but this is a number"),
+        ("a.csv", "instruction,response\na,b\nc\n", "a.csv:3: this row has 1 fields, but the header names 2"),
+        ("a.csv", "instruction,instruction\na,b\n", "a.csv:1: the header names a column twice"),
+        ("a.csv", 'instruction,response\n"a,b\n', "a.csv:2: this is not CSV"),
+        ("a.csv", "instruction,response\n", "the file holds no rows"),
+        ("a.parquet", b"PAR1 and nothing", "a.parquet: this is not a Parquet file"),
+        ("a.txt", "text", "files of this kind cannot be read"),
+    ],
+)
+def test_bad_files_are_refused_with_place_and_reason(tmp_path, name, content, said):
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / name, content))
+    assert said in str(caught.value)
+
+
+def test_parquet_rows_are_counted_from_one(tmp_path):
+    pandas.DataFrame({"instruction": ["a", ""], "response": ["b", "b"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet:2: the field 'instruction' is empty"):
+        read(str(tmp_path / "a.parquet"))
+
+
+def test_of_many_bad_rows_three_are_shown_and_all_are_counted(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(jsonl(tmp_path / "a.jsonl", [{"instruction": "", "response": "b"}] * 40))
+    lines = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in lines[:3]] == ["a.jsonl:1:", "a.jsonl:2:", "a.jsonl:3:"]
+    assert lines[3:] == ["... and 37 more; 40 rows are bad in all."]
+
+
+def test_a_column_that_the_recipe_names_must_be_there(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", DOLLY)
+    with pytest.raises(DataError, match=r"no column 'topic' \(data.columns.category\); there are instruction, context"):
+        read(source, columns=Columns(category="topic"))
+    with pytest.raises(DataError, match=r"no column 'site' \(partition.column\)"):
+        read_rows([source], Data(), client_column="site")
+
+
+# Clients ------------------------------------------------------------------------------------------
+
+
+def test_a_column_names_clients(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [{**DOLLY[0], "site": site} for site in ("north", "south", 7)])
+    rows, notes = read_rows([source], Data(), client_column="site")
+    assert [row.client for row in rows] == ["north", "south", "7"]
+    assert notes == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "a/b", "a\\b", "a\nb", "a\u202eb", "x" * 101, " a\t"])
+def test_unsafe_client_names_are_refused(tmp_path, name):
+    source = jsonl(tmp_path / "a.jsonl", [{**DOLLY[0], "site": name}])
+    if name == " a\t":
+        assert read_rows([source], Data(), client_column="site")[0][0].client == "a"
+        return
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: the client's name"):
+        read_rows([source], Data(), client_column="site")
+
+
+def test_files_of_equal_stem_take_their_folders_name_along(tmp_path):
+    sources = []
+    for folder in ("north", "south"):
+        (tmp_path / folder).mkdir()
+        sources.append(jsonl(tmp_path / folder / "train.jsonl", DOLLY))
+    assert sorted({row.client for row in read(*sources)[0]}) == ["north-train", "south-train"]
+
+
+def test_files_that_name_one_client_twice_are_refused(tmp_path):
+    jsonl(tmp_path / "a.jsonl", DOLLY)
+    write(tmp_path / "a.csv", "instruction,response\na,b\n")
+    with pytest.raises(DataError, match="both name the client"):
+        read(str(tmp_path))
+
+
+def test_a_file_name_with_control_characters_is_refused(tmp_path):
+    jsonl(tmp_path / "a\x1b[31m.jsonl", DOLLY)
+    with pytest.raises(DataError, match=r"control characters.*Rename the file"):
+        read(str(tmp_path))
+
+
+# Where rows come from -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["rows.jsonl", "./rows", "/nowhere/rows", "~/nowhere-rows", "a/b/c", "my rows"])
+def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(monkeypatch, tmp_path, source):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(DataError, match="there is no such file"):
+        read(source)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="the folder holds no file to read"):
+        read(str(tmp_path))
+
+
+def test_a_hub_name_is_loaded_with_split_and_revision(monkeypatch, tmp_path):
+    import datasets
+
+    asked = []
+
+    def load(name, **arguments):
+        asked.append((name, arguments))
+        return datasets.Dataset.from_list(DOLLY)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows, _ = read("owner/name", split="train_sft", revision="v1")
+    assert asked == [("owner/name", {"split": "train_sft", "revision": "v1"})]
+    assert [row.place for row in rows] == ["owner/name:1", "owner/name:2"]
+    assert rows[1].context == DOLLY[1]["context"]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_sentence(monkeypatch, tmp_path):
+    import datasets
+
+    def load(*_, **__):
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"owner/name: .*'train'.*\(no route to host\); check the name"):
+        read("owner/name")
+
+
+def test_the_embedded_rows_are_read(monkeypatch, tmp_path):
+    monkeypatch.setattr("bellwether.data.sources.STARTER_ROWS", tmp_path)
+    for number, name in enumerate(("train", "validation", "test")):
+        jsonl(tmp_path / f"{name}.jsonl", DOLLY[:1] * (number + 1))
+    assert [row.place for row in read("starter")[0]] == ["starter:train:1"]
+    assert len(read("starter:validation")[0]) == 2
+    assert len(read("starter:test")[0]) == 3
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(DataError, match="the embedded rows are not there"):
+        read("starter:test")
+
+
+def test_the_embedded_rows_are_shipped():
+    if not STARTER_ROWS.is_dir():
+        pytest.skip("the embedded rows are not written yet")
+    assert len({row.category for row in read("starter")[0]}) == 8

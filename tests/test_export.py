@@ -1,0 +1,104 @@
+"""Merging an adapter into a plain model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_folder
+
+from bellwether import recipe
+from bellwether.adapter import adapter_files
+from bellwether.errors import BellwetherError, CheckpointError, ModelError
+from bellwether.export import export
+from bellwether.model.base import load_base
+from bellwether.model.folder import quiet_transformers
+from bellwether.model.lora import LoraLayers
+
+
+def adapter_folder(folder: Path, adapter) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in adapter_files(adapter).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def logits(model):
+    ids_NT, attention_NT = padded([9, 6])
+    with torch.no_grad():
+        return model(input_ids=ids_NT, attention_mask=attention_NT).logits
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A base folder and the folder of an adapter that names it."""
+    base = load_base(recipe.Model(path=str(tiny_folder("llama", tmp_path / "base")), device="cpu"))
+    return base, adapter_folder(tmp_path / "adapter", random_adapter(base, dtype="float32"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_merged_model_has_the_adapters_logits(architecture, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = load_base(recipe.Model(path=str(tiny_folder(architecture, tmp_path / "base")), device="cpu"))
+    adapter = random_adapter(base, dtype="float32")
+    bare = logits(base.model)
+    export(adapter_folder(tmp_path / "adapter", adapter), tmp_path / "merged")
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    with quiet_transformers():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(base.model), atol=1e-5, rtol=1e-5)
+    assert (logits(merged) - bare).abs().max() > 0.05
+    text = "### Instruction:\nName three colours."
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")(text).input_ids == base.tokenizer(text).input_ids
+
+
+def test_a_run_folder_is_exported_with_the_base_of_its_recipe(llama, tmp_path):
+    base, adapter = llama
+    run = tmp_path / "run"
+    run.mkdir()
+    written = recipe.Recipe(model=recipe.Model(path=base.name, dtype="bfloat16"))
+    (run / "recipe.yaml").write_text(recipe.dump_recipe(written))
+    with pytest.raises(ModelError, match="not finished"):
+        export(run, tmp_path / "merged")
+    adapter.rename(run / "adapter")
+    export(run, tmp_path / "merged")
+    assert load_base(recipe.Model(path=str(tmp_path / "merged"), dtype="bfloat16")).facts.parameters > 0
+
+
+def test_another_base_may_be_named(llama, tmp_path):
+    base, adapter = llama
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ModelError):
+        export(adapter, tmp_path / "merged")
+    export(adapter, tmp_path / "merged", str(tmp_path / "moved"))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(llama, tmp_path):
+    out = tmp_path / "merged"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="not empty"):
+        export(llama[1], out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    (out / "mine.txt").unlink()
+    export(llama[1], out)
+    assert (out / "config.json").is_file()
+
+
+def test_an_adapter_of_another_model_leaves_nothing_behind(llama, tmp_path):
+    other = adapter_folder(tmp_path / "other", random_adapter(tiny_base("gpt2"), dtype="float32"))
+    with pytest.raises(ModelError, match="does not have"):
+        export(other, tmp_path / "merged", llama[0].name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "other"]
+
+
+def test_an_unwritable_place_and_a_folder_without_adapter_are_refused(llama, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BellwetherError):
+        export(llama[1], tmp_path / "file" / "merged")
+    with pytest.raises(ModelError, match="neither a run nor an adapter"):
+        export(tmp_path, tmp_path / "merged")

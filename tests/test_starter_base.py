@@ -1,0 +1,142 @@
+"""Pretraining of the embedded base, and the base that is shipped."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bellwether.errors import CheckpointError
+from bellwether.starter import pretrain, probes
+from bellwether.starter.pretrain import CHECKPOINT, Pretraining
+from bellwether.starter.tokenizer import PROMPT_PARTS, Encoder
+from bellwether.starter.world import make_world
+
+STARTER = Path(pretrain.__file__).parent
+SHORT = Pretraining(
+    tokens=24 * 4 * 96, rows=4, length=96, hidden=64, mlp=64, layers=2, heads=2, warmup=4, probe_every=8
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def short_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("short")
+    torch.set_num_threads(1)
+    pretrain.pretrain(SHORT, folder)
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in torch.load(folder / CHECKPOINT, weights_only=True)["log"]]
+
+
+def test_a_short_pretraining_lowers_the_loss_and_loads(short_base: Path) -> None:
+    assert losses(short_base)[-1] < losses(short_base)[0] - 0.5
+    model = AutoModelForCausalLM.from_pretrained(short_base)
+    tokenizer = AutoTokenizer.from_pretrained(short_base)
+    ids = tokenizer("Tell me.", return_tensors="pt")["input_ids"]
+    assert ids[0, 0] == tokenizer.bos_token_id
+    assert torch.isfinite(model(ids).logits.float()).all()
+
+
+def test_a_killed_pretraining_resumes_to_the_same_weights(short_base: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from bellwether.starter.pretrain import Pretraining, pretrain\n"
+        f"pretrain({SHORT!r}, Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / CHECKPOINT).exists()
+    assert not (tmp_path / "model.safetensors").exists(), "it was to be killed before its end"
+    pretrain.pretrain(SHORT, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (short_base / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(short_base: Path) -> None:
+    with pytest.raises(CheckpointError, match="other settings"):
+        pretrain.pretrain(Pretraining(tokens=1), short_base)
+
+
+def looks(seeded: bool) -> tuple[float, float]:
+    """Attention of layer 0 to the token before, and of layer 1 to what followed the same token earlier."""
+    _, encoder = pretrain.make_prose(make_world(0))
+    model = pretrain.make_model(Pretraining(seeded_heads=seeded), encoder)
+    sequence = torch.randperm(900, generator=torch.Generator().manual_seed(1))[:40] + 260
+    with torch.no_grad():
+        attention = model(torch.cat([sequence, sequence]).unsqueeze(0), output_attentions=True).attentions
+    before = attention[0][0, :2].diagonal(offset=-1, dim1=-2, dim2=-1).mean()
+    followed = attention[1][0, :2].diagonal(offset=-39, dim1=-2, dim2=-1)[:, 1:].mean()
+    return float(before), float(followed)
+
+
+def test_seeded_heads_look_back_and_find_what_followed_before() -> None:
+    before, followed = looks(seeded=True)
+    ordinary_before, ordinary_followed = looks(seeded=False)
+    assert before > 0.5 > 5 * ordinary_before
+    assert followed > 5 * ordinary_followed
+
+
+def test_the_fast_encoder_equals_the_tokenizer() -> None:
+    writer, encoder = pretrain.make_prose(make_world(0))
+    rng = pretrain.dice(0, "documents of a test")
+    for _ in range(100):
+        document = writer.document(rng, 0.5)
+        ids, weights = encoder.document(document, 0.2, 1.0)
+        assert ids == [*encoder.tokenizer(document.replace("|", ""))["input_ids"], encoder.eos]
+        assert len(ids) == len(weights)
+        assert set(weights[1:]) <= {0.2, 1.0}
+
+
+# The base that is shipped.
+
+
+def test_everything_shipped_is_at_most_8_megabytes() -> None:
+    files = [*(STARTER / "base").rglob("*"), *(STARTER / "rows").rglob("*")]
+    assert sum(os.path.getsize(path) for path in files) < 8e6
+
+
+def test_the_card_names_the_hash_of_the_shipped_weights() -> None:
+    card = (STARTER / "base" / "README.md").read_text()
+    named = re.findall(r"SHA-256 `([0-9a-f]{64})`", card)
+    assert named == [pretrain.weights_hash(STARTER / "base" / "model.safetensors")]
+
+
+def test_the_shipped_base_knows_facts_and_copies() -> None:
+    model = AutoModelForCausalLM.from_pretrained(STARTER / "base", dtype=torch.float32)
+    encoder = Encoder(AutoTokenizer.from_pretrained(STARTER / "base"))
+    shares = probes.run_probes(model, encoder, probes.make_probes(make_world(0)))
+    assert probes.passes(shares), shares
+    with torch.no_grad():
+        model.model.embed_tokens.weight.add_(0.1 * torch.randn(model.model.embed_tokens.weight.shape))
+    assert not probes.passes(probes.run_probes(model, encoder, probes.make_probes(make_world(0), per_kind=8)))
+
+
+def test_the_shipped_tokenizer_is_the_one_that_the_world_makes() -> None:
+    _, encoder = pretrain.make_prose(make_world(0))
+    shipped = AutoTokenizer.from_pretrained(STARTER / "base")
+    assert shipped.get_vocab() == encoder.tokenizer.get_vocab()
+    for part in PROMPT_PARTS:
+        assert len(shipped(part, add_special_tokens=False)["input_ids"]) == 1
+    text = "Is the é a food?\nYes."
+    assert shipped.decode(shipped(text)["input_ids"], skip_special_tokens=True).strip() == text

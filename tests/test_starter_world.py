@@ -1,0 +1,159 @@
+"""The made-up world, its prose, its instruction rows and how they are split."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bellwether.starter import instructions, phrasings, scenes
+from bellwether.starter.facts import RELATIONS, plain
+from bellwether.starter.pretrain import make_prose
+from bellwether.starter.prose import Writer
+from bellwether.starter.world import SPLITS, World, dice, make_world
+
+SHIPPED = Path(instructions.__file__).parent / "rows"
+DOLLY = {
+    "brainstorming",
+    "classification",
+    "closed_qa",
+    "creative_writing",
+    "general_qa",
+    "information_extraction",
+    "open_qa",
+    "summarization",
+}
+CLOSED_LABELS = {f"The tale is {mood}." for mood in scenes.MOODS}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(0)
+
+
+@pytest.fixture(scope="module")
+def rows(world: World) -> dict[str, list[dict[str, str]]]:
+    return {split: instructions.make_rows(world, split) for split in SPLITS}
+
+
+def words_of(row: dict[str, str]) -> set[str]:
+    text = " ".join((row["instruction"], row["context"], row["response"]))
+    return {word.strip(".,:?!") for word in text.split()}
+
+
+def test_a_seed_gives_the_same_world_and_another_seed_another(world: World) -> None:
+    assert make_world(0) == world
+    assert make_world(1) != world
+
+
+def test_prose_belongs_to_its_seed(world: World) -> None:
+    first = [Writer(world).document(dice(0, "prose", step), 0.5) for step in range(30)]
+    again = [Writer(make_world(0)).document(dice(0, "prose", step), 0.5) for step in range(30)]
+    assert first == again
+    assert len(set(first)) == 30
+
+
+def test_no_two_entities_share_a_name(world: World) -> None:
+    part = world.everything
+    names = [entity.name for entity in (*part.people, *part.towns, *part.goods, *part.trades)]
+    assert len(names) == len(set(names))
+
+
+def test_every_town_has_people_to_meet_who_live_there(world: World) -> None:
+    homes = {person.name: person.town for person in world.everything.people}
+    for town in world.everything.towns:
+        assert len(town.people) == 3
+        assert {homes[name] for name in town.people} == {town.name}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_of_a_split_name_no_entity_of_another(
+    world: World, rows: dict[str, list[dict[str, str]]], split: str
+) -> None:
+    # A person's trade is an attribute of training and test people alike, so trades count where they are asked about.
+    others = set().union(
+        *(part.names() - {trade.name for trade in part.trades} for name, part in world.parts.items() if name != split)
+    )
+    for row in rows[split]:
+        assert not words_of(row) & others, row
+
+
+def test_trades_that_are_asked_about_are_split_too(world: World, rows: dict[str, list[dict[str, str]]]) -> None:
+    for split in SPLITS:
+        foreign = {trade.name for name, part in world.parts.items() if name != split for trade in part.trades}
+        for row in rows[split]:
+            assert not {word.strip(".?") for word in row["instruction"].split()} & foreign, row
+
+
+def test_no_instruction_is_worded_alike_in_two_splits() -> None:
+    for task, by_split in phrasings.PHRASINGS.items():
+        wordings = [wording for split in SPLITS for wording in by_split[split]]
+        assert len(wordings) == len(set(wordings)), task
+        assert len(by_split["train"]) >= 4
+
+
+def test_no_held_out_answer_stands_in_a_training_row_of_its_category(rows: dict[str, list[dict[str, str]]]) -> None:
+    for split in ("validation", "test"):
+        for row in rows[split]:
+            trained = {other["response"] for other in rows["train"] if other["category"] == row["category"]}
+            assert row["response"] not in trained - CLOSED_LABELS, row
+
+
+def test_every_category_of_dolly_is_there_in_every_split(rows: dict[str, list[dict[str, str]]]) -> None:
+    for split, least in (("train", 60), ("validation", 20), ("test", 40)):
+        counts = Counter(row["category"] for row in rows[split])
+        assert set(counts) == DOLLY
+        assert min(counts.values()) >= least
+
+
+def test_no_row_comes_twice(rows: dict[str, list[dict[str, str]]]) -> None:
+    for split in SPLITS:
+        asked = [(row["instruction"], row["context"]) for row in rows[split]]
+        assert len(asked) == len(set(asked))
+
+
+def test_each_row_that_asks_for_a_fact_is_answered_by_the_world(
+    world: World, rows: dict[str, list[dict[str, str]]]
+) -> None:
+    true = {plain(sentence) for sentence in Writer(world).facts}
+    asked = [
+        row for split in SPLITS for row in rows[split] if row["category"] in ("open_qa", "general_qa", "brainstorming")
+    ]
+    assert {row["response"] for row in asked} <= true
+    assert set(RELATIONS) <= set(phrasings.PHRASINGS)
+
+
+def test_answers_about_a_scene_are_found_in_it(rows: dict[str, list[dict[str, str]]]) -> None:
+    for row in rows["test"]:
+        if row["category"] == "closed_qa":
+            found = row["response"].removesuffix(".").split()[-1]
+            assert found in {word.strip(".") for word in row["context"].split()}, row
+
+
+def test_every_word_of_the_rows_is_one_token_that_the_prose_holds(
+    world: World, rows: dict[str, list[dict[str, str]]]
+) -> None:
+    writer, encoder = make_prose(world)
+    rng = dice(0, "test prose")
+    read: set[int] = set()
+    for number in range(4000):
+        read |= set(encoder.words(plain(writer.document(rng, number / 4000))))
+    for split in SPLITS:
+        for word in set().union(*map(words_of, rows[split])):
+            ids = encoder.words(word)
+            assert len(ids) == 1, word
+            assert ids[0] in read, word
+
+
+def test_the_prose_never_holds_an_instruction_of_the_test(world: World, rows: dict[str, list[dict[str, str]]]) -> None:
+    writer, _ = make_prose(world)
+    rng = dice(0, "test prose")
+    text = " ".join(plain(writer.document(rng, 1.0)) for _ in range(4000))
+    assert "###" not in text
+    assert not [row["instruction"] for row in rows["test"] if row["instruction"] in text]
+
+
+def test_the_shipped_rows_are_what_the_command_writes(world: World, tmp_path: Path) -> None:
+    for path in instructions.write_rows(world, tmp_path):
+        assert (SHIPPED / path.name).read_bytes() == path.read_bytes()
+        assert set(json.loads(path.read_text().splitlines()[0])) == {"instruction", "context", "response", "category"}
