@@ -168,6 +168,10 @@ def read_adapter(folder: Path) -> Adapter:
         tensors = load(raw)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"The adapter in {folder} cannot be read: {error}.") from error
+    except KeyError as error:
+        raise ModelError(
+            f"The adapter in {folder} is stored as {error.args[0]}, which NumPy does not have; save it as float32."
+        ) from error
     if not _is_plain_lora(stored, tensors):
         raise ModelError(f"The adapter in {folder} is not a plain LoRA adapter; only those can be used.")
     suffix = ".lora_A.weight"

@@ -6,6 +6,7 @@ recipe, data or model must be changed; 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ DataFlag = Annotated[
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="The number that all draws derive from.")]
 RoundsFlag = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+INTERRUPTED = 130
 
 # A rate that suits pretrained models of usual size; the default recipe's suits the embedded base only.
 USUAL_RATE = 3e-4
@@ -90,17 +93,21 @@ def show_data(
     seed: SeedFlag = None,
 ) -> None:
     """Show what each client holds: a table, and a picture of categories per client."""
+    from bellwether.atomic import cannot_write
     from bellwether.describe import describe, draw, table
     from bellwether.prepare import prepare
 
     prepared = prepare(_recipe(words, _flags(model, data, None, seed, None)))
     description = describe(prepared.federated, prepared.clients)
-    console = _console()
-    console.print(table(description))
+    _console().print(table(description))
     for text in prepared.notes:
-        console.print(text, markup=False, highlight=False)
+        _say(text)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     for path in draw(description, out):
-        console.print(f"Wrote {path}.", markup=False, highlight=False)
+        _say(f"Wrote {path}.")
 
 
 @app.command("recipe")
@@ -133,7 +140,7 @@ def init(
         raise RecipeError(f"{out} exists already; remove it, or name another file with --out.")
     text = propose(files)
     write_atomic(out, text.encode())
-    sys.stdout.write(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}\n")
+    _say(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}")
 
 
 @app.command()
@@ -146,21 +153,38 @@ def export(
     from bellwether.export import export as merge
 
     merge(folder, out, model)
-    sys.stdout.write(f"Wrote {out}.\n")
+    _say(f"Wrote {out}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one sentence on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show shall not end a run
     try:
         app(args=list(arguments) if arguments is not None else None)
     except BellwetherError as error:
-        lines = error.problems if isinstance(error, RecipeError) else [str(error)]
-        for line in lines:
-            sys.stderr.write(f"bellwether: {printable(line)}\n")
+        _complain(str(error))
         sys.exit(1 if isinstance(error, RoundFailed) else 2)
-    except KeyboardInterrupt:
-        sys.stderr.write("bellwether: interrupted; committed rounds are safe, go on with --resume FOLDER.\n")
-        sys.exit(130)
+    except OSError as error:
+        # What no room foresaw, such as a path that is too long: the system's own words are clear enough.
+        _complain(f"{error.filename or 'The system'}: {error.strerror or error}; give another path, or mend this one.")
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer turns an interrupt into this code, and says nothing
+            _complain("interrupted; committed rounds are safe, go on with --resume FOLDER.")
+        raise
+
+
+def _say(text: str) -> None:
+    """Write a sentence to stdout, on one line."""
+    sys.stdout.write(f"{printable(text)}\n")
+
+
+def _complain(text: str) -> None:
+    """Write sentences to stderr, one per line."""
+    for line in text.split("\n"):
+        sys.stderr.write(f"bellwether: {printable(line)}\n")
 
 
 def printable(text: str) -> str:
@@ -177,8 +201,8 @@ def _run(recipe: Recipe | None, resume: Path | None) -> None:
     console = _console()
     with watching(console) as watcher:
         result = run_recipe(recipe, resume=resume, watch=watcher)
-    console.print(summary([*result.rounds, *result.evaluations]))
-    console.print(f"Adapter, scores and records are in {result.folder}.", markup=False, highlight=False)
+    console.print(summary([*result.rounds, *result.evaluations], ascii_only=console.options.ascii_only))
+    _say(f"Adapter, scores and records are in {result.folder}.")
 
 
 def _flags(
@@ -220,10 +244,14 @@ def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
     fields = [word for word in words or [] if "=" in word]
     names = [word for word in words or [] if "=" not in word]
     if len(names) > 1:
+        fieldlike = [name for name in names if name.partition(".")[0] in Recipe.model_fields]
+        if fieldlike:
+            raise RecipeError(f"command line: {fieldlike[0]!r} sets no value; write {fieldlike[0]}=VALUE.")
         raise RecipeError(f"command line: give one recipe, not {len(names)} ({', '.join(names)}).")
     if names:
         return load_recipe(find_recipe(names[0]), [*fields, *flags])
-    other_model = any(word.startswith("model.path=") for word in [*fields, *flags])
+    models = [word.partition("=")[2].strip("\"'") for word in [*fields, *flags] if word.startswith("model.path=")]
+    other_model = models[-1:] not in ([], ["starter"])
     if other_model and not any(word.startswith("training.learning_rate=") for word in fields):
         sys.stderr.write(
             f"bellwether: training.learning_rate is {USUAL_RATE:g}, since the default recipe's suits the embedded base "

@@ -19,6 +19,7 @@ import numpy as np
 
 from bellwether.atomic import write_atomic
 from bellwether.data.rows import Federated, Tokenised
+from bellwether.narrate import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,25 +156,26 @@ def _summary(
 
 def table(description: Description) -> Table:
     """Return one line per client, and one for all."""
-    from rich.markup import escape
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(title="What each client holds", caption=_caption(description))
-    made.add_column("client")
+    made = Table(title="What each client holds", caption=_caption(description), box=box.SIMPLE, pad_edge=False)
+    made.padding = (0, 1, 0, 0)  # so that it can be read on 80 columns
+    made.add_column("client", no_wrap=True, max_width=24)
     held_out = any(client.held_out for client in description.clients)
-    headers = ["rows", *(["held out"] if held_out else []), "label skew"]
-    headers += ["median tokens", "longest", "shortened", "cut", "left out"] if description.tokenised else []
+    headers = ["rows", *(["held\nout"] if held_out else []), "label\nskew"]
+    headers += ["median\ntokens", "longest", "short-\nened", "cut", "left\nout"] if description.tokenised else []
     for header in headers:
         made.add_column(header, justify="right")
-    made.add_column("categories")
+    made.add_column("categories", min_width=20)
     for client in description.clients:
         categories = sorted(client.categories.items(), key=lambda item: (-item[1], item[0]))
-        made.add_row(
-            escape(client.client), *_cells(client, held_out, description.tokenised), escape(_largest(categories))
-        )
+        cells = _cells(client, held_out, description.tokenised)
+        made.add_row(Text(clean(client.client)), *cells, Text(clean(_largest(categories))))
     made.add_section()
     everyone = list(description.categories.items())
-    made.add_row("all", *_cells(_total(description), held_out, description.tokenised), escape(_largest(everyone)))
+    made.add_row("all", *_cells(_total(description), held_out, description.tokenised), Text(clean(_largest(everyone))))
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -44,15 +45,20 @@ def load_records(data: bytes) -> tuple[Record, ...]:
     Raises:
         ValueError: a line is not a record.
     """
-    adapters = {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
     records = []
     for line in data.decode().splitlines():
         values = json.loads(line)
         kind = values.pop("kind", None)
-        if kind not in adapters:
+        if kind not in _KINDS:
             raise ValueError(f"a record of kind {kind!r}")
-        records.append(adapters[kind].validate_python(values))
+        records.append(_reader(kind).validate_python(values))
     return tuple(records)
+
+
+@functools.cache
+def _reader(kind: str) -> TypeAdapter[Any]:
+    """Return what turns the fields of a record into the record."""
+    return TypeAdapter(_KINDS[kind])
 
 
 def plain(value: Any) -> Any:

@@ -80,7 +80,8 @@ def view(progress: Progress, width: int, height: int, ascii_only: bool = False) 
     """
     if progress.run is None:
         return Text("Getting ready …" if not ascii_only else "Getting ready ...", style="dim")
-    room = max(1, height - 9 - len(progress.now))
+    wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
+    room = max(1, height - 8 - wrapped * (1 + len(progress.now)))
     parts: list[RenderableType] = [_rounds(progress), _pace(progress, ascii_only)]
     parts += [_scores(progress.base[part], record, ascii_only) for part, record in progress.now.items()]
     if not progress.over:
@@ -127,16 +128,17 @@ def _pace(progress: Progress, ascii_only: bool) -> Text:
     speed = progress.rows_per_second
     if speed is not None:
         parts.append(f"{speed:,.0f} rows/s, {progress.tokens / progress.training:,.0f} tokens/s")
-    return _line(("; " if ascii_only else " · ").join(parts) or "no round yet", style="cyan")
+    return Text(("; " if ascii_only else " · ").join(parts) or "no round yet", style="cyan")
 
 
 def _scores(base: EvaluationRecord, now: EvaluationRecord, ascii_only: bool) -> Text:
     """Return the line with a part's macro scores, base and now."""
     before, after = macro(base.categories), macro(now.categories)
-    when = "untuned" if now.round == 0 else f"after round {now.round}"
-    text = _line(f"{clean(now.part)}, {when}: ")
+    when = "untuned" if now.round == 0 else f"round {now.round}"
+    text = Text(f"{clean(now.part)}, {when}:")
     for name, show, old, new, sign in pairs(before, after):
-        text.append(f"{name} {change(show, old, new, ascii_only)}  ", style=verdict(old, new, sign))
+        shown = show(new) if now is base else change(show, old, new, ascii_only)
+        text.append(f"  {name} {shown}", style=verdict(old, new, sign))
     return text
 
 
@@ -162,7 +164,7 @@ def _clients(progress: Progress, room: int, ascii_only: bool) -> RenderableType:
     if hidden > 0:
         asked = len([name for name in progress.cohort if name not in progress.finished | progress.failed])
         counts = f"{len(progress.finished)} done, {len(progress.failed)} left out, {asked} asked"
-        table.add_row(Text(), Text(f"and {hidden} more", style="dim"), Text(f"of all: {counts}", style="dim"))
+        table.add_row(Text(), Text(f"and {hidden} more", style="dim"), Text(counts, style="dim"))
     return table
 
 
@@ -184,11 +186,6 @@ def sparkline(values: Sequence[float]) -> str:
     low, high = min(known), max(known)
     step = (high - low) / (len(BARS) - 1) or 1.0
     return "".join(BARS[round((value - low) / step)] if abs(value) < float("inf") else " " for value in values)
-
-
-def _line(text: str, style: str = "") -> Text:
-    """Return a text that stays on one line."""
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _is_tty(console: Console) -> bool:

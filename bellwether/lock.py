@@ -22,7 +22,7 @@ def acquire(path: Path) -> Any:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(str(path / LOCK), timeout=0, thread_local=False)
+    lock, is_new = FileLock(str(path / LOCK), timeout=0, thread_local=False), not (path / LOCK).exists()
     try:
         lock.acquire()
         (path / OWNER).write_text(str(os.getpid()))
@@ -31,7 +31,10 @@ def acquire(path: Path) -> Any:
             f"{path} is in use by process {_owner(path)}: wait until it ends, or give another folder."
         ) from None
     except OSError as error:
-        lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):
+                (path / LOCK).unlink(missing_ok=True)
+        release(path, lock)
         raise cannot_write(path / LOCK, error) from error
     return lock
 

@@ -292,10 +292,12 @@ def pairs(before: Scores, after: Scores) -> list[tuple[str, Show, float | None, 
 
 
 def change(show: Show, old: float | None, new: float | None, ascii_only: bool) -> str:
-    """Return ``old → new``, or what there is of it."""
+    """Return ``old→new`` with the unit once, or what there is of it."""
     if old is None and new is None:
         return "-" if ascii_only else "–"
-    return f"{show(old)} {'->' if ascii_only else '→'} {show(new)}"
+    before, after = (show(value) for value in (old, new))
+    unit = " %" if after.endswith(" %") else ""
+    return f"{before.removesuffix(unit)}{'->' if ascii_only else '→'}{after}"
 
 
 def verdict(old: float | None, new: float | None, sign: int) -> str:
@@ -306,11 +308,11 @@ def verdict(old: float | None, new: float | None, sign: int) -> str:
 
 
 def _plain_number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "?" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "?" if value is None else f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -6,11 +6,13 @@ before the base model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bellwether.aggregate.average import make_aggregate
+from bellwether.cohort import make_sampler, make_trace
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
@@ -65,6 +67,7 @@ def prepare(recipe: Recipe) -> Prepared:
     check_trackers(recipe.output.trackers)
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
     _check_cohort_size(recipe, len(federated.clients))
+    _check_methods(recipe, list(federated.clients))
     facts, tokenizer = _inspect(recipe)
     template = resolve_template(recipe.data.template, tokenizer)
 
@@ -125,6 +128,14 @@ def _check_cohort_size(recipe: Recipe, clients: int) -> None:
         raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
 
 
+def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:
+    """Refuse methods that cannot be had, such as a person's own that is not there or a broken trace."""
+    availability = recipe.federation.availability
+    trace = make_trace(availability, clients, Randomness(recipe.seed)) if availability else None
+    make_sampler(recipe.federation, trace)
+    make_aggregate(recipe.federation.aggregate)
+
+
 def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
     """Refuse clients of whose rows none can be trained on."""
     empty = [client for client, tokenised in clients.items() if not tokenised.rows]
@@ -147,16 +158,19 @@ def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
         counts[row.category] = counts.get(row.category, 0) + 1
         if counts[row.category] <= most:
             rows.append(row)
-    return Tokenised(rows, tokenised.shortened, tokenised.left_out)
+    return replace(tokenised, rows=rows)
 
 
-def _counts(what: str, parts: Sequence[Tokenised] | Any) -> list[str]:
+def _counts(what: str, parts: Iterable[Tokenised]) -> list[str]:
     """Return a sentence about rows that do not fit, or none."""
     parts = list(parts)
-    kept, shortened, left_out = (
-        sum(count(part) for part in parts)
-        for count in (lambda part: len(part.rows), lambda part: part.shortened, lambda part: part.left_out)
+    shortened, cut, left_out = (
+        sum(getattr(part, count) for part in parts) for count in ("shortened", "cut", "left_out")
     )
-    if not shortened and not left_out:
+    if not shortened and not cut and not left_out:
         return []
-    return [f"Of {kept + left_out} {what}, {shortened} were shortened and {left_out} left out as too long."]
+    rows = sum(len(part.rows) for part in parts) + left_out
+    return [
+        f"Of {rows} {what}, {shortened} had their context shortened, {cut} their response cut, and {left_out} "
+        "were left out, since no token of their response would fit into data.max_tokens."
+    ]

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from bellwether.errors import RecipeError
 
@@ -34,10 +42,25 @@ def _ours_or_own(*ours: str) -> Callable[[str], str]:
     return check
 
 
+def _folder_name(value: str) -> str:
+    """Check what no system takes as the name of a folder."""
+    if not value or "\0" in value:
+        raise ValueError("this cannot be the name of a folder")
+    return value
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, no unknown fields, no infinite or undefined numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is wanted, which pydantic would take as 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are not wanted here")
+        return value
 
 
 class Model(Section):
@@ -125,7 +148,7 @@ class Lora(Section):
     rank: int = Field(8, ge=1, description="rows of A and columns of B")
     alpha: float = Field(16.0, gt=0, description="LoRA's alpha; the update is scaled by alpha / rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="probability of dropping an input of an adapted layer")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", description="names of the adapted modules (last part or whole path), or all-linear"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
@@ -199,7 +222,9 @@ class Evaluation(Section):
 class Output(Section):
     """Where results go."""
 
-    folder: str | None = Field(None, description="run folder; null makes runs/NAME-N")
+    folder: Annotated[str, AfterValidator(_folder_name)] | None = Field(
+        None, description="run folder; null makes runs/NAME-N"
+    )
     keep_checkpoints: int = Field(2, ge=2, description="rounds whose checkpoints are kept")
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = Field(
         (), description="experiment trackers to write to as well"
@@ -258,7 +283,7 @@ def load_recipe(path: Path | None = None, overrides: Iterable[str] = ()) -> Reci
     try:
         recipe = Recipe.model_validate(source.values)
     except ValidationError as error:
-        problems += [_sentence(source, problem) for problem in error.errors()]
+        problems += _sentences(source, error)
     if recipe is not None:
         problems += [f"{source.place(location)}: {text}" for location, text in _contradictions(recipe)]
     if problems or recipe is None:
@@ -360,7 +385,10 @@ def _read_yaml(path: Path, problems: list[str]) -> _Source:
     if not isinstance(root, yaml.MappingNode):
         problems.append(f"{path}:1: a recipe is a mapping of sections such as 'training:', but this is none.")
         return source
-    source.values = _mapping(path, root, (), source.places, problems)
+    try:
+        source.values = _mapping(path, root, (), source.places, problems)
+    except RecursionError:
+        problems.append(f"{path}: an alias in this recipe stands for what contains it; write it out.")
     return source
 
 
@@ -383,13 +411,12 @@ def _mapping(
         if isinstance(value_node, yaml.MappingNode):
             values[key] = _mapping(path, value_node, here, places, problems)
         else:
-            values[key] = _construct(value_node)
+            try:
+                values[key] = yaml.SafeLoader("").construct_object(value_node, deep=True)
+            except (yaml.YAMLError, ValueError) as error:  # a tag that is not known, or a date that is none
+                reason = getattr(error, "problem", None) or error
+                problems.append(f"{path}:{line}: the value of {'.'.join(here)} cannot be read ({reason}); quote it.")
     return values
-
-
-def _construct(node: yaml.Node) -> Any:
-    """Return the plain value of a scalar or sequence node."""
-    return yaml.SafeLoader("").construct_object(node, deep=True)
 
 
 def _apply_override(source: _Source, override: str, problems: list[str]) -> None:
@@ -401,29 +428,47 @@ def _apply_override(source: _Source, override: str, problems: list[str]) -> None
         return
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a ValueError where a date is none
         problems.append(f"command line: the value of {dotted} is not YAML: {text!r}; quote it.")
         return
     target = source.values
-    for part in location[:-1]:
+    for depth, part in enumerate(location[:-1], start=1):
         if not isinstance(target.get(part), dict):
             target[part] = {}
+            source.places[location[:depth]] = "command line"
         target = target[part]
     target[location[-1]] = value
     source.places[location] = "command line"
 
 
-def _sentence(source: _Source, problem: Mapping[str, Any]) -> str:
+def _sentences(source: _Source, error: ValidationError) -> list[str]:
+    """Return one sentence per mistake, though pydantic reports one for each kind of value that a field takes."""
+    sentences: dict[Location, str] = {}
+    for problem in error.errors():
+        kinds = [part for part in problem["loc"] if isinstance(part, str) and part.startswith(("tuple[", "literal["))]
+        field = problem["loc"][: problem["loc"].index(kinds[0])] if kinds else problem["loc"]
+        if not kinds or field not in sentences:
+            location = tuple(part for part in problem["loc"] if part not in kinds)
+            sentences[field] = _sentence(source, location, problem)
+    return list(sentences.values())
+
+
+# What pydantic says of values of a wrong kind, in words that need no Python.
+_KINDS = {
+    "model_type": "this is a section; set fields below it, or leave it out",
+    "tuple_type": "a list is wanted, such as [one, two]",
+    "too_short": "the list is empty; name at least one",
+}
+
+
+def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -> str:
     """Turn one of pydantic's errors into: place, field, what is wrong, what to do."""
-    location: Location = tuple(
-        part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("tuple[", "literal[")))
-    )
     dotted = ".".join(map(str, location))
     place = source.place(location)
     if problem["type"] == "extra_forbidden":
-        return f"{place}: there is no field {dotted}{_nearest(location)}."
+        return f"{place}: there is no field {dotted}{_nearest(location)}"
     value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _KINDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     description = _description(location)
     meaning = f" ({description})" if description else ""
     return f"{place}: {dotted}{value}: {message[0].lower() + message[1:]}{meaning}."
@@ -451,7 +496,7 @@ def _nearest(location: Location) -> str:
     """Return a hint that names the field nearest to an unknown one, here or in another section."""
     section = _section_at(location[:-1])
     if section is None:
-        return ""
+        return "; remove it."
     name = str(location[-1])
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
@@ -463,7 +508,7 @@ def _nearest(location: Location) -> str:
     ]
     if homes:
         return f"; did you mean {homes[0]}?"
-    return f"; known here: {', '.join(section.model_fields)}"
+    return f"; known here: {', '.join(section.model_fields)}."
 
 
 def _description(location: Location) -> str:

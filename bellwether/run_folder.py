@@ -92,7 +92,13 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
-        folder = cls(path, recipe, acquire(path))
+        try:
+            lock = acquire(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it is not empty where another process is in it
+                path.rmdir()
+            raise
+        folder = cls(path, recipe, lock)
         try:
             check_new(path, locked=True)  # another process may have begun a run here in the meantime
         except BaseException:
@@ -165,8 +171,11 @@ class RunFolder:
             CheckpointError: it cannot be written; the checkpoints before are untouched.
         """
         files = checkpoint_files(round, adapter, state, records, dump_recipe(self.recipe))
+        for path in self._checkpoints():
+            if int(path.name) > round:  # a future that was given up as corrupt
+                remove(path)
         write_folder_atomic(self.path / CHECKPOINTS / f"{round:04d}", files)
-        self._prune(round)
+        self._prune()
         self._write_tables(records)
 
     def latest(self) -> Checkpoint | None:
@@ -205,6 +214,7 @@ class RunFolder:
         Raises:
             CheckpointError: it cannot be written.
         """
+        self._prune()  # a process that was killed right after its last commit could not
         self._write_tables(records)
         write_atomic(self.path / "samples.jsonl", json_lines(samples))
         files = {**adapter_files(adapter), "README.md": card.encode("utf-8", "backslashreplace")}
@@ -246,11 +256,9 @@ class RunFolder:
         """Return whether a round was ever committed here, even if its checkpoint is gone."""
         return bool(self._checkpoints()) or (self.path / "rounds.jsonl").exists()
 
-    def _prune(self, round: int) -> None:
-        """Remove checkpoints beyond those to keep, and those of a future that was given up as corrupt."""
-        past = [path for path in self._checkpoints() if int(path.name) <= round]
-        future = [path for path in self._checkpoints() if int(path.name) > round]
-        for path in future + past[: -self.recipe.output.keep_checkpoints]:
+    def _prune(self) -> None:
+        """Remove the oldest checkpoints beyond those to keep."""
+        for path in self._checkpoints()[: -self.recipe.output.keep_checkpoints]:
             remove(path)
 
     def _write_tables(self, records: Sequence[Record]) -> None:

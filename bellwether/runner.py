@@ -116,18 +116,24 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
     with RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder:
         then = folder.environment
         prepared = prepare(folder.recipe)
+        _check_unchanged(path, then, {"data": data_fingerprint(prepared.federated)})
         # The number of threads decides the order of sums, and with it the last bits.
         base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
         now = _environment(prepared, base)
-        changed = [fact for fact in ("data", "base", "device", "dtype") if then.get(fact) != now[fact]]
-        if changed:
-            raise CheckpointError(
-                f"The run in {path} cannot go on, because its {changed[0]} is another one now ({now[changed[0]]}) than "
-                f"when it began ({then.get(changed[0])}); restore it, or begin a new run."
-            )
+        _check_unchanged(path, then, {fact: now[fact] for fact in ("base", "device", "dtype")})
         if then.get("versions") != now["versions"]:
             watch(Note("Packages have other versions than when the run began: its last bits may differ.", warning=True))
         return _run_in(folder, prepared, base, watch)
+
+
+def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose circumstances are other ones now."""
+    for fact, value in now.items():
+        if then.get(fact) != value:
+            raise CheckpointError(
+                f"The run in {path} cannot go on, because its {fact} is another one now ({value}) than "
+                f"when it began ({then.get(fact)}); restore it, or begin a new run."
+            )
 
 
 def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:

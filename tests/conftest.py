@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,7 @@ def bellwether(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The command ``bellwether``, in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where own functions are searched is added to it
     return call
 
 

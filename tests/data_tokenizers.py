@@ -11,6 +11,8 @@ CORPUS = [
     "### Instruction:\nSum up the text.\n\n### Input:\nThe fox runs over the hill.\n\n### Response:\nA fox runs.",
     "### Response:\nYes.\n### Response:\nThe sky.\n### Response:\nThe fox.\n### Response:\nThe hill.",
 ] * 5
+# Makes "\nThe" one token where nothing splits texts beforehand.
+ACROSS = [*CORPUS, *["\nThe"] * 500]
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -29,7 +31,10 @@ THINKING = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Nothing marks the end of a turn.
-BARE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+BARE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 # The prompt for generation is no beginning of the whole chat.
 CONTRARY = "{% if add_generation_prompt %}Go on: {% endif %}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
@@ -57,14 +62,15 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     return _wrap(backend, eos_token="<|endoftext|>")
 
 
-def byte_bpe_trimmed() -> PreTrainedTokenizerFast:
+def byte_bpe_trimmed(split: bool = True) -> PreTrainedTokenizerFast:
     """As RoBERTa: byte-level BPE with BOS and EOS around, offsets without white space."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    corpus = CORPUS if split else ACROSS
     backend.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=450, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=450, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     )
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", backend.token_to_id("</s>")), ("<s>", backend.token_to_id("<s>")), True, False
@@ -77,7 +83,7 @@ def bpe_across() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     special = ["<s>", "</s>"]
     backend.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=list("YTBN,:\nqz é🦊空"))
+        ACROSS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=list("YTBN,:\nqz é🦊空"))
     )
     backend.decoder = decoders.Fuse()
     _frame(backend, "<s> $A", "<s>")
@@ -145,6 +151,7 @@ def words(vocabulary: str) -> PreTrainedTokenizerFast:
 FAMILIES = {
     "byte-level BPE": (byte_bpe, [], True),
     "byte-level BPE, BOS, trimmed offsets": (byte_bpe_trimmed, ["<s>"], True),
+    "byte-level BPE across borders, trimmed": (functools.partial(byte_bpe_trimmed, False), ["<s>"], True),
     "BPE across borders, BOS": (bpe_across, ["<s>"], True),
     "Metaspace, BOS": (metaspace, ["<s>"], True),
     "Metaspace by normaliser, BOS": (metaspace_normalised, ["<s>"], True),

@@ -49,7 +49,8 @@ def test_a_chat_in_alpacas_format_ends_earlier_responses_with_the_end_of_sequenc
     rendered = render(CHAT, "alpaca", tokenizer)
     assert spans(rendered) == ["Blue.<|endoftext|>", "Green."]
     assert rendered.text.endswith(
-        "### Instruction:\nThe sky?\n\n### Response:\nBlue.<|endoftext|>\n\n### Instruction:\nAnd?\n\n### Response:\nGreen."
+        "### Instruction:\nThe sky?\n\n### Response:\nBlue.<|endoftext|>\n\n"
+        "### Instruction:\nAnd?\n\n### Response:\nGreen."
     )
 
 

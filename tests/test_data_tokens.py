@@ -20,6 +20,8 @@ ROWS = [
     Row("Name a colour.", "The fox 🦊 and 空 é"),
     Row("### Response:\nThe fox", "### Response:\nThe fox"),
     Row("Blue", "Blue", "Blue"),
+    Row("Name a place.", "the hill of the sky."),
+    Row("Name a place.", "The sky. The hill."),
 ]
 CHAT = Row(
     "And the hill?",
@@ -76,11 +78,10 @@ def test_exactly_the_response_and_the_end_of_sequence_are_trained(name, row):
         assert decoded(tokens.ids_T[tokens.prompt_length : -1]).split() == known.split()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The tokens of the others lie across the border even for an ordinary response.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "across" not in name])
 def test_an_ordinary_response_has_the_ids_of_the_whole_text_behind_the_prompt(name):
     # No seam: the response is not tokenised as if it were a text of its own (which would begin with ▁).
-    if name == "BPE across borders, BOS":
-        pytest.skip("its tokens lie across the border even for an ordinary response")
     tokenizer, row = family(name), ROWS[0]
     [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
     whole = plain_ids(tokenizer, render(row, "alpaca", tokenizer).text)
@@ -88,20 +89,25 @@ def test_an_ordinary_response_has_the_ids_of_the_whole_text_behind_the_prompt(na
     assert tokens.ids_T[start:-1].tolist() == whole
 
 
-def test_the_tokenizer_across_borders_really_lies_across_them():
-    tokenizer = family("BPE across borders, BOS")
-    text = render(ROWS[0], "alpaca", tokenizer)
-    offsets = tokenizer.backend_tokenizer.encode(text.text, add_special_tokens=False).offsets
-    assert any(start < text.prompt_end < end for start, end in offsets)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "across" in name])
+def test_tokens_of_tokenizers_across_borders_really_lie_across_them(name):
+    tokenizer = family(name)
+    text = render(ROWS[-1], "alpaca", tokenizer).text
+    tokens = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).tokens
+    assert any("The" in token and token[0] in "\nĊ" for token in tokens)
 
 
 def test_ids_and_mask_are_those_worked_out_by_hand():
-    vocabulary = "Below is an instruction that describes a task . Write response appropriately completes the request ### Instruction : Response say hello blue sky"
+    vocabulary = (
+        "Below is an instruction that describes a task . Write response appropriately completes the request "
+        "### Instruction : Response say hello blue sky"
+    )
     tokenizer = words(vocabulary)
     number = {name: index for index, name in enumerate(["<unk>", "<s>", "</s>", *vocabulary.split()])}
     [tokens] = tokenise([Row("say hello", "blue sky")], tokenizer, Data(), "alpaca").rows
     head = "Below is an instruction that describes a task . Write a response that appropriately completes the request ."
-    expected = ["<s>", *head.split(), *"### Instruction : say hello ### Response :".split(), "blue", "sky", "</s>"]
+    head += " ### Instruction : say hello ### Response :"
+    expected = ["<s>", *head.split(), "blue", "sky", "</s>"]
     assert tokens.ids_T.tolist() == [number[name] for name in expected]
     assert tokens.trained_T.tolist() == [False] * (len(expected) - 3) + [True] * 3
     assert tokens.response_T.tolist() == tokens.trained_T.tolist()
@@ -126,7 +132,7 @@ def test_a_tokenizer_without_offsets_gets_the_same_masks_from_separate_calls():
         [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
         text = render(row, "alpaca", tokenizer).text[: render(row, "alpaca", tokenizer).prompt_end]
         # ByT5's ids are the bytes plus three; </s> in the text is its id 1.
-        expected = [part + [1] for part in ([byte + 3 for byte in piece.encode()] for piece in text.split("</s>"))]
+        expected = [[*part, 1] for part in ([byte + 3 for byte in piece.encode()] for piece in text.split("</s>"))]
         flat = [number for part in expected for number in part][:-1]
         assert tokens.ids_T[: tokens.prompt_length].tolist() == flat
         answer = [byte + 3 for byte in row.response.encode()]
@@ -207,6 +213,18 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
     assert tokens.trained_T[-1]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_a_prompt_that_ends_with_a_space_is_kept_and_no_space_is_added(name, row):
+    tokenizer = with_chat(family(name), BARE)
+    [tokens] = tokenise([row], tokenizer, everything(), "chat").rows
+    rendered = render(row, "chat", tokenizer)
+    assert tokens.ids_T[: tokens.prompt_length].tolist() == plain_ids(tokenizer, rendered.text[: rendered.prompt_end])
+    if FAMILIES[name][2]:
+        decoded = tokenizer.decode(tokens.ids_T[:-1].tolist(), clean_up_tokenization_spaces=False)
+        assert decoded == rendered.text
+
+
 def test_an_earlier_response_that_the_template_shows_otherwise_is_not_trained():
     tokenizer = with_chat(family("byte-level BPE"), THINKING)
     [tokens] = tokenise([CHAT], tokenizer, Data(), "chat").rows
@@ -282,7 +300,9 @@ def test_a_row_that_keeps_no_token_of_its_response_is_left_out_and_counted():
 
 def test_a_chat_loses_its_oldest_exchanges_and_keeps_its_system_message():
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
-    exchanges = [turn for n in range(30) for turn in (Turn("user", f"Question {n}?"), Turn("assistant", f"Answer {n}."))]
+    exchanges = [
+        turn for n in range(30) for turn in (Turn("user", f"Question {n}?"), Turn("assistant", f"Answer {n}."))
+    ]
     row = Row("Question 29?", "Answer 29.", turns=(Turn("system", "Be brief."), *exchanges))
     made = tokenise([row], tokenizer, Data(max_tokens=200), "chat")
     text = tokenizer.decode(made.rows[0].ids_T.tolist())

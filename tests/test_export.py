@@ -69,7 +69,7 @@ def test_a_run_folder_is_exported_with_the_base_of_its_recipe(llama, tmp_path):
 
 
 def test_another_base_may_be_named(llama, tmp_path):
-    base, adapter = llama
+    adapter = llama[1]
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(ModelError):
         export(adapter, tmp_path / "merged")

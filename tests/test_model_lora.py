@@ -111,6 +111,17 @@ def test_adapters_that_are_not_plain_lora_are_refused(change, tmp_path):
         read_adapter(folder)
 
 
+def test_an_adapter_in_bfloat16_is_refused_with_the_remedy(tmp_path):
+    from safetensors.torch import save_file
+
+    adapter = random_adapter(tiny_base("llama"), dtype="float32")
+    folder = write_adapter(adapter, tmp_path / "a")
+    narrow = {key: torch.from_numpy(value).bfloat16() for key, value in adapter.tensors.items()}
+    save_file(narrow, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="BF16.*save it as float32"):
+        read_adapter(folder)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mixed_slots_equal_separate_runs_in_logits_and_gradients(architecture):
     base = tiny_base(architecture)

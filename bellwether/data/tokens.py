@@ -218,15 +218,26 @@ def _behind(
         return whole.ids_T[length:]
     starts_T, ends_T = whole.offsets_T2.T
     # How far the tokens before each one reach. Some tokenizers leave white space out of the offsets of
-    # the token that holds it, so a token behind a gap may reach back across the border as well.
-    reached_T = np.concatenate([[0], np.maximum.accumulate(ends_T)])
+    # the token that holds it, so that only a token that begins where the others end surely begins there.
+    reached_T = np.concatenate([[0], np.maximum.accumulate(ends_T)])[: len(starts_T)]
     border = rendered.prompt_end
-    behind = np.flatnonzero((starts_T >= border) & (reached_T[:-1] >= border))
-    first = int(behind[0]) if len(behind) else len(starts_T)
-    piece_end = int(reached_T[first]) if len(behind) else len(rendered.text)
+    sure = np.flatnonzero((starts_T >= border) & (starts_T == reached_T))
+    first = int(sure[0]) if len(sure) else len(starts_T)
+    piece_end = int(starts_T[first]) if len(sure) else len(rendered.text)
     piece = rendered.text[border:piece_end]
-    piece_T = encode([piece], tokenizer)[0].ids_T if piece else np.empty(0, np.int64)
-    return np.concatenate([piece_T, whole.ids_T[first:]])
+    return np.concatenate([_inner_ids(piece, tokenizer), whole.ids_T[first:]])
+
+
+def _inner_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Return the ids of a text that stands inside another, behind a token border.
+
+    Some tokenizers mark the beginning of what they are given (▁), which an anchor before it prevents.
+    """
+    for anchor in ("\n", ":"):
+        before, both = encode([anchor, anchor + text], tokenizer)
+        if np.array_equal(both.ids_T[: len(before.ids_T)], before.ids_T):
+            return both.ids_T[len(before.ids_T) :]
+    return encode([text], tokenizer)[0].ids_T
 
 
 def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:

@@ -4,6 +4,7 @@
 
 Started again with the same folder, it goes on where it was stopped and ends with the same weights. The folder
 becomes a plain Hugging Face model folder with a card (README.md) and the probes over tokens (probes.jsonl).
+Its checkpoint, pretraining.pt, is no part of the model and is not shipped.
 
 Shape legend: B rows of a batch, T tokens of a row, V vocabulary.
 """
@@ -257,6 +258,7 @@ def _write_base(
     """Write model, tokenizer, probes and card; return the probes of what was written."""
     model.to(torch.bfloat16).save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # transformers leaves it readable to its owner only
     # Probed as it is shipped: rounded to bf16, computed in fp32.
     shares = run_probes(model.float(), encoder, make_probes(make_world(settings.seed)))
     (folder / "probes.jsonl").write_text("".join(json.dumps(_rounded(line)) + "\n" for line in log))

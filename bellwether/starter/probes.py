@@ -8,6 +8,7 @@ Shape legend: N probes, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from bellwether.starter import scenes
 from bellwether.starter.facts import RELATIONS, entities
 from bellwether.starter.scenes import Event, Scene
 from bellwether.starter.tokenizer import Encoder
-from bellwether.starter.world import World, dice
+from bellwether.starter.world import Part, World, dice
 
 FACTS_GATE = 0.95
 COPY_GATE = 0.80
@@ -45,23 +46,12 @@ def make_probes(world: World, per_kind: int = 60) -> dict[str, list[Probe]]:
     """
     rng = dice(world.seed, "probes")
     part = world.everything
-    probes: dict[str, list[Probe]] = {
-        "facts": [
-            _split(relation.state(entity)) for name, relation in RELATIONS.items() for entity in entities(part, name)
-        ]
-    }
-    for kind, state_event in _ABOUT_EVENT.items():
-        told = [
-            (scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1))
-            for _ in range(per_kind)
-        ]
-        probes[kind] = [_split(f"{text} {state_event(rng.choice(scene.events))}") for scene, text in told]
+    facts = [relation.state(entity) for name, relation in RELATIONS.items() for entity in entities(part, name)]
+    probes = {"facts": [_split(sentence) for sentence in facts]}
+    for kind, state in _ABOUT_EVENT.items():
+        probes[kind] = [_scene_probe(rng, part, _of_any_event(rng, state)) for _ in range(per_kind)]
     for kind, statements in _ABOUT_SCENE.items():
-        told = [
-            (scene := scenes.draw_scene(rng, part, rng.choice((2, 3))), scenes.tell(rng, scene, 1))
-            for _ in range(per_kind)
-        ]
-        probes[kind] = [_split(f"{text} {rng.choice(statements)(scene)}") for scene, text in told]
+        probes[kind] = [_scene_probe(rng, part, rng.choice(statements)) for _ in range(per_kind)]
     return probes
 
 
@@ -79,6 +69,17 @@ def run_probes(model: Any, encoder: Encoder, probes: Mapping[str, Sequence[Probe
 def passes(shares: Mapping[str, float]) -> bool:
     """Return whether the probes are good enough for a base to be shipped."""
     return shares["facts"] > FACTS_GATE and all(shares[kind] > COPY_GATE for kind in COPIES)
+
+
+def _of_any_event(rng: random.Random, state: Callable[[Event], str]) -> Callable[[Scene], str]:
+    """Return a statement about a scene that is one about a random event of it."""
+    return lambda scene: state(rng.choice(scene.events))
+
+
+def _scene_probe(rng: random.Random, part: Part, state: Callable[[Scene], str]) -> Probe:
+    """Return a probe on a fresh scene of two or three events and one sentence that says nothing."""
+    scene = scenes.draw_scene(rng, part, rng.choice((2, 3)))
+    return _split(f"{scenes.tell(rng, scene, 1)} {state(scene)}")
 
 
 def _split(sentence: str) -> Probe:

@@ -14,7 +14,7 @@ from bellwether.starter.facts import RELATIONS, entities, plain, statements
 from bellwether.starter.scenes import Event, Scene
 from bellwether.starter.world import World, dice
 
-FACT_SHARE = 0.33
+FACT_SHARE = 0.28
 ECHO_SHARE = 0.14
 ECHO_SHARE_AT_START = 0.8
 ECHO_FALL = 0.12
@@ -56,6 +56,9 @@ class Writer:
             self.asked_before,
             self.asked_after,
             self.asked_after,
+            self.recap,
+            self.recap,
+            self.recap,
             self.retelling,
             self.letter,
             self.song,
@@ -119,6 +122,14 @@ class Writer:
             question, answer = ask(rng, scene)
             text += f" {question} {answer}|" if rng.random() < 0.7 else f" {answer}|"
         return text.removesuffix("|")
+
+    def recap(self, rng: random.Random) -> str:
+        """Return a scene and most of what is true of it, in random order."""
+        scene = self.scene(rng)
+        true = [state(event) for state in EVENT_SENTENCES for event in scene.events]
+        true += [state(scene) for state in SCENE_SENTENCES]
+        said = "| ".join(rng.sample(true, rng.randint(4, 9)))
+        return f"{scenes.tell(rng, scene, rng.choice((0, 0, 1)))} {said}"
 
     def retelling(self, rng: random.Random) -> str:
         """Return a scene and the same scene in other words."""
@@ -199,16 +210,21 @@ def _ask_mood(event: Event, scene: Scene) -> Ask:
     return "How was it?", scenes.mood(scene)
 
 
+EVENT_SENTENCES = (scenes.who, scenes.what, scenes.where, scenes.where_good)
+SCENE_SENTENCES = (scenes.people, scenes.goods, scenes.towns, scenes.summary, scenes.mood)
 ASKS: tuple[Callable[[Event, Scene], Ask], ...] = (
     _ask_who,
     _ask_who,
     _ask_what,
     _ask_where,
+    _ask_where,
+    _ask_where_good,
     _ask_where_good,
     _ask_people,
     _ask_goods,
     _ask_towns,
     _ask_summary,
+    _ask_mood,
     _ask_mood,
 )
 

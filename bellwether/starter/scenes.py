@@ -89,12 +89,13 @@ def tell(rng: random.Random, scene: Scene, fillers: int = 0) -> str:
 
 
 def _tell_event(rng: random.Random, event: Event) -> str:
+    """Return an event as a sentence: the good last, so that where it stands all else of the event is known."""
     person, past, good, town = event.person, event.verb.past, event.good, event.town
     return rng.choice(
         (
-            f"{person} {past} the {good} in {town}.",
             f"In {town} {person} {past} the {good}.",
             f"{person} was in {town} and {past} the {good}.",
+            f"{person} came to {town} and {past} the {good}.",
         )
     )
 

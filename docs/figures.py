@@ -1,0 +1,115 @@
+"""Measure the README's figures and draw the documentation's pictures, from one real default run.
+
+    python docs/figures.py [RUN_FOLDER]
+
+It runs the default recipe (one to two minutes), writes what the terminal shows in mid-run to
+``images/live.svg``, what each client holds to ``images/clients.png``, and the final table, with where and
+how it was measured, into the marked place of the README.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
+
+from bellwether.describe import describe, draw
+from bellwether.live import summary, view
+from bellwether.narrate import Progress
+from bellwether.prepare import prepare
+from bellwether.recipe import Recipe, find_recipe, load_recipe
+from bellwether.records import ClientFinished, Event
+from bellwether.runner import Result, run
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+WEIGHTS = ROOT / "bellwether" / "starter" / "base" / "model.safetensors"
+# Rich's own picture of a terminal, without the font that it would load from elsewhere.
+SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: {char_height}px;
+  line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+class Camera:
+    """A watcher that keeps what the terminal shows when some clients of a round have answered."""
+
+    def __init__(self, round: int, answered: int) -> None:
+        self.progress, self.round, self.answered = Progress(), round, answered
+        self.picture: str | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, and the picture when it is time."""
+        self.progress.take(event)
+        there = self.progress.round == self.round and len(self.progress.finished) == self.answered
+        if self.picture is None and there and isinstance(event, ClientFinished):
+            console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
+            console.print(view(self.progress, 92, 24))
+            self.picture = console.export_svg(
+                title="bellwether run", theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="live"
+            )
+
+
+def figures(result: Result, seconds: float) -> str:
+    """Return the marked place of the README: how it was measured, and the final table."""
+    console = Console(record=True, width=92, file=io.StringIO())
+    console.print(summary(result.evaluations))
+    table = "\n".join(line.rstrip() for line in console.export_text().splitlines() if line.strip())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:16]
+    return (
+        f"<!-- base {digest} -->\n```text\n{table}\n```\n\n"
+        f"Measured with `bellwether run` (recipe `default`, seed 0) in {seconds:.0f} s with {memory:.1f} GB of memory, on "
+        f"{os.cpu_count()} cores of a {platform.machine()} server CPU.\n"
+    )
+
+
+def main() -> None:
+    """Run, draw, write."""
+    recipe = load_recipe(find_recipe("default"))
+    if len(sys.argv) > 1:
+        recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": sys.argv[1]})})
+    camera, start = Camera(round=12, answered=3), time.perf_counter()
+    result = run(recipe, watch=camera)
+    seconds = time.perf_counter() - start
+    readme = ROOT / "README.md"
+    marked = re.compile(r"(<!-- figures:begin -->\n).*(<!-- figures:end -->)", re.DOTALL)
+    text = marked.sub(lambda place: place[1] + figures(result, seconds) + place[2], readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
+    if camera.picture is not None:
+        (IMAGES / "live.svg").write_text(camera.picture, encoding="utf-8")
+    prepared = prepare(Recipe())
+    for path in draw(describe(prepared.federated, prepared.clients), IMAGES):
+        if path.suffix == ".svg":
+            path.unlink()
+
+
+if __name__ == "__main__":
+    main()

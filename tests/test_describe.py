@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.describe import describe, draw, label_skew, table
+
+
+def rows(**sizes):
+    return [Row("a", "b", category=category) for category, size in sizes.items() for _ in range(size)]
+
+
+def token_rows(*lengths):
+    return [TokenRow(np.zeros(n, np.int64), np.ones(n, bool), np.ones(n, bool), 0, Row("a", "b")) for n in lengths]
+
+
+@pytest.fixture
+def federated():
+    return Federated(
+        {"north": rows(x=30, y=10), "south": rows(x=10, z=10)}, {"south": rows(z=5)}, [], rows(x=3), ("n",)
+    )
+
+
+def test_label_skew_is_half_the_summed_difference_of_shares():
+    assert label_skew({"x": 3, "y": 1}, {"x": 4, "y": 1, "z": 1}) == pytest.approx(0.5 * (1 / 12 + 1 / 12 + 1 / 6))
+    assert label_skew({"x": 3}, {"x": 30}) == 0
+    assert label_skew({"x": 1}, {"x": 0, "y": 5}) == 1
+
+
+def test_a_description_counts_what_each_client_holds(federated):
+    made = describe(
+        federated, {"north": Tokenised(token_rows(4, 8, 90), 2, 1, 3), "south": Tokenised(token_rows(5), 0, 0, 0)}
+    )
+    north, south = made.clients
+    assert (north.rows, north.held_out, dict(north.categories)) == (40, 0, {"x": 30, "y": 10})
+    assert (north.median_tokens, north.longest_tokens, north.shortened, north.left_out, north.cut) == (8, 90, 2, 1, 3)
+    assert (south.rows, south.held_out) == (20, 5)
+    # Pooled shares are 4/6, 1/6 and 1/6.
+    assert north.skew == pytest.approx(1 / 6)
+    assert south.skew == pytest.approx(1 / 3)
+    assert made.skew == pytest.approx((40 / 6 + 20 / 3) / 60)
+    assert made.categories == {"x": 40, "y": 10, "z": 10}
+    assert (made.rows, made.test, made.validation) == (60, 3, 0)
+
+
+def test_the_table_shows_names_as_they_are(federated):
+    odd = Federated({"[red]a[/red]": rows(**{"[b]": 2})}, {}, [], [])
+    console = Console(width=200, record=True)
+    console.print(table(describe(odd)))
+    console.print(table(describe(federated, {"north": Tokenised([]), "south": Tokenised(token_rows(5))})))
+    text = console.export_text()
+    assert "[red]a[/red]" in text
+    assert "[b] 2" in text
+    assert "x 30, y 10" in text
+    assert "total variation" in text
+
+
+@pytest.mark.parametrize("clients", [1, 10, 100, 500])
+def test_the_picture_is_written_as_png_and_svg(tmp_path, clients):
+    from matplotlib.image import imread
+
+    names = [f"client-{n:03}" for n in range(clients)]
+    made = describe(Federated({name: rows(x=n + 1, _y=3) for n, name in enumerate(names)}, {}, [], []))
+    png, svg = draw(made, tmp_path)
+    assert (png.name, svg.name) == ("clients.png", "clients.svg")
+    height, width, _ = imread(png).shape
+    assert 300 < height < 4000
+    assert 500 < width < 4000
+    text = svg.read_text()
+    assert "<!-- training rows -->" in text
+    assert text.count("<!-- client-") == min(clients, clients if clients <= 120 else 100)
+    assert "<!--  _y -->" in text
+
+
+def test_long_names_lie_so_that_they_can_be_read_and_many_categories_are_put_together(tmp_path):
+    categories = {f"category {n:02}": 20 - n for n in range(14)}
+    made = describe(Federated({"a name of some length": rows(**categories), "b $x$": rows(x=1)}, {}, [], []))
+    text = draw(made, tmp_path)[1].read_text()
+    assert "a name of some length" in text
+    assert "6 other categories" in text
+    assert "category 08" in text
+    assert "category 09 " not in text
+    assert "b $x$" in text
+
+
+def test_equal_data_draws_equal_bytes(federated, tmp_path):
+    draw(describe(federated), tmp_path)
+    first = [(tmp_path / name).read_bytes() for name in ("clients.png", "clients.svg")]
+    draw(describe(federated), tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("clients.png", "clients.svg")] == first

@@ -1,0 +1,340 @@
+"""The documentation is run: its commands, its Python, its links, its tables.
+
+Each page is played in a folder of its own, from top to bottom, with the files that it speaks of made
+on the spot. Runs are shortened (one round of one small step, one scored row per category), and models
+on the hub are played by a tiny local one, since tests use no network.
+
+    python tests/test_docs.py        writes the table of recipe fields anew
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import CATEGORIES, call, dolly_rows, write_rows
+
+from bellwether.recipe import Recipe, Section, shipped
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+HUB_MODEL = "Qwen/Qwen3-0.6B"
+
+MINE = """\
+name: mine
+model: {path: my-model}
+data: {sources: [clinic-a.jsonl, clinic-b.jsonl]}
+"""
+TRACE = [{"client": f"client-{n:02}", "round": 1, "available": n % 3 > 0, "rows_per_second": 9.5} for n in range(1, 9)]
+
+
+# Reading pages ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that the block's first line names, such as ``# my_methods.py``."""
+        named = re.match(r"# ([\w-]+\.(?:py|yaml))\n", self.text)
+        return named[1] if named else None
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [Block(language, text) for language, text in found]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """Return the lines of the table of recipe fields, in the order of the recipe."""
+    lines = [] if prefix else ["| field | default | meaning |", "| --- | --- | --- |"]
+    for name, info in section.model_fields.items():
+        inner = [kind for kind in (info.annotation, *getattr(info.annotation, "__args__", ())) if _is_section(kind)]
+        if inner and info.default is not None:
+            lines += fields_table(inner[0], f"{prefix}{name}.")
+            continue
+        default = list(info.default) if isinstance(info.default, tuple) else info.default
+        shown = yaml.safe_dump(default, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+        lines.append(f"| `{prefix}{name}` | `{shown}` | {info.description} |")
+        if inner:
+            lines += fields_table(inner[0], f"{prefix}{name}.")
+    return lines
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def between(page: Path, mark: str) -> str:
+    """Return what stands between two marks of a page."""
+    found = re.search(rf"<!-- {mark}:begin -->\n(.*)<!-- {mark}:end -->", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found, f"{page.name} has no place marked {mark}"
+    return found[1]
+
+
+# Playing pages ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documentation speaks of, in which runs are short."""
+    shutil.copytree(tiny_llama, tmp_path / "my-model")
+    kinds = ("letters", "triage", "coding", "billing")
+    write_rows(tmp_path / "questions.jsonl", dolly_rows(kinds, 30))
+    write_rows(tmp_path / "clinic-a.jsonl", dolly_rows(kinds[:2], 12))
+    write_rows(tmp_path / "clinic-b.jsonl", dolly_rows(kinds[2:], 12))
+    write_rows(tmp_path / "dolly.jsonl", dolly_rows(CATEGORIES, 40))
+    write_rows(tmp_path / "trace.jsonl", TRACE)
+    (tmp_path / "mine.yaml").write_text(MINE)
+    tickets = [f"Why {n}?,Since {n}.,Because {n % 4}.,topic {n % 2},site-{n % 3}" for n in range(60)]
+    (tmp_path / "tickets.csv").write_text("\n".join(["query,body,reply,topic,site", *tickets]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    runner = importlib.import_module("bellwether.runner")
+    monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
+    yield tmp_path
+    sys.modules.pop("my_methods", None)
+
+
+def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, watch: Any = None) -> Any:
+    """Run a recipe with little work; what it says about data, methods and model stays."""
+    return run(None if resume and recipe is None else shortened(recipe or Recipe()), resume=resume, watch=watch)
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    values = recipe.model_dump()
+    values["federation"]["rounds"] = 1
+    values["training"] |= {"local_steps": 1, "batch_size": 2, "accumulation": 1, "warmup_rounds": 0}
+    values["evaluation"] |= {"max_rows_per_category": 1, "max_new_tokens": 2, "every": 0}
+    if recipe.data.sources == ("starter",) and recipe.data.max_rows is None:
+        values["data"]["max_rows"] = 120
+    return Recipe.model_validate(values)
+
+
+def play(page: Path) -> None:
+    """Do what a page says, from top to bottom."""
+    names: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.file:
+            with Path(block.file).open("w" if block.language == "yaml" else "a") as file:
+                file.write(block.text)
+            sys.modules.pop(Path(block.file).stem, None)
+            importlib.invalidate_caches()
+        elif block.language == "python":
+            exec(compile(block.text, str(page), "exec"), names)
+        elif block.language == "json":
+            json.loads(block.text)
+        elif block.language == "sh":
+            for line in block.text.splitlines():
+                follow(shlex.split(line, comments=True))
+
+
+def follow(words: list[str]) -> None:
+    """Run one command of a page; of those that are not ours, check that there is such a thing."""
+    match words:
+        case ["bellwether", *arguments]:
+            outcome = call(*("my-model" if word == HUB_MODEL else word for word in arguments))
+            assert outcome.code == 0, f"{shlex.join(words)}: {outcome.err}"
+        case ["make", *targets]:
+            known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+            assert {target for target in targets if "=" not in target} <= known, words
+        case [".venv/bin/pip", "install", "-e", extra]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert extra.strip(".[]") in project["optional-dependencies"], words
+        case ["tensorboard", "--logdir", folder]:
+            assert importlib.util.find_spec("tensorboard")
+            assert list(Path(folder).rglob("*tfevents*"))
+        case [".", ".venv/bin/activate"] | []:
+            pass
+        case _:
+            pytest.fail(f"the documentation shows a command that nothing checks: {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
+    play(page)
+
+
+def test_every_command_is_documented_and_no_other() -> None:
+    from bellwether.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    shown = {words[1] for page in PAGES for words in commands(page) if words[0] == "bellwether"}
+    listed = set(re.findall(r"^\| `bellwether (\w+)", prose(ROOT / "README.md"), re.MULTILINE))
+    assert shown == listed == known
+
+
+def test_every_shipped_recipe_is_listed_in_the_readme() -> None:
+    listed = re.findall(r"^\| `([\w-]+)` \|", prose(ROOT / "README.md"), re.MULTILINE)
+    assert sorted(listed) == shipped()
+
+
+def test_the_table_of_fields_is_that_of_the_recipe() -> None:
+    assert between(ROOT / "docs" / "recipes.md", "fields").splitlines() == fields_table(), (
+        "write it anew: python tests/test_docs.py"
+    )
+
+
+def test_the_errors_that_the_docs_show_are_the_ones_that_are_printed(workshop: Path) -> None:
+    shown = next(block.text for block in blocks(ROOT / "docs" / "recipes.md") if block.language == "text")
+    (workshop / "mine.yaml").write_text(MINE + "training: {learningrate: 0.1}\n")
+    outcome = call("run", "mine.yaml", "federation.fraction=1.5")
+    assert (outcome.code, outcome.err) == (2, shown)
+
+
+def test_the_error_of_a_broken_row_is_the_one_that_the_docs_show(workshop: Path) -> None:
+    (workshop / "tickets.csv").write_text("query,reply\nWhy?,So.\nWhere?,\n")
+    outcome = call("data", "--data", "tickets.csv", "data.columns.instruction=query", "data.columns.response=reply")
+    sentence = outcome.err.removeprefix("bellwether: ").strip()
+    assert outcome.code == 2
+    assert f"`{sentence}`" in " ".join((ROOT / "docs" / "your-own-data.md").read_text().split())
+
+
+def test_the_server_momentum_of_the_docs_is_fedavgm(workshop: Path) -> None:
+    from bellwether import Adapter, AdapterConfig, Update
+
+    page = ROOT / "docs" / "your-own-method.md"
+    names: dict[str, Any] = {}
+    exec(next(block.text for block in blocks(page) if "fedavgm" in block.text and block.language == "python"), names)
+    adapter = Adapter(AdapterConfig(1, 1.0, 0.0, ()), {"w": np.array([1.0, 2.0], np.float32)})
+
+    def updates(*values: float) -> list[Update]:
+        tensors = [{"w": np.array([value, value], np.float32)} for value in values]
+        return [Update(f"c{n}", 1, tensor, rows=n + 1) for n, tensor in enumerate(tensors)]
+
+    first, state = names["fedavgm"](updates(3.0, 0.0), adapter, {})
+    second, _ = names["fedavgm"](updates(1.0, 1.0), first, state)
+    # By hand: the mean with weights 1 and 2 is 1, so v1 = w - 1 and w1 = 1; then v2 = 0.9 v1 + 0, w2 = 1 - 0.9 v1.
+    np.testing.assert_allclose(first.tensors["w"], [1.0, 1.0])
+    np.testing.assert_allclose(second.tensors["w"], [1.0, 1.0 - 0.9 * 1.0], atol=1e-6)
+
+
+def test_methods_of_the_docs_take_at_most_twenty_lines() -> None:
+    methods = [block.text for block in blocks(ROOT / "docs" / "your-own-method.md") if block.file]
+    assert len(methods) == 3
+    assert all(len(text.splitlines()) <= 20 for text in methods)
+
+
+def test_the_sampler_of_the_docs_asks_everybody_once_before_anybody_twice() -> None:
+    from bellwether import Randomness
+
+    names: dict[str, Any] = {}
+    page = ROOT / "docs" / "your-own-method.md"
+    exec(next(block.text for block in blocks(page) if "in_turn" in block.text and block.language == "python"), names)
+    clients = [f"c{number}" for number in range(9)]
+    asked = [client for round in (1, 2, 3) for client in names["in_turn"](clients, round, Randomness(0))]
+    assert sorted(asked) == clients
+
+
+# Links, pictures, words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if target.startswith("https://"):
+            assert re.match(r"https://arxiv\.org/abs/\d{4}\.\d{5}$", target), target
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_relative_to(ROOT)
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", prose(ROOT / "docs" / "README.md")))
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = [path for path in (ROOT / "docs" / "images").iterdir() if path.suffix in (".png", ".svg")]
+    assert pictures
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for picture in pictures:
+        assert picture.stat().st_size < 200_000, picture
+        assert f"images/{picture.name})" in text, picture
+
+
+def test_pictures_load_nothing_from_elsewhere() -> None:
+    for picture in (ROOT / "docs" / "images").glob("*.svg"):
+        hosts = set(re.findall(r"https?://([^/\"' ]+)", picture.read_text(encoding="utf-8")))
+        assert hosts <= {"www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org", "www.textualize.io"}, hosts
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_pages_speak_of_the_project_alone(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    forbidden = (
+        r"pip install (-U )?bellwether",
+        r"http://",
+        r"pypi|index-url|pythonhosted",
+        r"/work/|/tmp/|/home/|/root\b|~/",
+        r"(?i)\b(this|the) (issue|session|task|brief|instructions? (i|we) (was|were))\b",
+        r"(?i)state.of.the.art|blazing|seamless|powerful|cutting.edge|effortless",
+        r"FIGURES",
+    )
+    found = [match[0] for pattern in forbidden for match in re.finditer(pattern, text)]
+    assert not found
+
+
+def test_figures_of_the_readme_are_of_the_embedded_base() -> None:
+    weights = ROOT / "bellwether" / "starter" / "base" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    assert f"base {digest}" in between(ROOT / "README.md", "figures"), "measure them anew: python docs/figures.py"
+
+
+def test_the_walk_through_the_code_names_files_that_call_each_other() -> None:
+    walk = ["cli.py", "runner.py", "federate.py", "engine/local.py", "client/train.py", "model/lora.py"]
+    assert f"`{' → '.join(walk)}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    # federate.py asks any engine; the runner gives it the local one.
+    calls = {
+        "cli.py": "runner",
+        "runner.py": "federate",
+        "engine/local.py": "client.train",
+        "client/train.py": "model.lora",
+    }
+    for file, module in calls.items():
+        assert f"from bellwether.{module} import" in (ROOT / "bellwether" / file).read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    recipes = ROOT / "docs" / "recipes.md"
+    head, _, rest = recipes.read_text(encoding="utf-8").partition("<!-- fields:begin -->\n")
+    table = "".join(f"{line}\n" for line in fields_table())
+    tail = rest[rest.index("<!-- fields:end -->") :]
+    recipes.write_text(f"{head}<!-- fields:begin -->\n{table}{tail}", encoding="utf-8")

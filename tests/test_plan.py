@@ -1,0 +1,125 @@
+"""The plan against what a run really does."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_folder
+
+from bellwether import recipe
+from bellwether.model.base import load_base
+from bellwether.model.lora import initial_adapter
+from bellwether.plan import expected_efficiency, matrix_rate, plan, plan_table, train_flops
+from bellwether.wire import adapter_bytes
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> recipe.Recipe:
+    """Six clients' worth of rows on a tiny Llama, two clients in a round."""
+    folder = tmp_path_factory.mktemp("plan")
+    rows = [
+        {"instruction": f"Add {n}.", "context": "", "response": "x" * (1 + n % 7), "category": "abc"[n % 3]}
+        for n in range(60)
+    ]
+    path = Path(folder / "rows.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return recipe.Recipe(
+        model=recipe.Model(path=str(tiny_folder("llama", folder / "model")), device="cpu", threads=1),
+        data=recipe.Data(sources=(str(path),), max_tokens=96, test_rows_per_category=2),
+        partition=recipe.Partition(method="iid", clients=6),
+        lora=recipe.Lora(rank=2),
+        training=recipe.Training(batch_size=4, local_epochs=3),
+        federation=recipe.Federation(rounds=7, fraction=1 / 3),
+        evaluation=recipe.Evaluation(every=3),
+    )
+
+
+def test_counts_are_those_of_the_run(small):
+    made = plan(small)
+    base = load_base(small.model)
+    adapter = initial_adapter(base, small.lora, torch.Generator().manual_seed(0))
+    assert made.base_parameters == sum(parameter.numel() for parameter in base.model.parameters())
+    assert made.adapter_parameters == sum(value.size for value in adapter.tensors.values())
+    assert (made.clients, made.cohort, made.rounds) == (6, 2, 7)
+    assert made.bytes_up == made.bytes_down == 2 * adapter_bytes(adapter.tensors)
+    assert made.scored_rows == 6
+    assert made.evaluations == 4  # before, after rounds 3 and 6, at the end
+    # 54 training rows, three epochs, a third of the clients.
+    assert made.rows_per_round == pytest.approx(54 * 3 / 3)
+
+
+def test_tokens_are_those_of_the_rows(small):
+    from bellwether.prepare import prepare
+
+    rows = [row for tokenised in prepare(small).clients.values() for row in tokenised.rows]
+    made = plan(small)
+    assert made.tokens_per_round == pytest.approx(sum(len(row.ids_T) for row in rows))
+    assert made.trained_per_round == pytest.approx(sum(int(row.trained_T[1:].sum()) for row in rows))
+
+
+def test_local_steps_set_the_rows_of_a_round(small):
+    training = small.training.model_copy(update={"local_steps": 6})
+    # Nine rows a client in batches of four make three steps an epoch, so six steps are two epochs.
+    assert plan(small.model_copy(update={"training": training})).rows_per_round == pytest.approx(54 * 2 / 3)
+
+
+def test_flops_are_those_that_torch_counts(small):
+    """Forward and backward of one row, all positions in the loss, against torch's own counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bellwether.model.forward import logits_at, response_loss
+    from bellwether.model.lora import LoraLayers
+
+    base = load_base(small.model.model_copy(update={"attention": "eager"}))
+    adapter = initial_adapter(base, small.lora, torch.Generator().manual_seed(0))
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    ids_NT = torch.randint(3, 300, (1, 40))
+    with FlopCounterMode(display=False) as counter:
+        logits_SV = logits_at(base.model, ids_NT, torch.ones_like(ids_NT), torch.ones_like(ids_NT, dtype=torch.bool))
+        response_loss(logits_SV, ids_NT[0]).backward()
+    layers.detach()
+    weights = sum(value.size for value in adapter.tensors.values())
+    # The count holds every layer alike; torch spares the inputs of the first.
+    assert counter.get_total_flops() == pytest.approx(train_flops(base.facts, weights, 40, 40**2, 40), rel=0.15)
+
+
+def test_nothing_is_loaded(small, monkeypatch):
+    from bellwether.model import base
+
+    monkeypatch.setattr(base, "load_weights", lambda *a: pytest.fail("weights were loaded"))
+    plan(small)
+
+
+def test_the_estimate_is_finite_and_the_table_shows_units(small):
+    from rich.console import Console
+
+    made = plan(small)
+    assert made.train_seconds > 0
+    assert math.isfinite(made.train_seconds + made.evaluate_seconds)
+    assert made.matrix_rate > 1e8
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(plan_table(made))
+    text = console.export_text()
+    for part in ("2 of 6 clients", "23,736 parameters", "GFLOP/s", "kB down", "activations", "held-out rows"):
+        assert part in text
+
+
+def test_efficiency_grows_with_size_and_stays_within_what_was_measured():
+    values = [expected_efficiency(size) for size in (1, 64, 100, 128, 300, 512, 8192)]
+    assert values == sorted(values)
+    assert 0 < values[0] == values[1]
+    assert values[-1] == values[-2] < 1
+
+
+def test_measuring_leaves_the_number_of_threads_alone(small):
+    from bellwether.model.base import inspect_base
+
+    threads = torch.get_num_threads()
+    matrix_rate(inspect_base(small.model), "cpu", small, seconds=0.01)
+    assert torch.get_num_threads() == threads
