@@ -135,7 +135,7 @@ def _scores(base: EvaluationRecord, now: EvaluationRecord, ascii_only: bool) -> 
     """Return the line with a part's macro scores, base and now."""
     before, after = macro(base.categories), macro(now.categories)
     when = "untuned" if now.round == 0 else f"round {now.round}"
-    text = Text(f"{clean(now.part)}, {when}:")
+    text = Text(f"{clean(now.part, ascii_only)}, {when}:")
     for name, show, old, new, sign in pairs(before, after):
         shown = show(new) if now is base else change(show, old, new, ascii_only)
         text.append(f"  {name} {shown}", style=verdict(old, new, sign))

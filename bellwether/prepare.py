@@ -66,6 +66,7 @@ def prepare(recipe: Recipe) -> Prepared:
     check_recipe(recipe)
     check_trackers(recipe.output.trackers)
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
+    _check_scored(recipe, federated)
     _check_cohort_size(recipe, len(federated.clients))
     _check_methods(recipe, list(federated.clients))
     facts, tokenizer = _inspect(recipe)
@@ -119,6 +120,15 @@ def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
             f"{facts.max_positions} positions; set data.max_tokens={facts.max_positions} or less."
         )
     return facts, load_tokenizer(recipe.model)
+
+
+def _check_scored(recipe: Recipe, federated: Federated) -> None:
+    """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
+    if recipe.evaluation.part == "validation" and not federated.validation:
+        raise RecipeError(
+            "evaluation.part is validation, but no rows are held out for it; "
+            "set data.validation_rows_per_category or data.validation_sources."
+        )
 
 
 def _check_cohort_size(recipe: Recipe, clients: int) -> None:

@@ -66,7 +66,9 @@ class Section(BaseModel):
 class Model(Section):
     """The frozen base model."""
 
-    path: str = Field("starter", description="'starter' (embedded), a model folder, or a name on the Hugging Face hub")
+    path: str = Field(
+        "starter", min_length=1, description="'starter' (embedded), a model folder, or a name on the Hugging Face hub"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null takes the default branch")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -92,7 +94,7 @@ class Columns(Section):
 class Data(Section):
     """Which rows there are, how they become text and tokens, and which are held out."""
 
-    sources: tuple[str, ...] = Field(
+    sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("starter",),
         min_length=1,
         description="files, folders, hub names, or 'starter' (embedded)",
@@ -146,7 +148,7 @@ class Lora(Section):
     """The adapter that is trained."""
 
     rank: int = Field(8, ge=1, description="rows of A and columns of B")
-    alpha: float = Field(16.0, gt=0, description="LoRA's alpha; the update is scaled by alpha / rank")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="LoRA's alpha; the update is scaled by alpha / rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="probability of dropping an input of an adapted layer")
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", description="names of the adapted modules (last part or whole path), or all-linear"
@@ -415,7 +417,9 @@ def _mapping(
                 values[key] = yaml.SafeLoader("").construct_object(value_node, deep=True)
             except (yaml.YAMLError, ValueError) as error:  # a tag that is not known, or a date that is none
                 reason = getattr(error, "problem", None) or error
-                problems.append(f"{path}:{line}: the value of {'.'.join(here)} cannot be read ({reason}); quote it.")
+                problems.append(
+                    f"{path}:{line}: the value of {'.'.join(map(str, here))} cannot be read ({reason}); quote it."
+                )
     return values
 
 
@@ -447,7 +451,9 @@ def _sentences(source: _Source, error: ValidationError) -> list[str]:
     for problem in error.errors():
         kinds = [part for part in problem["loc"] if isinstance(part, str) and part.startswith(("tuple[", "literal["))]
         field = problem["loc"][: problem["loc"].index(kinds[0])] if kinds else problem["loc"]
-        if not kinds or field not in sentences:
+        # A list whose items are bad counts as too short as well.
+        repeated = problem["type"] == "too_short" and any(known[: len(field)] == field for known in sentences)
+        if not repeated and (not kinds or field not in sentences):
             location = tuple(part for part in problem["loc"] if part not in kinds)
             sentences[field] = _sentence(source, location, problem)
     return list(sentences.values())

@@ -122,7 +122,7 @@ class RunFolder:
         Raises:
             CheckpointError: there is no run, it is in use, or its recipe is another one.
         """
-        if not (path / RECIPE).is_file():
+        if not _holds_run(path):
             raise CheckpointError(f"{path} holds no run to go on with; leave out --resume to begin one.")
         folder = cls(path, _read_recipe(path / RECIPE), acquire(path))
         try:
@@ -283,7 +283,7 @@ def check_new(path: Path, *, locked: bool = False) -> None:
         raise CheckpointError(f"{path} is a file, not a folder; give another run folder with --out.")
     if not locked and (path / LOCK).exists():
         release(path, acquire(path))
-    if (path / RECIPE).exists():
+    if _holds_run(path):
         raise CheckpointError(
             f"{path} already holds a run: go on with it by bellwether run --resume {path}, or give another folder."
         )
@@ -326,6 +326,11 @@ def describe_environment(**facts: Any) -> dict[str, Any]:
 
 
 # Helpers ------------------------------------------------------------------------------------------
+
+
+def _holds_run(path: Path) -> bool:
+    """Return whether a run was begun in a folder; a person's own recipe alone makes none."""
+    return (path / RECIPE).is_file() and ((path / CHECKPOINTS).is_dir() or (path / ENVIRONMENT).is_file())
 
 
 def _foreign(path: Path) -> list[str]:

@@ -33,7 +33,7 @@ from bellwether.narrate import tell_all, write_log
 from bellwether.prepare import Prepared, prepare, with_absolute_paths
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
-from bellwether.records import EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
+from bellwether.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
 from bellwether.run_folder import LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
 from bellwether.trackers import open_trackers
 
@@ -153,11 +153,18 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
 def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     progress = _progress(folder, base, watch)
+    recipe, clients = folder.recipe, len(prepared.clients)
+    size = cohort_size(recipe.federation, clients)
     with (
         write_log(folder.path / LOG) as log,
-        open_trackers(folder.recipe, folder.path, tell_all([watch, log]), progress.round) as trackers,
+        open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers,
     ):
-        return _federate(folder, prepared, base, progress, tell_all([watch, log, trackers]))
+        tell = tell_all([watch, log, trackers])
+        tell(RunStarted(recipe.name, str(folder.path), recipe.federation.rounds, progress.round, clients, size))
+        # Log and trackers have the earlier scores already; who watches has not seen them.
+        for record in progress.evaluations:
+            watch(Evaluated(record))
+        return _federate(folder, prepared, base, progress, tell)
 
 
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
@@ -165,16 +172,6 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     recipe = folder.recipe
     layers = LoraLayers(base.model, progress.adapter.config)
     federation = _federation(folder, prepared, base, layers, watch)
-    watch(
-        RunStarted(
-            recipe.name,
-            str(folder.path),
-            recipe.federation.rounds,
-            progress.round,
-            len(federation.clients),
-            cohort_size(recipe.federation, len(federation.clients)),
-        )
-    )
     for text in prepared.notes:
         watch(Note(text))
     progress = federate(federation, progress)

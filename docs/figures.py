@@ -1,24 +1,26 @@
 """Measure the README's figures and draw the documentation's pictures, from one real default run.
 
-    python docs/figures.py [RUN_FOLDER]
+    python docs/figures.py
 
-It runs the default recipe (one to two minutes), writes what the terminal shows in mid-run to
+It runs the default recipe in a temporary folder (one to three minutes), writes what the terminal shows in mid-run to
 ``images/live.svg``, what each client holds to ``images/clients.png``, and the final table, with where and
 how it was measured, into the marked place of the README.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import platform
 import re
 import resource
-import sys
+import tempfile
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
@@ -83,21 +85,20 @@ def figures(result: Result, seconds: float) -> str:
     console.print(summary(result.evaluations))
     table = "\n".join(line.rstrip() for line in console.export_text().splitlines() if line.strip())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    threads = torch.get_num_threads()
     digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:16]
     return (
         f"<!-- base {digest} -->\n```text\n{table}\n```\n\n"
-        f"Measured with `bellwether run` (recipe `default`, seed 0) in {seconds:.0f} s with {memory:.1f} GB of memory, on "
-        f"{os.cpu_count()} cores of a {platform.machine()} server CPU.\n"
+        f"Measured with `bellwether run` (recipe `default`, seed 0): {seconds:.0f} s, {memory:.1f} GB of memory,\n"
+        f"{threads} of {os.cpu_count()} cores, {platform.system()} {platform.machine()}, PyTorch {torch.__version__}.\n"
     )
 
 
 def main() -> None:
     """Run, draw, write."""
-    recipe = load_recipe(find_recipe("default"))
-    if len(sys.argv) > 1:
-        recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": sys.argv[1]})})
     camera, start = Camera(round=12, answered=3), time.perf_counter()
-    result = run(recipe, watch=camera)
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+        result = run(load_recipe(find_recipe("default")), watch=camera)
     seconds = time.perf_counter() - start
     readme = ROOT / "README.md"
     marked = re.compile(r"(<!-- figures:begin -->\n).*(<!-- figures:end -->)", re.DOTALL)

@@ -165,9 +165,49 @@ def value_of_a_wrong_type(place: Place) -> list[str]:
     return place.recipe("lora: {rank: eight}\n")
 
 
-@case("recipe.yaml:1: training is 4", "dictionary")
+@case("recipe.yaml:1: training is 4: this is a section; set fields below it, or leave it out")
 def value_instead_of_a_section(place: Place) -> list[str]:
     return place.recipe("training: 4\n")
+
+
+@case("recipe.yaml:1: training is None: this is a section; set fields below it, or leave it out")
+def section_without_fields(place: Place) -> list[str]:
+    return place.recipe("training:\nseed: 1\n")
+
+
+@case("command line: federation.rounds is True: true and false are not wanted here (number of rounds)")
+def truth_instead_of_a_number(place: Place) -> list[str]:
+    return place.run("federation.rounds=yes")
+
+
+@case("command line: lora.target_modules is 'q_proj': a list is wanted, such as [one, two] (names of")
+def one_name_instead_of_a_list(place: Place) -> list[str]:
+    return place.run("lora.target_modules=q_proj")
+
+
+@case("command line: lora.target_modules is []: the list is empty; name at least one")
+def empty_list(place: Place) -> list[str]:
+    return place.run("lora.target_modules=[]")
+
+
+@case("recipe.yaml:2: the value of seed cannot be read (could not determine a constructor for the tag", "quote it")
+def yaml_tag_that_would_make_an_object(place: Place) -> list[str]:
+    return place.recipe("name: a\nseed: !!python/object/apply:os.getpid []\n")
+
+
+@case("recipe.yaml:1: the value of name cannot be read (month must be in 1..12); quote it")
+def yaml_date_that_is_none(place: Place) -> list[str]:
+    return place.recipe("name: 2024-99-99\n")
+
+
+@case("command line: the value of name is not YAML: '2024-99-99'; quote it")
+def override_with_a_date_that_is_none(place: Place) -> list[str]:
+    return place.run("name=2024-99-99")
+
+
+@case("recipe.yaml: an alias in this recipe stands for what contains it; write it out")
+def yaml_alias_of_itself(place: Place) -> list[str]:
+    return place.recipe("lora: &l {rank: *l}\n")
 
 
 @case("command line: federation.rounds is 0", "greater than or equal to 1", "number of rounds")
@@ -570,6 +610,21 @@ def nothing_to_test_on(place: Place) -> list[str]:
     return place.rows([ROW | {"category": str(number)} for number in range(9)])
 
 
+@case("evaluation.part is validation, but no rows are held out for it; set data.validation_rows_per_category or")
+def nothing_to_validate_on(place: Place) -> list[str]:
+    return place.run("evaluation.part=validation")
+
+
+@case("rows.jsonl:1: the field 'messages' is empty, but a list of messages is wanted; fill it or remove the row")
+def chat_without_messages(place: Place) -> list[str]:
+    return place.rows([{"messages": []}])
+
+
+@case("command line: data.sources.0 is ''", "at least 1 character")
+def source_without_name(place: Place) -> list[str]:
+    return place.run("--data", "")
+
+
 @case("nobody/nothing: there is no such file or folder here", "check the name, data.split and the network")
 def hub_data_without_network(place: Place) -> list[str]:
     return place.run("--data", "nobody/nothing")
@@ -581,6 +636,16 @@ def file_name_too_long(place: Place) -> list[str]:
 
 
 # Models -------------------------------------------------------------------------------------------
+
+
+@case("command line: model.path is ''", "at least 1 character")
+def model_without_name(place: Place) -> list[str]:
+    return place.run("--model", "")
+
+
+@case("command line: lora.alpha is 1e+300", "less than or equal to 1000000")
+def alpha_that_no_float32_holds(place: Place) -> list[str]:
+    return place.run("lora.alpha=1.0e+300")
 
 
 @case("model.path is './nowhere', but there is no such folder; give a model's folder")
@@ -852,6 +917,13 @@ def resume_of_an_empty_folder(place: Place) -> list[str]:
     return ["run", "--resume", "empty"]
 
 
+@case("mine holds no run to go on with; leave out --resume to begin one")
+def resume_of_a_folder_with_a_recipe_only(place: Place) -> list[str]:
+    (place.path / "mine").mkdir()
+    (place.path / "mine" / "recipe.yaml").write_text("seed: 1\n")
+    return ["run", "--resume", "mine"]
+
+
 @case("nowhere holds no run to go on with; leave out --resume to begin one")
 def resume_of_a_missing_folder(place: Place) -> list[str]:
     return ["run", "--resume", "nowhere"]
@@ -903,12 +975,12 @@ def pictures_into_a_file(place: Place) -> list[str]:
     return ["data", *place.run("--out", "tiny.yaml")[1:]]
 
 
-@case("nowhere")
+@case("nowhere holds neither a run nor an adapter; give a folder with one of them")
 def export_of_a_missing_folder(place: Place) -> list[str]:
     return ["export", "nowhere", "merged"]
 
 
-@case("merged")
+@case("merged exists and is not empty; give a new or an empty folder to write to")
 def export_over_a_folder_with_files(place: Place) -> list[str]:
     place.finished_run()
     (place.path / "merged").mkdir()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bellwether.errors import RecipeError
 from bellwether.evaluate.scores import Totals
-from bellwether.live import sparkline, watching
+from bellwether.live import sparkline, view, watching
 from bellwether.narrate import Progress, byte_size, clean, duration, plain_lines, summary, tell_all, write_log
 from bellwether.recipe import Recipe
 from bellwether.records import (
@@ -39,7 +39,7 @@ FINAL = EvaluationRecord(2, "test", {"qa": Totals(10, 100, 200.0, 10, 4.0, 5), E
 def a_round(number, loss=2.0, **changes):
     client = ClientRecord("a", 30, 600, loss, 1.5)
     record = RoundRecord(
-        number, ("a", EVIL), (client,), {EVIL: "holds [red]NaN\x07"}, 1e-3, loss, 30, 600, 1500, 2_500_000,
+        number, ("a", EVIL), (client,), {EVIL: "holds [red]NaN\x07"}, 1e-3, loss, 30, 600, 2_500_000, 1500,
         {"train": 2.0}, 2.0, "f" * 64,
     )  # fmt: skip
     return replace(record, **changes)
@@ -148,10 +148,8 @@ def shown(told, width=80, height=24, encoding="utf-8"):
         color_system=None,
         legacy_windows=False,
     )
-    from bellwether.live import view
-
-    progress, clock = Progress(), Clock()
-    progress.clock = clock
+    clock = Clock()
+    progress = Progress(clock=clock)
     for event in told:
         clock.now += 1
         progress.take(event)
@@ -217,9 +215,14 @@ def test_the_live_view_is_drawn_in_place_and_leaves_notes_above_it():
 def test_an_error_in_a_run_gives_the_cursor_back():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True)
-    with pytest.raises(RuntimeError), watching(console, live=True) as watcher:
-        watcher(STARTED)
-        raise RuntimeError
+
+    def fail():
+        with watching(console, live=True) as watcher:
+            watcher(STARTED)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert output.getvalue().rstrip().endswith("\x1b[?25h")
 
 

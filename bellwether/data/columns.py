@@ -173,7 +173,9 @@ def _string(value: Any, what: str) -> str:
 def _turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
     """Return the messages of a chat: maybe a system message, then user and assistant in turn."""
     messages = values.get(column)
-    if not isinstance(messages, list) or not messages:
+    if messages == []:
+        raise DataError(f"the field {column!r} is empty, but a list of messages is wanted; fill it or remove the row.")
+    if not isinstance(messages, list):
         raise DataError(f"the field {column!r} is {kind(messages)}, but a list of messages is wanted.")
     turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
     if turns[0].role == "system" and not turns[0].text.strip():

@@ -1,0 +1,96 @@
+"""A real run that is killed and goes on ends with the same adapter, byte for byte, as one that was not."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import json_lines
+
+ROUNDS = 24
+FIELDS = [f"federation.rounds={ROUNDS}", "evaluation.every=6", "training.schedule=cosine", "lora.dropout=0.1"]
+RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "evaluation.csv", "samples.jsonl")
+
+
+def start(*words: object) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "bellwether", "run", *map(str, words)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def newest(path: Path) -> int:
+    """Return the newest round that is committed, or -1."""
+    return max((int(entry.name) for entry in (path / "checkpoints").glob("[0-9]*")), default=-1)
+
+
+def kill_when(process: subprocess.Popen, ready, wait: float) -> bool:
+    """Kill a process some seconds after something holds; return whether it was still running."""
+    while process.poll() is None and not ready():
+        time.sleep(0.001)
+    time.sleep(wait)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def timeless(path: Path) -> list[dict]:
+    """Return the lines of ``rounds.jsonl`` without what a clock said."""
+    lines = json_lines(path / "rounds.jsonl")
+    for line in lines:
+        del line["seconds"], line["duration"]
+        for client in line["clients"]:
+            del client["seconds"]
+    return lines
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(bellwether, tiny_recipe, tmp_path):
+    truth, path, draw = tmp_path / "truth", tmp_path / "run", random.Random(3)
+    outcome = bellwether("run", tiny_recipe, *FIELDS, "--out", truth)
+    assert outcome.code == 0, outcome.err
+
+    # Killed once as soon as there is a run, before anything is committed, and then at random moments.
+    process = start(tiny_recipe, *FIELDS, "--out", path)
+    kills = [kill_when(process, (path / "recipe.yaml").exists, 0)]
+    for _ in range(2):
+        before = newest(path)
+        process = start("--resume", path)
+        kills.append(kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3)))
+    assert sum(kills) >= 2, process.stdout.read()
+
+    process = start("--resume", path)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    for name in RESULTS:
+        assert (path / name).read_bytes() == (truth / name).read_bytes(), name
+    assert timeless(path) == timeless(truth)
+    assert len(timeless(path)) == ROUNDS
+
+
+def test_a_finished_run_goes_on_to_itself(bellwether, tiny_run, tmp_path):
+    path = Path(shutil.copytree(tiny_run[0], tmp_path / "run"))
+    outcome = bellwether("run", "--resume", path)
+    assert outcome.code == 0, outcome.err
+    for name in RESULTS:
+        assert (path / name).read_bytes() == (tiny_run[0] / name).read_bytes(), name
+
+
+def test_a_corrupt_checkpoint_falls_back_to_the_one_before_and_ends_the_same(bellwether, tiny_run, tmp_path):
+    path = Path(shutil.copytree(tiny_run[0], tmp_path / "run"))
+    newest_file = path / "checkpoints" / f"{newest(path):04d}" / "adapter_model.safetensors"
+    newest_file.write_bytes(newest_file.read_bytes()[:-1])
+    shutil.rmtree(path / "adapter")
+    outcome = bellwether("run", "--resume", path)
+    assert outcome.code == 0, outcome.err
+    assert "is corrupt and was left out" in outcome.out.replace("\n", " ")
+    for name in RESULTS:
+        assert (path / name).read_bytes() == (tiny_run[0] / name).read_bytes(), name
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(bellwether, tiny_run, tmp_path):
+    path = Path(shutil.copytree(tiny_run[0], tmp_path / "run"))
+    outcome = bellwether("run", "--resume", path, "--seed", 5)
+    assert outcome.code == 2
+    assert "seed: 0 → 5" in outcome.err
