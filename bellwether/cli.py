@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
+from bellwether import __version__
 from bellwether.errors import BellwetherError, RecipeError, RoundFailed
 from bellwether.recipe import Recipe, dump_recipe, find_recipe, load_recipe, shipped
 
 app = typer.Typer(
     name="bellwether",
-    help="Federated instruction tuning of language models: the base stays frozen, only LoRA adapters travel.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,6 +47,22 @@ INTERRUPTED = 130
 
 # A rate that suits pretrained models of usual size; the default recipe's suits the embedded base only.
 USUAL_RATE = 3e-4
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if wanted:
+        sys.stdout.write(f"bellwether {__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Federated instruction tuning of language models: the base stays frozen, only LoRA adapters travel."""
 
 
 @app.command()

@@ -31,6 +31,8 @@ _COLOURS = ("#332288", "#DDCC77", "#CC6677", "#88CCEE", "#117733", "#882255", "#
 _OTHERS = "#BBBBBB"
 _LONGEST_UPRIGHT_NAME = 12
 _MOST_NAMES = 120
+# Columns of the table that are shown where they count anything.
+_COUNTS = ("held_out", "shortened", "cut", "left_out")
 
 
 @dataclass(frozen=True)
@@ -160,32 +162,33 @@ def table(description: Description) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title="What each client holds", caption=_caption(description), box=box.SIMPLE, pad_edge=False)
-    made.padding = (0, 1, 0, 0)  # so that it can be read on 80 columns
+    made = Table(title="What each client holds", caption=_caption(description), box=box.SIMPLE_HEAD)
+    total = _total(description)
+    shown = [name for name in _COUNTS if getattr(total, name)]  # 80 columns have no room for zeros
     made.add_column("client", no_wrap=True, max_width=24)
-    held_out = any(client.held_out for client in description.clients)
-    headers = ["rows", *(["held\nout"] if held_out else []), "label\nskew"]
-    headers += ["median\ntokens", "longest", "short-\nened", "cut", "left\nout"] if description.tokenised else []
-    for header in headers:
+    made.add_column("rows", justify="right")
+    for name in shown:
+        made.add_column(name.replace("_", "\n"), justify="right")
+    for header in ["label\nskew", *(["median\ntokens", "longest"] if description.tokenised else [])]:
         made.add_column(header, justify="right")
-    made.add_column("categories", min_width=20)
+    made.add_column("categories", min_width=20, overflow="fold")
     for client in description.clients:
         categories = sorted(client.categories.items(), key=lambda item: (-item[1], item[0]))
-        cells = _cells(client, held_out, description.tokenised)
+        cells = _cells(client, shown, description.tokenised)
         made.add_row(Text(clean(client.client)), *cells, Text(clean(_largest(categories))))
     made.add_section()
     everyone = list(description.categories.items())
-    made.add_row("all", *_cells(_total(description), held_out, description.tokenised), Text(clean(_largest(everyone))))
+    made.add_row("all", *_cells(total, shown, description.tokenised), Text(clean(_largest(everyone))))
     return made
 
 
-def _cells(client: ClientSummary, held_out: bool, tokenised: bool) -> list[str]:
+def _cells(client: ClientSummary, shown: Sequence[str], tokenised: bool) -> list[str]:
     """Return the numbers of a line."""
-    cells = [f"{client.rows:,}", *([f"{client.held_out:,}"] if held_out else []), f"{client.skew:.2f}"]
+    cells = [f"{client.rows:,}", *(f"{getattr(client, name):,}" for name in shown), f"{client.skew:.2f}"]
     if tokenised:
         median = "–" if client.median_tokens is None else f"{client.median_tokens:.0f}"
         longest = "–" if client.longest_tokens is None else f"{client.longest_tokens:,}"
-        cells += [median, longest, f"{client.shortened:,}", f"{client.cut:,}", f"{client.left_out:,}"]
+        cells += [median, longest]
     return cells
 
 
@@ -222,9 +225,12 @@ def _caption(description: Description) -> str:
         "for all: mean over rows)."
     )
     if description.tokenised:
+        text += " Tokens as trained (for all: median of the clients' medians)."
+        fitted = not any(client.shortened + client.cut + client.left_out for client in description.clients)
         text += (
-            " Tokens as trained (for all: median of the clients' medians); shortened: context or history; "
-            "cut: response; left out: no response token kept."
+            " No row is too long."
+            if fitted
+            else " Shortened: context or history; cut: response; left out: no response token kept."
         )
     return text
 

@@ -5,8 +5,10 @@ A round: sample the cohort, ask it to train, check every update, aggregate, eval
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,7 +16,7 @@ from typing import Protocol
 from bellwether.adapter import Adapter
 from bellwether.aggregate.average import Aggregate, State
 from bellwether.cohort import Sampler
-from bellwether.errors import RoundFailed, UpdateRejected
+from bellwether.errors import BellwetherError, RoundFailed, UpdateRejected
 from bellwether.evaluate.scores import Totals
 from bellwether.messages import EvaluateTask, Reply, Task, TrainTask, Update
 from bellwether.randomness import Randomness
@@ -133,7 +135,9 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
 
     failure = _below_quorum(cohort, answers, recipe)
     if failure is None:
-        adapter, state = federation.aggregate([update for update, _ in answers.accepted], before, progress.state)
+        updates = [update for update, _ in answers.accepted]
+        with _naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}"):
+            adapter, state = federation.aggregate(updates, before, progress.state)
         _check_aggregated(adapter, before, round)
     else:
         _tolerate(failure, round, progress.rounds, federation)
@@ -168,12 +172,32 @@ class _Answers:
 
 def _sample(federation: Federation, round: int) -> tuple[str, ...]:
     """Return the cohort of a round, refusing what a person's own sampler must not return."""
-    cohort = tuple(federation.sample(federation.clients, round, Randomness(federation.recipe.seed)))
+    name = federation.recipe.federation.sampler
+    with _naming(f"Round {round}: the sampler {name}"):
+        cohort = tuple(federation.sample(federation.clients, round, Randomness(federation.recipe.seed)))
     unknown = [client for client in cohort if client not in federation.clients]
     if unknown or len(set(cohort)) != len(cohort):
         what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
-        raise RoundFailed(f"Round {round}: the sampler {federation.recipe.federation.sampler} returned {what}.")
+        raise RoundFailed(f"Round {round}: the sampler {name} returned {what}.")
     return cohort
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn any error of a person's own function into one sentence that says where it arose.
+
+    Raises:
+        RoundFailed: whatever was raised inside.
+    """
+    try:
+        yield
+    except BellwetherError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RoundFailed(
+            f"{what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> _Answers:

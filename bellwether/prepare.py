@@ -82,6 +82,8 @@ def prepare(recipe: Recipe) -> Prepared:
     scored = _limited(tokens(federated.test if recipe.evaluation.part == "test" else federated.validation), recipe)
     stop = end_of_turn(template, tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values()), *_counts("scored rows", [scored])]
+    if not scored.rows and not held_out:
+        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, stop, notes)
 
 

@@ -56,18 +56,18 @@ class Result:
 
     @property
     def before(self) -> Scores:
-        """Macro scores of the untuned base."""
-        return macro(self._coordinator()[0].categories)
+        """Macro scores of the untuned base; without rows to score, its fields are None."""
+        return macro(self._scored()[0])
 
     @property
     def after(self) -> Scores:
-        """Macro scores of the final adapter."""
-        return macro(self._coordinator()[-1].categories)
+        """Macro scores of the final adapter; without rows to score, its fields are None."""
+        return macro(self._scored()[-1])
 
-    def _coordinator(self) -> list[EvaluationRecord]:
-        """Return the evaluations on the coordinator's own rows, or else those at the clients."""
+    def _scored(self) -> list[Mapping[str, Totals]]:
+        """Return the totals of evaluations on the coordinator's own rows, or else of those at the clients."""
         own = [record for record in self.evaluations if record.part != "clients"]
-        return own or list(self.evaluations)
+        return [record.categories for record in own or self.evaluations] or [{}]
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -426,3 +427,12 @@ def test_control_characters_in_data_never_reach_the_terminal(
 def assert_harmless(text: str) -> None:
     bad = {character for character in text if not character.isprintable() and character != "\n"}
     assert not bad, bad
+
+
+def test_the_version_is_that_of_the_package(bellwether: Command) -> None:
+    assert ok(bellwether("--version")) == f"bellwether {importlib.metadata.version('bellwether')}\n"
+
+
+def test_without_rows_to_score_a_run_says_so(bellwether: Command, tiny_recipe: Path) -> None:
+    out = ok(bellwether("run", str(tiny_recipe), "data.test_rows_per_category=0", "--out", "none"))
+    assert "nothing will be scored" in out

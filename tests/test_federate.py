@@ -224,3 +224,14 @@ def test_the_task_carries_the_rounds_learning_rate_and_the_recipes_seed():
     assert [task.learning_rate for task in tasks] == [0.4, 0.2]
     assert {task.seed for task in tasks} == {9}
     assert Recipe().training.batch_size == tasks[0].training.batch_size
+
+
+def test_an_error_in_a_persons_own_function_is_one_sentence_that_names_its_place():
+    def broken(updates, adapter, state):
+        return 1 / 0
+
+    with pytest.raises(RoundFailed) as caught:
+        federate(federation(aggregate=broken), begin())
+    assert "Round 1: the aggregation rule" in str(caught.value)
+    assert "test_federate.py:" in str(caught.value)
+    assert "ZeroDivisionError: division by zero" in str(caught.value)
