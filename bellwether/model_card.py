@@ -32,8 +32,8 @@ their adapters ({aggregate}) over {rounds} rounds.
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base_quoted})
+{base_import}
+base = AutoModelForCausalLM.from_pretrained({base_argument})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```
 
@@ -70,9 +70,12 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         environment: see ``bellwether.run_folder.describe_environment``.
     """
     kept = tuple(records)
+    embedded, quoted = recipe.model.path == "starter", json.dumps(recipe.model.path, ensure_ascii=False)
     return _CARD.format(
         base=_code(recipe.model.path),
-        base_quoted=json.dumps(recipe.model.path, ensure_ascii=False),
+        base_quoted=quoted,
+        base_import="\nfrom bellwether.model.folder import STARTER\n" if embedded else "",
+        base_argument="STARTER" if embedded else quoted,
         name=recipe.name,
         rank=recipe.lora.rank,
         alpha=f"{recipe.lora.alpha:g}",

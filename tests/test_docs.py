@@ -260,6 +260,15 @@ def test_the_sampler_of_the_docs_asks_everybody_once_before_anybody_twice() -> N
     assert sorted(asked) == clients
 
 
+def test_the_model_card_of_a_default_run_says_how_to_load_it(workshop: Path) -> None:
+    assert call("run", "--out", "runs/card").code == 0
+    card = workshop / "runs" / "card" / "adapter" / "README.md"
+    code = next(block.text for block in blocks(card) if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(card.parent)), names)
+    assert type(names["model"]).__name__ == "PeftModelForCausalLM"
+
+
 # Links, pictures, words ---------------------------------------------------------------------------
 
 

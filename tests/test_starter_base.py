@@ -78,23 +78,44 @@ def test_a_checkpoint_of_other_settings_is_refused(short_base: Path) -> None:
         pretrain.pretrain(Pretraining(tokens=1), short_base)
 
 
-def looks(seeded: bool) -> tuple[float, float]:
-    """Attention of layer 0 to the token before, and of layer 1 to what followed the same token earlier."""
+def attention_of(seeded: bool, text: list[int]) -> list[torch.Tensor]:
+    """Attention of each layer on a text, of a model that has learnt nothing: head, to, from."""
     _, encoder = pretrain.make_prose(make_world(0))
     model = pretrain.make_model(Pretraining(seeded_heads=seeded), encoder)
-    sequence = torch.randperm(900, generator=torch.Generator().manual_seed(1))[:40] + 260
     with torch.no_grad():
-        attention = model(torch.cat([sequence, sequence]).unsqueeze(0), output_attentions=True).attentions
-    before = attention[0][0, :2].diagonal(offset=-1, dim1=-2, dim2=-1).mean()
-    followed = attention[1][0, :2].diagonal(offset=-39, dim1=-2, dim2=-1)[:, 1:].mean()
-    return float(before), float(followed)
+        return [layer[0] for layer in model(torch.tensor([text]), output_attentions=True).attentions]
 
 
-def test_seeded_heads_look_back_and_find_what_followed_before() -> None:
-    before, followed = looks(seeded=True)
-    ordinary_before, ordinary_followed = looks(seeded=False)
-    assert before > 0.5 > 5 * ordinary_before
-    assert followed > 5 * ordinary_followed
+def test_seeded_heads_look_back_by_one_to_four() -> None:
+    text = (torch.randperm(900, generator=torch.Generator().manual_seed(1))[:60] + 260).tolist()
+    for seeded, least in ((True, 0.6), (False, 0.0)):
+        shares = [
+            float(head.diagonal(offset=-offset).mean())
+            for offset, head in enumerate(attention_of(seeded, text)[0], start=1)
+        ]
+        assert all(share > least for share in shares)
+        assert seeded or max(shares) < 0.2
+
+
+def test_seeded_heads_find_what_followed_the_same_token_before() -> None:
+    words = (torch.randperm(900, generator=torch.Generator().manual_seed(1))[:40] + 260).tolist()
+    followed = {
+        seeded: float(attention_of(seeded, words * 2)[1][:2].diagonal(offset=-39, dim1=-2, dim2=-1)[:, 1:].mean())
+        for seeded in (True, False)
+    }
+    assert followed[True] > 0.25 > 5 * followed[False]
+
+
+def test_a_seeded_head_finds_the_token_that_stood_three_before() -> None:
+    # "a sold the b ..., c sold the d ...; the b was sold by": from "by" to b, then to d likewise.
+    sold, the, was, by = 300, 301, 302, 303
+    people, goods = list(range(310, 320)), list(range(330, 340))
+    scene = [token for person, good in zip(people, goods, strict=True) for token in (person, sold, the, good)]
+    shares = []
+    for number, good in enumerate(goods):
+        attention = attention_of(True, [*scene, the, good, was, sold, by])[1]
+        shares.append(float(attention[2, -1, 4 * number + 3]))
+    assert sum(shares) / len(shares) > 2 / (len(scene) + 5)
 
 
 def test_the_fast_encoder_equals_the_tokenizer() -> None:

@@ -24,6 +24,8 @@ federated instruction tuning is shown, tested and compared; it is of no use for 
   words that only instructions use occur in roll calls.
 - **Vocabulary**: {vocabulary:,} tokens of byte-level BPE; every word of the world is one token, and so is every fixed
   part of the Alpaca prompt.
+- **Start**: random weights, but for the heads of layers 0 and 1, which begin as rough versions of heads that look up
+  in the context (`bellwether/starter/heads.py`).
 - **Training**: {steps:,} steps of {rows} x {length} tokens, AdamW, learning rate {learning_rate}, cosine, in
   {seconds:,} seconds on {threads} CPU thread(s), torch {torch}.
 - **Weights**: bf16, SHA-256 `{weights_sha256}`.

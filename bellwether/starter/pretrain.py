@@ -28,7 +28,7 @@ from torch import Tensor
 from bellwether.errors import CheckpointError
 from bellwether.randomness import Randomness
 from bellwether.starter.card import card
-from bellwether.starter.heads import seed_copying
+from bellwether.starter.heads import seed_lookup
 from bellwether.starter.phrasings import instruction_words
 from bellwether.starter.probes import make_probes, run_probes
 from bellwether.starter.prose import Writer, world_words
@@ -54,12 +54,12 @@ class Pretraining:
         hidden, layers, heads, mlp: sizes of the model.
         rope_theta: base of the rotary frequencies.
         bfloat16: whether to compute in bf16 (weights and optimizer stay in fp32).
-        seeded_heads: whether the first two layers start with heads for copying.
+        seeded_heads: whether the first two layers start with heads that look things up (``heads.py``).
         probe_every: steps between probes and checkpoints.
     """
 
     seed: int = 0
-    tokens: int = 12_000_000
+    tokens: int = 5_000_000
     rows: int = 16
     length: int = 192
     learning_rate: float = 3e-3
@@ -145,7 +145,7 @@ def make_model(settings: Pretraining, encoder: Encoder) -> Any:
     model.set_attn_implementation("eager")  # a sixth faster than SDPA at this size on a CPU
     _initialise(model, generator)
     if settings.seeded_heads:
-        seed_copying(model, generator)
+        seed_lookup(model, generator)
     return model
 
 

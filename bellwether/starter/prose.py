@@ -47,7 +47,7 @@ class Writer:
         echo_share = ECHO_SHARE_AT_START + fall * (ECHO_SHARE - ECHO_SHARE_AT_START)
         draw = rng.random()
         if draw < echo_share:
-            return rng.choice((self.roll_call, self.roll_call, self.ledger))(rng)
+            return rng.choice((self.roll_call, self.roll_call, self.ledger, self.turned_ledger))(rng)
         if draw < echo_share + FACT_SHARE * (1 - echo_share) / (1 - ECHO_SHARE):
             return rng.choice((self.article, self.gazette))(rng)
         writers: tuple[Callable[[random.Random], str], ...] = (
@@ -77,11 +77,23 @@ class Writer:
 
     def ledger(self, rng: random.Random) -> str:
         """Return pairs of names, and the same pairs again in another order."""
-        size = rng.randint(2, 6)
-        pairs = list(zip(rng.sample(self.words, size), rng.sample(self.words, size), strict=True))
+        pairs = self._pairs(rng)
         first = " ".join(f"{key}: {value}." for key, value in pairs)
         rng.shuffle(pairs)
         return f"A list: {first} Again:" + "".join(f" {key}:| {value}.|" for key, value in pairs).removesuffix("|")
+
+    def turned_ledger(self, rng: random.Random) -> str:
+        """Return who had what, and then whose each thing was."""
+        pairs = self._pairs(rng)
+        verb = rng.choice(scenes.VERBS)
+        first = " ".join(f"{key} {verb.past} the {value}." for key, value in pairs)
+        rng.shuffle(pairs)
+        second = "".join(f" The {value} was {verb.participle} by| {key}.|" for key, value in pairs)
+        return f"A list: {first} Again:{second.removesuffix('|')}"
+
+    def _pairs(self, rng: random.Random) -> list[tuple[str, str]]:
+        size = rng.randint(2, 6)
+        return list(zip(rng.sample(self.words, size), rng.sample(self.words, size), strict=True))
 
     # Facts.
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bellwether.starter.world import Part
+from bellwether.starter.world import DAYS, Part
 
 FILLERS = (
     "It rained all day.",
@@ -89,15 +89,9 @@ def tell(rng: random.Random, scene: Scene, fillers: int = 0) -> str:
 
 
 def _tell_event(rng: random.Random, event: Event) -> str:
-    """Return an event as a sentence: the good last, so that where it stands all else of the event is known."""
-    person, past, good, town = event.person, event.verb.past, event.good, event.town
-    return rng.choice(
-        (
-            f"In {town} {person} {past} the {good}.",
-            f"{person} was in {town} and {past} the {good}.",
-            f"{person} came to {town} and {past} the {good}.",
-        )
-    )
+    """Return an event as a sentence: town, person, good, so that at the good all else of the event is known."""
+    opening = rng.choice(("In", "Not far from", "At the market of", f"On {rng.choice(DAYS)} in"))
+    return f"{opening} {event.town} {event.person} {event.verb.past} the {event.good}."
 
 
 # Sentences that are true of a scene; a bar stands before what a reader can know only from the scene.
