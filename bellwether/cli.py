@@ -65,7 +65,7 @@ def options(
     """Federated instruction tuning of language models: the base stays frozen, only LoRA adapters travel."""
 
 
-@app.command()
+@app.command(short_help="Tune a model with simulated clients.")
 def run(
     words: Words = None,
     model: ModelFlag = None,
@@ -84,7 +84,7 @@ def run(
         _run(_resumed_recipe(resume, words or [], flags), resume)
 
 
-@app.command()
+@app.command(short_help="Say what a run will need.")
 def plan(
     words: Words = None,
     model: ModelFlag = None,
@@ -100,7 +100,7 @@ def plan(
     _console().print(plan_table(make_plan(_recipe(words, _flags(model, data, rounds, seed, device)))))
 
 
-@app.command("data")
+@app.command("data", short_help="Show what each client holds.")
 def show_data(
     words: Words = None,
     model: ModelFlag = None,
@@ -126,7 +126,7 @@ def show_data(
         _say(f"Wrote {path}.")
 
 
-@app.command("recipe")
+@app.command("recipe", short_help="Print a recipe with every field.")
 def show_recipe(
     words: Words = None,
     model: ModelFlag = None,
@@ -143,7 +143,7 @@ def show_recipe(
     sys.stdout.write(dump_recipe(_recipe(words, _flags(model, data, rounds, seed, device)), comments=True))
 
 
-@app.command()
+@app.command(short_help="Write a recipe for your data files.")
 def init(
     files: Annotated[list[Path], typer.Argument(help="Your data files, or a folder with one file per client.")],
     out: Annotated[Path, typer.Option("--out", help="Recipe to write.")] = Path("recipe.yaml"),
@@ -159,7 +159,7 @@ def init(
     _say(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}")
 
 
-@app.command()
+@app.command(short_help="Merge an adapter into its base model.")
 def export(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],

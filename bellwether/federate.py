@@ -105,14 +105,21 @@ def federate(federation: Federation, progress: Progress) -> Progress:
         RoundFailed: more rounds ended below the quorum than the recipe tolerates.
     """
     if not progress.rounds and not progress.evaluations:
-        progress = _evaluated(federation, progress)
-        federation.commit(progress)
+        progress = _finish_round(federation, progress)
     while progress.round < federation.recipe.federation.rounds:
-        progress = run_round(federation, progress)
-        if _is_due(progress.round, federation.recipe):
-            progress = _evaluated(federation, progress)
-        federation.commit(progress)
+        progress = _finish_round(federation, run_round(federation, progress))
+    return progress
+
+
+def _finish_round(federation: Federation, progress: Progress) -> Progress:
+    """Score the adapter where that is due, commit the round, and tell of it."""
+    scores = _evaluate(federation, progress) if _is_due(progress.round, federation.recipe) else []
+    progress = replace(progress, evaluations=(*progress.evaluations, *scores))
+    federation.commit(progress)
+    if progress.rounds:
         federation.watch(RoundFinished(progress.rounds[-1]))
+    for record in scores:
+        federation.watch(Evaluated(record))
     return progress
 
 
@@ -311,24 +318,22 @@ def _record(
 
 
 def _is_due(round: int, recipe: Recipe) -> bool:
-    """Return whether an adapter is scored after this round: every n rounds, and after the last."""
+    """Return whether an adapter is scored after this round: before the first, every n rounds, after the last."""
     every = recipe.evaluation.every
-    return round == recipe.federation.rounds or (every > 0 and round % every == 0)
+    return round in (0, recipe.federation.rounds) or (every > 0 and round % every == 0)
 
 
-def _evaluated(federation: Federation, progress: Progress) -> Progress:
+def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationRecord]:
     """Score the adapter on the coordinator's rows and, at the clients, on those that they hold out."""
-    recipe = federation.recipe
     start = time.perf_counter()
     records: list[EvaluationRecord] = []
     totals = federation.score(progress.round, progress.adapter)
     if totals:
-        records.append(EvaluationRecord(progress.round, recipe.evaluation.part, totals, time.perf_counter() - start))
+        part = federation.recipe.evaluation.part
+        records.append(EvaluationRecord(progress.round, part, totals, time.perf_counter() - start))
     if federation.evaluating:
         records.append(_score_at_clients(federation, progress))
-    for record in records:
-        federation.watch(Evaluated(record))
-    return replace(progress, evaluations=(*progress.evaluations, *records))
+    return records
 
 
 def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationRecord:

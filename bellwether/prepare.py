@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.aggregate.average import make_aggregate
-from bellwether.cohort import make_sampler, make_trace
+from bellwether.cohort import cohort_size, make_sampler, make_trace
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
@@ -82,6 +82,8 @@ def prepare(recipe: Recipe) -> Prepared:
     scored = _limited(tokens(federated.test if recipe.evaluation.part == "test" else federated.validation), recipe)
     stop = end_of_turn(template, tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values()), *_counts("scored rows", [scored])]
+    if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
+        notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, stop, notes)

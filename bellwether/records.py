@@ -156,7 +156,7 @@ class Note:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The run is over; ``seconds`` is the wall time of this process."""
+    """The run is over; ``seconds`` is the wall time since the base was loaded."""
 
     seconds: float
     notes: tuple[str, ...] = field(default_factory=tuple)

@@ -90,10 +90,7 @@ def run(
         BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
     """
     watch = watch or (lambda event: None)
-    start = time.perf_counter()
-    result = _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or Recipe(), watch)
-    watch(RunFinished(time.perf_counter() - start))
-    return result
+    return _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or Recipe(), watch)
 
 
 def _begin(recipe: Recipe, watch: Watcher) -> Result:
@@ -152,6 +149,7 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
 
 def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
+    start = time.perf_counter()
     progress = _progress(folder, base, watch)
     recipe, clients = folder.recipe, len(prepared.clients)
     size = cohort_size(recipe.federation, clients)
@@ -164,7 +162,9 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher) -
         # Log and trackers have the earlier scores already; who watches has not seen them.
         for record in progress.evaluations:
             watch(Evaluated(record))
-        return _federate(folder, prepared, base, progress, tell)
+        result = _federate(folder, prepared, base, progress, tell)
+        tell(RunFinished(time.perf_counter() - start))
+    return result
 
 
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
