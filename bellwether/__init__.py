@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bellwether.messages import Update as Update
     from bellwether.randomness import Randomness as Randomness
     from bellwether.recipe import Recipe as Recipe
-    from bellwether.recipe import load_recipe as load_recipe
+    from bellwether.recipe_file import load_recipe as load_recipe
     from bellwether.runner import Result as Result
     from bellwether.runner import run as run
 
@@ -47,7 +47,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Result": "runner",
     "Update": "messages",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe_file",
     "run": "runner",
 }
 

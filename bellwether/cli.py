@@ -16,7 +16,8 @@ import typer
 
 from bellwether import __version__
 from bellwether.errors import BellwetherError, RecipeError, RoundFailed
-from bellwether.recipe import Recipe, dump_recipe, find_recipe, load_recipe, shipped
+from bellwether.recipe import Recipe
+from bellwether.recipe_file import dump_recipe, find_recipe, load_recipe, shipped
 
 app = typer.Typer(
     name="bellwether",

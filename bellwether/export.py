@@ -19,6 +19,7 @@ from bellwether import recipe
 from bellwether.adapter import CONFIG_FILE, Adapter, read_adapter
 from bellwether.atomic import TEMPORARY, cannot_write, remove
 from bellwether.errors import CheckpointError, ModelError
+from bellwether.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from bellwether.model.folder import ModelFolder
@@ -58,7 +59,7 @@ def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
     if (folder / "recipe.yaml").is_file():
         if not (folder / "adapter").is_dir():
             raise ModelError(f"The run in {folder} is not finished; go on with bellwether run --resume {folder}.")
-        settings = recipe.load_recipe(folder / "recipe.yaml").model
+        settings = load_recipe(folder / "recipe.yaml").model
         adapter = read_adapter(folder / "adapter")
     elif (folder / CONFIG_FILE).is_file():
         adapter = read_adapter(folder)

@@ -8,7 +8,8 @@ from typing import Any
 
 from bellwether.evaluate.scores import Scores, Totals, macro, means
 from bellwether.history import Record
-from bellwether.recipe import Recipe, dump_recipe
+from bellwether.recipe import Recipe
+from bellwether.recipe_file import dump_recipe
 from bellwether.records import EvaluationRecord, RoundRecord
 
 _CARD = """---

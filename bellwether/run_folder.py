@@ -48,7 +48,8 @@ from bellwether.checkpoint import RECIPE, Checkpoint, checkpoint_files, read_che
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError
 from bellwether.history import Record, evaluation_csv, evaluation_rows, json_lines, round_lines
 from bellwether.lock import LOCK, OWNER, acquire, release
-from bellwether.recipe import Recipe, differences, dump_recipe, load_recipe
+from bellwether.recipe import Recipe
+from bellwether.recipe_file import differences, dump_recipe, load_recipe
 
 ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"

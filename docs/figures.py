@@ -28,7 +28,8 @@ from bellwether.describe import describe, draw
 from bellwether.live import summary, view
 from bellwether.narrate import Progress
 from bellwether.prepare import prepare
-from bellwether.recipe import Recipe, find_recipe, load_recipe
+from bellwether.recipe import Recipe
+from bellwether.recipe_file import find_recipe, load_recipe
 from bellwether.records import ClientFinished, Event
 from bellwether.runner import Result, run
 

@@ -27,7 +27,8 @@ from bellwether.checkpoint import Checkpoint, checkpoint_files
 from bellwether.errors import CheckpointError
 from bellwether.evaluate.scores import Totals
 from bellwether.history import Record, load_records, load_state
-from bellwether.recipe import Recipe, dump_recipe, load_recipe
+from bellwether.recipe import Recipe
+from bellwether.recipe_file import dump_recipe, load_recipe
 from bellwether.records import ClientRecord, EvaluationRecord, RoundRecord
 from bellwether.run_folder import RunFolder
 

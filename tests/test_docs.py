@@ -28,7 +28,8 @@ import pytest
 import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
 
-from bellwether.recipe import Recipe, Section, shipped
+from bellwether.recipe import Recipe, Section
+from bellwether.recipe_file import shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

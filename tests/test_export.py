@@ -15,6 +15,7 @@ from bellwether.export import export
 from bellwether.model.base import load_base
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe_file import dump_recipe
 
 
 def adapter_folder(folder: Path, adapter) -> Path:
@@ -60,7 +61,7 @@ def test_a_run_folder_is_exported_with_the_base_of_its_recipe(llama, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     written = recipe.Recipe(model=recipe.Model(path=base.name, dtype="bfloat16"))
-    (run / "recipe.yaml").write_text(recipe.dump_recipe(written))
+    (run / "recipe.yaml").write_text(dump_recipe(written))
     with pytest.raises(ModelError, match="not finished"):
         export(run, tmp_path / "merged")
     adapter.rename(run / "adapter")

@@ -9,7 +9,8 @@ from bellwether.errors import RoundFailed
 from bellwether.evaluate.scores import Totals
 from bellwether.federate import Federation, Progress, federate, learning_rate
 from bellwether.messages import EvaluateTask, Reply, Update
-from bellwether.recipe import Recipe, Training, load_recipe
+from bellwether.recipe import Recipe, Training
+from bellwether.recipe_file import load_recipe
 from bellwether.records import ClientFailed, Evaluated, RoundFinished, RoundStarted
 
 A, B = key_a("q"), key_b("q")

@@ -18,6 +18,7 @@ FLOORS = [
     {"cohort", "aggregate", "history", "atomic", "model", "data"},
     {"functions", "wire", "records"},
     {"messages"},
+    {"recipe_file"},
     {"evaluate", "adapter", "recipe", "randomness", "starter"},
     {"errors"},
 ]

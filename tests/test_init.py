@@ -6,7 +6,7 @@ from bellwether.data.federated import load_federated
 from bellwether.errors import DataError
 from bellwether.init import propose
 from bellwether.randomness import Randomness
-from bellwether.recipe import load_recipe
+from bellwether.recipe_file import load_recipe
 
 
 def write(path, rows):

@@ -4,15 +4,8 @@ import pytest
 import yaml
 
 from bellwether.errors import RecipeError
-from bellwether.recipe import (
-    Recipe,
-    Section,
-    differences,
-    dump_recipe,
-    find_recipe,
-    load_recipe,
-    shipped,
-)
+from bellwether.recipe import Recipe, Section
+from bellwether.recipe_file import differences, dump_recipe, find_recipe, load_recipe, shipped
 
 
 def problems(path: Path | None = None, overrides: tuple[str, ...] = ()) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import Command, json_lines
 
-from bellwether.recipe import RECIPES, load_recipe, shipped
+from bellwether.recipe_file import RECIPES, load_recipe, shipped
 
 # Clients, clients in a cohort, training rows of 240 at each client, passes over them.
 EXPECTED = {
