@@ -158,7 +158,11 @@ class Training(Section):
     local_steps: int | None = Field(None, ge=1, description="optimizer steps per round, instead of local_epochs")
     batch_size: int = Field(8, ge=1, description="rows per batch")
     accumulation: int = Field(1, ge=1, description="batches per optimizer step")
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW's step size in the first round, before the schedule")
+    learning_rate: float = Field(
+        8e-3,
+        gt=0,
+        description="AdamW's step size, before the schedule; the default suits the embedded base, 3e-4 larger ones",
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per step, times the learning rate")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; null does not clip")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate over rounds")

@@ -127,7 +127,7 @@ def test_other_rows_do_not_keep_the_test_rows_of_the_recipe(bellwether: Command,
 @pytest.mark.parametrize(
     ("words", "rate", "said"),
     [
-        ([], 3e-3, False),
+        ([], 8e-3, False),
         (["--model", "starter"], 3e-3, False),
         (["--model", "org/name"], 3e-4, True),
         (["model.path=org/name"], 3e-4, True),

@@ -182,7 +182,7 @@ def test_a_changed_recipe_is_refused_and_the_difference_shown(tmp_path):
     other = Recipe.model_validate({"federation": {"rounds": 3}, "training": {"learning_rate": 0.5}, "seed": 4})
     with pytest.raises(CheckpointError) as caught:
         RunFolder.reopen(tmp_path / "run", other)
-    assert "seed: 0 → 4; training.learning_rate: 0.003 → 0.5" in str(caught.value)
+    assert "seed: 0 → 4; training.learning_rate: 0.008 → 0.5" in str(caught.value)
     RunFolder.reopen(tmp_path / "run", RECIPE).close()
 
 

@@ -21,7 +21,7 @@ from bellwether.starter.world import make_world
 
 STARTER = Path(pretrain.__file__).parent
 SHORT = Pretraining(
-    tokens=24 * 4 * 96, rows=4, length=96, hidden=64, mlp=64, layers=2, heads=4, warmup=4, probe_every=8
+    tokens=24 * 4 * 96, rows=4, length=96, hidden=64, mlp=64, layers=2, heads=4, warmup=4, probe_every=12
 )
 
 
