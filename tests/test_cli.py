@@ -128,7 +128,7 @@ def test_other_rows_do_not_keep_the_test_rows_of_the_recipe(bellwether: Command,
     ("words", "rate", "said"),
     [
         ([], 8e-3, False),
-        (["--model", "starter"], 3e-3, False),
+        (["--model", "starter"], 8e-3, False),
         (["--model", "org/name"], 3e-4, True),
         (["model.path=org/name"], 3e-4, True),
         (["--model", "org/name", "training.learning_rate=0.1"], 0.1, False),
