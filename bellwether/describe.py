@@ -282,7 +282,10 @@ def _figure(description: Description) -> Figure:
         f"Rows per client and category\n{len(names):,} clients, {description.rows:,} rows, "
         f"mean label skew {description.skew:.2f} (total variation)",
         fontsize=11,
+        loc="left",
     )
+    most = max(client.rows for client in description.clients)
+    (axes.set_ylim if upright else axes.set_xlim)(0, 1.04 * max(most, 1))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

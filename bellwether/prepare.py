@@ -154,10 +154,12 @@ def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
     """Refuse clients of whose rows none can be trained on."""
     empty = [client for client, tokenised in clients.items() if not tokenised.rows]
     if empty:
+        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(
-            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on (the first: {empty[0]}, with "
-            f"{clients[empty[0]].left_out} rows left out as too long); raise data.max_tokens (now "
-            f"{recipe.data.max_tokens}), or leave the client out."
+            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
+            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
+            "these clients out."
         )
 
 

@@ -554,8 +554,8 @@ def client_whose_rows_are_all_held_out(place: Place) -> list[str]:
     return place.rows(rows, "partition.method=column", "partition.column=site", "--seed", "0")
 
 
-@case("1 of 2 clients keep no row that can be trained on (the first: b, with 4 rows left out as too long)",
-      "raise data.max_tokens (now 96), or leave the client out")  # fmt: skip
+@case("1 of 2 clients keep no row that can be trained on", "data.max_tokens=96 (b with 4 rows)",
+      "raise data.max_tokens, or leave these clients out")  # fmt: skip
 def client_left_empty_by_long_rows(place: Place) -> list[str]:
     place.source("folder/a.jsonl", good(12))
     long = [ROW | {"instruction": f"Why {number}? " * 60, "category": "long"} for number in range(4)]
