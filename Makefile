@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run check install format lint types test slow clean
+.PHONY: run check install format lint types test slow gpu clean
 
 run: install
 	$(BIN)/bellwether run
@@ -36,6 +36,9 @@ test: install
 
 slow: install
 	$(BIN)/pytest -m slow
+
+gpu: install
+	$(BIN)/pytest -m gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache

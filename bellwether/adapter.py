@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,18 +134,22 @@ def _in_order(raw: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
 
-def _is_plain_lora(stored: Mapping[str, Any], tensors: Tensors) -> bool:
-    """Return whether a stored adapter is pairs of A and B of one rank and one alpha, and nothing else."""
-    extras = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens")
-    pairs = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)
-    plain = stored.get("bias", "none") == "none" and not any(stored.get(name) for name in extras)
-    return stored.get("peft_type") == "LORA" and plain and pairs and bool(tensors)
+def weights_header(text: bytes) -> dict[str, Any]:
+    """Return the header of a safetensors file as an object.
 
+    Args:
+        text: the bytes behind the eight that tell the header's length.
 
-def _metadata(raw: bytes) -> Mapping[str, str]:
-    """Return the metadata in the header of a safetensors file."""
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    return dict(header.get("__metadata__") or {})
+    Raises:
+        ValueError: it is no JSON object, nested too deep, or names something twice.
+    """
+    try:
+        header = json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise ValueError("its header is nested too deep") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -154,44 +159,94 @@ def read_adapter(folder: Path) -> Adapter:
         folder: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ModelError: a file is missing or broken, or the adapter is not a plain LoRA one.
+        ModelError: a file is missing or broken, a number is not finite, or the adapter is not a plain LoRA one.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no {name}: give a folder with an adapter in PEFT's format.")
     try:
         stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        raw = (folder / WEIGHTS_FILE).read_bytes()
-        tensors = load(raw)
-    except (ValueError, SafetensorError) as error:
-        raise ModelError(f"The adapter in {folder} cannot be read: {error}.") from error
+        tensors = _read_tensors((folder / WEIGHTS_FILE).read_bytes())
+        _check_plain_lora(stored, tensors)
+        return Adapter(_config(stored, tuple(_modules(tensors))), tensors)
+    except (*_BROKEN, SafetensorError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ModelError(f"The adapter in {folder} cannot be read: {reason}.") from error
+
+
+# What the content of a broken file can raise on its way through a parser.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object, of which no two may have one name."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"its header names {twice!r} more than once")
+    return values
+
+
+def _read_tensors(raw: bytes) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a safetensors file: finite floats, in the order of the model where the file tells it."""
+    from safetensors.numpy import load
+
+    try:
+        tensors: dict[str, NDArray[Any]] = load(raw)
     except KeyError as error:
-        raise ModelError(
-            f"The adapter in {folder} is stored as {error.args[0]}, which NumPy does not have; save it as float32."
-        ) from error
-    if not _is_plain_lora(stored, tensors):
-        raise ModelError(f"The adapter in {folder} is not a plain LoRA adapter; only those can be used.")
-    suffix = ".lora_A.weight"
-    prefix = "base_model.model."
-    modules = tuple(key[len(prefix) : -len(suffix)] for key in tensors if key.endswith(suffix))
+        raise ValueError(f"it is stored as {error.args[0]}, which NumPy does not have; save it as float32") from error
+    for key, value in tensors.items():
+        if value.dtype.kind != "f" or not np.isfinite(value).all():
+            raise ValueError(f"{key} holds something else than finite floats")
+    header = weights_header(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     # A weights file has an order of its own; where we wrote it, it also tells that of the model.
-    ordered = tuple(json.loads(_metadata(raw).get("modules", "[]")))
-    if sorted(ordered) == sorted(modules):
-        modules = ordered
-        tensors = {key: tensors[key] for module in modules for key in (key_a(module), key_b(module)) if key in tensors}
-    return Adapter(
-        AdapterConfig(
-            rank=int(stored["r"]),
-            alpha=float(stored["lora_alpha"]),
-            dropout=float(stored.get("lora_dropout", 0.0)),
-            modules=modules,
-            rslora=bool(stored.get("use_rslora", False)),
-            fan_in_fan_out=bool(stored.get("fan_in_fan_out", False)),
-            base_model=str(stored.get("base_model_name_or_path") or ""),
-            target_modules=tuple(names) if isinstance(names := stored.get("target_modules"), list) else (),
-        ),
-        tensors,
+    ordered = json.loads((header.get("__metadata__") or {}).get("modules", "[]"))
+    keys = [key(module) for module in ordered for key in (key_a, key_b)]
+    return {key: tensors[key] for key in keys} if sorted(keys) == sorted(tensors) else tensors
+
+
+def _modules(tensors: Tensors) -> list[str]:
+    """Return the paths of the modules that there is an A for, in the order of the tensors."""
+    prefix, suffix = key_a("|").split("|")
+    return [key[len(prefix) : -len(suffix)] for key in tensors if key.startswith(prefix) and key.endswith(suffix)]
+
+
+def _check_plain_lora(stored: Any, tensors: Tensors) -> None:
+    """Refuse a stored adapter that is not pairs of A and B of one rank and one alpha, and nothing else."""
+    if not isinstance(stored, dict):
+        raise ValueError(f"{CONFIG_FILE} is no JSON object")
+    extras = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens")
+    plain = stored.get("bias", "none") == "none" and not any(stored.get(name) for name in extras)
+    pairs = {key(module) for module in _modules(tensors) for key in (key_a, key_b)}
+    if stored.get("peft_type") != "LORA" or not plain or not pairs or pairs != tensors.keys():
+        raise ValueError("it is not a plain LoRA adapter; only those can be used")
+    rank = _number(stored, "r")
+    for module in _modules(tensors):
+        a_RI, b_OR = tensors[key_a(module)], tensors[key_b(module)]
+        if a_RI.ndim != 2 or b_OR.ndim != 2 or not a_RI.shape[0] == b_OR.shape[1] == rank >= 1:
+            raise ValueError(f"the tensors of {module} are not of rank {rank:g}, which {CONFIG_FILE} gives as r")
+
+
+def _config(stored: Mapping[str, Any], modules: tuple[str, ...]) -> AdapterConfig:
+    """Return the configuration that PEFT's ``adapter_config.json`` describes."""
+    names = stored.get("target_modules")
+    return AdapterConfig(
+        rank=int(_number(stored, "r")),
+        alpha=_number(stored, "lora_alpha"),
+        dropout=_number(stored, "lora_dropout", 0.0),
+        modules=modules,
+        rslora=bool(stored.get("use_rslora", False)),
+        fan_in_fan_out=bool(stored.get("fan_in_fan_out", False)),
+        base_model=str(stored.get("base_model_name_or_path") or ""),
+        target_modules=tuple(map(str, names)) if isinstance(names, list) else (),
     )
+
+
+def _number(stored: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """Return a number of ``adapter_config.json``."""
+    value = stored.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} in {CONFIG_FILE} is {repr(value)[:40]}, but a finite number is wanted")
+    return float(value)

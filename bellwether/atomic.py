@@ -98,7 +98,7 @@ def cannot_write(path: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return CheckpointError(
             f"{path} cannot be written, because the disk is full: free some space, "
-            "then go on from the last committed round with --resume."
+            "then run the command again (a run goes on from its last committed round with --resume)."
         )
     reason = error.strerror or type(error).__name__
     return CheckpointError(f"{path} cannot be written ({reason}): give a folder in which this user may write.")

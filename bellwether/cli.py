@@ -79,6 +79,8 @@ def run(
 ) -> None:
     """Tune a model with simulated clients, and write adapter, scores and records to a run folder."""
     flags = _flags(model, data, rounds, seed, device, out)
+    if resume is not None and out is not None:
+        raise RecipeError("command line: a run goes on in its own folder; give --resume or --out, not both.")
     if resume is None:
         _run(_recipe(words, flags), None)
     else:
@@ -189,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer turns an interrupt into this code, and says nothing
-            _complain("interrupted; committed rounds are safe, go on with --resume FOLDER.")
+            _complain("interrupted; if rounds were committed, go on with --resume FOLDER.")
         raise
 
 

@@ -49,7 +49,7 @@ def cohort_size(federation: Federation, clients: int) -> int:
     """
     if federation.cohort_size is not None:
         return min(federation.cohort_size, clients)
-    return min(clients, max(1, int(np.floor(federation.fraction * clients + 0.5))))
+    return min(clients, max(1, int(np.floor(federation.fraction * clients + 0.5 + 1e-9))))
 
 
 def uniform_sampler(federation: Federation) -> Sampler:

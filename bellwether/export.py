@@ -33,7 +33,8 @@ def export(folder: Path, out: Path, model: str | None = None) -> None:
 
     Args:
         folder: a finished run's folder, or a folder with an adapter in PEFT's format.
-        out: the folder to write, which must not exist or be empty; it appears whole or not at all.
+        out: the folder to write, which must not exist or be empty; a new one appears whole or not at all, in one
+            that exists ``config.json`` comes last.
         model: path or hub name of the base; None takes the one that run or adapter names.
 
     Raises:
@@ -110,20 +111,30 @@ def _copy_small_files(source: Path, target: Path) -> None:
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of an absent or empty one when all is written."""
+    """Yield a temporary folder whose content takes its place when all is written; ``out`` is absent or empty."""
     from safetensors import SafetensorError
 
-    temporary = out.with_name(f"{TEMPORARY}{os.getpid()}-{out.name}")
+    out = Path(os.path.realpath(out))
+    # A folder that exists stays the same one: it may be the current one, or a mounted disk.
+    exists = out.is_dir()
+    temporary = (out if exists else out.parent) / f"{TEMPORARY}{os.getpid()}-{out.name}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
+        if exists:
+            _move_up(temporary)
+        else:
+            temporary.rename(out)
     except OSError as error:
         raise cannot_write(out, error) from error
     except SafetensorError as error:
         raise CheckpointError(f"{out} cannot be written ({error}); give a folder with space enough.") from error
     finally:
         remove(temporary)
+
+
+def _move_up(folder: Path) -> None:
+    """Move what a folder holds into the one around it, ``config.json`` last: without it, there is no model."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        path.rename(folder.parent / path.name)

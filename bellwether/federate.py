@@ -145,7 +145,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         updates = [update for update, _ in answers.accepted]
         with _naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}"):
             adapter, state = federation.aggregate(updates, before, progress.state)
-        _check_aggregated(adapter, before, round)
+        _check_aggregated(adapter, state, before, round)
     else:
         _tolerate(failure, round, progress.rounds, federation)
         adapter, state = before, progress.state
@@ -223,6 +223,7 @@ def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -
         record = ClientRecord(
             update.client,
             update.rows,
+            int(update.metrics.get("rows", update.rows)),
             int(update.metrics.get("tokens", 0)),
             float(update.metrics.get("loss", math.nan)),
             reply.seconds,
@@ -257,7 +258,8 @@ def _leave_out(federation: Federation, answers: _Answers, round: int, client: st
 
 def _below_quorum(cohort: Sequence[str], answers: _Answers, recipe: Recipe) -> str | None:
     """Return why a round cannot be aggregated, or None."""
-    needed = max(1, math.ceil(recipe.federation.quorum * len(cohort)))
+    # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
+    needed = max(1, math.ceil(recipe.federation.quorum * len(cohort) - 1e-9))
     if len(answers.accepted) >= needed:
         return None
     reasons = "; ".join(f"{client}: {reason}" for client, reason in answers.left_out.items()) or "no client was there"
@@ -276,8 +278,12 @@ def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federatio
     federation.watch(Note(f"Round {round} failed and keeps the adapter: {failure}.", warning=True))
 
 
-def _check_aggregated(adapter: Adapter, before: Adapter, round: int) -> None:
-    """Refuse an aggregate that is not an adapter like the one before, or holds values that are not finite."""
+def _check_aggregated(adapter: Adapter, state: State, before: Adapter, round: int) -> None:
+    """Refuse an aggregate that is not an adapter like the one before, holds values that are not finite, or no state."""
+    if not isinstance(state, Mapping):
+        raise RoundFailed(
+            f"Round {round}: the aggregation rule returned a {type(state).__name__} as its state; return a mapping."
+        )
     if not isinstance(adapter, Adapter) or adapter.tensors.keys() != before.tensors.keys():
         raise RoundFailed(f"Round {round}: the aggregation rule returned no adapter with the same tensors.")
     for key, value in adapter.tensors.items():
@@ -307,6 +313,7 @@ def _record(
         learning_rate=task.learning_rate,
         loss=loss,
         rows=sum(record.rows for record in clients),
+        rows_seen=sum(record.rows_seen for record in clients),
         tokens=tokens,
         bytes_down=adapter_bytes(task.adapter.tensors) * len(cohort),
         bytes_up=answers.bytes_up,

@@ -177,10 +177,10 @@ def _head(seen: _Seen) -> str:
     instructions = [len(row.instruction) + len(row.context) for row in seen.rows]
     responses = [len(row.response) for row in seen.rows]
     lines = [
-        "# A first recipe for your files. Run it, with this text saved as recipe.yaml:",
-        "#     bellwether run recipe.yaml",
-        "# What each client will hold:       bellwether data recipe.yaml",
-        "# What the run will need:           bellwether plan recipe.yaml",
+        "# A first recipe for your files. Say where this text is saved in place of RECIPE.",
+        "# Run it:                           bellwether run RECIPE",
+        "# What each client will hold:       bellwether data RECIPE",
+        "# What the run will need:           bellwether plan RECIPE",
         "# Every field with its meaning:     bellwether recipe",
         "#",
         f"# Seen: {len(seen.rows):,} rows in {seen.files:,} file(s).",
@@ -224,7 +224,8 @@ def _partition_section(seen: _Seen, several: bool, categories: Mapping[str, int]
     lines = ["partition:"]
     for column, count in list(seen.client_columns.items())[:5]:
         lines.append(
-            f"  # The column {_shown(column)} could name {count} clients: method column, column {_shown(column)}."
+            f"  # The column {_shown(column)} could name {count} clients. To take it, put `method: column` and "
+            f"`column: {_shown(column)}` here in place of the lines of this section."
         )
     clients = _clients(seen.rows)
     if several:
@@ -262,6 +263,7 @@ def _closing() -> str:
         "lora:",
         "  rank: 8",
         "training:",
-        "  learning_rate: 3.0e-3  # for the small embedded base; 3.0e-4 is usual for models of a billion parameters",
+        f"  learning_rate: {recipe.Training().learning_rate}  # suits the small embedded base; "
+        "3.0e-4 is usual for models of a billion parameters",
     ]
     return "\n".join(lines) + "\n"

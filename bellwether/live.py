@@ -156,7 +156,7 @@ def _clients(progress: Progress, room: int, ascii_only: bool) -> RenderableType:
             mark, text, style = "!", f"left out: {clean(progress.failed[name], ascii_only)}", "yellow"
         elif record is not None:
             mark, style = done, "green"
-            text = f"loss {record.loss:.3f}, {record.rows:,} rows, {record.seconds:.1f} s"
+            text = f"loss {record.loss:.3f}, {record.rows_seen:,} rows, {record.seconds:.1f} s"
         else:
             mark, text, style = waiting, "asked", "dim"
         table.add_row(Text(mark, style=style), Text(clean(name, ascii_only), style=style), Text(text, style=style))

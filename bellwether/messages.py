@@ -64,8 +64,9 @@ class Update:
         client: the client's name.
         round: the round it trained for.
         tensors: its trained tensors, under the keys of the adapter.
-        rows: how many rows it trained on.
-        metrics: named figures, such as ``loss`` (nats per trained token) and ``tokens``.
+        rows: how many rows it has to train on, the weight of its update in FedAvg.
+        metrics: named figures: ``loss`` (nats per trained token), ``tokens`` and ``rows`` (as trained,
+            repetitions counted).
         extras: named arrays beside the adapter, for methods that need them.
     """
 

@@ -97,10 +97,10 @@ def _data(recipe: Recipe, records: tuple[Record, ...]) -> str:
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     if rounds:
         clients = {part.client for record in rounds for part in record.clients}
-        rows, tokens = sum(record.rows for record in rounds), sum(record.tokens for record in rounds)
+        rows, tokens = sum(record.rows_seen for record in rounds), sum(record.tokens for record in rounds)
         lines.append(
             f"Over all rounds, {len(clients)} different clients took part and trained on {rows:,} rows and "
-            f"{tokens:,} tokens; a row counts again in each round in which its client trained on it."
+            f"{tokens:,} tokens; a row counts each time it was trained on."
         )
     return "\n".join(lines)
 

@@ -81,7 +81,7 @@ class Progress:
                 self.finished, self.failed = {}, {}
             case ClientFinished():
                 self.finished[event.record.client] = event.record
-                self.rows, self.tokens = self.rows + event.record.rows, self.tokens + event.record.tokens
+                self.rows, self.tokens = self.rows + event.record.rows_seen, self.tokens + event.record.tokens
                 self._count_training(now)
             case ClientFailed():
                 self.failed[event.client] = event.reason
@@ -202,7 +202,7 @@ def _round_line(record: RoundRecord, progress: Progress) -> str:
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
     return (
         f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of {len(record.cohort)} clients, "
-        f"{record.rows:,} rows{pace}, {byte_size(record.bytes_up)} up, {byte_size(record.bytes_down)} down{times}"
+        f"{record.rows_seen:,} rows{pace}, {byte_size(record.bytes_up)} up, {byte_size(record.bytes_down)} down{times}"
     )
 
 

@@ -4,7 +4,7 @@
 
 Parameters, tokens and bytes are counted exactly; memory follows the formula in ``memory_bytes``. Time is
 the arithmetic that must be done (see ``train_flops``) over the matrix rate of this machine, measured in
-a fraction of a second, times an efficiency. ``EFFICIENCY`` was calibrated on real rounds; see there.
+a fraction of a second, times a rough efficiency; see ``EFFICIENCY`` for where that comes from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bellwether.data.rows import TokenRow
-from bellwether.narrate import clean
+from bellwether.narrate import byte_size, clean, duration
 from bellwether.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from bellwether.model.base import ModelFacts
 
 # Share of the measured matrix rate that local training reached, by the model's hidden size; between
-# these it is interpolated, beyond them the nearest holds. Measured on one thread of a server CPU with
-# Llama models of 4 to 8 layers, batch size 8, rows of about 40 tokens, and LoRA of rank 8 with dropout on all
-# linear modules in float32. What is missing goes into dropout masks, norms, softmax, padding and, at
-# small sizes, Python between the operations. Not calibrated on GPUs or with several threads.
+# these it is interpolated, beyond them the nearest holds. The factors are rough: they were calibrated on one
+# busy machine with two cores (one thread, Llama models of 4 to 8 layers, batch size 8, rows of about 40 tokens,
+# LoRA of rank 8 with dropout on all linear modules, float32), and validated on no other, on no GPU and
+# with no more threads. What is missing goes into dropout masks, norms, softmax, padding and, at small
+# sizes, Python between the operations.
 EFFICIENCY: Mapping[int, float] = {64: 0.06, 128: 0.16, 256: 0.24, 512: 0.4}
-# Seconds that one layer takes for one new token of a batch besides its arithmetic, on the same machine.
+# Seconds that one layer takes for one new token of a batch besides its arithmetic, as rough, on the same machine.
 DECODE_SECONDS = 1.5e-3
 
 
@@ -99,6 +100,26 @@ class _Work:
     square: float
 
 
+@dataclass(frozen=True)
+class _Adapter:
+    """The adapter's modules, its number of weights, and the bytes that it takes on the way."""
+
+    modules: Sequence[str]
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Time:
+    """What the estimate of time rests on; names as in ``Plan``."""
+
+    device: str
+    flops: float
+    rate: float
+    efficiency: float
+    evaluate_seconds: float
+
+
 def plan(recipe: Recipe) -> Plan:
     """Return what a run of a recipe will need; reads data and model configuration, no weights.
 
@@ -108,48 +129,39 @@ def plan(recipe: Recipe) -> Plan:
         ModelError: the base model's folder cannot be used, or the adapter does not fit it.
     """
     from bellwether.cohort import cohort_size
-    from bellwether.model.base import pick_device
-    from bellwether.model.lora import resolve_targets
     from bellwether.prepare import prepare
 
-    device = pick_device(recipe.model.device)
     prepared = prepare(recipe)
-    facts = prepared.facts
-    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
-    modules = resolve_targets(facts, recipe.lora.target_modules, recipe.lora.rank)
-    adapter = sum(recipe.lora.rank * sum(shapes[path]) for path in modules)
+    facts, rounds = prepared.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]
+    adapter = _adapter(facts, recipe)
     work = _work(rows, cohort, recipe)
-    flops = train_flops(facts, adapter, work.tokens, work.square, work.trained)
+    timing = _time(facts, recipe, work, adapter.parameters, prepared.scored.rows)
     longest = max(len(row) for client in rows for row in client)
-    rate = matrix_rate(facts, str(device), recipe)
-    sent = cohort * (4 * adapter + _description_bytes(modules, shapes, recipe.lora.rank))
-    evaluations = _evaluations(recipe)
-    efficiency = expected_efficiency(facts.hidden_size)
     return Plan(
         model=facts.name,
         architecture=facts.architecture,
         base_parameters=facts.parameters,
-        adapter_parameters=adapter,
+        adapter_parameters=adapter.parameters,
         clients=len(prepared.clients),
         cohort=cohort,
-        rounds=recipe.federation.rounds,
+        rounds=rounds,
         rows_per_round=work.rows,
         tokens_per_round=work.tokens,
         trained_per_round=work.trained,
         scored_rows=len(prepared.scored.rows),
-        evaluations=evaluations,
-        bytes_down=sent,
-        bytes_up=sent,
-        memory=memory_bytes(facts, recipe, adapter, modules, longest),
-        flops_per_round=flops,
-        matrix_rate=rate,
-        efficiency=efficiency,
-        train_seconds=recipe.federation.rounds * flops / (rate * efficiency),
-        evaluate_seconds=evaluations * _evaluation_seconds(facts, recipe, prepared.scored.rows, rate * efficiency),
-        device=str(device),
-        notes=[*prepared.notes, *_doubts(str(device))],
+        evaluations=_evaluations(recipe),
+        bytes_down=cohort * adapter.bytes,
+        bytes_up=cohort * adapter.bytes,
+        memory=memory_bytes(facts, recipe, adapter.parameters, adapter.modules, longest),
+        flops_per_round=timing.flops,
+        matrix_rate=timing.rate,
+        efficiency=timing.efficiency,
+        train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency),
+        evaluate_seconds=timing.evaluate_seconds,
+        device=timing.device,
+        notes=[*prepared.notes, *_doubts(timing.device)],
     )
 
 
@@ -257,11 +269,11 @@ def plan_table(plan: Plan) -> Table:
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
     """Return the lines of a plan's table."""
-    total = sum(plan.memory.values())
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in plan.memory.items())
+    total, share = sum(plan.memory.values()), plan.adapter_parameters / plan.base_parameters
+    parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     return [
         ("base model", f"{plan.model} ({plan.architecture}, {plan.base_parameters:,} parameters, frozen)"),
-        ("adapter", f"{plan.adapter_parameters:,} parameters ({_share(plan)} of the base)"),
+        ("adapter", f"{plan.adapter_parameters:,} parameters ({share:.2%} of the base)"),
         ("rounds", f"{plan.rounds}, each with {plan.cohort} of {plan.clients} clients"),
         (
             "per round, on average",
@@ -272,21 +284,42 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
         ("evaluations", f"{plan.evaluations} of {plan.scored_rows:,} held-out rows"),
         (
             "sent per round",
-            f"{_bytes(plan.bytes_down)} down and {_bytes(plan.bytes_up)} up; "
-            f"{_bytes(plan.rounds * (plan.bytes_down + plan.bytes_up))} in total",
+            f"{byte_size(plan.bytes_down)} down and {byte_size(plan.bytes_up)} up; "
+            f"{byte_size(plan.rounds * (plan.bytes_down + plan.bytes_up))} in total",
         ),
-        ("memory", f"{_bytes(total)}: {parts}; Python and its libraries about 0.7 GB more"),
+        ("memory", f"{byte_size(total)}: {parts}; Python and its libraries about 0.7 GB more"),
         (
             "time, an estimate",
-            f"{_duration(plan.train_seconds)} training, {_duration(plan.evaluate_seconds)} evaluation on {plan.device}",
+            f"{duration(plan.train_seconds)} training, {duration(plan.evaluate_seconds)} evaluation on {plan.device}",
         ),
         (
             "which rests on",
             f"{plan.flops_per_round / 1e9:,.1f} GFLOP per round at {plan.efficiency:.0%} of the matrix rate measured "
-            f"just now, {plan.matrix_rate / 1e9:,.0f} GFLOP/s; on an idle machine, to within a factor of about 2",
+            f"just now, {plan.matrix_rate / 1e9:,.0f} GFLOP/s: a rough estimate, calibrated on one machine only",
         ),
         *(("note", note) for note in plan.notes),
     ]
+
+
+def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
+    """Return the size of the adapter that a recipe describes."""
+    from bellwether.model.lora import resolve_targets
+
+    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
+    modules = resolve_targets(facts, recipe.lora.target_modules, recipe.lora.rank)
+    parameters = sum(recipe.lora.rank * sum(shapes[path]) for path in modules)
+    return _Adapter(modules, parameters, 4 * parameters + _description_bytes(modules, shapes, recipe.lora.rank))
+
+
+def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: Sequence[TokenRow]) -> _Time:
+    """Return the arithmetic of a round and how fast this machine is expected to do it."""
+    from bellwether.model.base import pick_device
+
+    device = str(pick_device(recipe.model.device))
+    flops = train_flops(facts, adapter, work.tokens, work.square, work.trained)
+    rate, efficiency = matrix_rate(facts, device, recipe), expected_efficiency(facts.hidden_size)
+    evaluation = _evaluation_seconds(facts, recipe, scored, rate * efficiency)
+    return _Time(device, flops, rate, efficiency, _evaluations(recipe) * evaluation)
 
 
 def _work(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) -> _Work:
@@ -367,24 +400,3 @@ def _doubts(device: str) -> list[str]:
     if device == "cpu":
         return []
     return [f"The estimate's efficiency was calibrated on a CPU; on {device} take it as a rough guess."]
-
-
-def _share(plan: Plan) -> str:
-    """Return the adapter's size relative to the base."""
-    return f"{plan.adapter_parameters / plan.base_parameters:.2%}"
-
-
-def _bytes(size: float) -> str:
-    """Return a size in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration in the unit that fits."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -6,6 +6,7 @@ before the base model is loaded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.aggregate.average import make_aggregate
 from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.data.federated import fingerprint as data_fingerprint
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
@@ -87,6 +89,22 @@ def prepare(recipe: Recipe) -> Prepared:
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, stop, notes)
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """Return the SHA-256 of all that a run makes of data, tokenizer, template and availability trace."""
+    digest = hashlib.sha256(data_fingerprint(prepared.federated).encode())
+    parts = (*prepared.clients.items(), *prepared.held_out.items(), ("", prepared.scored))
+    for name, tokenised in parts:
+        digest.update(f"{len(name)}|{name}|{len(tokenised.rows)}".encode())
+        for row in tokenised.rows:
+            digest.update(f"|{len(row)}|{row.prompt_length}|".encode())
+            digest.update(row.ids_T.tobytes() + row.trained_T.tobytes() + row.response_T.tobytes())
+    digest.update(repr(sorted(prepared.stop)).encode())
+    availability = prepared.recipe.federation.availability
+    if availability is not None and availability.trace is not None:
+        digest.update(Path(availability.trace).read_bytes())
+    return digest.hexdigest()
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

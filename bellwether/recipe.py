@@ -103,8 +103,17 @@ class Data(Section):
     validation_sources: tuple[str, ...] = Field(
         (), description="sources of validation rows, instead of holding some of the rows out"
     )
-    test_rows_per_category: int = Field(10, ge=0, description="rows per category held out for the test")
-    validation_rows_per_category: int = Field(0, ge=0, description="rows per category held out for validation")
+    test_rows_per_category: int = Field(
+        10,
+        ge=0,
+        description="rows per category held out for the test; no effect with rows of its own (starter, test_sources)",
+    )
+    validation_rows_per_category: int = Field(
+        0,
+        ge=0,
+        description="rows per category held out for validation; no effect with rows of its own "
+        "(starter, validation_sources)",
+    )
     unseen_categories: tuple[str, ...] = Field(
         (), description="categories that no client sees; all their rows may serve the test"
     )
@@ -126,7 +135,8 @@ class Partition(Section):
         "auto",
         description="auto, iid, dirichlet (by category), categories (k per client), shards (sorted by category), "
         "quantity (unequal sizes), column (a natural one), files (one client each), or package.module:function; "
-        "auto: files where there are several, else categories where rows have one, else iid",
+        "auto: files where there are several, else categories where all clients can share them, else dirichlet, "
+        "and iid where rows name none",
     )
     clients: int = Field(10, ge=1, le=100_000, description="number of clients; column and files find their own")
     alpha: float = Field(0.5, gt=0, description="Dirichlet's concentration; small is uneven (dirichlet, quantity)")
@@ -198,7 +208,9 @@ class Federation(Section):
         "fedavg", description="fedavg (weighted by rows), uniform, or package.module:function"
     )
     quorum: float = Field(0.5, gt=0, le=1, description="share of the cohort whose updates a round needs")
-    deadline: float | None = Field(None, gt=0, description="seconds after which replies are left out; null waits")
+    deadline: float | None = Field(
+        None, gt=0, description="simulated seconds after which replies are left out; null waits"
+    )
     failed_rounds: int = Field(
         0, ge=0, description="rounds below the quorum that a run survives, its adapter unchanged; one more ends it"
     )
@@ -285,6 +297,14 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
             (
                 ("federation", "sampler"),
                 "federation.sampler is available, but federation.availability is null; say there who is away when.",
+            )
+        )
+    if federation.deadline is not None and federation.availability is None:
+        found.append(
+            (
+                ("federation", "deadline"),
+                "federation.deadline is given, but nobody's speed is simulated; set it, such as "
+                "federation.availability.rows_per_second=50.",
             )
         )
     if recipe.training.warmup_rounds >= federation.rounds:

@@ -74,37 +74,32 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _read_yaml(path: Path, problems: list[str]) -> _Source:
-    """Read a YAML mapping with the line of every key; duplicate keys and bad syntax are problems."""
+    """Read a YAML mapping with the line of every key; what cannot be read is a problem."""
     source = _Source()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        problems.append(
-            f"{path}: there is no such recipe; give the path of a YAML file or one of {', '.join(shipped())}."
-        )
-        return source
-    except OSError as error:
-        problems.append(f"{path}: the recipe cannot be read ({error.strerror}).")
-        return source
-    except UnicodeDecodeError as error:
-        problems.append(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8.")
-        return source
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problems.append(f"{path}{line}: this is not YAML ({getattr(error, 'problem', None) or error}).")
-        return source
-    if root is None:
-        return source
-    if not isinstance(root, yaml.MappingNode):
-        problems.append(f"{path}:1: a recipe is a mapping of sections such as 'training:', but this is none.")
-        return source
-    try:
-        source.values = _mapping(path, root, (), source.places, problems)
-    except RecursionError:
-        problems.append(f"{path}: an alias in this recipe stands for what contains it; write it out.")
+        root = yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        if isinstance(root, yaml.MappingNode):
+            source.values = _mapping(path, root, (), source.places, problems)
+        elif root is not None:
+            problems.append(f"{path}:1: a recipe is a mapping of sections such as 'training:', but this is none.")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        problems.append(_unreadable(path, error))
     return source
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Return the sentence for a recipe that cannot be read at all."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: there is no such recipe; give the path of a YAML file or one of {', '.join(shipped())}."
+    if isinstance(error, OSError):
+        return f"{path}: the recipe cannot be read ({error.strerror}); give another one."
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8."
+    if isinstance(error, RecursionError):
+        return f"{path}: this recipe is nested too deep, or an alias stands for what contains it; write it out."
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    return f"{path}{line}: this is not YAML ({getattr(error, 'problem', None) or error}); mend it."
 
 
 def _mapping(

@@ -17,14 +17,16 @@ class ClientRecord:
 
     Args:
         client: the client's name.
-        rows: rows it trained on.
-        tokens: trained tokens, summed over local epochs.
+        rows: rows it has to train on.
+        rows_seen: rows it trained on, repetitions counted.
+        tokens: trained tokens, repetitions counted.
         loss: mean cross-entropy over those tokens while training, in nats.
         seconds: how long it took.
     """
 
     client: str
     rows: int
+    rows_seen: int
     tokens: int
     loss: float
     seconds: float
@@ -41,8 +43,9 @@ class RoundRecord:
         left_out: client and reason for the others.
         learning_rate: the clients' learning rate in this round.
         loss: the clients' training loss, weighted by tokens, in nats per token.
-        rows: rows trained on.
-        tokens: tokens trained.
+        rows: rows that the clients have to train on.
+        rows_seen: rows trained on, repetitions counted.
+        tokens: tokens trained, repetitions counted.
         bytes_down: bytes from the server to the cohort.
         bytes_up: bytes from the cohort to the server.
         seconds: wall seconds by phase: train, aggregate.
@@ -58,6 +61,7 @@ class RoundRecord:
     learning_rate: float
     loss: float
     rows: int
+    rows_seen: int
     tokens: int
     bytes_down: int
     bytes_up: int

@@ -20,7 +20,6 @@ from bellwether.adapter import Adapter
 from bellwether.aggregate.average import make_aggregate
 from bellwether.client.score import Scored, by_category, score
 from bellwether.cohort import cohort_size, make_sampler, make_trace
-from bellwether.data.federated import fingerprint as data_fingerprint
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, ModelError
 from bellwether.evaluate.scores import Scores, Totals, macro
@@ -31,6 +30,7 @@ from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model_card import model_card
 from bellwether.narrate import tell_all, write_log
 from bellwether.prepare import Prepared, prepare, with_absolute_paths
+from bellwether.prepare import fingerprint as data_fingerprint
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
 from bellwether.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
@@ -102,7 +102,8 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
     base = load_base(recipe.model)
     with RunFolder.create(path, recipe, _environment(prepared, base)) as folder:
         try:
-            return _run_in(folder, prepared, base, watch)
+            with write_log(folder.path / LOG) as log:
+                return _run_in(folder, prepared, base, watch, log)
         except BaseException:
             folder.discard()
             raise
@@ -110,17 +111,21 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
 
 def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
-    with RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder:
+    with (
+        RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
+        write_log(folder.path / LOG) as log,
+    ):
         then = folder.environment
         prepared = prepare(folder.recipe)
-        _check_unchanged(path, then, {"data": data_fingerprint(prepared.federated)})
+        _check_unchanged(path, then, {"data": data_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
         base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
         now = _environment(prepared, base)
         _check_unchanged(path, then, {fact: now[fact] for fact in ("base", "device", "dtype")})
         if then.get("versions") != now["versions"]:
-            watch(Note("Packages have other versions than when the run began: its last bits may differ.", warning=True))
-        return _run_in(folder, prepared, base, watch)
+            changed = "Packages have other versions than when the run began: its last bits may differ."
+            tell_all([watch, log])(Note(changed, warning=True))
+        return _run_in(folder, prepared, base, watch, log)
 
 
 def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -142,22 +147,19 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
         device_name=torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         dtype=prepared.recipe.model.dtype,
-        data=data_fingerprint(prepared.federated),
+        data=data_fingerprint(prepared),
         base=base.fingerprint,
     )
 
 
-def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher) -> Result:
+def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, log: Watcher) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
-    progress = _progress(folder, base, watch)
     recipe, clients = folder.recipe, len(prepared.clients)
-    size = cohort_size(recipe.federation, clients)
-    with (
-        write_log(folder.path / LOG) as log,
-        open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers,
-    ):
+    progress = _progress(folder, base, tell_all([watch, log]))
+    with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
+        size = cohort_size(recipe.federation, clients)
         tell(RunStarted(recipe.name, str(folder.path), recipe.federation.rounds, progress.round, clients, size))
         # Log and trackers have the earlier scores already; who watches has not seen them.
         for record in progress.evaluations:

@@ -88,7 +88,7 @@ def scalars(record: RoundRecord | EvaluationRecord) -> dict[str, float]:
         return _evaluation_scalars(record)
     values = {
         "train/learning_rate": record.learning_rate,
-        "train/rows": record.rows,
+        "train/rows": record.rows_seen,
         "train/tokens": record.tokens,
         "train/clients": len(record.clients),
         "train/left_out": len(record.left_out),

@@ -29,13 +29,13 @@ from bellwether.live import summary, view
 from bellwether.narrate import Progress
 from bellwether.prepare import prepare
 from bellwether.recipe import Recipe
-from bellwether.recipe_file import find_recipe, load_recipe
+from bellwether.recipe_file import dump_recipe, find_recipe, load_recipe
 from bellwether.records import ClientFinished, Event
 from bellwether.runner import Result, run
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-WEIGHTS = ROOT / "bellwether" / "starter" / "base" / "model.safetensors"
+STARTER = ROOT / "bellwether" / "starter"
 # Rich's own picture of a terminal, without the font that it would load from elsewhere.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -80,6 +80,14 @@ class Camera:
             )
 
 
+def default_run_hash() -> str:
+    """Return a hash of what the figures rest on: the embedded base and rows, and the default recipe."""
+    digest = hashlib.sha256(dump_recipe(Recipe()).encode())
+    for path in (STARTER / "base" / "model.safetensors", *sorted((STARTER / "rows").glob("*.jsonl"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def figures(result: Result, seconds: float) -> str:
     """Return the marked place of the README: how it was measured, and the final table."""
     console = Console(record=True, width=92, file=io.StringIO())
@@ -87,9 +95,9 @@ def figures(result: Result, seconds: float) -> str:
     table = "\n".join(line.rstrip() for line in console.export_text().splitlines() if line.strip())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     threads = torch.get_num_threads()
-    digest = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:16]
+    digest = default_run_hash()
     return (
-        f"<!-- base {digest} -->\n```text\n{table}\n```\n\n"
+        f"<!-- default run {digest} -->\n```text\n{table}\n```\n\n"
         f"Measured with `bellwether run` (recipe `default`, seed 0): {seconds:.0f} s, {memory:.1f} GB of memory,\n"
         f"{threads} of {os.cpu_count()} cores, {platform.system()} {platform.machine()}, PyTorch {torch.__version__}.\n"
     )

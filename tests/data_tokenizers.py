@@ -24,11 +24,12 @@ BRACKETS = (
     "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }}{{ eos_token }}"
     "{% else %}{{ raise_exception('no system message here') }}{% endif %}{% endfor %}"
 )
-# The last answer carries an empty thought, earlier ones do not.
+# As Qwen3's: the last answer carries an empty thought, earlier ones do not, and the prompt only where it is told so.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 # Nothing marks the end of a turn.
 BARE = (

@@ -53,9 +53,9 @@ def step(round: int, adapter: Adapter, state: dict[str, Any]) -> tuple[Adapter, 
 
 
 def record(round: int, adapter: Adapter) -> RoundRecord:
-    client = ClientRecord("a", 3, 10 * round, 1.0 / (round + 1), 0.5)
+    client = ClientRecord("a", 3, 3, 10 * round, 1.0 / (round + 1), 0.5)
     return RoundRecord(
-        round, ("a", "b"), (client,), {"b": "away"}, 1e-3, 0.5, 3, 10, 100, 100, {"train": 1.0}, 1.0,
+        round, ("a", "b"), (client,), {"b": "away"}, 1e-3, 0.5, 3, 3, 10, 100, 100, {"train": 1.0}, 1.0,
         adapter.fingerprint(),
     )  # fmt: skip
 

@@ -205,7 +205,7 @@ def override_with_a_date_that_is_none(place: Place) -> list[str]:
     return place.run("name=2024-99-99")
 
 
-@case("recipe.yaml: an alias in this recipe stands for what contains it; write it out")
+@case("recipe.yaml: or an alias stands for what contains it; write it out")
 def yaml_alias_of_itself(place: Place) -> list[str]:
     return place.recipe("lora: &l {rank: *l}\n")
 
@@ -336,6 +336,18 @@ def own_function_that_is_absent(place: Place) -> list[str]:
     return place.run("federation.sampler=own_short:sample")
 
 
+@case("partition.method own_failing:deal failed at", "own_failing.py:2 (KeyError: 'x')")
+def own_partition_that_raises(place: Place) -> list[str]:
+    (place.path / "own_failing.py").write_text("def deal(rows, settings, randomness):\n    return {}['x']\n")
+    return place.run("partition.method=own_failing:deal")
+
+
+@case("own_counts:deal: 'a' got int, but a list of rows is wanted")
+def own_partition_that_returns_no_rows(place: Place) -> list[str]:
+    (place.path / "own_counts.py").write_text("def deal(rows, settings, randomness):\n    return {'a': 5}\n")
+    return place.run("partition.method=own_counts:deal")
+
+
 @case("own_short:deal: the module own_short has no function deal")
 def own_partition_that_is_absent(place: Place) -> list[str]:
     (place.path / "own_short.py").write_text("SIZE = 2\n")
@@ -441,6 +453,37 @@ def json_that_is_no_list(place: Place) -> list[str]:
 @case("rows.json:2: this is not JSON", "mend the file")
 def broken_json(place: Place) -> list[str]:
     return place.source("rows.json", f"[{json.dumps(ROW)},\n{{'instruction': 1}}]")
+
+
+@case("rows.json:2: this object cannot be read (a number has too many digits); mend it")
+def json_with_a_number_of_many_digits(place: Place) -> list[str]:
+    return place.source("rows.json", f'[{json.dumps(ROW)},\n{{"instruction": {"1" * 5000}}}]')
+
+
+@case("rows.json:1: this object cannot be read (nested too deep); mend it")
+def json_that_is_nested_deep(place: Place) -> list[str]:
+    return place.source("rows.json", '[{"instruction": ' + "[" * 100_000 + "]" * 100_000 + "}]")
+
+
+@case(
+    ("rows.jsonl:1: this line is not JSON (nested too deep); mend or remove it",),
+    ("rows.jsonl:2: this line is not JSON (a number has too many digits); mend or remove it",),
+)
+def jsonl_lines_beyond_what_python_reads(place: Place) -> list[str]:
+    deep = '{"instruction": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+    return place.source("rows.jsonl", deep + f'{{"instruction": {"1" * 5000}}}\n' + good(9))
+
+
+@case("rows.jsonl:3: its text has '</s>', which the tokenizer takes for a special token; write it otherwise, or remove")
+def row_that_writes_out_a_special_token(place: Place) -> list[str]:
+    return place.rows(
+        [ROW, ROW, ROW | {"response": "Blue.</s>"}], "data.test_rows_per_category=0", "partition.clients=1"
+    )
+
+
+@case("data.split is 'test', but no source is a data set on the Hugging Face hub; leave it out")
+def split_of_files(place: Place) -> list[str]:
+    return place.run("data.split=test")
 
 
 @case("rows.csv:3: this row has 3 fields, but the header names 2; quote fields with commas")
@@ -673,6 +716,18 @@ def model_folder_without_config(place: Place) -> list[str]:
 @case("config.json:2: this is not JSON", "repair the model's folder")
 def broken_model_config(place: Place) -> list[str]:
     (place.model() / "config.json").write_text('{"model_type": "llama",\n "hidden_size": }')
+    return place.run("--model", "model")
+
+
+@case("config.json: the file cannot be read (maximum recursion depth exceeded", "repair the model's folder")
+def model_config_nested_deep(place: Place) -> list[str]:
+    (place.model() / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+    return place.run("--model", "model")
+
+
+@case("model holds an adapter (adapter_config.json)", "merge it first with bellwether export, or remove it")
+def model_with_an_adapter_beside_it(place: Place) -> list[str]:
+    (place.model() / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     return place.run("--model", "model")
 
 
@@ -973,6 +1028,12 @@ def init_of_strange_columns(place: Place) -> list[str]:
 @case("tiny.yaml", "cannot be written (", "give a folder in which this user may write")
 def pictures_into_a_file(place: Place) -> list[str]:
     return ["data", *place.run("--out", "tiny.yaml")[1:]]
+
+
+@case("adapter cannot be read: lora_alpha in adapter_config.json is nan, but a finite number is wanted")
+def export_of_an_adapter_whose_alpha_is_no_number(place: Place) -> list[str]:
+    place.json(place.finished_run() / "adapter" / "adapter_config.json", lora_alpha=float("nan"))
+    return ["export", "out", "merged"]
 
 
 @case("nowhere holds neither a run nor an adapter; give a folder with one of them")

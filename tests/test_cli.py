@@ -76,7 +76,7 @@ def test_an_interrupt_says_how_to_go_on(bellwether: Command, tiny_recipe: Path, 
     monkeypatch.setattr("bellwether.runner.run", interrupted)
     outcome = bellwether("run", tiny_recipe)
     assert outcome.code == 130
-    assert outcome.err.endswith("bellwether: interrupted; committed rounds are safe, go on with --resume FOLDER.\n")
+    assert outcome.err.endswith("bellwether: interrupted; if rounds were committed, go on with --resume FOLDER.\n")
 
 
 def test_output_that_the_terminal_cannot_show_ends_nothing(tmp_path: Path) -> None:

@@ -276,3 +276,10 @@ def test_a_client_scores_its_own_rows_and_sends_totals_only(base, adapter, layer
     (reply,) = engine(base, layers, a=random_rows(3)).ask(["a"], EvaluateTask(0, adapter, Evaluation(generate=False)))
     assert reply.update is None
     assert reply.totals["x"].rows == 3
+
+
+def test_a_client_tells_how_many_rows_it_went_through_beside_how_many_it_has(base, adapter, layers):
+    (few,) = train_cohort(base, layers, {"a": random_rows(9)}, task(adapter, local_steps=1, batch_size=2))
+    (twice,) = train_cohort(base, layers, {"a": random_rows(9)}, task(adapter, local_epochs=2, batch_size=4))
+    assert (few.update.rows, few.update.metrics["rows"]) == (9, 2)
+    assert (twice.update.rows, twice.update.metrics["rows"]) == (9, 18)

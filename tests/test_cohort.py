@@ -13,7 +13,16 @@ CLIENTS = [f"client-{n:03d}" for n in range(100)]
 
 @pytest.mark.parametrize(
     ("fraction", "clients", "size"),
-    [(0.05, 100, 5), (0.1, 10, 1), (0.01, 10, 1), (0.5, 5, 3), (0.25, 10, 3), (1.0, 7, 7), (0.049, 100, 5)],
+    [
+        (0.05, 100, 5),
+        (0.1, 10, 1),
+        (0.01, 10, 1),
+        (0.5, 5, 3),
+        (0.25, 10, 3),
+        (1.0, 7, 7),
+        (0.049, 100, 5),
+        (0.29, 50, 15),
+    ],
 )
 def test_the_cohort_is_the_rounded_fraction_but_at_least_one(fraction, clients, size):
     assert cohort_size(Federation(fraction=fraction), clients) == size

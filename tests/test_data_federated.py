@@ -72,6 +72,14 @@ def test_unseen_categories_reach_no_client_and_serve_the_test(source):
     assert "20 rows of c reach no client; 5 of them serve the test" in federated.notes[-1]
 
 
+def test_rows_of_unseen_categories_in_a_separate_test_are_counted(source, tmp_path):
+    test = write(tmp_path / "test.jsonl", rows_of({"a": 2, "c": 7}, context="other"))
+    federated = load(source, unseen_categories=("c",), test_sources=(test,))
+    assert federated.notes == (
+        "data.unseen_categories: 20 rows of c reach no client; 7 rows of the test are of these.",
+    )
+
+
 def test_an_unknown_unseen_category_names_those_there_are(source):
     with pytest.raises(DataError, match=r"no row is of the category 'z'; there are a, b, c\."):
         load(source, unseen_categories=("z",))
@@ -107,6 +115,51 @@ def test_max_rows_are_drawn_evenly_and_keep_their_order(source):
     assert len(taken) == 30
     assert len({row.category for row in taken}) == 3
     assert "data.max_rows: 30 of 90 rows are taken." in federated.notes
+
+
+def test_a_client_that_max_rows_leaves_no_row_is_an_error_that_names_it(tmp_path):
+    write(tmp_path / "large.jsonl", rows_of({"a": 500}))
+    write(tmp_path / "lost.jsonl", [{"instruction": "x", "response": "b", "category": "a"}])
+    for method in ("auto", "files"):
+        with pytest.raises(DataError, match=r"the client 'lost' is left with no row, since data\.max_rows takes none"):
+            load(str(tmp_path), partition=Partition(method=method), max_rows=20, test_rows_per_category=0)
+    dealt = load(str(tmp_path), partition=FOUR, max_rows=20, test_rows_per_category=0)
+    assert len(dealt.clients) == 4
+
+
+def test_auto_takes_files_as_clients_only_where_every_row_has_one(tmp_path):
+    named, starter = write(tmp_path / "two.jsonl", rows_of({"a": 60}, context="c")), tmp_path / "train.jsonl"
+    write(starter, rows_of({"a": 60, "b": 60}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bellwether.data.sources.STARTER_ROWS", tmp_path)
+        data = Data(sources=(named, "starter"), test_rows_per_category=0)
+        federated = load_federated(data, Partition(clients=2), Randomness(0))
+    assert list(federated.clients) == ["client-01", "client-02"]
+    assert federated.notes[-1] == "partition.method: auto is categories, since rows have 2 categories."
+
+
+def test_numbers_of_held_out_rows_without_effect_are_noted(source, tmp_path):
+    other = write(tmp_path / "other.jsonl", rows_of({"a": 7}, context="other"))
+    both = {"test_sources": (other,), "validation_sources": (other,)}
+    assert load(source, **both).notes == ()
+    assert load(source, **both, test_rows_per_category=3, validation_rows_per_category=2).notes == (
+        "data.test_rows_per_category has no effect, since all 7 test rows come from a source of their own.",
+        "data.validation_rows_per_category has no effect, since all 7 validation rows come from a source of their own.",
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("split", "test"), ("revision", "v1")])
+def test_what_says_which_part_of_the_hub_to_take_is_refused_for_files(source, name, value):
+    with pytest.raises(DataError, match=f"data.{name} is '{value}', but no source is a data set on the Hugging Face"):
+        load(source, **{name: value})
+
+
+def test_rows_that_clients_hold_out_of_duplicates_are_noted(tmp_path):
+    same = write(tmp_path / "same.jsonl", [{"instruction": "a", "response": "b"}] * 40)
+    partition = Partition(method="iid", clients=2, client_test_fraction=0.25)
+    assert load(same, partition=partition, test_rows_per_category=0).notes == (
+        "10 of 10 rows that clients hold out stand among their own training rows as well.",
+    )
 
 
 def test_each_client_holds_out_its_own_share_and_keeps_a_row(tmp_path):

@@ -63,7 +63,7 @@ def test_categories_that_fall_to_no_client_are_noted():
     notes = []
     parts = dealt(method="categories", clients=2, categories_per_client=1, notes=notes)
     assert sum(map(len, parts.values())) == 90
-    assert notes == ["partition.method categories: 53 rows of c, d fell to no client."]
+    assert notes == ["partition.method categories: 53 of 143 rows fell to no client, those of c, d."]
 
 
 def test_shards_are_neighbours_in_the_order_of_categories():
@@ -166,6 +166,38 @@ def test_auto_takes_files_then_categories_then_iid_and_says_so(rows, method):
     assert texts(parts) == texts(dealt(rows, method=method, clients=2))
 
 
+@pytest.mark.parametrize(
+    ("rows", "settings", "reason"),
+    [
+        (make_rows(**{f"k{n}": 30 for n in range(40)}), {"clients": 10}, "40 categories are more than 10 clients"),
+        (make_rows(a=50, b=9), {"clients": 10}, "the category 'b' has 9 rows, too few to be shared by 10 clients"),
+        (make_rows(a=50, b=19), {"clients": 10, "min_rows": 2}, "the category 'b' has 19 rows"),
+    ],
+)
+def test_auto_takes_dirichlet_where_categories_would_not_reach_all_rows_or_clients(rows, settings, reason):
+    notes = []
+    parts = dealt(rows, notes=notes, **settings)
+    assert notes[0].startswith(f"partition.method: auto is dirichlet, since {reason}")
+    assert sum(map(len, parts.values())) == len(rows)
+
+
+def test_auto_takes_categories_only_where_every_seed_deals_all_rows():
+    rows = make_rows(**{f"k{n}": 6 for n in range(6)})
+    for seed in range(20):
+        notes = []
+        parts = dealt(rows, seed=seed, clients=6, notes=notes)
+        assert notes == ["partition.method: auto is categories, since rows have 6 categories."]
+        assert sum(map(len, parts.values())) == 36
+
+
+def test_the_first_row_of_all_stays_with_its_neighbour_where_it_makes_no_whole_shard():
+    # Sorted: a b b c c, in 3 shards of one row; those over are the first and the third.
+    rows = make_rows(a=1, b=2, c=2)
+    for seed in range(20):
+        parts = dealt(rows, seed=seed, method="shards", clients=3, shards_per_client=1)
+        assert {"a", "c"} not in [{row.category for row in own} for own in parts.values()]
+
+
 # Own partitions -----------------------------------------------------------------------------------
 
 
@@ -180,6 +212,8 @@ def own_module(tmp_path, monkeypatch):
         "def twice(rows, settings, randomness):\n    return {'a': rows, 'b': rows}\n"
         "def unsafe(rows, settings, randomness):\n    return {'../a': rows}\n"
         "def numbered(rows, settings, randomness):\n    return {1: rows}\n"
+        "def single(rows, settings, randomness):\n    return {'a': 5}\n"
+        "def broken(rows, settings, randomness):\n    return {'a': {}['x']}\n"
         "def listed(rows, settings, randomness):\n    return [rows]\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -205,6 +239,8 @@ def test_rows_that_an_own_function_leaves_out_are_noted(own_module):
         ("unsafe", "has parts of a path"),
         ("numbered", "1 is no client's name"),
         ("listed", "returned list, but a dict"),
+        ("single", r"^own_partition:single: 'a' got int, but a list of rows is wanted\.$"),
+        ("broken", r"^partition.method own_partition:broken failed at .*own_partition\.py:\d+ \(KeyError: 'x'\)\.$"),
     ],
 )
 def test_what_an_own_function_returns_is_checked(own_module, function, said):

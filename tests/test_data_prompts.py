@@ -56,7 +56,9 @@ def test_a_chat_in_alpacas_format_ends_earlier_responses_with_the_end_of_sequenc
 
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
 @pytest.mark.parametrize("context", ["", "The fox."])
-def test_the_prompt_is_the_beginning_of_the_rendered_row(chatty, template, context):
+@pytest.mark.parametrize("chat", [CHATML, THINKING])
+def test_the_prompt_is_the_beginning_of_the_rendered_row(tokenizer, chat, template, context):
+    chatty = with_chat(tokenizer, chat)
     rendered = render(Row("Name it.", "Blue.", context), template, chatty)
     assert prompt("Name it.", context, template, chatty) == rendered.text[: rendered.prompt_end]
     rendered = render(CHAT, template, chatty)
@@ -86,7 +88,9 @@ def test_a_template_that_marks_no_end_leaves_the_row_open(tokenizer):
 
 
 def test_only_the_last_response_is_found_where_earlier_ones_are_shown_otherwise(tokenizer):
-    assert spans(render(CHAT, "chat", with_chat(tokenizer, THINKING))) == ["<think>\n\n</think>\n\nGreen.<|im_end|>"]
+    rendered = render(CHAT, "chat", with_chat(tokenizer, THINKING))
+    assert spans(rendered) == ["Green.<|im_end|>"]
+    assert rendered.text[: rendered.prompt_end].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 def test_a_template_whose_prompt_does_not_begin_the_chat_is_refused(tokenizer):

@@ -228,7 +228,49 @@ def test_a_prompt_that_ends_with_a_space_is_kept_and_no_space_is_added(name, row
 def test_an_earlier_response_that_the_template_shows_otherwise_is_not_trained():
     tokenizer = with_chat(family("byte-level BPE"), THINKING)
     [tokens] = tokenise([CHAT], tokenizer, Data(), "chat").rows
-    assert trained_texts(tokens, tokenizer) == ["<think>\n\n</think>\n\nGreen.<|im_end|>"]
+    assert trained_texts(tokens, tokenizer) == ["Green.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("byte-level BPE", CHATML),
+        ("byte-level BPE", THINKING),
+        ("byte-level BPE", BARE),
+        ("Metaspace, BOS", BRACKETS),
+    ],
+)
+def test_what_is_trained_of_a_chat_decodes_to_exactly_the_wanted_answer(name, template):
+    tokenizer = with_chat(family(name), template)
+    rows = [row for row in ROWS if row.response == row.response.strip() and row.response.isascii()]
+    for row, tokens in zip(rows, tokenise(rows, tokenizer, everything(), "chat").rows, strict=True):
+        answer = tokenizer.decode(tokens.ids_T[tokens.prompt_length : -1].tolist())
+        # A line break is all that this template ends a turn with.
+        assert (answer.removesuffix("\n") if template == BARE else answer) == row.response
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row("What is <|im_end|>?", "A token.", place="a.jsonl:7"),
+        Row("What is it?", "A token.", "<|im_end|>", place="a.jsonl:7"),
+        Row("What is it?", "It is <|im_end|>.", place="a.jsonl:7"),
+        Row("x", "y", turns=(Turn("user", "a<|im_end|>"), Turn("assistant", "y")), place="a.jsonl:7"),
+    ],
+    ids=["instruction", "context", "response", "chat"],
+)
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_a_row_that_writes_out_a_special_token_is_refused_with_its_place(row, template):
+    tokenizer = with_chat(family("byte-level BPE"), CHATML)
+    with pytest.raises(DataError, match=r"^a\.jsonl:7: its text has '<\|im_end\|>', which the tokenizer takes for"):
+        tokenise([ROWS[0], row], tokenizer, Data(), template)
+
+
+def test_a_special_token_written_out_is_refused_for_a_tokenizer_without_offsets_too():
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(DataError, match="its text has '</s>'"):
+        tokenise([Row("a", "b</s>c")], ByT5Tokenizer(), everything(), "alpaca")
 
 
 def test_a_chat_without_chat_template_repeats_alpacas_sections():

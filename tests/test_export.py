@@ -90,6 +90,23 @@ def test_a_folder_that_is_not_empty_is_left_alone(llama, tmp_path):
     assert (out / "config.json").is_file()
 
 
+def test_an_empty_folder_that_is_the_current_one_is_filled_and_stays_the_same(llama, tmp_path, monkeypatch):
+    out = tmp_path / "here"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    before = out.stat().st_ino
+    export(llama[1], Path("."))
+    assert out.stat().st_ino == before
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in Path(".").iterdir()}
+    assert not [path for path in (*out.iterdir(), *tmp_path.iterdir()) if path.name.startswith(".tmp-")]
+
+
+def test_a_base_with_an_adapter_beside_it_is_not_exported(llama, tmp_path):
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter"):
+        export(llama[1], tmp_path / "merged")
+
+
 def test_an_adapter_of_another_model_leaves_nothing_behind(llama, tmp_path):
     other = adapter_folder(tmp_path / "other", random_adapter(tiny_base("gpt2"), dtype="float32"))
     with pytest.raises(ModelError, match="does not have"):

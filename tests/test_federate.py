@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,7 +126,14 @@ def test_an_update_that_cannot_be_used_is_left_out_with_its_reason(fault, reason
     events = []
     engine = AddingEngine({(1, "d"): fault})
     progress = federate(
-        federation("federation.rounds=1", "federation.deadline=5", engine=engine, events=events), begin()
+        federation(
+            "federation.rounds=1",
+            "federation.availability.away=0",
+            "federation.deadline=5",
+            engine=engine,
+            events=events,
+        ),
+        begin(),
     )
     # By hand, without d: (100 + 400 + 900) / 60.
     np.testing.assert_allclose(progress.adapter.tensors[A], 1400 / 60, rtol=1e-6)
@@ -236,3 +244,29 @@ def test_an_error_in_a_persons_own_function_is_one_sentence_that_names_its_place
     assert "Round 1: the aggregation rule" in str(caught.value)
     assert "test_federate.py:" in str(caught.value)
     assert "ZeroDivisionError: division by zero" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quorum", "clients", "needed"),
+    [(0.14, 50, 7), (0.28, 25, 7), (0.55, 100, 55), (0.07, 100, 7), (0.5, 5, 3), (0.01, 5, 1)],
+)
+def test_a_quorum_needs_its_share_of_the_cohort_and_not_one_more(quorum, clients, needed):
+    names = [f"c{number}" for number in range(clients)]
+    for silent, fails in ((clients - needed, False), (clients - needed + 1, True)):
+        faults = {(1, name): (lambda reply: []) for name in names[:silent]}
+        engine = AddingEngine(faults)
+        ours = federation(f"federation.quorum={quorum}", "federation.rounds=1", engine=engine)
+        ours = replace(ours, clients=names)
+        ROWS.update(dict.fromkeys(names, 1))
+        if fails:
+            with pytest.raises(RoundFailed, match=f"{needed} are needed"):
+                federate(ours, begin())
+        else:
+            assert federate(ours, begin()).rounds[0].failure is None
+
+
+def test_a_rule_whose_state_is_no_mapping_is_refused_before_anything_is_committed():
+    committed = []
+    with pytest.raises(RoundFailed, match="returned a NoneType as its state"):
+        federate(federation(aggregate=lambda updates, adapter, state: (adapter, None), committed=committed), begin())
+    assert [progress.round for progress in committed] == [0]

@@ -6,6 +6,7 @@ from bellwether.data.federated import load_federated
 from bellwether.errors import DataError
 from bellwether.init import propose
 from bellwether.randomness import Randomness
+from bellwether.recipe import Training
 from bellwether.recipe_file import load_recipe
 
 
@@ -38,6 +39,8 @@ def test_one_file_with_categories_is_dealt_by_category(tmp_path):
     assert "# Seen: 90 rows in 1 file(s)." in text
     assert "3 categories with their rows: k0 (30), k1 (30), k2 (30)." in text
     assert "not used: 'note'" in text
+    assert "recipe.yaml" not in text
+    assert recipe.training.learning_rate == Training().learning_rate
     assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).clients) == 4
 
 
@@ -95,6 +98,7 @@ def test_a_column_that_could_name_clients_is_pointed_out(tmp_path):
     rows = [{**row, "hospital": f"h{n % 4}", "id": n} for n, row in enumerate(dolly(60))]
     text = propose([write(tmp_path / "a.jsonl", rows)])
     assert "The column hospital could name 4 clients" in text
+    assert "`method: column` and `column: hospital`" in text
     assert "column id could" not in text
 
 

@@ -37,9 +37,9 @@ FINAL = EvaluationRecord(2, "test", {"qa": Totals(10, 100, 200.0, 10, 4.0, 5), E
 
 
 def a_round(number, loss=2.0, **changes):
-    client = ClientRecord("a", 30, 600, loss, 1.5)
+    client = ClientRecord("a", 30, 30, 600, loss, 1.5)
     record = RoundRecord(
-        number, ("a", EVIL), (client,), {EVIL: "holds [red]NaN\x07"}, 1e-3, loss, 30, 600, 2_500_000, 1500,
+        number, ("a", EVIL), (client,), {EVIL: "holds [red]NaN\x07"}, 1e-3, loss, 30, 30, 600, 2_500_000, 1500,
         {"train": 2.0}, 2.0, "f" * 64,
     )  # fmt: skip
     return replace(record, **changes)
@@ -184,7 +184,7 @@ def test_the_live_view_fits_its_terminal_and_holds_no_foreign_control_codes(widt
 def test_a_large_cohort_is_summed_up():
     cohort = tuple(f"client-{number:03d}" for number in range(100))
     told = [STARTED, RoundStarted(1, cohort)]
-    told += [ClientFinished(1, ClientRecord(name, 5, 50, 1.0, 0.1)) for name in cohort[:60]]
+    told += [ClientFinished(1, ClientRecord(name, 5, 5, 50, 1.0, 0.1)) for name in cohort[:60]]
     frame = shown(told)[-1]
     assert len(frame.splitlines()) <= 24
     assert "60 done, 0 left out, 40 asked" in frame

@@ -189,7 +189,64 @@ def no_end(folder):
     tokenizer.save_pretrained(folder)
 
 
+def large_number(folder):
+    (folder / "config.json").write_text('{"hidden_size": ' + "9" * 5000 + "}")
+
+
+def deep_config(folder):
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000)
+
+
+def list_architecture(folder):
+    change(folder / "config.json", model_type=[])
+
+
+def adapter_beside(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def new_header(folder, text):
+    """Put another header before the weights."""
+    raw = (folder / "model.safetensors").read_bytes()
+    values = raw[8 + int.from_bytes(raw[:8], "little") :]
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode() + values)
+
+
+def deep_header(folder):
+    new_header(folder, '{"a": ' + "[" * 100_000)
+
+
+def list_header(folder):
+    new_header(folder, "[1]")
+
+
+def header_of_endless_sizes(folder):
+    new_header(folder, '{"a": {"data_offsets": [0, ' + "9" * 4300 + "]}}")
+
+
+def header_with_a_name_twice(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    text = raw[8 : 8 + int.from_bytes(raw[:8], "little")].decode().rstrip()
+    entry = json.dumps(json.loads(text)["model.norm.weight"])
+    new_header(folder, text[:-1] + f', "model.norm.weight": {entry}}}')
+
+
+def huge_header(folder):
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(100_000_100)  # without taking room on the disk
+
+
 BEFORE_LOADING = [
+    (large_number, r"config\.json: the file cannot be read \(Exceeds the limit"),
+    (deep_config, r"config\.json: the file cannot be read \(maximum recursion depth"),
+    (list_architecture, r"model_type is \[\], an architecture that"),
+    (adapter_beside, r"holds an adapter \(adapter_config\.json\).* merge it first with bellwether export"),
+    (deep_header, "no whole safetensors file .its header is nested too deep"),
+    (list_header, "header is no JSON object"),
+    (header_of_endless_sizes, "header gives no sizes"),
+    (header_with_a_name_twice, r"header names 'model\.norm\.weight' more than once"),
+    (huge_header, "header is larger than 100 MB"),
     (no_config, r"holds no config\.json"),
     (broken_config, r"config\.json:2: this is not JSON"),
     (list_config, "JSON object was expected"),

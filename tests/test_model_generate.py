@@ -98,3 +98,30 @@ def test_generation_warns_of_nothing(recwarn, caplog):
     generate(tiny_base("gpt2"), PROMPTS, 3, batch_size=2)
     assert not [str(warning.message) for warning in recwarn if "generation" in str(warning.message)]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
+    """The page's own code, with a tokenizer that puts BOS before every text, as its chat template does too."""
+    import re
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from data_tokenizers import BRACKETS, metaspace, with_chat
+
+    from bellwether import recipe
+    from bellwether.data.rows import Row
+    from bellwether.data.tokens import tokenise
+
+    tokenizer = with_chat(metaspace(), BRACKETS) if chat else metaspace()
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    (code,) = (text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "generate" in text)
+    asked = []
+    model = SimpleNamespace(generate=lambda input_ids, **_: asked.append(input_ids) or input_ids)
+    exec(code, {"tokenizer": tokenizer, "model": model})
+    row = Row("Name three colours.", "Red.")
+    settings = recipe.Data(max_tokens=512)
+    (tokens,) = tokenise([row], tokenizer, settings, "chat" if chat else "alpaca").rows
+    ids = asked[0][0].tolist()
+    assert ids == tokens.ids_T[: tokens.prompt_length].tolist()
+    assert ids.count(tokenizer.bos_token_id) == 1

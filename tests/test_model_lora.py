@@ -268,6 +268,13 @@ def test_masks_keep_the_mean_and_draw_from_their_generators_alone():
     assert (torch.corrcoef(columns.T) - torch.eye(4)).abs().max() < 0.06
 
 
+def test_a_probability_next_to_one_keeps_something_at_its_weight():
+    mask_NTI = seeded_masks(0.999999, [torch.Generator().manual_seed(3)])("m", torch.ones(1, 1, 2**20))
+    kept = mask_NTI[mask_NTI > 0]
+    assert kept.unique().tolist() == [65536.0]
+    assert 4 <= len(kept) <= 36  # sixteen of a million, give or take five standard deviations
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1001])
 def test_masks_have_the_shape_of_their_input(size):
     x_NTI = torch.ones(1, 1, size)

@@ -146,3 +146,29 @@ def test_the_base_is_not_changed_by_training():
     assert fingerprint(base.model) == base.fingerprint
     next(base.model.parameters()).view(-1)[0] += 1e-3
     assert fingerprint(base.model) != base.fingerprint
+
+
+def change_in_training(dtype: str, folder) -> np.ndarray:
+    """Train a fixed adapter on fixed rows over a base of some precision; return what changed, as one vector."""
+    from bellwether.model.base import load_base
+
+    base = load_base(recipe.Model(path=str(folder), device="cpu", dtype=dtype))
+    start = random_adapter(base, dtype="float32")
+    layers = LoraLayers(base.model, start.config)
+    layers.load(0, start.tensors)
+    task = TrainTask(1, start, recipe.Training(local_epochs=3, batch_size=4), 1e-3, seed=0)
+    train.train_client(base, layers, token_rows(24), task, "a")
+    trained = layers.read(0)
+    layers.detach()
+    assert all(value.dtype == np.float32 for value in trained.values())
+    return np.concatenate([(trained[key] - start.tensors[key]).ravel() for key in sorted(trained)])
+
+
+def test_training_in_bfloat16_stays_near_that_in_float32(tmp_path):
+    from tiny_models import tiny_folder
+
+    folder = tiny_folder("llama", tmp_path / "model")
+    narrow_P, wide_P = (change_in_training(dtype, folder) for dtype in ("bfloat16", "float32"))
+    deviation = np.linalg.norm(narrow_P - wide_P) / np.linalg.norm(wide_P)
+    # Measured: 0.034. An adapter that is itself kept in bfloat16 deviates by 0.22.
+    assert 0.001 < deviation < 0.08

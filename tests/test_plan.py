@@ -14,7 +14,7 @@ from tiny_models import tiny_folder
 from bellwether import recipe
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
-from bellwether.plan import expected_efficiency, matrix_rate, plan, plan_table, train_flops
+from bellwether.plan import expected_efficiency, matrix_rate, memory_bytes, plan, plan_table, train_flops
 from bellwether.wire import adapter_bytes
 
 
@@ -51,6 +51,62 @@ def test_counts_are_those_of_the_run(small):
     assert made.evaluations == 4  # before, after rounds 3 and 6, at the end
     # 54 training rows, three epochs, a third of the clients.
     assert made.rows_per_round == pytest.approx(54 * 3 / 3)
+
+
+def test_counts_are_those_that_a_run_records(small, tmp_path):
+    """Every client in every round, so that the mean over cohorts is what each round does."""
+    from conftest import json_lines
+    from safetensors.numpy import load_file
+
+    from bellwether.runner import run
+
+    whole = small.model_copy(
+        update={
+            "federation": small.federation.model_copy(update={"rounds": 2, "fraction": 1.0}),
+            "evaluation": recipe.Evaluation(every=1, generate=False),
+            "output": recipe.Output(folder=str(tmp_path / "run")),
+        }
+    )
+    made = plan(whole)
+    run(whole)
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert made.adapter_parameters == sum(value.size for value in tensors.values())
+    rounds = json_lines(tmp_path / "run" / "rounds.jsonl")
+    assert len(rounds) == made.rounds
+    for record in rounds:
+        assert len(record["cohort"]) == made.cohort
+        assert (record["bytes_down"], record["bytes_up"]) == (made.bytes_down, made.bytes_up)
+        assert record["tokens"] == made.trained_per_round
+        assert record["rows"] * whole.training.local_epochs == made.rows_per_round
+    evaluations = json_lines(tmp_path / "run" / "evaluation.jsonl")
+    assert len({record["round"] for record in evaluations}) == made.evaluations
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dropout", "copies"), [(0.0, 1), (0.1, 2)])
+def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, small):
+    """Hidden size 24, keys and values 12, inner size 40, two layers, vocabulary 300, batches of four."""
+    from bellwether.model.base import inspect_base
+
+    settings = small.model_copy(
+        update={
+            "model": small.model.model_copy(update={"dtype": dtype}),
+            "lora": recipe.Lora(rank=2, dropout=dropout, target_modules=("q_proj", "down_proj")),
+        }
+    )
+    modules = [f"model.layers.{layer}.{path}" for layer in (0, 1) for path in ("self_attn.q_proj", "mlp.down_proj")]
+    adapter = 2 * 2 * (24 + 24 + 40 + 24)
+    made = memory_bytes(inspect_base(settings.model), settings, adapter, modules, longest=50)
+    # q and o 24 to 24, k and v 24 to 12, gate and up 24 to 40, down 40 to 24: 184 inputs and 176 outputs.
+    linear = 184 + 176
+    weights = 2 * 300 * 24 + 2 * (2 * 24 * 24 + 2 * 24 * 12 + 3 * 24 * 40 + 2 * 24) + 24
+    per_token = 2 * (width * linear + 4 * copies * (24 + 40) + width * 10 * 24)
+    assert made == {
+        "base weights": width * weights,
+        "adapter and optimizer": (4 + 4 + 8) * adapter,
+        "activations": 4 * 50 * per_token,
+        "logits": 4 * 50 * 300 * 3 * 4,
+    }
 
 
 def test_tokens_are_those_of_the_rows(small):
@@ -106,7 +162,7 @@ def test_the_estimate_is_finite_and_the_table_shows_units(small):
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(plan_table(made))
     text = console.export_text()
-    for part in ("2 of 6 clients", "23,736 parameters", "GFLOP/s", "kB down", "activations", "held-out rows"):
+    for part in ("2 of 6 clients", "23,736 parameters", "GFLOP/s", "kB down", "activations", "held-out rows", "rough"):
         assert part in text
 
 

@@ -94,6 +94,7 @@ def test_a_missing_recipe_names_the_shipped_ones(tmp_path):
         (("partition.column=site",), "set it to column"),
         (("partition.method=iid", "partition.clients=4", "federation.cohort_size=5"), "give at most 4"),
         (("federation.sampler=available",), "say there who is away"),
+        (("federation.deadline=5",), "nobody's speed is simulated"),
         (("federation.rounds=3", "training.warmup_rounds=3"), "none of the 3 rounds"),
     ],
 )

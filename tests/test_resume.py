@@ -1,5 +1,6 @@
 """A real run that is killed and goes on ends with the same adapter, byte for byte, as one that was not."""
 
+import json
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from conftest import json_lines
 
 ROUNDS = 24
@@ -94,3 +96,67 @@ def test_a_changed_recipe_is_refused_with_the_difference(bellwether, tiny_run, t
     outcome = bellwether("run", "--resume", path, "--seed", 5)
     assert outcome.code == 2
     assert "seed: 0 → 5" in outcome.err
+
+
+MOMENTUM = """
+def moving(updates, adapter, state):
+    mean = {key: sum(u.tensors[key] for u in updates) / len(updates) for key in adapter.tensors}
+    velocity = {key: 0.5 * state.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean}
+    tensors = {key: (adapter.tensors[key] + velocity[key]).astype("float32") for key in mean}
+    return adapter.with_tensors(tensors), velocity
+"""
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_after(rounds, recipe, path):
+    """Begin a run and stop it by an error after some rounds, as a power cut would."""
+    from bellwether.recipe_file import load_recipe
+    from bellwether.records import RoundFinished
+    from bellwether.runner import run
+
+    def watch(event):
+        if isinstance(event, RoundFinished) and event.record.round == rounds:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL]), watch=watch)
+
+
+STATEFUL = ["federation.rounds=4", "federation.aggregate=my_rule:moving"]
+
+
+@pytest.fixture
+def my_rule(tmp_path, monkeypatch):
+    (tmp_path / "my_rule.py").write_text(MOMENTUM)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, my_rule):
+    outcome = bellwether("run", tiny_recipe, *FIELDS, *STATEFUL, "--out", tmp_path / "truth")
+    assert outcome.code == 0, outcome.err
+    stopped_after(2, tiny_recipe, tmp_path / "run")
+    assert newest(tmp_path / "run") == 2
+    outcome = bellwether("run", "--resume", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    for name in RESULTS:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
+
+
+def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    tiny_recipe.write_text(tiny_recipe.read_text().replace(str(tiny_llama), str(model)))
+    stopped_after(1, tiny_recipe, tmp_path / "run")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "e"}))
+    outcome = bellwether("run", "--resume", tmp_path / "run")
+    assert outcome.code == 2
+    assert "its data is another one now" in outcome.err
+
+
+def test_a_run_goes_on_in_its_own_folder_only(bellwether, tiny_run, tmp_path):
+    outcome = bellwether("run", "--resume", tiny_run[0], "--out", tmp_path / "other")
+    assert outcome.code == 2
+    assert "give --resume or --out, not both" in outcome.err

@@ -342,7 +342,7 @@ def test_discarding_spares_committed_rounds_and_other_peoples_files(tmp_path):
 
 def test_records_come_back_equal(tmp_path):
     broken = RoundRecord(
-        3, ("a",), (), {"a": "NaN\u2028"}, 1e-300, math.inf, 0, 0, 1, 2, {"train": 0.1}, -math.inf, "", "below"
+        3, ("a",), (), {"a": "NaN\u2028"}, 1e-300, math.inf, 0, 0, 0, 1, 2, {"train": 0.1}, -math.inf, "", "below"
     )
     scored = EvaluationRecord(3, "clients", {"é\n": Totals(1, 2, 0.1 + 0.2)}, 1.0, {"c": {"é\n": Totals(1, 2, 0.3)}})
     assert load_records(dump_records([broken, scored])) == (broken, scored)

@@ -38,15 +38,14 @@ def train_cohort(
     for client, rows in cohort.items():
         start = time.perf_counter()
         layers.load(0, task.adapter.tensors)
-        loss, tokens = train_client(base, layers, rows, task, client)
-        metrics = {"loss": loss, "tokens": float(tokens)}
+        metrics = train_client(base, layers, rows, task, client)
         update = Update(client, task.round, layers.read(0), len(rows), metrics)
         yield Reply(client, time.perf_counter() - start, update=update)
 
 
 def train_client(
     base: Base, layers: LoraLayers, rows: Sequence[TokenRow], task: TrainTask, client: str
-) -> tuple[float, int]:
+) -> dict[str, float]:
     """Train the adapter in slot 0 on one client's rows.
 
     Args:
@@ -57,7 +56,8 @@ def train_client(
         client: the client's name.
 
     Returns:
-        Mean cross-entropy in nats per trained token as met while training, and the number of those tokens.
+        ``loss``, the mean cross-entropy in nats per trained token as met while training; ``tokens``, the
+        number of those tokens, and ``rows``, that of the rows they stand in, repetitions counted in both.
     """
     randomness = Randomness(task.seed)
     order = randomness.numpy("batch order", round=task.round, client=client)
@@ -70,7 +70,7 @@ def train_client(
     optimizer = torch.optim.AdamW(
         parameters, lr=task.learning_rate, weight_decay=task.training.weight_decay, foreach=False
     )
-    loss_sum, tokens = torch.zeros((), dtype=torch.float64), 0
+    loss_sum, tokens, seen = torch.zeros((), dtype=torch.float64), 0, 0
     for step in local_steps([len(row) for row in rows], task.training, order):
         batches = [[rows[number] for number in batch] for batch in step]
         loss, counted = _accumulate(base, layers, batches, masks)
@@ -78,8 +78,8 @@ def train_client(
             torch.nn.utils.clip_grad_norm_(parameters, task.training.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss_sum, tokens = loss_sum + loss, tokens + counted
-    return float(loss_sum) / max(tokens, 1), tokens
+        loss_sum, tokens, seen = loss_sum + loss, tokens + counted, seen + sum(map(len, batches))
+    return {"loss": float(loss_sum) / max(tokens, 1), "tokens": float(tokens), "rows": float(seen)}
 
 
 def _accumulate(
@@ -98,5 +98,5 @@ def _accumulate(
             logits_SV = logits_at(base.model, batch.ids_NT, batch.attention_NT, batch.select_NT)
             loss = response_loss(logits_SV, batch.targets_S)
             torch.autograd.backward(loss / counted)
-        total += loss.detach().double().cpu()
+        total += loss.detach().cpu().double()
     return total, counted

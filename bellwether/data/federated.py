@@ -6,12 +6,12 @@ import collections
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bellwether import recipe
-from bellwether.data.partition import deal
+from bellwether.data.partition import deal, names_clients
 from bellwether.data.rows import Federated, Row
-from bellwether.data.sources import read_rows
+from bellwether.data.sources import is_hub_name, read_rows
 from bellwether.errors import DataError
 from bellwether.randomness import Randomness
 
@@ -39,18 +39,26 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
     Raises:
         DataError: a source is bad, the partition cannot be made, or a client is left with no row.
     """
+    _check_hub_settings(data)
     rows, notes = read_rows(data.sources, data, partition.column if partition.method == "column" else None)
     embedded = data.sources == ("starter",) and not data.test_sources and not data.validation_sources
     validation, test = (
         _separate(("starter:validation",) if embedded else data.validation_sources, data, notes),
         _separate(("starter:test",) if embedded else data.test_sources, data, notes),
     )
+    _note_unused_counts(data, validation, test, notes)
+    rows, partition = _auto_resolved(rows, partition, notes)
+    named = rows if partition.method in ("column", "files") else []
     rows = _sample(rows, data.max_rows, randomness, notes)
+    _check_natural_clients(named, {row.client for row in rows}, data, "data.max_rows takes none of its rows")
     split = _hold_out(rows, data, randomness, notes, validation, test)
     _note_duplicates(split, notes)
     dealt = deal(split.train, partition, randomness, notes)
-    _check_natural_clients(rows, dealt, data, notes)
+    gone = _check_natural_clients(named, set(dealt), data, "all of its rows are held out")
+    if gone:
+        notes.append(f"{len(gone)} clients have rows of unseen categories only and take no part: {', '.join(gone)}.")
     clients, held_out = _hold_out_at_clients(dealt, partition.client_test_fraction, randomness)
+    _note_duplicates_at_clients(clients, held_out, notes)
     return Federated(clients, held_out, split.validation, split.test, tuple(notes))
 
 
@@ -80,6 +88,43 @@ def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str]) -> li
     rows, more = read_rows(sources, data)
     notes += more
     return rows
+
+
+def _check_hub_settings(data: recipe.Data) -> None:
+    """Refuse a split or a revision where no source is on the hub."""
+    if any(is_hub_name(source) for source in (*data.sources, *data.validation_sources, *data.test_sources)):
+        return
+    for name in ("split", "revision"):
+        value = getattr(data, name)
+        if value != getattr(recipe.Data(), name):
+            raise DataError(
+                f"data.{name} is {value!r}, but no source is a data set on the Hugging Face hub; leave it out."
+            )
+
+
+def _note_unused_counts(
+    data: recipe.Data, validation: list[Row] | None, test: list[Row] | None, notes: list[str]
+) -> None:
+    """Note numbers of rows to hold out that were set, but have no effect since these rows come from elsewhere."""
+    for part, rows in (("test", test), ("validation", validation)):
+        name = f"{part}_rows_per_category"
+        if rows is not None and getattr(data, name) != getattr(recipe.Data(), name):
+            notes.append(
+                f"data.{name} has no effect, since all {len(rows)} {part} rows come from a source of their own."
+            )
+
+
+def _auto_resolved(
+    rows: list[Row], partition: recipe.Partition, notes: list[str]
+) -> tuple[list[Row], recipe.Partition]:
+    """Decide whether auto takes files as clients, on all rows, before any of them is taken away."""
+    if partition.method != "auto":
+        return rows, partition
+    if names_clients(rows):
+        notes.append("partition.method: auto is files, since there are several files.")
+        return rows, partition.model_copy(update={"method": "files"})
+    # Then files are no clients, also if those that remain would all name one.
+    return [replace(row, client="") for row in rows], partition
 
 
 def _sample(rows: list[Row], most: int | None, randomness: Randomness, notes: list[str]) -> list[Row]:
@@ -119,13 +164,20 @@ def _hold_out(
         unseen = category in data.unseen_categories
         if not chosen.draw([indices[position] for position in order], unseen):
             scarce.append(f"{category or 'rows without category'} ({len(indices)} rows)")
-    _note_held_out(chosen, scarce, data, notes)
+    _note_held_out(chosen, scarce, notes)
     gone = chosen.test | chosen.validation | chosen.unseen
-    return _Split(
+    split = _Split(
         [row for index, row in enumerate(rows) if index not in gone],
         validation if validation is not None else [rows[index] for index in sorted(chosen.validation)],
         test if test is not None else [rows[index] for index in sorted(chosen.test)],
     )
+    if chosen.unseen:
+        scored = sum(row.category in data.unseen_categories for row in split.test)
+        notes.append(
+            f"data.unseen_categories: {len(chosen.unseen)} rows of {', '.join(data.unseen_categories)} reach no "
+            f"client; {scored} {'of them serve the test' if test is None else 'rows of the test are of these'}."
+        )
+    return split
 
 
 class _Chosen:
@@ -153,8 +205,8 @@ class _Chosen:
         return test_rows == self.test_rows and (unseen or validation_rows == self.validation_rows)
 
 
-def _note_held_out(chosen: _Chosen, scarce: Sequence[str], data: recipe.Data, notes: list[str]) -> None:
-    """Note scarce and unseen categories; refuse a test that would be empty."""
+def _note_held_out(chosen: _Chosen, scarce: Sequence[str], notes: list[str]) -> None:
+    """Note scarce categories; refuse a test that would be empty."""
     if chosen.test_rows and not chosen.test:
         raise DataError(
             "no row can be held out for the test, since no category has two rows; "
@@ -164,11 +216,6 @@ def _note_held_out(chosen: _Chosen, scarce: Sequence[str], data: recipe.Data, no
         notes.append(
             f"fewer rows than wanted are held out, since at least half of a category stays for training: "
             f"{', '.join(scarce)}."
-        )
-    if chosen.unseen:
-        notes.append(
-            f"data.unseen_categories: {len(chosen.unseen)} rows of {', '.join(data.unseen_categories)} reach no "
-            f"client; {len(chosen.unseen & chosen.test)} of them serve the test."
         )
 
 
@@ -181,27 +228,33 @@ def _note_duplicates(split: _Split, notes: list[str]) -> None:
             notes.append(f"{twins} of {len(rows)} {name} rows stand among the training rows as well.")
 
 
+def _note_duplicates_at_clients(
+    clients: Mapping[str, Sequence[Row]], held_out: Mapping[str, Sequence[Row]], notes: list[str]
+) -> None:
+    """Note how many rows that clients hold out stand among their own training rows as well."""
+    twins = 0
+    for client, rows in held_out.items():
+        known = {_content(row) for row in clients[client]}
+        twins += sum(_content(row) in known for row in rows)
+    if twins:
+        total = sum(map(len, held_out.values()))
+        notes.append(f"{twins} of {total} rows that clients hold out stand among their own training rows as well.")
+
+
 def _content(row: Row) -> tuple[object, ...]:
     return row.instruction, row.context, row.response, row.turns
 
 
-def _check_natural_clients(
-    rows: Sequence[Row], dealt: Mapping[str, Sequence[Row]], data: recipe.Data, notes: list[str]
-) -> None:
-    """Check that a client that the rows name got some; one of unseen categories only is noted."""
-    if not dealt.keys() <= {row.client for row in rows}:
-        return
-    gone = {row.client for row in rows} - dealt.keys()
+def _check_natural_clients(rows: Sequence[Row], left: set[str], data: recipe.Data, reason: str) -> list[str]:
+    """Check that the clients that rows name are left; return those that are not, of unseen categories only."""
+    gone = {row.client for row in rows} - left
     seen = {row.client for row in rows if row.category not in data.unseen_categories}
     if gone & seen:
         raise DataError(
-            f"the client {min(gone & seen)!r} is left with no row, since all of its rows are held out; "
-            "hold fewer rows out, or leave the client out."
+            f"the client {min(gone & seen)!r} is left with no row, since {reason}; "
+            f"{'raise it' if 'max_rows' in reason else 'hold fewer rows out'}, or leave the client out."
         )
-    if gone:
-        notes.append(
-            f"{len(gone)} clients have rows of unseen categories only and take no part: {', '.join(sorted(gone))}."
-        )
+    return sorted(gone)
 
 
 def _hold_out_at_clients(

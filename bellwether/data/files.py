@@ -89,13 +89,19 @@ def _jsonl(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            problems.add(f"{name}:{number}", f"this line is not JSON ({reason}); mend or remove it.")
+            problems.add(f"{name}:{number}", f"this line is not JSON ({_reason(error)}); mend or remove it.")
             continue
         if isinstance(value, dict):
             yield Record(number, value)
         else:
             problems.add(f"{name}:{number}", f"a line holds one object, but this is {kind(value)}; write {{...}}.")
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    """Return why JSON cannot be read; beside mistakes, Python limits nesting and the digits of a number."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _json(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
@@ -111,8 +117,8 @@ def _json(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{name}:{error.lineno}: this is not JSON ({error.msg}); mend the file.") from error
-        except RecursionError as error:
-            raise DataError(f"{name}:{line}: this object is nested too deep; flatten it.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{line}: this object cannot be read ({_reason(error)}); mend it.") from error
         if isinstance(value, dict):
             yield Record(line, value)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import heapq
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from bellwether import recipe
 from bellwether.data.columns import check_client_name
 from bellwether.data.rows import Row
-from bellwether.errors import DataError
+from bellwether.errors import BellwetherError, DataError
 from bellwether.functions import load_function
 from bellwether.randomness import Randomness
 
@@ -42,7 +43,7 @@ def deal(
     notes = [] if notes is None else notes
     method = _resolved(rows, settings, notes)
     if ":" in method:
-        dealt = _checked(load_function(method)(rows, settings, randomness), rows, method, notes)
+        dealt = _checked(_own(method, rows, settings, randomness), rows, method, notes)
     elif method in ("column", "files"):
         dealt = _by_name(rows, method)
     else:
@@ -57,15 +58,40 @@ def _resolved(rows: Sequence[Row], settings: recipe.Partition, notes: list[str])
         raise DataError("there is no row to deal to clients; hold fewer rows out (data.test_rows_per_category).")
     if settings.method != "auto":
         return settings.method
-    categories = len({row.category for row in rows})
-    if len({row.client for row in rows}) > 1:
+    if names_clients(rows):
         method, reason = "files", "there are several files"
-    elif categories >= max(2, settings.categories_per_client):
-        method, reason = "categories", f"rows have {categories} categories"
     else:
-        method, reason = "iid", "rows name no categories" if categories < 2 else f"there are {categories} categories"
+        method, reason = _by_category(rows, settings)
     notes.append(f"partition.method: auto is {method}, since {reason}.")
     return method
+
+
+def names_clients(rows: Sequence[Row]) -> bool:
+    """Return whether every row names its client, and there are several."""
+    clients = {row.client for row in rows}
+    return len(clients) > 1 and "" not in clients
+
+
+def _by_category(rows: Sequence[Row], settings: recipe.Partition) -> tuple[str, str]:
+    """Return the method for rows that name no clients, and why.
+
+    Categories are dealt only where that reaches all rows and every client gets enough, whatever the seed:
+    the first category of each client is taken in turn, so no category is left over when there are as many
+    clients; and all clients might share one category.
+    """
+    sizes = collections.Counter(row.category for row in rows)
+    if len(sizes) < 2:
+        return "iid", "rows name no categories"
+    if len(sizes) < settings.categories_per_client:
+        return "iid", f"there are {len(sizes)} categories"
+    if len(sizes) > settings.clients:
+        return "dirichlet", f"{len(sizes)} categories are more than {settings.clients} clients would surely take up"
+    smallest = min(sizes, key=lambda category: sizes[category])
+    if sizes[smallest] < settings.clients * settings.min_rows:
+        return "dirichlet", (
+            f"the category {smallest!r} has {sizes[smallest]} rows, too few to be shared by {settings.clients} clients"
+        )
+    return "categories", f"rows have {len(sizes)} categories"
 
 
 def _check_sizes(dealt: Mapping[str, Sequence[Row]], settings: recipe.Partition, method: str) -> None:
@@ -95,12 +121,28 @@ def _by_name(rows: Sequence[Row], method: str) -> Dealt:
     return {client: named[client] for client in sorted(named)}
 
 
+def _own(function: str, rows: Sequence[Row], settings: recipe.Partition, randomness: Randomness) -> Any:
+    """Call an own function; whatever it raises becomes a sentence that says where."""
+    deal_rows = load_function(function)
+    try:
+        return deal_rows(rows, settings, randomness)
+    except BellwetherError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"partition.method {function} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error})."
+        ) from error
+
+
 def _checked(dealt: Any, rows: Sequence[Row], function: str, notes: list[str]) -> Dealt:
     """Check what an own function made: names, no strange rows, none twice; note what it left out."""
     if not isinstance(dealt, dict) or not dealt:
         raise DataError(f"{function}: it returned {type(dealt).__name__}, but a dict of client to rows is wanted.")
     left = {id(row) for row in rows}
     for client, own in dealt.items():
+        if not isinstance(own, (list, tuple)):
+            raise DataError(f"{function}: {client!r} got {type(own).__name__}, but a list of rows is wanted.")
         try:
             check_client_name(client)
         except (DataError, AttributeError) as error:
@@ -240,7 +282,8 @@ def _categories(
     unused = sorted({names[label] for label in labels} - {names[labels[i]] for part in parts for i in part})
     if unused:
         left = sum(names[label] in unused for label in labels)
-        notes.append(f"partition.method categories: {left} rows of {', '.join(unused)} fell to no client.")
+        shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more categories" if len(unused) > 5 else "")
+        notes.append(f"partition.method categories: {left} of {len(labels)} rows fell to no client, those of {shown}.")
     return parts
 
 
@@ -260,7 +303,8 @@ def _shards(
     """Cut the rows, sorted by category, in equal shards and deal k to each client (McMahan et al. 2017).
 
     The partitioner drops the rows that are left when all shards are equal. They are taken out evenly
-    before, and each goes to the client that has the row before it.
+    before, and each goes to the client that has the row before it; the very first to that of the row
+    behind it.
     """
     shards = settings.clients * settings.shards_per_client
     if shards > len(labels):
@@ -281,8 +325,8 @@ def _shards(
     parts = [[main[index] for index in part] for part in _run(partitioner, [labels[index] for index in main])]
     owner = {index: part for part in parts for index in part}
     for position in sorted(extra):
-        before, index = int(by_category[position - 1]), int(by_category[position])
-        owner[index] = owner[before]
+        neighbour, index = int(by_category[position - 1 if position else 1]), int(by_category[position])
+        owner[index] = owner[neighbour]
         owner[index].append(index)
     return parts
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from bellwether.data.files import Problems
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 
@@ -101,6 +102,29 @@ def chat_turns(row: Row) -> tuple[Turn, ...]:
     if row.turns:
         return row.turns
     return Turn("user", _user_text(row.instruction, row.context)), Turn("assistant", row.response)
+
+
+def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that no row's own text writes out a special token, which would become that token.
+
+    Args:
+        rows: the rows.
+        tokenizer: names its special tokens.
+
+    Raises:
+        DataError: rows do; says where, and which token.
+    """
+    specials, problems = sorted(_special_texts(tokenizer)), Problems()
+    for row in rows:
+        texts = [turn.text for turn in row.turns] or [row.instruction, row.context, row.response]
+        found = next((special for special in specials if any(special in text for text in texts)), None)
+        if found is not None:
+            problems.add(
+                row.place or "row",
+                f"its text has {found!r}, which the tokenizer takes for a special token; write it otherwise, "
+                "or remove the row.",
+            )
+    problems.check()
 
 
 def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -202,12 +226,21 @@ def _special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _apply(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, *, prompted: bool = False) -> str:
-    """Render turns with the tokenizer's chat template."""
+    """Render turns with the tokenizer's chat template.
+
+    Templates of models that reason write an empty thought before an answer that has none. They are asked
+    not to think, so that this stands in the prompt for generation too, and is no part of the response.
+    Other templates do not know the name.
+    """
     import jinja2
 
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompted, enable_thinking=False
+            )
+        )
     except jinja2.TemplateError as error:
         raise DataError(
             f"the tokenizer's chat template refuses this chat ({error}); set data.template to alpaca."

@@ -85,7 +85,8 @@ class Federated:
         held_out: rows that a client holds out of its own, by client name; absent where none.
         validation: rows for choosing settings.
         test: rows for the final scores.
-        notes: sentences for the log: unused columns, dropped duplicates, chosen partition.
+        notes: sentences for the log: unused columns, rows held out that stand among those trained as well,
+            chosen partition.
     """
 
     clients: Mapping[str, Sequence[Row]]

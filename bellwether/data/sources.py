@@ -87,7 +87,7 @@ def _parts(sources: Sequence[str], settings: recipe.Data, problems: Problems, no
         starter = _STARTER.fullmatch(source)
         if starter:
             parts.append(_starter(starter[1] or "train", problems))
-        elif _is_path(source):
+        elif not is_hub_name(source):
             found = list_files(Path(source).expanduser(), notes)
             parts += found
             paths += found
@@ -111,11 +111,11 @@ def _starter(split: str, problems: Problems) -> Part:
     return Part(name, read_records(path, name, problems))
 
 
-def _is_path(source: str) -> bool:
-    """Return whether a source is meant as a file or folder; else it is a name on the hub."""
+def is_hub_name(source: str) -> bool:
+    """Return whether a source is meant as a name on the hub, not as the embedded rows, a file or a folder."""
     if Path(source).suffix.lower() in READERS or source.startswith(("/", ".", "~")) or Path(source).exists():
-        return True
-    return not _HUB_NAME.fullmatch(source)
+        return False
+    return bool(_HUB_NAME.fullmatch(source)) and not _STARTER.fullmatch(source)
 
 
 def list_files(path: Path, notes: list[str]) -> list[Path]:

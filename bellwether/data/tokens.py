@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether import recipe
-from bellwether.data.prompts import Rendered, Template, render
+from bellwether.data.prompts import Rendered, Template, check_plain, render
 from bellwether.data.rows import Row, Tokenised, TokenRow
 from bellwether.errors import DataError
 
@@ -70,8 +70,10 @@ def tokenise(
         template: a template as ``resolve_template`` returns it.
 
     Raises:
-        DataError: a row cannot be rendered, or the tokenizer names no end of sequence.
+        DataError: a row cannot be rendered or writes out a special token, or the tokenizer names no end
+            of sequence.
     """
+    check_plain(rows, tokenizer)
     encoder = _Encoder(tokenizer, template, settings)
     kept: list[TokenRow] = []
     shortened = cut = left_out = 0

@@ -21,6 +21,7 @@ from bellwether.model.folder import (
     ModelFolder,
     check_tokenizer_files,
     find_folder,
+    first_line,
     quiet_transformers,
     weight_files,
 )
@@ -175,7 +176,7 @@ def load_weights(folder: ModelFolder, settings: recipe.Model) -> Any:
             )
     # transformers and safetensors raise many types here; all mean that the files do not make a model.
     except Exception as error:
-        raise ModelError(f"The model in {folder.path} cannot be loaded: {_first_line(error)}.") from error
+        raise ModelError(f"The model in {folder.path} cannot be loaded: {first_line(error)}.") from error
     _check_report(folder, report)
     model.requires_grad_(False)
     model.eval()
@@ -263,7 +264,7 @@ def _config(folder: ModelFolder, settings: recipe.Model) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = folder.config.get("model_type")
-    if not settings.trust_remote_code and kind not in CONFIG_MAPPING:
+    if not settings.trust_remote_code and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         if "auto_map" in folder.config:
             raise ModelError(
                 f"The model {folder.name} brings its own Python code ({kind}); if you trust it, "
@@ -283,7 +284,7 @@ def _config(folder: ModelFolder, settings: recipe.Model) -> Any:
             )
     # Configurations check themselves with errors of many types.
     except Exception as error:
-        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {_first_line(error)}.") from error
+        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {first_line(error)}.") from error
 
 
 def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
@@ -302,7 +303,7 @@ def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
                 f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
             ) from error
         raise ModelError(
-            f"{folder.path / 'config.json'} makes no causal language model: {_first_line(error)}."
+            f"{folder.path / 'config.json'} makes no causal language model: {first_line(error)}."
         ) from error
 
 
@@ -336,7 +337,7 @@ def _tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> 
             )
     # Tokenizers of different families fail with errors of many types.
     except Exception as error:
-        raise ModelError(f"The tokenizer in {folder.path} cannot be read: {_first_line(error)}.") from error
+        raise ModelError(f"The tokenizer in {folder.path} cannot be read: {first_line(error)}.") from error
     media = {getattr(tokenizer, name, None) for name in _MEDIA_TOKENS}
     largest = max((index for token, index in tokenizer.get_vocab().items() if token not in media), default=-1)
     if largest >= vocabulary:
@@ -386,8 +387,3 @@ def _check_finite(folder: ModelFolder, model: Any) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"The weight {name} in {folder.path} holds NaN or infinity; copy the model again.")
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without its final stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bellwether import recipe
+from bellwether.adapter import CONFIG_FILE, weights_header
 from bellwether.errors import ModelError
 
 STARTER = Path(__file__).parent.parent / "starter" / "base"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
+_LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -51,7 +53,7 @@ def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
         weights: whether a hub model's weight files are wanted too.
 
     Raises:
-        ModelError: there is no such model, or its ``config.json`` is missing or broken.
+        ModelError: there is no such model, its ``config.json`` is missing or broken, or an adapter lies beside it.
     """
     if settings.path == "starter":
         return _local(STARTER, settings)
@@ -62,8 +64,7 @@ def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
         raise ModelError(f"model.path is {settings.path!r}, which is a file; give the folder that holds config.json.")
     if not _HUB_NAME.match(settings.path):
         raise ModelError(f"model.path is {settings.path!r}, but there is no such folder; give a model's folder.")
-    downloaded = _download(settings, weights)
-    return ModelFolder(settings.path, downloaded, read_json(downloaded / "config.json"))
+    return _model_folder(settings.path, _download(settings, weights))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,7 +83,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path}:{error.lineno}: this is not JSON ({error.msg}); repair the model's folder."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    # Other errors than these two: not UTF-8, a number of thousands of digits, thousands of brackets.
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: the file cannot be read ({error}); repair the model's folder.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: a JSON object was expected, but this is {type(value).__name__}.")
@@ -138,6 +140,11 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without its final stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
 def _local(path: Path, settings: recipe.Model) -> ModelFolder:
     """Return the facts of a folder on this machine."""
     if settings.revision is not None:
@@ -147,7 +154,17 @@ def _local(path: Path, settings: recipe.Model) -> ModelFolder:
         )
     if not path.is_dir():
         raise ModelError(f"The embedded model is missing from this installation ({path}); install bellwether again.")
-    return ModelFolder(str(path.resolve()), path, read_json(path / "config.json"))
+    return _model_folder(str(path.resolve()), path)
+
+
+def _model_folder(name: str, path: Path) -> ModelFolder:
+    """Return the facts of a folder without an adapter, which transformers would add to the base unasked."""
+    if (path / CONFIG_FILE).exists():
+        raise ModelError(
+            f"{path} holds an adapter ({CONFIG_FILE}), but a base model without one is wanted; "
+            "merge it first with bellwether export, or remove it."
+        )
+    return ModelFolder(name, path, read_json(path / "config.json"))
 
 
 def _download(settings: recipe.Model, weights: bool) -> Path:
@@ -179,7 +196,7 @@ def _sizes_on_hub(settings: recipe.Model) -> dict[str, int]:
 
 def _unavailable(settings: recipe.Model, error: Exception) -> str:
     """Return the sentence for a model that is neither here nor to be had."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error)
     revision = f" at revision {settings.revision}" if settings.revision else ""
     return (
         f"There is no folder {settings.path!r}, and no model of that name{revision} could be had from the "
@@ -201,16 +218,26 @@ def _whole_size(path: Path) -> int:
     """Return the size of a safetensors file in bytes, after comparing it with what its header promises."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
-        if header is None:
-            raise ValueError("its header is cut off")
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        promised = _promised_size(path, size)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
-    if 8 + length + end != size:
-        raise ModelError(f"{path} has {size} bytes, but its header promises {8 + length + end}; copy the model again.")
+    if promised != size:
+        raise ModelError(f"{path} has {size} bytes, but its header promises {promised}; copy the model again.")
     return size
+
+
+def _promised_size(path: Path, size: int) -> int:
+    """Return the size in bytes that the header of a safetensors file promises."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("its header is cut off")
+        if length > _LARGEST_HEADER:
+            raise ValueError("its header is larger than 100 MB")
+        header = weights_header(file.read(length))
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if not isinstance(end, int) or not 0 <= end < 2**63:
+        raise ValueError("its header gives no sizes")
+    return 8 + length + end

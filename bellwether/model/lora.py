@@ -135,7 +135,7 @@ def seeded_masks(
         generators: one per slot, on the device of the model.
         slot_N: the slot of each row, whose generator draws its mask; None where all are in slot 0.
     """
-    drops = round(probability * _LEVELS)
+    drops = min(round(probability * _LEVELS), _LEVELS - 1)  # a probability below one keeps something
 
     def draw(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         # Sixteen bits decide on an element, which on a CPU is cheaper to draw than a float for each.
