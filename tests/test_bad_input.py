@@ -205,7 +205,7 @@ def override_with_a_date_that_is_none(place: Place) -> list[str]:
     return place.run("name=2024-99-99")
 
 
-@case("recipe.yaml: or an alias stands for what contains it; write it out")
+@case("recipe.yaml: this recipe is nested too deep, or an alias stands for what contains it; write it out")
 def yaml_alias_of_itself(place: Place) -> list[str]:
     return place.recipe("lora: &l {rank: *l}\n")
 

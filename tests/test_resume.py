@@ -111,7 +111,7 @@ class Stopped(Exception):
     pass
 
 
-def stopped_after(rounds, recipe, path):
+def stopped_after(rounds, recipe, path, *fields):
     """Begin a run and stop it by an error after some rounds, as a power cut would."""
     from bellwether.recipe_file import load_recipe
     from bellwether.records import RoundFinished
@@ -122,7 +122,7 @@ def stopped_after(rounds, recipe, path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL]), watch=watch)
+        run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL, *fields]), watch=watch)
 
 
 STATEFUL = ["federation.rounds=4", "federation.aggregate=my_rule:moving"]
@@ -148,9 +148,10 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     tiny_recipe.write_text(tiny_recipe.read_text().replace(str(tiny_llama), str(model)))
-    stopped_after(1, tiny_recipe, tmp_path / "run")
+    stopped_after(1, tiny_recipe, tmp_path / "run", "data.template=auto")
     settings = json.loads((model / "tokenizer_config.json").read_text())
-    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "e"}))
+    template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
     outcome = bellwether("run", "--resume", tmp_path / "run")
     assert outcome.code == 2
     assert "its data is another one now" in outcome.err
