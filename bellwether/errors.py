@@ -48,3 +48,8 @@ class CheckpointError(BellwetherError):
 
 class FederationError(BellwetherError):
     """A federation across machines cannot start or go on."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without its final stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

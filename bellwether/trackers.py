@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bellwether.errors import RecipeError
+from bellwether.errors import RecipeError, first_line
 from bellwether.evaluate.scores import Scores, macro, means
 from bellwether.recipe import Recipe
 from bellwether.records import Evaluated, EvaluationRecord, Event, Note, RoundFinished, RoundRecord, Watcher
@@ -63,7 +63,7 @@ def open_trackers(recipe: Recipe, folder: Path, report: Watcher, done: int = 0) 
             getattr(trackers[name], verb)(*arguments, **options)
         except Exception as error:
             del trackers[name]
-            report(Note(f"The tracker {name} failed and gets nothing more: {_first_line(error)}", warning=True))
+            report(Note(f"The tracker {name} failed and gets nothing more: {first_line(error)}", warning=True))
 
     def watcher(event: Event) -> None:
         if isinstance(event, RoundFinished | Evaluated):
@@ -128,7 +128,7 @@ def _start(name: str, recipe: Recipe, folder: Path, done: int) -> Any:
         tracker.store_init_configuration(_parameters(recipe))
     except Exception as error:
         raise RecipeError(
-            f"output.trackers names {name}, which cannot be started ({_first_line(error)}): mend that or leave it out."
+            f"output.trackers names {name}, which cannot be started ({first_line(error)}): mend that or leave it out."
         ) from error
     return tracker
 
@@ -149,8 +149,3 @@ def _parameters(recipe: Recipe) -> dict[str, bool | int | float | str]:
 def _name(text: str) -> str:
     """Return a text as a part of a metric's name, in the characters that all trackers take."""
     return re.sub(r"[^\w. -]", "_", text, flags=re.ASCII).strip(". ") or "_"
-
-
-def _first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,14 @@
-"""How an adapter or update is packed for the way, and the one strict check before aggregation.
+"""What an adapter or update takes on the way, and the one strict check before aggregation.
 
-All tensors travel as one flat array: with Flower the number of tensors, not their size, decides how
-long a message takes. No torch here.
+All tensors count as one flat array with a description: with Flower the number of tensors, not their
+size, decides how long a message takes. No torch here.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,43 +18,10 @@ from bellwether.adapter import Adapter, Tensors
 from bellwether.errors import UpdateRejected
 from bellwether.messages import Update
 
-Layout = Sequence[tuple[str, tuple[int, ...]]]
-
-
-def layout(tensors: Tensors) -> Layout:
-    """Return key and shape of every tensor, in the order in which they are packed."""
-    return [(key, tuple(tensors[key].shape)) for key in sorted(tensors)]
-
-
-def pack(tensors: Tensors) -> NDArray[np.float32]:
-    """Return all tensors as one flat array of float32, in the order of ``layout``."""
-    parts = [np.asarray(tensors[key], dtype=np.float32).ravel() for key, _ in layout(tensors)]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-
-
-def unpack(flat_P: NDArray[Any], expected: Layout) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a flat array, as copies.
-
-    Args:
-        flat_P: all values, in the order of ``expected``.
-        expected: key and shape of every tensor, as the receiver knows them itself.
-
-    Raises:
-        UpdateRejected: the array is not flat or has another number of values.
-    """
-    sizes = [int(np.prod(shape)) for _, shape in expected]
-    if flat_P.shape != (sum(sizes),):
-        raise UpdateRejected(f"it holds values of shape {flat_P.shape}, but the adapter has {sum(sizes)}")
-    ends = np.cumsum(sizes)
-    return {
-        key: flat_P[end - size : end].reshape(shape).copy()
-        for (key, shape), size, end in zip(expected, sizes, ends, strict=True)
-    }
-
 
 def adapter_bytes(tensors: Tensors) -> int:
-    """Return the bytes that tensors take on the way: the packed values and their description."""
-    description = json.dumps(layout(tensors)).encode()
+    """Return the bytes that tensors take on the way: their values in float32, and key and shape of each."""
+    description = json.dumps([(key, tensors[key].shape) for key in sorted(tensors)]).encode()
     return sum(4 * int(value.size) for value in tensors.values()) + len(description)
 
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from bellwether import recipe
-from bellwether.errors import ModelError
+from bellwether.errors import ModelError, first_line
 from bellwether.model.folder import (
     ModelFolder,
     check_tokenizer_files,
     find_folder,
-    first_line,
     quiet_transformers,
     weight_files,
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 from bellwether import recipe
 from bellwether.adapter import CONFIG_FILE, weights_header
-from bellwether.errors import ModelError
+from bellwether.errors import ModelError, first_line
 
 STARTER = Path(__file__).parent.parent / "starter" / "base"
 WEIGHTS = "model.safetensors"
@@ -138,11 +138,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without its final stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def _local(path: Path, settings: recipe.Model) -> ModelFolder:
