@@ -113,14 +113,24 @@ def federate(federation: Federation, progress: Progress) -> Progress:
 
 def _finish_round(federation: Federation, progress: Progress) -> Progress:
     """Score the adapter where that is due, commit the round, and tell of it."""
+    start = time.perf_counter()
     scores = _evaluate(federation, progress) if _is_due(progress.round, federation.recipe) else []
-    progress = replace(progress, evaluations=(*progress.evaluations, *scores))
+    progress = replace(
+        progress,
+        rounds=_with_seconds(progress.rounds, evaluate=time.perf_counter() - start),
+        evaluations=(*progress.evaluations, *scores),
+    )
     federation.commit(progress)
     if progress.rounds:
         federation.watch(RoundFinished(progress.rounds[-1]))
     for record in scores:
         federation.watch(Evaluated(record))
     return progress
+
+
+def _with_seconds(rounds: tuple[RoundRecord, ...], **phases: float) -> tuple[RoundRecord, ...]:
+    """Return records of rounds, with further phases in the seconds of the last one."""
+    return (*rounds[:-1], *(replace(last, seconds={**last.seconds, **phases}) for last in rounds[-1:]))
 
 
 def run_round(federation: Federation, progress: Progress) -> Progress:

@@ -48,7 +48,7 @@ class RoundRecord:
         tokens: tokens trained, repetitions counted.
         bytes_down: bytes from the server to the cohort.
         bytes_up: bytes from the cohort to the server.
-        seconds: wall seconds by phase: train, aggregate.
+        seconds: wall seconds by phase: train, aggregate, evaluate.
         duration: how long the round took its clients, in seconds; simulated where speed is simulated.
         adapter: fingerprint of the adapter after the round.
         failure: why the round kept the adapter as it was; None where it did not fail.

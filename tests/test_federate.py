@@ -270,3 +270,9 @@ def test_a_rule_whose_state_is_no_mapping_is_refused_before_anything_is_committe
     with pytest.raises(RoundFailed, match="returned a NoneType as its state"):
         federate(federation(aggregate=lambda updates, adapter, state: (adapter, None), committed=committed), begin())
     assert [progress.round for progress in committed] == [0]
+
+
+def test_a_rounds_seconds_are_told_by_phase():
+    progress = federate(federation(), begin())
+    assert all(set(record.seconds) == {"train", "aggregate", "evaluate"} for record in progress.rounds)
+    assert all(value >= 0 for record in progress.rounds for value in record.seconds.values())
