@@ -46,6 +46,9 @@ DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cud
 
 INTERRUPTED = 130
 
+# Fields of the recipe that other rows by --data empty, unless the command line sets them itself.
+_CLEARED = ("data.test_sources=[]", "data.validation_sources=[]")
+
 # A rate that suits pretrained models of usual size; the default recipe's suits the embedded base only.
 USUAL_RATE = 3e-4
 
@@ -243,11 +246,7 @@ def _flags(
     flags = [f"{field}={_quoted(value)}" for field, value in given.items() if value is not None]
     if data:
         # Other rows bring no test rows along: those of the recipe would be rows of another data set.
-        flags += [
-            f"data.sources=[{', '.join(map(_quoted, data))}]",
-            "data.test_sources=[]",
-            "data.validation_sources=[]",
-        ]
+        flags += [f"data.sources=[{', '.join(map(_quoted, data))}]", *_CLEARED]
     return flags
 
 
@@ -261,6 +260,8 @@ def _quoted(value: Any) -> str:
 def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
     """Return the recipe that the command line describes; flags win over fields, fields over the file."""
     fields = [word for word in words or [] if "=" in word]
+    given = {field.partition("=")[0] for field in fields}
+    flags = [flag for flag in flags if flag not in _CLEARED or flag.partition("=")[0] not in given]
     names = [word for word in words or [] if "=" not in word]
     if len(names) > 1:
         fieldlike = [name for name in names if name.partition(".")[0] in Recipe.model_fields]

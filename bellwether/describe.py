@@ -336,6 +336,8 @@ def _bars(axes: Axes, description: Description, upright: bool) -> None:
 
 def _name_clients(axes: Axes, names: Sequence[str], upright: bool) -> None:
     """Label the axes; of very many clients only some are named."""
+    from matplotlib.ticker import MaxNLocator
+
     step = -(-len(names) // _MOST_NAMES)
     ticks = list(range(0, len(names), step))
     labels = [_short(names[tick]) for tick in ticks]
@@ -347,13 +349,16 @@ def _name_clients(axes: Axes, names: Sequence[str], upright: bool) -> None:
         axes.set_xlabel(client_axis)
         axes.set_ylabel("training rows")
         axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axes.set_yticks(ticks, labels, fontsize=size)
         axes.set_ylim(len(names) - 0.3, -0.7)
         axes.set_ylabel(client_axis)
         axes.set_xlabel("training rows")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _short(text: str, longest: int = 48) -> str:
+    text = clean(text)
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -185,6 +185,7 @@ class _Answers:
     left_out: dict[str, str]
     bytes_up: int
     duration: float
+    reached: int
 
 
 def _sample(federation: Federation, round: int) -> tuple[str, ...]:
@@ -219,8 +220,9 @@ def _naming(what: str) -> Iterator[None]:
 
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> _Answers:
     """Ask the cohort to train; accept each update that passes the check, in time."""
-    answers = _Answers([], {}, 0, 0.0)
+    answers = _Answers([], {}, 0, 0.0, len(cohort))
     for reply in federation.engine.ask(cohort, task) if cohort else ():
+        answers.reached -= not reply.reached
         if reply.update is not None:
             answers.bytes_up += adapter_bytes(reply.update.tensors)
         # The server waits for what comes in time; what comes later costs it no more than the deadline.
@@ -282,8 +284,9 @@ def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federatio
     failed = 1 + sum(record.failure is not None for record in rounds)
     if failed > allowed:
         raise RoundFailed(
-            f"Round {round} failed: {failure}. Lower federation.quorum, raise federation.deadline, or let the run "
-            f"survive failed rounds with federation.failed_rounds (now {allowed})."
+            f"Round {round} failed: {failure}. Lower federation.quorum, raise federation.deadline, lower "
+            "training.learning_rate where values are not finite, or let the run survive failed rounds with "
+            f"federation.failed_rounds (now {allowed})."
         )
     federation.watch(Note(f"Round {round} failed and keeps the adapter: {failure}.", warning=True))
 
@@ -325,7 +328,7 @@ def _record(
         rows=sum(record.rows for record in clients),
         rows_seen=sum(record.rows_seen for record in clients),
         tokens=tokens,
-        bytes_down=adapter_bytes(task.adapter.tensors) * len(cohort),
+        bytes_down=adapter_bytes(task.adapter.tensors) * answers.reached,
         bytes_up=answers.bytes_up,
         seconds=dict(seconds),
         duration=answers.duration,

@@ -88,6 +88,7 @@ class Reply:
         update: its update, after a ``TrainTask``.
         totals: its totals by category, after an ``EvaluateTask``.
         failure: why there is no result, in one clause.
+        reached: whether the task came to the client at all.
     """
 
     client: str
@@ -95,3 +96,4 @@ class Reply:
     update: Update | None = None
     totals: Mapping[str, Totals] | None = None
     failure: str | None = None
+    reached: bool = True

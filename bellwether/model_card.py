@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwether.evaluate.scores import Scores, Totals, macro, means
 from bellwether.history import Record
+from bellwether.narrate import clean
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import dump_recipe
 from bellwether.records import EvaluationRecord, RoundRecord
@@ -161,10 +162,10 @@ def _environment(environment: Mapping[str, Any]) -> str:
 
 def _code(text: str) -> str:
     """Return a text that fits between single backticks."""
-    return " ".join(text.replace("`", "'").split())
+    return " ".join(clean(text).replace("`", "'").split())
 
 
 def _cell(text: str) -> str:
     """Return a text that is shown as it is in a cell of a Markdown table."""
-    escaped = "".join(f"\\{mark}" if mark in "\\`*_{}[]<>()#+-!|" else mark for mark in text)
+    escaped = "".join(f"\\{mark}" if mark in "\\`*_{}[]<>()#+-!|" else mark for mark in clean(text))
     return " ".join(escaped.split())

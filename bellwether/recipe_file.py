@@ -76,6 +76,9 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def _read_yaml(path: Path, problems: list[str]) -> _Source:
     """Read a YAML mapping with the line of every key; what cannot be read is a problem."""
     source = _Source()
+    if path.suffix.lower() in (".jsonl", ".json", ".csv", ".parquet"):
+        problems.append(f"{path}: this is a data file, not a recipe; give it with --data, or to bellwether init.")
+        return source
     try:
         root = yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
         if isinstance(root, yaml.MappingNode):

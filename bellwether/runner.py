@@ -100,6 +100,8 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
     recipe = with_absolute_paths(recipe)
     prepared = prepare(recipe)
     base = load_base(recipe.model)
+    if recipe.output.folder is None:
+        path = next_folder(recipe.name)  # another run may have begun in the meantime
     with RunFolder.create(path, recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
@@ -161,9 +163,9 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
         tell(RunStarted(recipe.name, str(folder.path), recipe.federation.rounds, progress.round, clients, size))
-        # Log and trackers have the earlier scores already; who watches has not seen them.
+        # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
-            watch(Evaluated(record))
+            tell_all([watch, log])(Evaluated(record))
         result = _federate(folder, prepared, base, progress, tell)
         tell(RunFinished(time.perf_counter() - start))
     return result

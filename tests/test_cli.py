@@ -122,6 +122,15 @@ def test_other_rows_do_not_keep_the_test_rows_of_the_recipe(bellwether: Command,
     )
     data = printed(bellwether("recipe", "r.yaml", "--data", "b.jsonl"))["data"]
     assert (data["sources"], data["test_sources"], data["validation_sources"]) == (["b.jsonl"], [], [])
+    words = ["r.yaml", "--data", "b.jsonl", "data.test_sources=[own.jsonl]"]
+    assert printed(bellwether("recipe", *words))["data"]["test_sources"] == ["own.jsonl"]
+
+
+def test_a_data_file_in_the_place_of_a_recipe_is_told_from_one(bellwether: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "response": "b"}')
+    outcome = bellwether("run", "mine.jsonl")
+    assert outcome.code == 2
+    assert "this is a data file, not a recipe; give it with --data" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -250,14 +250,15 @@ def test_an_error_in_a_persons_own_function_is_one_sentence_that_names_its_place
     ("quorum", "clients", "needed"),
     [(0.14, 50, 7), (0.28, 25, 7), (0.55, 100, 55), (0.07, 100, 7), (0.5, 5, 3), (0.01, 5, 1)],
 )
-def test_a_quorum_needs_its_share_of_the_cohort_and_not_one_more(quorum, clients, needed):
+def test_a_quorum_needs_its_share_of_the_cohort_and_not_one_more(monkeypatch, quorum, clients, needed):
     names = [f"c{number}" for number in range(clients)]
     for silent, fails in ((clients - needed, False), (clients - needed + 1, True)):
         faults = {(1, name): (lambda reply: []) for name in names[:silent]}
         engine = AddingEngine(faults)
         ours = federation(f"federation.quorum={quorum}", "federation.rounds=1", engine=engine)
         ours = replace(ours, clients=names)
-        ROWS.update(dict.fromkeys(names, 1))
+        for name in names:
+            monkeypatch.setitem(ROWS, name, 1)
         if fails:
             with pytest.raises(RoundFailed, match=f"{needed} are needed"):
                 federate(ours, begin())
@@ -276,3 +277,13 @@ def test_a_rounds_seconds_are_told_by_phase():
     progress = federate(federation(), begin())
     assert all(set(record.seconds) == {"train", "aggregate", "evaluate"} for record in progress.rounds)
     assert all(value >= 0 for record in progress.rounds for value in record.seconds.values())
+
+
+def test_bytes_are_sent_down_only_to_clients_that_the_task_reached():
+    def away(reply):
+        return [Reply(reply.client, 0.0, failure="it is away", reached=False)]
+
+    all_there = federate(federation("federation.rounds=1"), begin()).rounds[0]
+    one_away = federate(federation("federation.rounds=1", engine=AddingEngine({(1, "d"): away})), begin()).rounds[0]
+    assert one_away.bytes_down == all_there.bytes_down * 3 // 4
+    assert one_away.bytes_up == all_there.bytes_up * 3 // 4

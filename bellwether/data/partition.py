@@ -81,7 +81,7 @@ def _by_category(rows: Sequence[Row], settings: recipe.Partition) -> tuple[str, 
     """
     sizes = collections.Counter(row.category for row in rows)
     if len(sizes) < 2:
-        return "iid", "rows name no categories"
+        return "iid", "rows name fewer than two categories"
     if len(sizes) < settings.categories_per_client:
         return "iid", f"there are {len(sizes)} categories"
     if len(sizes) > settings.clients:

@@ -17,7 +17,7 @@ from bellwether.errors import DataError
 
 STARTER_ROWS = Path(__file__).parents[1] / "starter" / "rows"
 _STARTER = re.compile(r"starter(?::(train|validation|test))?")
-_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def is_hub_name(source: str) -> bool:
     """Return whether a source is meant as a name on the hub, not as the embedded rows, a file or a folder."""
     if Path(source).suffix.lower() in READERS or source.startswith(("/", ".", "~")) or Path(source).exists():
         return False
+    # A name without an owner is far more often a mistyped file, whose name shall not leave the machine.
     return bool(_HUB_NAME.fullmatch(source)) and not _STARTER.fullmatch(source)
 
 

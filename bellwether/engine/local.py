@@ -64,7 +64,8 @@ class LocalEngine:
             if failure is None:
                 able[client] = self._rows[client]
             else:
-                yield Reply(client, simulated[client], failure=failure)
+                reached = self._trace is None or self._trace(client, task.round).available
+                yield Reply(client, simulated[client], failure=failure, reached=reached)
         for reply in train_cohort(self._base, self._layers, able, task):
             yield reply if self._trace is None else replace(reply, seconds=simulated[reply.client])
 
