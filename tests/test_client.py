@@ -270,6 +270,7 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
     assert "away" in replies["b"].failure
     assert "dropped out" in replies["c"].failure
     assert "would need 40.0 s" in replies["d"].failure
+    assert [replies[client].reached for client in "abcd"] == [True, False, True, True]
 
 
 def test_a_client_scores_its_own_rows_and_sends_totals_only(base, adapter, layers):

@@ -143,6 +143,16 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert outcome.code == 0, outcome.err
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
+    # The log compares with the untuned base, also after going on.
+    last = [
+        [
+            line.split(" ", 1)[1]
+            for line in (tmp_path / folder / "log.txt").read_text().splitlines()
+            if "test after" in line
+        ]
+        for folder in ("run", "truth")
+    ]
+    assert last[0][-1] == last[1][-1]
 
 
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):

@@ -57,31 +57,26 @@ class LocalEngine:
 
     def _train(self, cohort: Sequence[str], task: TrainTask) -> Iterator[Reply]:
         """Train those clients whose simulated resources let them finish; the others' replies say why not."""
-        simulated: dict[str, float] = {}
-        able: dict[str, Sequence[TokenRow]] = {}
-        for client in cohort:
-            failure, simulated[client] = self._fate(client, task)
-            if failure is None:
-                able[client] = self._rows[client]
-            else:
-                reached = self._trace is None or self._trace(client, task.round).available
-                yield Reply(client, simulated[client], failure=failure, reached=reached)
+        fates = {client: self._fate(client, task) for client in cohort}
+        yield from (fate for fate in fates.values() if fate.failure is not None)
+        able = {client: self._rows[client] for client in cohort if fates[client].failure is None}
         for reply in train_cohort(self._base, self._layers, able, task):
-            yield reply if self._trace is None else replace(reply, seconds=simulated[reply.client])
+            yield reply if self._trace is None else replace(reply, seconds=fates[reply.client].seconds)
 
-    def _fate(self, client: str, task: TrainTask) -> tuple[str | None, float]:
-        """Return why a client will not answer in time, or None, and its simulated seconds."""
+    def _fate(self, client: str, task: TrainTask) -> Reply:
+        """Return the reply of a client that will not answer in time, or else one with its simulated seconds only."""
         if self._trace is None:
-            return None, 0.0
+            return Reply(client, 0.0)
         condition = self._trace(client, task.round)
         if not condition.available:
-            return "it is away", 0.0
+            return Reply(client, 0.0, failure="it is away", reached=False)
         seconds = rows_to_train(len(self._rows[client]), task) / condition.rows_per_second
         if condition.drops_out:
-            return "it dropped out in mid-round", seconds
+            return Reply(client, seconds, failure="it dropped out in mid-round")
         if task.deadline is not None and seconds > task.deadline:
-            return f"it would need {seconds:.1f} s, and the deadline is {task.deadline:g} s", seconds
-        return None, seconds
+            late = f"it would need {seconds:.1f} s, and the deadline is {task.deadline:g} s"
+            return Reply(client, seconds, failure=late)
+        return Reply(client, seconds)
 
     def _evaluate(self, cohort: Sequence[str], task: EvaluateTask) -> Iterator[Reply]:
         """Let clients score the rows that they hold out themselves."""
