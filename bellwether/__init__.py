@@ -2,8 +2,8 @@
 
 The base model stays frozen at every client, only LoRA adapters travel, a server aggregates them.
 
-    from bellwether import Recipe, run
-    result = run(Recipe(seed=1))
+    from bellwether import load_recipe, run
+    result = run(load_recipe("default", ["seed=1"]))
 
 Importing this package imports nothing heavy; each name is loaded when it is first used.
 """

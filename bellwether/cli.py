@@ -45,6 +45,8 @@ RoundsFlag = Annotated[int | None, typer.Option("--rounds", help="Number of roun
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
 INTERRUPTED = 130
+_GO_ON = "if rounds were committed, go on with --resume FOLDER."
+_GO_ON_COMPARING = "finished arms are kept, and the same command goes on with the others."
 
 # Fields of the recipe that other rows by --data empty, unless the command line sets them itself.
 _CLEARED = ("data.test_sources=[]", "data.validation_sources=[]")
@@ -88,6 +90,32 @@ def run(
         _run(_recipe(words, flags), None)
     else:
         _run(_resumed_recipe(resume, words or [], flags), resume)
+
+
+@app.command(short_help="Compare untuned, alone, centralized and federated.")
+def compare(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a comparison in it goes on.")] = Path(
+        "comparison"
+    ),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes side by side, each on its share of cores.")] = 1,
+) -> None:
+    """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
+    from bellwether.atomic import write_atomic
+    from bellwether.compare import compare as run_comparison
+    from bellwether.compare_table import describe, make_lines
+    from bellwether.narrate import plain_lines
+
+    recipe = _recipe(words, _flags(model, data, None, None, None))
+    comparison = run_comparison(recipe, out, jobs=jobs, watch=plain_lines(_say))
+    files = describe(make_lines(comparison), comparison)
+    for name, text in files.items():
+        write_atomic(out / name, text.encode())
+    for line in files["table.md"].splitlines():
+        _say(line)
+    _say(f"Table and outcomes are in {out}.")
 
 
 @app.command(short_help="Say what a run will need.")
@@ -194,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer turns an interrupt into this code, and says nothing
-            _complain("interrupted; if rounds were committed, go on with --resume FOLDER.")
+            comparing = list(arguments if arguments is not None else sys.argv[1:])[:1] == ["compare"]
+            _complain(f"interrupted; {_GO_ON_COMPARING if comparing else _GO_ON}")
         raise
 
 
@@ -278,7 +307,22 @@ def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
             "only; set it to change it.\n"
         )
         fields.insert(0, f"training.learning_rate={USUAL_RATE}")
-    return load_recipe(find_recipe("default"), [*fields, *flags])
+    if _only_embedded([word for word in [*fields, *flags] if word.startswith("data.sources=")]):
+        return load_recipe("default", [*fields, *flags])
+    recipe = load_recipe(None, [*fields, *flags])
+    sys.stderr.write(
+        "bellwether: fields that you do not set have their own defaults, since the default recipe's partition and "
+        "rounds suit the embedded rows only.\n"
+    )
+    return recipe
+
+
+def _only_embedded(sources: Sequence[str]) -> bool:
+    """Return whether the fields that name sources, of which there may be none, name embedded rows alone."""
+    try:
+        return all(source.partition(":")[0] == "starter" for source in load_recipe(None, sources).data.sources)
+    except RecipeError:  # told together with the mistakes of other fields
+        return False
 
 
 def _resumed_recipe(folder: Path, words: list[str], flags: list[str]) -> Recipe | None:

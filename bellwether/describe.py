@@ -11,14 +11,14 @@ import collections
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bellwether.atomic import write_atomic
-from bellwether.data.rows import Federated, Tokenised
+from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.narrate import clean
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ClientSummary:
         shortened: rows whose context or history was shortened to fit.
         cut: rows whose response was cut at its end.
         left_out: rows that kept no response token.
+        groups: its training rows by group (language or domain).
     """
 
     client: str
@@ -62,6 +63,7 @@ class ClientSummary:
     shortened: int = 0
     cut: int = 0
     left_out: int = 0
+    groups: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def describe(federated: Federated, tokenised: Mapping[str, Tokenised] | None = N
     clients = [
         _summary(
             client,
-            collections.Counter(row.category for row in rows),
+            rows,
             len(federated.held_out.get(client, ())),
             pooled,
             tokenised[client] if tokenised is not None else None,
@@ -133,15 +135,17 @@ def label_skew(own: Mapping[str, int], pooled: Mapping[str, int]) -> float:
 
 
 def _summary(
-    client: str, own: Mapping[str, int], held_out: int, pooled: Mapping[str, int], tokenised: Tokenised | None
+    client: str, rows: Sequence[Row], held_out: int, pooled: Mapping[str, int], tokenised: Tokenised | None
 ) -> ClientSummary:
-    skew, rows = label_skew(own, pooled), sum(own.values())
+    own = collections.Counter(row.category for row in rows)
+    groups = collections.Counter(row.group for row in rows)
+    skew = label_skew(own, pooled)
     if tokenised is None:
-        return ClientSummary(client, rows, held_out, own, skew)
+        return ClientSummary(client, len(rows), held_out, own, skew, groups=groups)
     lengths = [len(row) for row in tokenised.rows]
     return ClientSummary(
         client,
-        rows,
+        len(rows),
         held_out,
         own,
         skew,
@@ -150,6 +154,7 @@ def _summary(
         tokenised.shortened,
         tokenised.cut,
         tokenised.left_out,
+        groups,
     )
 
 
@@ -171,14 +176,16 @@ def table(description: Description) -> Table:
         made.add_column(name.replace("_", "\n"), justify="right")
     for header in ["label\nskew", *(["median\ntokens", "longest"] if description.tokenised else [])]:
         made.add_column(header, justify="right")
+    grouped = len(total.groups) > 1
+    if grouped:
+        made.add_column("group", overflow="fold", max_width=16)
     made.add_column("categories", min_width=20, overflow="fold")
-    for client in description.clients:
-        categories = sorted(client.categories.items(), key=lambda item: (-item[1], item[0]))
+    for client in [*description.clients, total]:
+        if client is total:
+            made.add_section()
+        held = [_names(client.groups), _largest(client.categories)] if grouped else [_largest(client.categories)]
         cells = _cells(client, shown, description.tokenised)
-        made.add_row(Text(clean(client.client)), *cells, Text(clean(_largest(categories))))
-    made.add_section()
-    everyone = list(description.categories.items())
-    made.add_row("all", *_cells(total, shown, description.tokenised), Text(clean(_largest(everyone))))
+        made.add_row(Text(clean(client.client)), *cells, *(Text(clean(text)) for text in held))
     return made
 
 
@@ -207,13 +214,20 @@ def _total(description: Description) -> ClientSummary:
         sum(client.shortened for client in clients),
         sum(client.cut for client in clients),
         sum(client.left_out for client in clients),
+        sum((collections.Counter(client.groups) for client in clients), collections.Counter()),
     )
 
 
-def _largest(categories: Sequence[tuple[str, int]], shown: int = 3) -> str:
-    """Return the largest categories with their rows."""
-    texts = [f"{name or '(none)'} {rows:,}" for name, rows in categories[:shown]]
-    more = len(categories) - shown
+def _names(groups: Mapping[str, int]) -> str:
+    """Return a client's group, or the largest of its groups with their rows."""
+    return next(iter(groups)) or "(none)" if len(groups) == 1 else _largest(groups)
+
+
+def _largest(counts: Mapping[str, int], shown: int = 3) -> str:
+    """Return the largest categories or groups with their rows."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    texts = [f"{name or '(none)'} {rows:,}" for name, rows in ranked[:shown]]
+    more = len(ranked) - shown
     return ", ".join(texts) + (f", {more} more" if more > 0 else "")
 
 

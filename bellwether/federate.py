@@ -20,7 +20,7 @@ from bellwether.errors import BellwetherError, RoundFailed, UpdateRejected
 from bellwether.evaluate.scores import Totals
 from bellwether.messages import EvaluateTask, Reply, Task, TrainTask, Update
 from bellwether.randomness import Randomness
-from bellwether.recipe import Recipe, Training
+from bellwether.recipe import Recipe
 from bellwether.records import (
     ClientFailed,
     ClientFinished,
@@ -33,6 +33,7 @@ from bellwether.records import (
     RoundStarted,
     Watcher,
 )
+from bellwether.schedule import learning_rate
 from bellwether.wire import adapter_bytes, check_tensor, check_update
 
 
@@ -56,7 +57,7 @@ class Federation:
         sample: draws the cohort of a round.
         aggregate: turns updates into the next adapter.
         score: scores an adapter on the coordinator's own held-out rows: (round, adapter) to totals by
-            category; empty totals where there are none.
+            category and totals by group; both empty where there are no such rows.
         commit: makes the progress after a round last.
         watch: is told what happens.
     """
@@ -67,7 +68,7 @@ class Federation:
     evaluating: Sequence[str]
     sample: Sampler
     aggregate: Aggregate
-    score: Callable[[int, Adapter], Mapping[str, Totals]]
+    score: Callable[[int, Adapter], tuple[Mapping[str, Totals], Mapping[str, Totals]]]
     commit: Callable[[Progress], None]
     watch: Watcher
 
@@ -144,8 +145,8 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     cohort = _sample(federation, round)
     federation.watch(RoundStarted(round, cohort))
 
-    rate = learning_rate(recipe.training, round, recipe.federation.rounds)
-    task = TrainTask(round, before, recipe.training, rate, recipe.seed, recipe.federation.deadline)
+    rounds, deadline = recipe.federation.rounds, recipe.federation.deadline
+    task = TrainTask(round, before, recipe.training, rounds, recipe.seed, deadline)
     start = time.perf_counter()
     answers = _collect(federation, cohort, task)
     trained = time.perf_counter()
@@ -162,19 +163,6 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     seconds = {"train": trained - start, "aggregate": time.perf_counter() - trained}
     record = _record(cohort, task, answers, adapter, seconds, failure)
     return Progress(round, adapter, state, (*progress.rounds, record), progress.evaluations)
-
-
-def learning_rate(training: Training, round: int, rounds: int) -> float:
-    """Return the clients' learning rate in a round, 1..rounds.
-
-    It rises linearly over ``warmup_rounds``, then stays, or falls linearly or as half a cosine, so that
-    a round after the last one would have rate 0.
-    """
-    if round <= training.warmup_rounds:
-        return training.learning_rate * round / training.warmup_rounds
-    done = (round - 1 - training.warmup_rounds) / (rounds - training.warmup_rounds)
-    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return training.learning_rate * factor[training.schedule]
 
 
 @dataclass
@@ -323,7 +311,7 @@ def _record(
         cohort=cohort,
         clients=clients,
         left_out=dict(answers.left_out),
-        learning_rate=task.learning_rate,
+        learning_rate=learning_rate(task.training, task.round, task.rounds),
         loss=loss,
         rows=sum(record.rows for record in clients),
         rows_seen=sum(record.rows_seen for record in clients),
@@ -347,10 +335,10 @@ def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationReco
     """Score the adapter on the coordinator's rows and, at the clients, on those that they hold out."""
     start = time.perf_counter()
     records: list[EvaluationRecord] = []
-    totals = federation.score(progress.round, progress.adapter)
+    totals, groups = federation.score(progress.round, progress.adapter)
     if totals:
-        part = federation.recipe.evaluation.part
-        records.append(EvaluationRecord(progress.round, part, totals, time.perf_counter() - start))
+        part, seconds = federation.recipe.evaluation.part, time.perf_counter() - start
+        records.append(EvaluationRecord(progress.round, part, totals, seconds, groups=_several(groups)))
     if federation.evaluating:
         records.append(_score_at_clients(federation, progress))
     return records
@@ -361,14 +349,15 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     start = time.perf_counter()
     task = EvaluateTask(progress.round, progress.adapter, federation.recipe.evaluation)
     by_client: dict[str, Mapping[str, Totals]] = {}
+    by_group: list[Mapping[str, Totals]] = []
     for reply in federation.engine.ask(federation.evaluating, task):
         if reply.totals is None:
             _missed(federation, progress.round, reply)
         else:
             by_client[reply.client] = reply.totals
-    return EvaluationRecord(
-        progress.round, "clients", _add_up(by_client.values()), time.perf_counter() - start, by_client
-    )
+            by_group.append(reply.groups)
+    totals, groups = _add_up(by_client.values()), _several(_add_up(by_group))
+    return EvaluationRecord(progress.round, "clients", totals, time.perf_counter() - start, by_client, groups)
 
 
 def _missed(federation: Federation, round: int, reply: Reply) -> None:
@@ -377,9 +366,14 @@ def _missed(federation: Federation, round: int, reply: Reply) -> None:
 
 
 def _add_up(parts: Iterable[Mapping[str, Totals]]) -> dict[str, Totals]:
-    """Return totals by category over all clients."""
+    """Return totals by category, or by group, over all clients."""
     totals: dict[str, Totals] = {}
     for part in parts:
-        for category, value in part.items():
-            totals[category] = totals.get(category, Totals()) + value
+        for name, value in part.items():
+            totals[name] = totals.get(name, Totals()) + value
     return dict(sorted(totals.items()))
+
+
+def _several(groups: Mapping[str, Totals]) -> Mapping[str, Totals]:
+    """Return totals by group where rows name at least two, else none: those of all rows say as much."""
+    return groups if len(groups.keys() - {""}) > 1 else {}

@@ -21,7 +21,7 @@ from bellwether.records import EvaluationRecord, RoundRecord
 
 Record = RoundRecord | EvaluationRecord
 
-MACRO = "(macro)"
+MACRO, POOLED = "(macro)", "(all rows)"
 COLUMNS = ("round", "part", "category", "rows", "loss", "perplexity", "rouge_l", "exact")
 
 _KINDS: dict[str, type[Any]] = {"round": RoundRecord, "evaluation": EvaluationRecord}
@@ -96,20 +96,25 @@ def evaluation_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return one row per evaluation and category, each evaluation opened by its macro mean.
 
     The columns are ``COLUMNS``: loss in nats per response token, ``rouge_l`` and ``exact`` in 0..1;
-    None where nothing was scored.
+    None where nothing was scored. Where an evaluation has scores by group, a last column ``group`` names
+    the group of rows of the category ``POOLED``, the means over all rows of that group; it is empty elsewhere.
     """
-    rows = []
-    for record in records:
-        if isinstance(record, EvaluationRecord):
-            rows.append(_score_row(record, MACRO, macro(record.categories)))
-            rows += [_score_row(record, name, means(record.categories[name])) for name in sorted(record.categories)]
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
+    grouped = any(record.groups for record in evaluations)
+    rows: list[dict[str, Any]] = []
+    for record in evaluations:
+        scores = [(MACRO, "", macro(record.categories))]
+        scores += [(name, "", means(record.categories[name])) for name in sorted(record.categories)]
+        scores += [(POOLED, name, means(record.groups[name])) for name in sorted(record.groups)]
+        for category, group, scored in scores:
+            rows.append(_score_row(record, category, scored) | ({"group": group} if grouped else {}))
     return rows
 
 
 def evaluation_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return the rows of ``evaluation_rows`` as CSV; an empty cell is nothing scored."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    text, rows = io.StringIO(newline=""), list(rows)
+    writer = csv.DictWriter(text, rows[0] if rows else COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(plain(row) for row in rows)
     return text.getvalue().encode("utf-8", "backslashreplace")

@@ -29,6 +29,7 @@ _OTHER_NAMES = {
     "response": ("completion", "target", "reply", "assistant", "label"),
     "category": ("type", "topic", "label", "class", "task"),
     "messages": ("chat", "dialog", "dialogue", "conversation", "turns"),
+    "group": ("lang",),
 }
 _MOST_CLIENTS = 1000
 
@@ -121,7 +122,7 @@ def _mapping(columns: Sequence[str]) -> dict[str, str]:
     if {"instruction", "response"} <= has:
         found.pop("messages", None)
     elif "messages" in has:
-        found = {role: column for role, column in found.items() if role in ("messages", "category")}
+        found = {role: column for role, column in found.items() if role in ("messages", "category", "group")}
     else:
         raise DataError(
             f"no columns look like an instruction and a response (there are {', '.join(columns)}); "
@@ -228,6 +229,13 @@ def _partition_section(seen: _Seen, several: bool, categories: Mapping[str, int]
             f"`column: {_shown(column)}` here in place of the lines of this section."
         )
     clients = _clients(seen.rows)
+    groups = collections.Counter(row.group for row in seen.rows if row.group)
+    if not several and len(groups) > 1:
+        shown = ", ".join(f"{_shown(name, 40)} ({rows:,})" for name, rows in groups.most_common(12))
+        lines.append(
+            f"  # Rows are of {len(groups)} groups: {shown}. To give each clients of its own, say how many in "
+            "clients_per_group, and their sum in clients."
+        )
     if several:
         sizes = collections.Counter(row.client for row in seen.rows)
         lines += [

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bellwether.evaluate.scores import macro
+from bellwether.evaluate.scores import Totals, macro, means
 from bellwether.narrate import Clock, Progress, change, clean, duration, note_line, pairs, plain_lines, summary, verdict
 from bellwether.records import Evaluated, EvaluationRecord, Event, Note, RoundFinished, RunFinished, Watcher
 
@@ -81,9 +81,11 @@ def view(progress: Progress, width: int, height: int, ascii_only: bool = False) 
     if progress.run is None:
         return Text("Getting ready …" if not ascii_only else "Getting ready ...", style="dim")
     wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
-    room = max(1, height - 8 - wrapped * (1 + len(progress.now)))
+    grouped = [record for record in progress.now.values() if record.groups]
+    room = max(1, height - 8 - len(grouped) - wrapped * (1 + len(progress.now)))
     parts: list[RenderableType] = [_rounds(progress), _pace(progress, ascii_only)]
     parts += [_scores(progress.base[part], record, ascii_only) for part, record in progress.now.items()]
+    parts += [_groups(progress.base[record.part], record, ascii_only) for record in grouped]
     if not progress.over:
         parts.append(_clients(progress, room, ascii_only))
     title = Text(f" {clean(progress.run.name)} ", style="bold")
@@ -139,6 +141,19 @@ def _scores(base: EvaluationRecord, now: EvaluationRecord, ascii_only: bool) -> 
     for name, show, old, new, sign in pairs(before, after):
         shown = show(new) if now is base else change(show, old, new, ascii_only)
         text.append(f"  {name} {shown}", style=verdict(old, new, sign))
+    return text
+
+
+def _groups(base: EvaluationRecord, now: EvaluationRecord, ascii_only: bool) -> Text:
+    """Return the line with ROUGE-L of a part's groups over all their rows, or with their loss where none is known."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, totals in now.groups.items():
+        before, after = means(base.groups.get(name, Totals())), means(totals)
+        scores = [pair for pair in pairs(before, after) if pair[4] > 0 and pair[3] is not None] or pairs(before, after)
+        label, show, old, new, sign = scores[0]
+        text.append("  " if text else f"{clean(now.part, ascii_only)}, {label} by group:  ")
+        shown = show(new) if now is base else change(show, old, new, ascii_only)
+        text.append(f"{clean(name, ascii_only) or '(none)'} {shown}", style=verdict(old, new, sign))
     return text
 
 

@@ -25,7 +25,7 @@ class TrainTask:
         round: the round, counted from 1.
         adapter: the adapter to start from.
         training: the recipe's training section.
-        learning_rate: this round's learning rate, after the schedule over rounds.
+        rounds: rounds of the whole run, over which the learning rate follows its schedule.
         seed: the seed of the run, from which the client derives its own draws.
         deadline: seconds after which a reply is of no use; None waits for all.
     """
@@ -33,7 +33,7 @@ class TrainTask:
     round: int
     adapter: Adapter
     training: Training
-    learning_rate: float
+    rounds: int
     seed: int
     deadline: float | None = None
 
@@ -89,6 +89,7 @@ class Reply:
         totals: its totals by category, after an ``EvaluateTask``.
         failure: why there is no result, in one clause.
         reached: whether the task came to the client at all.
+        groups: its totals by group (language or domain), after an ``EvaluateTask``.
     """
 
     client: str
@@ -97,3 +98,4 @@ class Reply:
     totals: Mapping[str, Totals] | None = None
     failure: str | None = None
     reached: bool = True
+    groups: Mapping[str, Totals] = field(default_factory=dict)

@@ -112,6 +112,8 @@ def _scores(evaluations: list[EvaluationRecord]) -> str:
     for part in dict.fromkeys(record.part for record in evaluations):
         scored = [record for record in evaluations if record.part == part]
         tables.append(_table(scored[0], scored[-1]))
+        if scored[-1].groups:
+            tables.append(_group_table(scored[0], scored[-1]))
     note = (
         "Loss is in nats per response token, ROUGE-L (F1, with stemming) and exact match in percent; "
         "each cell is untuned base → this adapter. The mean weighs every category alike."
@@ -121,18 +123,29 @@ def _scores(evaluations: list[EvaluationRecord]) -> str:
 
 def _table(base: EvaluationRecord, final: EvaluationRecord) -> str:
     """Return one table in Markdown."""
-    rows = [("**mean of categories**", macro(base.categories), macro(final.categories))]
-    for name in sorted({*base.categories, *final.categories}):
-        before, after = (means(record.categories.get(name, Totals())) for record in (base, final))
-        rows.append((_cell(name), before, after))
-    lines = [
-        f"Part `{_code(final.part)}`, after round {final.round}:",
-        "",
-        "| category | rows | loss | ROUGE-L | exact match |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [f"| {label} | {after.rows} | {_changes(before, after)} |" for label, before, after in rows]
-    return "\n".join(lines)
+    mean = ("**mean of categories**", macro(base.categories), macro(final.categories))
+    title = f"Part `{_code(final.part)}`, after round {final.round}:"
+    return _lines(title, "category", [mean, *_rows(base.categories, final.categories)])
+
+
+def _group_table(base: EvaluationRecord, final: EvaluationRecord) -> str:
+    """Return the table of scores by group in Markdown."""
+    title = f"Part `{_code(final.part)}` by group, means over all rows of each, after round {final.round}:"
+    return _lines(title, "group", _rows(base.groups, final.groups))
+
+
+def _rows(base: Mapping[str, Totals], final: Mapping[str, Totals]) -> list[tuple[str, Scores, Scores]]:
+    """Return label, scores before and scores after of every name."""
+    names = sorted({*base, *final})
+    return [(_cell(name), means(base.get(name, Totals())), means(final.get(name, Totals()))) for name in names]
+
+
+def _lines(title: str, first: str, rows: Iterable[tuple[str, Scores, Scores]]) -> str:
+    """Return a table of scores in Markdown."""
+    head = [title, "", f"| {first} | rows | loss | ROUGE-L | exact match |", "| --- | ---: | ---: | ---: | ---: |"]
+    return "\n".join(
+        [*head, *(f"| {label} | {after.rows} | {_changes(before, after)} |" for label, before, after in rows)]
+    )
 
 
 def _changes(before: Scores, after: Scores) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,7 +183,8 @@ def _lines(event: Event, progress: Progress) -> list[str]:
         case RoundFinished():
             return [_round_line(event.record, progress), *_left_out(event.record)]
         case Evaluated():
-            return [_evaluation_line(event.record, progress.base[event.record.part])]
+            base = progress.base[event.record.part]
+            return [_evaluation_line(event.record, base), *_group_lines(event.record, base)]
         case Note():
             return [note_line(event)]
         case RunFinished():
@@ -213,14 +214,28 @@ def _left_out(record: RoundRecord) -> list[str]:
 
 def _evaluation_line(record: EvaluationRecord, base: EvaluationRecord) -> str:
     """Return the line of an evaluation."""
-    before, after = macro(base.categories), macro(record.categories)
     when = "of the untuned base" if record.round == 0 else f"after round {record.round}"
+    before = None if record is base else macro(base.categories)
+    return f"{clean(record.part)} {when}: {_scores(before, macro(record.categories))}"
+
+
+def _group_lines(record: EvaluationRecord, base: EvaluationRecord) -> list[str]:
+    """Return a line per group that was scored: means over all its rows."""
+    return [
+        f"  all rows of {clean(name) or '(no group)'}: "
+        f"{_scores(None if record is base else means(base.groups.get(name, Totals())), means(totals))}"
+        for name, totals in record.groups.items()
+    ]
+
+
+def _scores(before: Scores | None, after: Scores) -> str:
+    """Return scores, with those before where there are any."""
     shown = [
-        f"{name} {show(new)}" if record is base or old is None else f"{name} {show(old)} -> {show(new)}"
-        for name, show, old, new, _ in pairs(before, after)
+        f"{name} {show(new)}" if before is None or old is None else f"{name} {show(old)} -> {show(new)}"
+        for name, show, old, new, _ in pairs(before or after, after)
         if new is not None
     ]
-    return f"{clean(record.part)} {when}: {', '.join(shown) or 'nothing scored'} ({after.rows:,} rows)"
+    return f"{', '.join(shown) or 'nothing scored'} ({after.rows:,} rows)"
 
 
 def note_line(event: Note) -> str:
@@ -232,7 +247,7 @@ def note_line(event: Note) -> str:
 
 
 def summary(records: Iterable[Record], *, ascii_only: bool = False) -> Group:
-    """Return the tables of base against final scores, one per part that was scored.
+    """Return the tables of base against final scores, one per part that was scored, and one by group where there are.
 
     Args:
         records: the records of a run, of which the evaluations count.
@@ -242,7 +257,12 @@ def summary(records: Iterable[Record], *, ascii_only: bool = False) -> Group:
     for record in records:
         if isinstance(record, EvaluationRecord):
             parts.setdefault(record.part, []).append(record)
-    return Group(*(score_table(scored[0], scored[-1], ascii_only=ascii_only) for scored in parts.values()))
+    tables = []
+    for scored in parts.values():
+        tables.append(score_table(scored[0], scored[-1], ascii_only=ascii_only))
+        if scored[-1].groups:
+            tables.append(group_table(scored[0], scored[-1], ascii_only=ascii_only))
+    return Group(*tables)
 
 
 def score_table(base: EvaluationRecord, final: EvaluationRecord, *, ascii_only: bool = False) -> Table:
@@ -254,23 +274,52 @@ def score_table(base: EvaluationRecord, final: EvaluationRecord, *, ascii_only: 
         ascii_only: whether only ASCII can be shown.
     """
     title = f"{clean(final.part)}: untuned base against round {final.round}"
+    table = _table(title, "category", ascii_only)
+    # The mean stands first, since it is what most people look for.
+    mean = macro(base.categories), macro(final.categories)
+    table.add_row("mean of categories", *_cells(*mean, ascii_only), end_section=True)
+    _add_rows(table, base.categories, final.categories, ascii_only)
+    return table
+
+
+def group_table(base: EvaluationRecord, final: EvaluationRecord, *, ascii_only: bool = False) -> Table:
+    """Return the table of base against final scores of one part by group, as means over all rows of each.
+
+    Args:
+        base: the scores of the untuned base.
+        final: those of the result, on the same part.
+        ascii_only: whether only ASCII can be shown.
+    """
+    title = f"{clean(final.part)} by group: untuned base against round {final.round}"
+    table = _table(title, "group (mean of rows)", ascii_only)
+    _add_rows(table, base.groups, final.groups, ascii_only)
+    return table
+
+
+def _table(title: str, first: str, ascii_only: bool) -> Table:
+    """Return an empty table of scores."""
     table = Table(title=title, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("category", overflow="fold", min_width=8)
+    table.add_column(first, overflow="fold", min_width=8)
     table.add_column("rows", justify="right", no_wrap=True)
     for heading in ("loss", "ROUGE-L", "exact match"):
         table.add_column(heading, justify="right")
-    # The mean stands first, since it is what most people look for.
-    rows = [("mean of categories", macro(base.categories), macro(final.categories))]
-    for name in sorted({*base.categories, *final.categories}):
-        old, new = (means(record.categories.get(name, Totals())) for record in (base, final))
-        rows.append((clean(name, ascii_only), old, new))
-    for number, (label, before, after) in enumerate(rows):
-        cells = [
-            Text(change(show, old, new, ascii_only), style=verdict(old, new, sign))
-            for _, show, old, new, sign in pairs(before, after)
-        ]
-        table.add_row(Text(label), Text(f"{after.rows:,}"), *cells, end_section=number == 0)
     return table
+
+
+def _add_rows(table: Table, base: Mapping[str, Totals], final: Mapping[str, Totals], ascii_only: bool) -> None:
+    """Add a row of scores for every name."""
+    for name in sorted({*base, *final}):
+        before, after = (means(totals.get(name, Totals())) for totals in (base, final))
+        table.add_row(Text(clean(name, ascii_only)), *_cells(before, after, ascii_only))
+
+
+def _cells(before: Scores, after: Scores, ascii_only: bool) -> list[Text]:
+    """Return the number of rows, and what became of each score."""
+    changes = [
+        Text(change(show, old, new, ascii_only), style=verdict(old, new, sign))
+        for _, show, old, new, sign in pairs(before, after)
+    ]
+    return [Text(f"{after.rows:,}"), *changes]
 
 
 # Words --------------------------------------------------------------------------------------------

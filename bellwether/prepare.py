@@ -6,6 +6,7 @@ before the base model is loaded.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.aggregate.average import make_aggregate
 from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.contradictions import check_recipe
 from bellwether.data.federated import fingerprint as data_fingerprint
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
@@ -21,7 +23,7 @@ from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.data.tokens import tokenise
 from bellwether.errors import DataError, RecipeError
 from bellwether.randomness import Randomness
-from bellwether.recipe import Recipe, check_recipe
+from bellwether.recipe import Recipe
 from bellwether.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -182,15 +184,15 @@ def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
 
 
 def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
-    """Return the rows to score, at most ``evaluation.max_rows_per_category`` of each category."""
+    """Return the rows to score, at most ``evaluation.max_rows_per_category`` of each category of a group."""
     most = recipe.evaluation.max_rows_per_category
     if most is None:
         return tokenised
-    counts: dict[str, int] = {}
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     rows: list[TokenRow] = []
     for row in tokenised.rows:
-        counts[row.category] = counts.get(row.category, 0) + 1
-        if counts[row.category] <= most:
+        counts[row.group, row.category] += 1
+        if counts[row.group, row.category] <= most:
             rows.append(row)
     return replace(tokenised, rows=rows)
 

@@ -7,21 +7,18 @@ resolved, with the results. It travels downwards only: rooms receive the section
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
 )
-
-from bellwether.errors import RecipeError
-
-Location = tuple[str | int, ...]
 
 
 def _ours_or_own(*ours: str) -> Callable[[str], str]:
@@ -42,6 +39,27 @@ def _folder_name(value: str) -> str:
     if not value or "\0" in value:
         raise ValueError("this cannot be the name of a folder")
     return value
+
+
+def _arm_name(value: str) -> str:
+    """Check what cannot stand in a line of a table."""
+    if not 0 < len(value.strip()) <= 64 or not value.isprintable() or value != value.strip():
+        raise ValueError("the name of an arm has 1 to 64 printable characters, and no space at its ends")
+    return value
+
+
+def _whole_numbers(single: bool) -> Callable[[Any], Any]:
+    """Return a validator that takes two whole numbers of at least 1, or a single one where that is allowed."""
+    wanted = "a whole number of at least 1, or two such as [1, 3]" if single else "two of at least 1, such as [20, 60]"
+
+    def check(value: Any) -> Any:
+        several = isinstance(value, (list, tuple)) and len(value) == 2
+        for number in value if several else [value]:
+            if type(number) is not int or number < 1 or not (single or several):
+                raise ValueError(f"give {wanted}")
+        return value
+
+    return check
 
 
 class Section(BaseModel):
@@ -84,6 +102,11 @@ class Columns(Section):
     response: str | None = Field(None, description="column name; null tries response, output, answer")
     category: str | None = Field(None, description="column name; null tries category")
     messages: str | None = Field(None, description="column with a chat; null tries messages, conversations")
+    group: str | None = Field(
+        None,
+        description="column with a language or domain; null tries language, domain, where they hold few short labels; "
+        "'' takes none",
+    )
 
 
 class Data(Section):
@@ -92,7 +115,7 @@ class Data(Section):
     sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         ("starter",),
         min_length=1,
-        description="files, folders, hub names, or 'starter' (embedded)",
+        description="files, folders, hub names, or 'starter' and 'starter:lowland' (embedded, in two languages)",
     )
     split: str = Field("train", description="split to take of a data set on the hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null takes the default branch")
@@ -118,6 +141,9 @@ class Data(Section):
         (), description="categories that no client sees; all their rows may serve the test"
     )
     max_rows: int | None = Field(None, ge=1, description="rows taken of the sources, drawn evenly; null takes all")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="the number that decides which rows are taken and held out; null: the run's"
+    )
     template: Literal["auto", "alpaca", "chat"] = Field(
         "auto", description="prompt format; auto takes the tokenizer's chat template, else Alpaca's"
     )
@@ -140,10 +166,23 @@ class Partition(Section):
     )
     clients: int = Field(10, ge=1, le=100_000, description="number of clients; column and files find their own")
     alpha: float = Field(0.5, gt=0, description="Dirichlet's concentration; small is uneven (dirichlet, quantity)")
-    categories_per_client: int = Field(2, ge=1, description="categories at each client (categories)")
+    categories_per_client: Annotated[int | tuple[int, int], BeforeValidator(_whole_numbers(single=True))] = Field(
+        2, description="categories at each client, or [least, most] to draw their number for each (categories)"
+    )
     shards_per_client: int = Field(2, ge=1, description="shards at each client (shards)")
     column: str | None = Field(None, description="name of the column that names the client (column)")
     min_rows: int = Field(1, ge=1, description="rows that each client must get")
+    rows_per_client: Annotated[tuple[int, int], BeforeValidator(_whole_numbers(single=False))] | None = Field(
+        None,
+        description="[least, most] rows that a client keeps of those it is dealt, their number drawn for each; "
+        "null keeps all",
+    )
+    clients_per_group: Mapping[str, Annotated[int, Field(ge=1, strict=True)]] | None = Field(
+        None,
+        min_length=1,
+        description="how many clients hold rows of each group (data.columns.group) and of no other, such as "
+        "{english: 5, french: 5}; null mixes groups",
+    )
     client_test_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of its rows that each client holds out and scores itself"
     )
@@ -175,7 +214,9 @@ class Training(Section):
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per step, times the learning rate")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; null does not clip")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate over rounds")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="learning rate over the steps of all rounds"
+    )
     warmup_rounds: int = Field(0, ge=0, description="rounds over which the learning rate rises to its full value")
     group_by_length: bool = Field(True, description="batches of rows of like length, in random order")
 
@@ -225,7 +266,9 @@ class Evaluation(Section):
     generate: bool = Field(True, description="also generate answers, for ROUGE-L and exact match")
     max_new_tokens: int = Field(48, ge=1, description="tokens generated per answer")
     batch_size: int = Field(32, ge=1, description="rows scored together")
-    max_rows_per_category: int | None = Field(None, ge=1, description="test rows scored per category; null scores all")
+    max_rows_per_category: int | None = Field(
+        None, ge=1, description="test rows scored per category (and group, where rows name them); null scores all"
+    )
     part: Literal["test", "validation"] = Field(
         "test", description="held-out rows to score; choose settings on validation, report on test"
     )
@@ -244,8 +287,74 @@ class Output(Section):
     )
 
 
+class Arm(Section):
+    """One arm of a comparison: who trains, and how long."""
+
+    trains: Literal["nobody", "alone", "together", "federation", "most frequent answer", "nearest row"] = Field(
+        "federation",
+        description="nobody (untuned), alone (each client on its own rows), together (all rows in one place), "
+        "federation, or a rule that needs no model: most frequent answer (of a category), nearest row (its answer)",
+    )
+    clients: tuple[str, ...] | None = Field(None, min_length=1, description="clients that train alone; null: all")
+    learning_rate: float | None = Field(None, gt=0, description="AdamW's step size; null takes the recipe's")
+    passes: int | None = Field(
+        None, ge=1, description="passes over each client's rows, on average; null: as many as the recipe's rounds make"
+    )
+    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of passes (alone, together)")
+    set: Mapping[str, Any] = Field({}, description="dotted fields of the recipe that are others in this arm")
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is trained."""
+        return self.trains in ("alone", "together", "federation")
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether its own settings count optimizer steps instead of passes."""
+        return self.steps is not None or self.set.get("training.local_steps") is not None
+
+
+class Tune(Section):
+    """Trials on validation rows, equally many for each arm that trains."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+        (0, 1, 2), min_length=1, description="seeds of the trials"
+    )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (2e-3, 4e-3, 8e-3, 16e-3), min_length=1, description="AdamW's step sizes to try"
+    )
+    passes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10, 20, 40), min_length=1, description="passes over each client's rows to try"
+    )
+    choose_by: Literal["loss", "rouge_l", "exact"] = Field("loss", description="macro score that chooses")
+
+
+class Compare(Section):
+    """What ``bellwether compare`` compares; a single run does not look at it."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+        (0, 1, 2, 3, 4), min_length=1, description="seeds of the runs"
+    )
+    arms: Mapping[Annotated[str, AfterValidator(_arm_name)], Arm] = Field(
+        {
+            "base": Arm(trains="nobody"),
+            "local": Arm(trains="alone"),
+            "centralized": Arm(trains="together"),
+            "federated": Arm(trains="federation"),
+        },
+        min_length=1,
+        description="the arms by name",
+    )
+    tune: Tune | None = Field(None, description="trials for learning rate and passes; null takes the arms' own")
+
+    @property
+    def tuned(self) -> dict[str, Arm]:
+        """The arms that take part in the trials: those that train and do not count steps."""
+        return {name: arm for name, arm in self.arms.items() if self.tune and arm.learns and not arm.counts_steps}
+
+
 class Recipe(Section):
-    """A whole run. ``Recipe()`` is the embedded default."""
+    """A whole run. ``Recipe()`` holds the defaults of all fields, on the embedded base and rows."""
 
     name: str = Field("default", description="name of the run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(0, ge=0, lt=2**63, description="the number that all draws derive from")
@@ -257,62 +366,4 @@ class Recipe(Section):
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Check what no single field can know, for recipes that were built in Python.
-
-    Raises:
-        RecipeError: fields contradict each other.
-    """
-    problems = [f"{'.'.join(map(str, location))}: {text}" for location, text in contradictions(recipe)]
-    if problems:
-        raise RecipeError(problems)
-
-
-def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
-    """Return location and sentence of every pair of fields that cannot stand together."""
-    found: list[tuple[Location, str]] = []
-    partition, federation = recipe.partition, recipe.federation
-    if partition.method == "column" and not partition.column:
-        found.append((("partition", "column"), "partition.method is column, so name the column in partition.column."))
-    if partition.column and partition.method not in ("column",):
-        found.append(
-            (
-                ("partition", "column"),
-                f"partition.column is given, but partition.method is {partition.method}; set it to column.",
-            )
-        )
-    known = partition.method not in ("column", "files", "auto")
-    if federation.cohort_size and known and federation.cohort_size > partition.clients:
-        found.append(
-            (
-                ("federation", "cohort_size"),
-                f"federation.cohort_size is {federation.cohort_size}, but there are {partition.clients} clients; "
-                f"give at most {partition.clients}.",
-            )
-        )
-    if federation.sampler == "available" and federation.availability is None:
-        found.append(
-            (
-                ("federation", "sampler"),
-                "federation.sampler is available, but federation.availability is null; say there who is away when.",
-            )
-        )
-    if federation.deadline is not None and federation.availability is None:
-        found.append(
-            (
-                ("federation", "deadline"),
-                "federation.deadline is given, but nobody's speed is simulated; set it, such as "
-                "federation.availability.rows_per_second=50.",
-            )
-        )
-    if recipe.training.warmup_rounds >= federation.rounds:
-        found.append(
-            (
-                ("training", "warmup_rounds"),
-                f"training.warmup_rounds is {recipe.training.warmup_rounds}, which leaves none of the "
-                f"{federation.rounds} rounds at the full learning rate; give fewer.",
-            )
-        )
-    return found
+    compare: Compare | None = Field(None, description="arms and seeds of bellwether compare; null: nothing to compare")

@@ -6,21 +6,23 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from bellwether.contradictions import Location, contradictions
 from bellwether.errors import RecipeError
-from bellwether.recipe import Location, Recipe, contradictions
+from bellwether.recipe import Recipe
 
 
 @dataclass
 class _Source:
-    """A recipe as read, before it is typed: values, and where each of them stands."""
+    """A recipe as read, before it is typed: values, where each of them stands, and where the others come from."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Location, str] = field(default_factory=dict)
+    origin: str = "recipe"
 
     def place(self, location: Location) -> str:
         """Return where the innermost known part of a location stands, or the first field below it."""
@@ -28,23 +30,30 @@ class _Source:
             if location[:length] in self.places:
                 return self.places[location[:length]]
         below = (text for known, text in self.places.items() if known[: len(location)] == location)
-        return next(below, "recipe")
+        return next(below, self.origin)
 
 
-def load_recipe(path: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe from YAML, apply overrides, and type it.
 
     Args:
-        path: the YAML file; None starts from the defaults.
+        path: the YAML file; a text may also name a shipped recipe, such as ``"default"``; None starts from
+            the defaults of all fields.
         overrides: texts such as ``training.batch_size=4``; the value is read as YAML.
 
     Raises:
         RecipeError: anything is wrong; all mistakes are in ``problems``, each with its place.
     """
     problems: list[str] = []
+    path = find_recipe(path) if isinstance(path, str) else path
     source = _read_yaml(path, problems) if path else _Source()
     for override in overrides:
         _apply_override(source, override, problems)
+    return _validated(source, problems)
+
+
+def _validated(source: _Source, problems: list[str]) -> Recipe:
+    """Return the recipe of a source, or raise all its problems at once."""
     recipe = None
     try:
         recipe = Recipe.model_validate(source.values)
@@ -55,6 +64,23 @@ def load_recipe(path: Path | None = None, overrides: Iterable[str] = ()) -> Reci
     if problems or recipe is None:
         raise RecipeError(problems)
     return recipe
+
+
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any], place: str = "override") -> Recipe:
+    """Return a recipe with other values in some of its fields.
+
+    Args:
+        recipe: the recipe.
+        overrides: values by dotted field, such as ``{"training.batch_size": 4}``.
+        place: where they stand, which opens the sentence of every mistake.
+
+    Raises:
+        RecipeError: all mistakes at once.
+    """
+    source = _Source(recipe.model_dump(mode="json"), origin=place)
+    for dotted, value in overrides.items():
+        _set(source, tuple(dotted.split(".")), value, place)
+    return _validated(source, [])
 
 
 def dump_recipe(recipe: Recipe, *, comments: bool = False) -> str:
@@ -142,18 +168,25 @@ def _apply_override(source: _Source, override: str, problems: list[str]) -> None
         problems.append(f"command line: {override!r} is not an override; write section.field=value.")
         return
     try:
-        value = yaml.safe_load(text)
+        node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        if isinstance(node, yaml.MappingNode):  # whose keys are texts, as in a file
+            value = _mapping(Path("command line"), node, location, {}, problems)
     except (yaml.YAMLError, ValueError):  # a ValueError where a date is none
         problems.append(f"command line: the value of {dotted} is not YAML: {text!r}; quote it.")
         return
+    _set(source, location, value, "command line")
+
+
+def _set(source: _Source, location: tuple[str, ...], value: Any, place: str) -> None:
+    """Set one field of a source, making the sections above it where they are not there."""
     target = source.values
     for depth, part in enumerate(location[:-1], start=1):
         if not isinstance(target.get(part), dict):
             target[part] = {}
-            source.places[location[:depth]] = "command line"
+            source.places[location[:depth]] = place
         target = target[part]
     target[location[-1]] = value
-    source.places[location] = "command line"
+    source.places[location] = place
 
 
 def _sentences(source: _Source, error: ValidationError) -> list[str]:
@@ -165,7 +198,7 @@ def _sentences(source: _Source, error: ValidationError) -> list[str]:
         # A list whose items are bad counts as too short as well.
         repeated = problem["type"] == "too_short" and any(known[: len(field)] == field for known in sentences)
         if not repeated and (not kinds or field not in sentences):
-            location = tuple(part for part in problem["loc"] if part not in kinds)
+            location = tuple(part for part in problem["loc"] if part not in (*kinds, "[key]"))
             sentences[field] = _sentence(source, location, problem)
     return list(sentences.values())
 
@@ -174,13 +207,14 @@ def _sentences(source: _Source, error: ValidationError) -> list[str]:
 _KINDS = {
     "model_type": "this is a section; set fields below it, or leave it out",
     "tuple_type": "a list is wanted, such as [one, two]",
-    "too_short": "the list is empty; name at least one",
+    "dict_type": "a mapping is wanted, such as {one: 1, two: 2}",
+    "too_short": "this is empty; name at least one",
 }
 
 
 def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -> str:
     """Turn one of pydantic's errors into: place, field, what is wrong, what to do."""
-    dotted = ".".join(map(str, location))
+    dotted = ".".join(map(str, location)).replace("\n", "\\n")  # a key may be any text, a sentence is one line
     place = source.place(location)
     if problem["type"] == "extra_forbidden":
         return f"{place}: there is no field {dotted}{_nearest(location)}"
@@ -194,12 +228,15 @@ def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -
 def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
     """Return the section class at a location, or None."""
     section: type[BaseModel] = Recipe
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         info = section.model_fields.get(str(part))
         inner = _inner_section(info.annotation) if info else None
-        if inner is None:
+        if info is None or inner is None:
             return None
         section = inner
+        if get_origin(info.annotation) is Mapping:
+            next(parts, None)  # the name of one of several sections
     return section
 
 
@@ -256,8 +293,9 @@ def _dump_section(section: BaseModel, indent: str, comments: bool) -> Iterable[s
             continue
         if comments and info.description:
             yield f"{indent}# {info.description}\n"
-        plain = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n")
+        plain = section.model_dump(mode="json", include={name})[name]
+        style: dict[str, Any] = {"default_flow_style": True, "width": 10_000, "allow_unicode": True}
+        text = yaml.safe_dump(plain, sort_keys=False, **style).removesuffix("...\n")
         yield f"{indent}{name}: {text.rstrip()}\n"
 
 

@@ -41,7 +41,7 @@ class RoundRecord:
         cohort: the clients that were asked.
         clients: those whose updates were aggregated.
         left_out: client and reason for the others.
-        learning_rate: the clients' learning rate in this round.
+        learning_rate: the clients' learning rate at the beginning of the round; while it warms up, at its end.
         loss: the clients' training loss, weighted by tokens, in nats per token.
         rows: rows that the clients have to train on.
         rows_seen: rows trained on, repetitions counted.
@@ -81,6 +81,7 @@ class EvaluationRecord:
         categories: totals by category.
         seconds: how long scoring took.
         clients: for the part ``clients``, each client's totals by category.
+        groups: totals by group (language or domain); empty where rows name fewer than two.
     """
 
     round: int
@@ -88,6 +89,7 @@ class EvaluationRecord:
     categories: Mapping[str, Totals]
     seconds: float
     clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
+    groups: Mapping[str, Totals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

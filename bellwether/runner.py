@@ -2,8 +2,8 @@
 
 This is also the Python interface:
 
-    from bellwether import Recipe, run
-    result = run(Recipe(seed=1))
+    from bellwether import load_recipe, run
+    result = run(load_recipe("default", ["seed=1"]))
     print(result.before.rouge_l, result.after.rouge_l, result.folder)
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from bellwether.adapter import Adapter
 from bellwether.aggregate.average import make_aggregate
-from bellwether.client.score import Scored, by_category, score
+from bellwether.client.score import Scored, by_category, by_group, score
 from bellwether.cohort import cohort_size, make_sampler, make_trace
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, ModelError
@@ -33,6 +33,7 @@ from bellwether.prepare import Prepared, prepare, with_absolute_paths
 from bellwether.prepare import fingerprint as data_fingerprint
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
+from bellwether.recipe_file import load_recipe
 from bellwether.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
 from bellwether.run_folder import LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
 from bellwether.trackers import open_trackers
@@ -79,7 +80,8 @@ def run(
     """Run a recipe, or go on with a run.
 
     Args:
-        recipe: what to run; with ``resume``, it must equal the folder's own, or be None.
+        recipe: what to run, None runs the shipped ``default``; with ``resume``, it must equal the folder's
+            own, or be None.
         resume: a run folder to go on with.
         watch: is told what happens; None is silent.
 
@@ -90,7 +92,9 @@ def run(
         BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
     """
     watch = watch or (lambda event: None)
-    return _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or Recipe(), watch)
+    return (
+        _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or load_recipe("default"), watch)
+    )
 
 
 def _begin(recipe: Recipe, watch: Watcher) -> Result:
@@ -215,13 +219,13 @@ def _federation(folder: RunFolder, prepared: Prepared, base: Base, layers: LoraL
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, progress.state, _records(progress))
 
-    def score_own(round: int, adapter: Adapter) -> Mapping[str, Totals]:
+    def score_own(round: int, adapter: Adapter) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
         if not prepared.scored.rows:
-            return {}
+            return {}, {}
         layers.load(0, adapter.tensors)
         scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
         _write_answers(folder, round, scored)
-        return by_category(prepared.scored.rows, scored)
+        return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
         recipe=recipe,

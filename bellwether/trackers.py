@@ -82,7 +82,7 @@ def scalars(record: RoundRecord | EvaluationRecord) -> dict[str, float]:
     """Return the numbers of a record under the names that trackers show.
 
     A round gives ``train/loss`` and the like, an evaluation ``PART/loss`` for the macro mean and
-    ``PART/CATEGORY/loss`` for each category.
+    ``PART/CATEGORY/loss`` for each category, and ``PART/group/GROUP/loss`` where there are groups.
     """
     if isinstance(record, EvaluationRecord):
         return _evaluation_scalars(record)
@@ -100,10 +100,12 @@ def scalars(record: RoundRecord | EvaluationRecord) -> dict[str, float]:
 
 
 def _evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
-    """Return the scores of an evaluation, macro and per category; what was not scored is absent."""
-    groups = {_name(record.part): macro(record.categories)}
-    groups |= {f"{_name(record.part)}/{_name(name)}": means(totals) for name, totals in record.categories.items()}
-    return {f"{group}/{key}": value for group, scores in groups.items() for key, value in _known(scores).items()}
+    """Return the scores of an evaluation, macro, per category and per group; what was not scored is absent."""
+    part = _name(record.part)
+    places = {part: macro(record.categories)}
+    places |= {f"{part}/{_name(name)}": means(totals) for name, totals in record.categories.items()}
+    places |= {f"{part}/group/{_name(name)}": means(totals) for name, totals in record.groups.items()}
+    return {f"{place}/{key}": value for place, scores in places.items() for key, value in _known(scores).items()}
 
 
 def _known(scores: Scores) -> Mapping[str, float]:

@@ -28,8 +28,7 @@ from bellwether.describe import describe, draw
 from bellwether.live import summary, view
 from bellwether.narrate import Progress
 from bellwether.prepare import prepare
-from bellwether.recipe import Recipe
-from bellwether.recipe_file import dump_recipe, find_recipe, load_recipe
+from bellwether.recipe_file import dump_recipe, load_recipe
 from bellwether.records import ClientFinished, Event
 from bellwether.runner import Result, run
 
@@ -82,7 +81,7 @@ class Camera:
 
 def default_run_hash() -> str:
     """Return a hash of what the figures rest on: the embedded base and rows, and the default recipe."""
-    digest = hashlib.sha256(dump_recipe(Recipe()).encode())
+    digest = hashlib.sha256(dump_recipe(load_recipe("default")).encode())
     for path in (STARTER / "base" / "model.safetensors", *sorted((STARTER / "rows").glob("*.jsonl"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -107,7 +106,7 @@ def main() -> None:
     """Run, draw, write."""
     camera, start = Camera(round=12, answered=3), time.perf_counter()
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        result = run(load_recipe(find_recipe("default")), watch=camera)
+        result = run(load_recipe("default"), watch=camera)
     seconds = time.perf_counter() - start
     readme = ROOT / "README.md"
     marked = re.compile(r"(<!-- figures:begin -->\n).*(<!-- figures:end -->)", re.DOTALL)
@@ -115,7 +114,7 @@ def main() -> None:
     readme.write_text(text, encoding="utf-8")
     if camera.picture is not None:
         (IMAGES / "live.svg").write_text(camera.picture, encoding="utf-8")
-    prepared = prepare(Recipe())
+    prepared = prepare(load_recipe("default"))
     for path in draw(describe(prepared.federated, prepared.clients), IMAGES):
         if path.suffix == ".svg":
             path.unlink()

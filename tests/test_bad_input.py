@@ -185,7 +185,7 @@ def one_name_instead_of_a_list(place: Place) -> list[str]:
     return place.run("lora.target_modules=q_proj")
 
 
-@case("command line: lora.target_modules is []: the list is empty; name at least one")
+@case("command line: lora.target_modules is []: this is empty; name at least one")
 def empty_list(place: Place) -> list[str]:
     return place.run("lora.target_modules=[]")
 
@@ -626,6 +626,35 @@ def more_categories_per_client_than_there_are(place: Place) -> list[str]:
     return place.run("partition.method=categories", "partition.categories_per_client=5")
 
 
+@case("partition.clients_per_group names 'french', but no row to deal is of that group; there are english with 20 rows")
+def group_without_rows(place: Place) -> list[str]:
+    rows = [row | {"language": "english"} for row in dolly_rows(CATEGORIES[:2], 10)]
+    groups = "partition.clients_per_group={english: 2, french: 2}"
+    return place.rows(rows, groups, "data.test_rows_per_category=0")
+
+
+@case(
+    "but 20 rows are of the group 'french'; give it clients, or leave these rows out (there are english with 20 rows,"
+)
+def group_without_clients(place: Place) -> list[str]:
+    rows = [row | {"domain": name} for name in ("english", "french") for row in dolly_rows(CATEGORIES[:2], 10)]
+    return place.rows(rows, "partition.clients_per_group.english=4", "data.test_rows_per_category=0")
+
+
+@case(
+    "command line: partition.clients_per_group adds up to 7 clients, but partition.clients is 4; set partition.clients"
+)
+def groups_that_do_not_add_up(place: Place) -> list[str]:
+    return place.run("partition.clients_per_group={english: 4, french: 3}")
+
+
+@case(
+    "partition.rows_per_client begins at 20 rows, but 4 of 4 clients are dealt fewer: client-01 gets 8; begin at 8 or"
+)
+def more_rows_to_keep_than_are_dealt(place: Place) -> list[str]:
+    return place.run("partition.rows_per_client=[20, 60]")
+
+
 @case("the category 'scarce' has only 2 rows to share; take 2 clients or fewer")
 def category_too_small_to_be_shared(place: Place) -> list[str]:
     rows = [*dolly_rows(CATEGORIES[:1], 20), *dolly_rows(["scarce"], 2)]
@@ -1003,6 +1032,197 @@ def resume_without_a_whole_checkpoint(place: Place) -> list[str]:
     for path in (place.finished_run() / "checkpoints").glob("*/adapter_model.safetensors"):
         os.truncate(path, 50)
     return ["run", "--resume", "out"]
+
+
+# Comparisons --------------------------------------------------------------------------------------
+
+# By name: the section ``compare``, fields of the command line, and what the sentence says.
+COMPARISONS: dict[str, tuple[str, str, str]] = {
+    "nothing_to_compare": ("null", "", "compare is null, so there is nothing to compare; name arms and seeds there"),
+    "arm_of_an_unknown_kind": (
+        "{arms: {x: {trains: nobod}}}",
+        "",
+        "tiny.yaml:9: compare.arms.x.trains is 'nobod': input should be 'nobody', 'alone', 'together'",
+    ),
+    "arm_with_a_misspelt_field": (
+        "{arms: {x: {train: alone}}}",
+        "",
+        "there is no field compare.arms.x.train; did you mean compare.arms.x.trains?",
+    ),
+    "arm_that_is_no_section": (
+        "{arms: {x: alone}}",
+        "",
+        "compare.arms.x is 'alone': this is a section; set fields below it",
+    ),
+    "arm_without_a_name": ("{arms: {'': {}}}", "", "the name of an arm has 1 to 64 printable characters"),
+    "arm_with_a_line_break_in_its_name": ('{arms: {"a\\nb": {}}}', "", "1 to 64 printable characters"),
+    "arms_with_one_folder": (
+        "{arms: {a/b: {}, A b: {}}}",
+        "",
+        "compare.arms: 'A b' and 'a/b' would share a folder; rename this arm",
+    ),
+    "arm_named_like_the_trials": ("{arms: {trials: {}}}", "", "'trials' and the trials would share a folder"),
+    "no_arm": ("{arms: {}}", "", "compare.arms: this is empty; name at least one"),
+    "seed_given_twice": ("{seeds: [1, 2, 1]}", "", "tiny.yaml:9: compare.seeds names 1 twice; once is enough"),
+    "client_given_twice": (
+        "{arms: {x: {trains: alone, clients: [a, a]}}}",
+        "",
+        "compare.arms.x.clients names a twice; once is enough",
+    ),
+    "passes_and_steps": (
+        "{arms: {x: {trains: alone, passes: 2, steps: 3}}}",
+        "",
+        "tiny.yaml:9: compare.arms.x.steps is given as well as passes; leave one of them out",
+    ),
+    "steps_of_a_federation": ("{arms: {x: {steps: 3}}}", "", "compare.arms.x.steps is given, but a federation counts"),
+    "passes_of_nobody": (
+        "{arms: {x: {trains: nobody, passes: 3}}}",
+        "",
+        "compare.arms.x.passes is given, but trains is nobody, which trains nothing; leave it out",
+    ),
+    "learning_rate_of_a_rule": (
+        "{arms: {x: {trains: nearest row, learning_rate: 3}}}",
+        "",
+        "compare.arms.x.learning_rate is given, but trains is nearest row, which trains nothing",
+    ),
+    "clients_that_train_together": (
+        "{arms: {x: {trains: together, clients: [client-1]}}}",
+        "",
+        "compare.arms.x.clients is given, but trains is together; only an arm that trains alone names clients",
+    ),
+    "clients_that_are_not_there": (
+        "{arms: {x: {trains: alone, clients: [client-01, nobody]}}}",
+        "",
+        "compare.arms.x.clients: there is no client 'nobody'; there are client-01, client-02, client-03 to client-04",
+    ),
+    "unknown_field_set_by_an_arm": (
+        "{arms: {x: {set: {lora.ranc: 3}}}}",
+        "",
+        "compare.arms.x: there is no field lora.ranc; did you mean lora.rank?",
+    ),
+    "wrong_value_set_by_an_arm": ("{arms: {x: {set: {lora.rank: 0}}}}", "", "compare.arms.x: lora.rank is 0: input"),
+    "section_set_by_an_arm": (
+        "{arms: {x: {set: {lora: {rank: 3}}}}}",
+        "",
+        "compare.arms.x.set: lora is a whole section; name its fields, such as lora.rank",
+    ),
+    "seed_set_by_an_arm": (
+        "{arms: {x: {set: {seed: 3}}}}",
+        "",
+        "compare.arms.x.set names seed, which is the same for all arms of a comparison; leave it out",
+    ),
+    "training_of_nobody_set_by_an_arm": (
+        "{arms: {x: {trains: nobody, set: {training.batch_size: 3}}}}",
+        "",
+        "compare.arms.x.set names training.batch_size, which has no effect, since trains is nobody; leave it out",
+    ),
+    "training_of_a_rule_set_by_an_arm": (
+        "{arms: {x: {trains: nearest row, set: {training.local_epochs: 3}}}}",
+        "",
+        "compare.arms.x.set names training.local_epochs, which has no effect, since trains is nearest row",
+    ),
+    "warm_up_without_rounds_set_by_an_arm": (
+        "{arms: {x: {trains: alone, set: {training.warmup_rounds: 1}}}}",
+        "",
+        "compare.arms.x.set names training.warmup_rounds, which has no effect, since trains is alone; leave it out",
+    ),
+    "aggregation_without_a_federation_set_by_an_arm": (
+        "{arms: {x: {trains: together, set: {federation.aggregate: uniform}}}}",
+        "",
+        "compare.arms.x.set names federation.aggregate, which has no effect, since trains is together; leave it out",
+    ),
+    "fraction_beside_passes_set_by_an_arm": (
+        "{arms: {x: {trains: together, passes: 3, set: {federation.fraction: 1}}}}",
+        "",
+        "compare.arms.x.set names federation.fraction, which has no effect, since trains is together; leave it out",
+    ),
+    "length_told_twice": (
+        "{arms: {x: {passes: 3, set: {federation.rounds: 3}}}}",
+        "",
+        "compare.arms.x.set names federation.rounds, but passes decides it; leave one of them out",
+    ),
+    "impossible_partition_set_by_an_arm": (
+        "{arms: {y: {}, x: {set: {partition.clients: 99}}}}",
+        "",
+        "compare.arms.x: 32 rows cannot give 99 clients 1 row(s) each",
+    ),
+    "other_rows_scored_by_an_arm": (
+        "{arms: {y: {}, x: {set: {data.seed: 3}}}}",
+        "",
+        "compare.arms.x.set makes other rows to score than those of y; compare arms on the same",
+    ),
+    "passes_where_steps_are_counted": (
+        "{arms: {x: {passes: 3}}}",
+        "training.local_steps=4",
+        "compare.arms.x: passes cannot be told where training.local_steps counts steps; set federation.rounds",
+    ),
+    "no_length_where_steps_are_counted": (
+        "{arms: {x: {trains: alone}}}",
+        "training.local_steps=4",
+        "compare.arms.x: training.local_steps counts steps of a round; give this arm passes or steps",
+    ),
+    "nothing_to_score": ("{}", "data.test_rows_per_category=0", "no rows are held out, so arms cannot be compared"),
+    "rate_given_and_tuned": (
+        "{arms: {x: {learning_rate: 0.1}}, tune: {}}",
+        "",
+        "compare.arms.x.learning_rate is given, but compare.tune chooses it; leave one of them out",
+    ),
+    "rate_set_and_tuned": (
+        "{arms: {x: {set: {training.learning_rate: 0.1}}}, tune: {}}",
+        "",
+        "compare.arms.x.set names training.learning_rate, but compare.tune decides it",
+    ),
+    "rate_tried_twice": (
+        "{tune: {learning_rates: [0.1, 0.1]}}",
+        "",
+        "compare.tune.learning_rates names 0.1 twice; once is enough",
+    ),
+    "nothing_to_tune": ("{arms: {x: {trains: nobody}}, tune: {}}", "", "no arm trains passes that it could choose"),
+    "choice_by_answers_that_are_not_there": (
+        "{tune: {choose_by: exact}}",
+        "evaluation.generate=false",
+        "compare.tune.choose_by is exact, but evaluation.generate is false, so there are no answers; choose by loss",
+    ),
+    "trials_without_validation_rows": (
+        "{tune: {}}",
+        "",
+        "evaluation.part is validation, but no rows are held out for it; set data.validation_rows_per_category",
+    ),
+}
+
+
+def _compared(section: str, field: str) -> Callable[[Place], list[str]]:
+    def arrange(place: Place) -> list[str]:
+        place.run()
+        with (place.path / "tiny.yaml").open("a") as recipe:
+            recipe.write(f"compare: {section}\n")
+        return ["compare", "tiny.yaml", *filter(None, [field])]
+
+    return arrange
+
+
+for _name, (_section, _field, _says) in COMPARISONS.items():
+    CASES[_name] = Case(_compared(_section, _field), ((_says,),), loads_weights=False)
+
+
+@case("comparison is not empty; give a new or empty folder with --out")
+def comparison_into_a_folder_with_files(place: Place) -> list[str]:
+    (place.path / "comparison").mkdir()
+    (place.path / "comparison" / "thesis.txt").touch()
+    return ["compare", *place.run("compare={}")[1:]]
+
+
+@case("comparison is in use by process {process}: wait until it ends, or give another folder")
+def comparison_in_use(place: Place) -> list[str]:
+    (place.path / "comparison").mkdir()
+    return ["compare", *place.run("compare={}")[1:], str(hold(place, place.path / "comparison"))]
+
+
+@case("comparison/recipe.yaml cannot be read; give another folder with --out.")
+def comparison_in_a_folder_whose_recipe_is_broken(place: Place) -> list[str]:
+    (place.path / "comparison").mkdir()
+    (place.path / "comparison" / "recipe.yaml").write_text("seeds: 3\n")
+    return ["compare", *place.run("compare={}")[1:]]
 
 
 # The other commands -------------------------------------------------------------------------------

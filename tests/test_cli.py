@@ -98,7 +98,16 @@ def test_recipe_prints_every_field_with_its_meaning_and_can_be_read_back(bellwet
 
 
 def test_recipe_lists_the_shipped_ones(bellwether: Command) -> None:
-    assert ok(bellwether("recipe", "--list")).split() == ["default", "fedit-10", "fedit-dolly", "shepherd"]
+    assert ok(bellwether("recipe", "--list")).split() == [
+        "default",
+        "fedit-10",
+        "fedit-100",
+        "fedit-dolly",
+        "fedit-table",
+        "fedit-trials",
+        "shepherd",
+        "two-languages",
+    ]
 
 
 def test_flags_win_over_fields_and_fields_over_the_file(bellwether: Command, tmp_path: Path) -> None:
@@ -124,6 +133,36 @@ def test_other_rows_do_not_keep_the_test_rows_of_the_recipe(bellwether: Command,
     assert (data["sources"], data["test_sources"], data["validation_sources"]) == (["b.jsonl"], [], [])
     words = ["r.yaml", "--data", "b.jsonl", "data.test_sources=[own.jsonl]"]
     assert printed(bellwether("recipe", *words))["data"]["test_sources"] == ["own.jsonl"]
+
+
+@pytest.mark.parametrize("words", [["--data", "mine.jsonl"], ["data.sources=[mine.jsonl]"]])
+def test_other_rows_are_all_dealt_though_the_default_keeps_some_of_the_embedded_ones(
+    bellwether: Command, words: list[str]
+) -> None:
+    embedded, own = (printed(bellwether("recipe", *given))["partition"] for given in ([], words))
+    assert (embedded["categories_per_client"], embedded["rows_per_client"]) == ([1, 3], [20, 60])
+    assert (own["categories_per_client"], own["rows_per_client"]) == (2, None)
+    asked = printed(bellwether("recipe", *words, "partition.rows_per_client=[5, 9]"))["partition"]
+    assert asked["rows_per_client"] == [5, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["--data", "starter"], False),
+        (["data.sources=[starter:lowland]"], False),
+        (["--data", "starter", "--data", "starter:lowland"], False),
+        (["--data", "starter", "--data", "mine.jsonl"], True),
+    ],
+)
+def test_embedded_rows_by_name_are_those_of_the_default_recipe_and_others_are_told_of(
+    bellwether: Command, words: list[str], own: bool
+) -> None:
+    outcome = bellwether("recipe", *words)
+    recipe = printed(outcome)
+    assert (recipe["partition"]["rows_per_client"] is None) is own
+    assert (recipe["federation"]["rounds"] == printed(bellwether("recipe"))["federation"]["rounds"]) is not own
+    assert ("fields that you do not set have their own defaults" in outcome.err) is own
 
 
 def test_a_data_file_in_the_place_of_a_recipe_is_told_from_one(bellwether: Command, tmp_path: Path) -> None:
@@ -166,6 +205,27 @@ def test_a_run_tells_its_rounds_scores_and_where_the_results_are(tiny_run: tuple
     for category in CATEGORIES[:4]:
         assert f"  {category} " in text
     assert text.endswith(f"\nAdapter, scores and records are in {folder}.\n")
+
+
+def test_scores_are_told_by_group_of_the_servers_rows_and_of_those_at_clients_of_one_group(
+    bellwether: Command, tiny_recipe: Path
+) -> None:
+    rows = [row | {"domain": name} for name in ("law", "clinic") for row in dolly_rows(CATEGORIES[:2], 12)]
+    write_rows(tiny_recipe.parent / "rows.jsonl", rows)
+    fields = ["partition.clients_per_group={law: 1, clinic: 3}", "partition.client_test_fraction=0.25"]
+    text = ok(bellwether("run", tiny_recipe, "--data", "rows.jsonl", *fields, "--out", "out"))
+    assert "test by group: untuned base against round 2" in text
+    assert "clients by group: untuned base against round 2" in text
+    scored = {
+        (row["part"], row["group"]): row["rows"]
+        for row in json_lines(Path("out/evaluation.jsonl"))
+        if row["round"] == 2 and row["category"] == "(all rows)"
+    }
+    test = {group: scored["test", group] for group in ("law", "clinic")}
+    assert sum(test.values()) == 4
+    # 24 rows of law less those of the test are one client's, a quarter of which it holds out.
+    assert scored["clients", "law"] == round(0.25 * (24 - test["law"]))
+    assert set(scored) == {(part, group) for part in ("test", "clients") for group in test}
 
 
 def test_a_run_leaves_its_records(tiny_run: tuple[Path, Outcome]) -> None:

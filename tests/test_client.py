@@ -1,6 +1,7 @@
 """What a client does with its rows: batches, local training, scores."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tiny_models import tiny_base
 
 from bellwether.client.batches import by_length, collate, local_steps
-from bellwether.client.score import by_category, score
+from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import train_cohort
 from bellwether.cohort import Condition
 from bellwether.data.rows import Row, TokenRow
@@ -118,7 +119,7 @@ def layers(base, adapter):
 
 
 def task(adapter, **training) -> TrainTask:
-    return TrainTask(1, adapter, Training(**training), 1e-2, seed=5)
+    return TrainTask(1, adapter, Training(learning_rate=1e-2, **training), rounds=4, seed=5)
 
 
 def test_a_client_trains_to_the_same_bytes_alone_and_in_a_cohort(base, adapter, layers):
@@ -137,11 +138,11 @@ def test_training_changes_the_adapter_and_never_the_base(base, adapter, layers):
 
 def test_another_seed_or_round_or_client_draws_another_order_and_other_masks(base, adapter, layers):
     rows = random_rows(20)
-    ours = task(adapter)
+    ours = task(adapter, schedule="constant")
     others = [
         (ours, "a"),
-        (TrainTask(1, adapter, ours.training, ours.learning_rate, seed=6), "a"),
-        (TrainTask(2, adapter, ours.training, ours.learning_rate, seed=5), "a"),
+        (TrainTask(1, adapter, ours.training, 4, seed=6), "a"),
+        (TrainTask(2, adapter, ours.training, 4, seed=5), "a"),
         (ours, "b"),
     ]
     results = set()
@@ -223,6 +224,15 @@ def test_totals_are_kept_by_category():
     assert by_category(rows, scored) == {"a": Totals(1, 2, 2.0), "b": Totals(2, 4, 4.0)}
 
 
+def test_totals_are_kept_by_group_also_where_rows_name_none():
+    from bellwether.client.score import Scored
+
+    plain = token_row([1, 2], [0, 1])
+    rows = [replace(plain, row=replace(plain.row, group=name)) for name in ("fr", "", "fr")]
+    scored = [Scored(Totals(rows=1, tokens=n, loss=float(n)), None) for n in (1, 2, 3)]
+    assert by_group(rows, scored) == {"": Totals(1, 2, 2.0), "fr": Totals(2, 4, 4.0)}
+
+
 def test_the_macro_mean_weighs_categories_alike():
     categories = {"a": Totals(1, 10, 10.0, 1, 1.0, 1), "b": Totals(99, 10, 30.0, 100, 20.0, 50)}
     scores = macro(categories)
@@ -262,7 +272,7 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
     }
     rows = {name: random_rows(10) for name in "abcd"}
     training = Training(local_epochs=2)
-    asked = TrainTask(1, adapter, training, 1e-3, 0, deadline=10.0)
+    asked = TrainTask(1, adapter, training, rounds=1, seed=0, deadline=10.0)
     replies = {reply.client: reply for reply in engine(base, layers, conditions, **rows).ask("abcd", asked)}
     # By hand: 10 rows, 2 epochs, 5 rows a second.
     assert replies["a"].seconds == pytest.approx(4.0)

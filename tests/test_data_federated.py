@@ -7,7 +7,7 @@ import pytest
 from bellwether.data.federated import fingerprint, load_federated
 from bellwether.errors import DataError
 from bellwether.randomness import Randomness
-from bellwether.recipe import Data, Partition
+from bellwether.recipe import Columns, Data, Partition
 
 
 def write(path, rows):
@@ -213,6 +213,57 @@ def test_the_embedded_rows_bring_their_own_test_and_validation(tmp_path, monkeyp
     assert (len(training(federated)), len(federated.validation), len(federated.test)) == (10, 20, 30)
 
 
+def test_embedded_rows_of_two_languages_bring_the_test_and_validation_rows_of_both(tmp_path, monkeypatch):
+    monkeypatch.setattr("bellwether.data.sources.STARTER_ROWS", tmp_path)
+    (tmp_path / "lowland").mkdir()
+    for number, name in enumerate(("train", "validation", "test"), 1):
+        for folder, language, size in ((tmp_path, "english", 10), (tmp_path / "lowland", "lowland", 4)):
+            rows = [{"instruction": f"{name} {n}", "response": language, "language": language} for n in range(size)]
+            write(folder / f"{name}.jsonl", rows * number)
+
+    def groups(*sources, partition=FOUR, **data):
+        federated = load_federated(Data(sources=sources, **data), partition, Randomness(0))
+        parts = (training(federated), federated.validation, federated.test)
+        return [dict(collections.Counter(row.group for row in rows)) for rows in parts]
+
+    assert groups("starter") == [{"english": 10}, {"english": 20}, {"english": 30}]
+    assert groups("starter:lowland") == [{"lowland": 4}, {"lowland": 8}, {"lowland": 12}]
+    both = [{"english": 10 * n, "lowland": 4 * n} for n in (1, 2, 3)]
+    assert groups("starter", "starter:lowland") == both
+    per_group = Partition(method="iid", clients=4, clients_per_group={"lowland": 1, "english": 3})
+    assert groups("starter", "starter:lowland", partition=per_group) == both
+    own_test = groups("starter", "starter:lowland", test_sources=("starter:lowland:test",), test_rows_per_category=10)
+    assert own_test == [both[0], {}, {"lowland": 12}]
+
+
+@pytest.mark.parametrize("column", ["language", "domain"])
+def test_rows_name_their_group_in_usual_columns_or_in_one_that_the_recipe_names(tmp_path, column):
+    rows = rows_of({"a": 9}, **{column: "law"}) + rows_of({"a": 9}, **{column: "clinic"})
+    source = write(tmp_path / "rows.jsonl", rows)
+    federated = load(source, test_rows_per_category=0)
+    assert collections.Counter(row.group for row in training(federated)) == {"law": 9, "clinic": 9}
+    assert federated.notes == ()
+    named = write(tmp_path / "named.jsonl", rows_of({"a": 9}, field=3))
+    federated = load(named, test_rows_per_category=0, columns=Columns(group="field"))
+    assert {row.group for row in training(federated)} == {"3"}
+    chats = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], column: "law"}]
+    federated = load(write(tmp_path / "chats.jsonl", chats * 4), test_rows_per_category=0)
+    assert {row.group for row in training(federated)} == {"law"}
+
+
+def test_a_column_of_groups_that_is_not_there_is_named(source):
+    with pytest.raises(DataError, match=r"there is no column 'tongue' \(data\.columns\.group\)"):
+        load(source, columns=Columns(group="tongue"))
+
+
+def test_files_are_no_clients_where_groups_have_theirs(tmp_path):
+    write(tmp_path / "one.jsonl", rows_of({"a": 20}, language="en"))
+    write(tmp_path / "two.jsonl", rows_of({"a": 20}, language="fr"))
+    partition = Partition(clients=5, clients_per_group={"en": 2, "fr": 3})
+    federated = load(str(tmp_path), partition=partition, test_rows_per_category=0)
+    assert list(federated.clients) == [f"client-{n:02}" for n in range(1, 6)]
+
+
 # Fingerprint --------------------------------------------------------------------------------------
 
 
@@ -236,7 +287,7 @@ def test_any_change_of_a_row_or_of_its_place_changes_the_fingerprint(source):
         replace(federated, clients={**federated.clients, name: rows[::-1]}),
         *(
             replace(federated, clients={**federated.clients, name: [replace(rows[0], **{field: "x"}), *rows[1:]]})
-            for field in ("instruction", "response", "context", "category")
+            for field in ("instruction", "response", "context", "category", "group")
         ),
     ]
     assert len({known, *map(fingerprint, changed)}) == len(changed) + 1

@@ -1,16 +1,21 @@
 import collections
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bellwether.data.categories import choose_categories
+from bellwether.data.federated import load_federated
+from bellwether.data.keep import draw_rows
 from bellwether.data.partition import deal, fill_up
 from bellwether.data.rows import Row
 from bellwether.errors import DataError, RecipeError
 from bellwether.randomness import Randomness
-from bellwether.recipe import Partition
+from bellwether.recipe import Data, Partition
+from bellwether.recipe_file import load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
 METHODS = ["iid", "dirichlet", "categories", "shards", "quantity"]
@@ -253,6 +258,203 @@ def test_an_own_function_that_is_not_there_is_an_error_of_the_recipe():
         dealt(method="no_such_module:deal")
 
 
+# Ranges -------------------------------------------------------------------------------------------
+
+
+def categories_of(own):
+    return {row.category for row in own}
+
+
+def test_a_range_of_categories_gives_each_number_to_some_client_and_the_first_in_turn():
+    parts = list(dealt(method="categories", clients=30, categories_per_client=(1, 3)).values())
+    assert {len(categories_of(own)) for own in parts} == {1, 2, 3}
+    assert all("abcd"[number % 4] in categories_of(own) for number, own in enumerate(parts))
+    assert sum(map(len, parts)) == len(ROWS)
+
+
+def test_each_category_is_shared_in_equal_parts_by_those_that_hold_it():
+    parts = dealt(method="categories", clients=9, categories_per_client=(1, 4))
+    for category, rows in (("a", 50), ("b", 40), ("c", 30), ("d", 23)):
+        counts = [sum(row.category == category for row in own) for own in parts.values()]
+        held = [count for count in counts if count]
+        assert sum(held) == rows
+        assert max(held) - min(held) <= 1
+
+
+def test_further_categories_are_those_that_the_fewest_clients_hold():
+    # Firsts in turn: 0 1 2 3 4 0 1. Each client takes one more, so that no category is held three times before all
+    # others are held twice: 14 places are 5 · 2 + 4.
+    for seed in range(20):
+        chosen = choose_categories(7, 5, 2, 2, np.random.default_rng(seed))
+        assert [own[0] for own in chosen] == [0, 1, 2, 3, 4, 0, 1]
+        assert all(len(set(own)) == 2 for own in chosen)
+        assert sorted(collections.Counter(category for own in chosen for category in own).values()) == [2, 3, 3, 3, 3]
+
+
+def test_a_range_of_categories_depends_on_the_seed():
+    settings = {"method": "categories", "clients": 6, "categories_per_client": (1, 3)}
+    assert texts(dealt(seed=1, **settings)) == texts(dealt(seed=1, **settings))
+    assert texts(dealt(seed=1, **settings)) != texts(dealt(seed=2, **settings))
+
+
+def test_auto_takes_a_range_of_categories_where_there_are_as_many():
+    rows, notes = make_rows(a=60, b=60), []
+    dealt(rows, clients=3, categories_per_client=(1, 2), notes=notes)
+    dealt(rows, clients=3, categories_per_client=(1, 3), notes=notes)
+    assert [note.split(",")[0] for note in notes] == [
+        "partition.method: auto is categories",
+        "partition.method: auto is iid",
+    ]
+
+
+def test_kept_rows_are_some_of_those_dealt_and_their_number_is_drawn_evenly():
+    whole = dealt(method="iid", clients=4)
+    sizes = collections.Counter()
+    for seed in range(150):
+        parts = dealt(method="iid", clients=1, rows_per_client=(3, 5), seed=seed)
+        sizes.update(len(own) for own in parts.values())
+    assert set(sizes) == {3, 4, 5}
+    # 50 of each are expected, with a standard deviation of √(150 · 1/3 · 2/3) = 5.8.
+    assert all(abs(count - 50) < 20 for count in sizes.values())
+
+    notes = []
+    kept = dealt(method="iid", clients=4, rows_per_client=(10, 20), notes=notes)
+    for client, own in texts(kept).items():
+        assert 10 <= len(own) <= 20
+        assert [text for text in texts(whole)[client] if text in own] == own
+    unused = 143 - sum(map(len, kept.values()))
+    assert notes == [
+        f"partition.rows_per_client: {unused} of 143 dealt rows are used by nobody, since each client keeps 10 to 20."
+    ]
+
+
+def test_what_a_client_keeps_depends_on_seed_and_client_and_not_on_the_other_clients():
+    rows = [Row(f"{name} {n}", "b", client=name) for name in "xyz" for n in range(20)]
+    settings = {"method": "files", "rows_per_client": (5, 9)}
+    first, fewer = texts(dealt(rows, **settings)), texts(dealt(rows[:40], **settings))
+    assert {"x": first["x"], "y": first["y"]} == fewer
+    assert texts(dealt(rows, seed=1, **settings)) != first
+    numbers = {client: [text.split()[1] for text in own] for client, own in first.items()}
+    assert numbers["x"] != numbers["y"]
+
+
+def test_a_client_with_fewer_rows_than_drawn_keeps_all_and_nothing_is_noted():
+    notes = []
+    parts = dealt(make_rows(a=12), method="iid", clients=2, rows_per_client=(6, 900), notes=notes)
+    assert [len(own) for own in parts.values()] == [6, 6]
+    assert notes == []
+
+
+def test_no_category_is_lost_where_as_many_rows_are_kept():
+    rows = make_rows(a=60, b=1, c=2)
+    for seed in range(20):
+        for own in dealt(rows, method="iid", clients=1, rows_per_client=(3, 3), seed=seed).values():
+            assert categories_of(own) == {"a", "b", "c"}
+            assert len(own) == 3
+        (own,) = dealt(rows, method="iid", clients=1, rows_per_client=(2, 2), seed=seed).values()
+        assert len(categories_of(own)) == 2
+
+
+def test_rows_are_kept_alike_where_no_category_would_be_lost():
+    drawn = collections.Counter()
+    for seed in range(400):
+        drawn.update(draw_rows(["a"] * 5 + ["b"] * 5, 5, np.random.default_rng(seed)))
+    # Each of ten rows in half of 400 draws, with a standard deviation of 10.
+    assert all(abs(count - 200) < 50 for count in drawn.values())
+
+
+def test_a_client_with_fewer_rows_than_the_least_is_refused_with_what_is_feasible():
+    rows = [Row("a", "b", client="x"), *[Row("a", "b", client="y")] * 9]
+    said = r"begins at 5 rows, but 1 of 2 clients are dealt fewer: x gets 1; begin at 1 or lower, or take fewer clients"
+    with pytest.raises(DataError, match=said):
+        dealt(rows, method="files", rows_per_client=(5, 9))
+
+
+def test_the_default_ranges_can_be_dealt_from_the_embedded_rows_with_any_seed():
+    settings = load_recipe("default").partition
+    for seed in range(20):
+        federated = load_federated(Data(), settings, Randomness(seed))
+        assert len(federated.clients) == 10
+        assert all(20 <= len(own) <= 60 for own in federated.clients.values())
+        assert all(1 <= len(categories_of(own)) <= 3 for own in federated.clients.values())
+        assert len({row.category for own in federated.clients.values() for row in own}) == 8
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+def grouped(**sizes):
+    return [
+        Row(f"{group} {category} {n}", "b", category=category, group=group)
+        for group, size in sizes.items()
+        for category in "abcd"
+        for n in range(size)
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clients_of_a_group_hold_its_rows_only_and_count_on_in_the_order_of_the_groups(method):
+    rows = grouped(en=10, fr=20)
+    parts = dealt(rows, method=method, clients=5, clients_per_group={"fr": 3, "en": 2})
+    assert list(parts) == [f"client-{n:02}" for n in range(1, 6)]
+    assert [{row.group for row in own} for own in parts.values()] == [{"fr"}] * 3 + [{"en"}] * 2
+    assert sorted(row.instruction for own in parts.values() for row in own) == sorted(row.instruction for row in rows)
+
+
+def test_a_groups_rows_are_dealt_alike_whatever_the_other_groups_hold():
+    settings = {"method": "dirichlet", "clients": 5, "clients_per_group": {"en": 3, "fr": 2}}
+    one, other = (list(texts(dealt(grouped(en=10, fr=size), **settings)).values()) for size in (10, 15))
+    assert one[:3] == other[:3]
+
+
+def test_groups_are_dealt_by_draws_of_their_own():
+    parts = dealt(grouped(en=10, fr=10), method="iid", clients=2, clients_per_group={"en": 1, "fr": 1})
+    en, fr = ([text.split(maxsplit=1)[1] for text in own] for own in texts(parts).values())
+    assert sorted(en) == sorted(fr)
+    assert en != fr
+
+
+def test_auto_is_resolved_for_each_group_and_never_takes_files_as_clients():
+    rows = grouped(en=9) + [Row(f"fr {n}", "b", group="fr") for n in range(8)]
+    rows = [replace(row, client=f"file {number % 2}") for number, row in enumerate(rows)]
+    notes = []
+    parts = dealt(rows, clients=6, clients_per_group={"en": 4, "fr": 2}, notes=notes)
+    assert notes == [
+        "en: partition.method: auto is categories, since rows have 4 categories.",
+        "fr: partition.method: auto is iid, since rows name fewer than two categories.",
+    ]
+    assert [len(own) for own in parts.values()][4:] == [4, 4]
+
+
+def test_ranges_hold_within_groups():
+    settings = {"categories_per_client": (1, 2), "rows_per_client": (4, 6), "method": "categories"}
+    parts = dealt(grouped(en=20, fr=20), clients=8, clients_per_group={"en": 4, "fr": 4}, **settings)
+    assert all(4 <= len(own) <= 6 and len(categories_of(own)) <= 2 for own in parts.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "said"),
+    [
+        (
+            grouped(en=1, fr=2),
+            {"en": 1, "de": 1},
+            "names 'de', but no row to deal .* there are en with 4 rows, fr with 8",
+        ),
+        (grouped(en=1, fr=2), {"en": 2}, "names en, but 8 rows are of the group 'fr'; give it clients, or leave these"),
+        (
+            grouped(en=1) + make_rows(a=3),
+            {"en": 2},
+            "3 rows name none; name theirs, .*there are .none. with 3 rows, en",
+        ),
+        (make_rows(a=3), {"en": 2}, "no row names a group; name the column in data.columns.group"),
+        (grouped(en=1, fr=2), {"en": 5, "fr": 2}, "the group 'en': 4 rows cannot give 5 clients 1 row"),
+    ],
+)
+def test_groups_that_do_not_fit_the_rows_are_refused_with_those_there_are(rows, groups, said):
+    with pytest.raises(DataError, match=said):
+        dealt(rows, method="iid", clients=sum(groups.values()), clients_per_group=groups)
+
+
 # Partitions that cannot be made -------------------------------------------------------------------
 
 
@@ -270,6 +472,16 @@ def test_an_own_function_that_is_not_there_is_an_error_of_the_recipe():
             make_rows(a=90, b=2),
             {"method": "categories", "clients": 6, "categories_per_client": 2},
             "category 'b' has only 2 rows to share; take 2 clients or fewer",
+        ),
+        (
+            make_rows(a=90, b=2),
+            {"method": "categories", "clients": 6, "categories_per_client": (1, 2)},
+            "deals 1 to 2 of 2 categories .* category 'b' has only 2 rows to share; take 2 clients or fewer",
+        ),
+        (
+            make_rows(a=50),
+            {"method": "categories", "clients": 2, "categories_per_client": (1, 2)},
+            "partition.categories_per_client is 1 to 2, but the rows have 1 categories; give at most 1",
         ),
         (
             make_rows(a=10),

@@ -293,6 +293,12 @@ def test_the_embedded_rows_are_read(monkeypatch, tmp_path):
     assert [row.place for row in read("starter")[0]] == ["starter:train:1"]
     assert len(read("starter:validation")[0]) == 2
     assert len(read("starter:test")[0]) == 3
+    (tmp_path / "lowland").mkdir()
+    for number, name in enumerate(("train", "validation", "test")):
+        jsonl(tmp_path / "lowland" / f"{name}.jsonl", DOLLY[:1] * (number + 4))
+    assert [row.place for row in read("starter:lowland")[0]] == [f"starter:lowland:train:{n}" for n in range(1, 5)]
+    assert len(read("starter:lowland:validation")[0]) == 5
+    assert len(read("starter:lowland:test")[0]) == 6
     (tmp_path / "test.jsonl").unlink()
     with pytest.raises(DataError, match="the embedded rows are not there"):
         read("starter:test")
@@ -302,3 +308,47 @@ def test_the_embedded_rows_are_shipped():
     if not STARTER_ROWS.is_dir():
         pytest.skip("the embedded rows are not written yet")
     assert len({row.category for row in read("starter")[0]}) == 8
+
+
+def groups_of(tmp_path, values, **columns):
+    rows = [DOLLY[0] | ({} if value is MISSING else {"language": value}) for value in values]
+    rows, notes = read(jsonl(tmp_path / "a.jsonl", rows), columns=Columns(**columns))
+    return [row.group for row in rows], notes
+
+
+MISSING = object()
+NOT_USED = ["a.jsonl: not used: 'language'."]
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"),
+    [
+        (["en", " fr\n", None, MISSING, 3], ["en", "fr", "", "", "3"]),
+        ([str(number) for number in range(20)], [str(number) for number in range(20)]),
+        ([str(number) for number in range(21)], None),
+        (["a" * 64, "b"], ["a" * 64, "b"]),
+        (["a" * 65, "b"], None),
+        (["a\nb", "c"], None),
+        ([["en", "fr"], "en"], None),
+        ([True, "en"], None),
+        ([0.5, "en"], None),
+    ],
+)
+def test_a_column_of_a_usual_name_is_the_group_where_it_holds_few_short_labels(tmp_path, values, groups):
+    found, notes = groups_of(tmp_path, values)
+    assert found == (groups or [""] * len(values))
+    assert notes == ([] if groups else NOT_USED)
+
+
+def test_what_is_no_language_leaves_the_group_to_the_domain(tmp_path):
+    rows = [DOLLY[0] | {"language": [n], "domain": "law"} for n in range(3)]
+    found, _ = read(jsonl(tmp_path / "a.jsonl", rows))
+    assert {row.group for row in found} == {"law"}
+
+
+def test_a_group_that_is_named_may_have_many_labels_and_an_empty_name_takes_none(tmp_path):
+    many = [f"label {number}" for number in range(30)]
+    assert groups_of(tmp_path, many, group="language") == (many, [])
+    assert groups_of(tmp_path, ["en", "fr"], group="") == (["", ""], NOT_USED)
+    with pytest.raises(DataError, match="a.jsonl:1: the field 'language' is a list, but text is wanted"):
+        groups_of(tmp_path, [["en"]], group="language")

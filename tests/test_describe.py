@@ -55,6 +55,24 @@ def test_the_table_shows_names_as_they_are(federated):
     assert "total variation" in text
 
 
+def printed(federated, width=120):
+    console = Console(width=width, record=True)
+    console.print(table(describe(federated)))
+    return console.export_text()
+
+
+def test_the_table_shows_each_clients_group_where_there_are_several(federated):
+    def grouped(**sizes):
+        return [Row("a", "b", category="x", group=group) for group, size in sizes.items() for _ in range(size)]
+
+    text = printed(Federated({"c1": grouped(en=3), "c2": grouped(fr=2), "c3": grouped(en=1, fr=4)}, {}, [], []))
+    cells = {line.split()[0]: " ".join(line.split()[3:]) for line in text.splitlines() if line.strip()}
+    assert (cells["c1"], cells["c2"], cells["c3"]) == ("en x 3", "fr x 2", "fr 4, en 1 x 5")
+    assert cells["all"] == "fr 6, en 4 x 10"
+    assert "group" not in printed(federated)
+    assert "group" not in printed(Federated({"c1": grouped(en=3)}, {}, [], []))
+
+
 @pytest.mark.parametrize("clients", [1, 10, 100, 500])
 def test_the_picture_is_written_as_png_and_svg(tmp_path, clients):
     from matplotlib.image import imread

@@ -18,6 +18,8 @@ import shlex
 import shutil
 import sys
 import tomllib
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,10 @@ import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
 
 from bellwether.recipe import Recipe, Section
-from bellwether.recipe_file import shipped
+from bellwether.recipe_file import load_recipe, shipped
+from bellwether.starter.instructions import write_rows as write_starter_rows
+from bellwether.starter.pretrain import Pretraining, settings_of
+from bellwether.starter.world import make_world
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,14 +89,18 @@ def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]
     lines = [] if prefix else ["| field | default | meaning |", "| --- | --- | --- |"]
     for name, info in section.model_fields.items():
         inner = [kind for kind in (info.annotation, *getattr(info.annotation, "__args__", ())) if _is_section(kind)]
-        if inner and info.default is not None:
+        if inner and _is_section(type(info.default)):
             lines += fields_table(inner[0], f"{prefix}{name}.")
             continue
+        several = typing.get_origin(info.annotation) is Mapping and inner
         default = list(info.default) if isinstance(info.default, tuple) else info.default
-        shown = yaml.safe_dump(default, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+        if several:
+            default = {key: value.model_dump(exclude_unset=True) for key, value in info.default.items()}
+        shown = yaml.safe_dump(default, default_flow_style=True, width=10_000, sort_keys=False)
+        shown = shown.removesuffix("...\n").strip()
         lines.append(f"| `{prefix}{name}` | `{shown}` | {info.description} |")
         if inner:
-            lines += fields_table(inner[0], f"{prefix}{name}.")
+            lines += fields_table(inner[0], f"{prefix}{name}.{'NAME.' if several else ''}")
     return lines
 
 
@@ -117,6 +126,8 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     write_rows(tmp_path / "questions.jsonl", dolly_rows(kinds, 30))
     write_rows(tmp_path / "clinic-a.jsonl", dolly_rows(kinds[:2], 12))
     write_rows(tmp_path / "clinic-b.jsonl", dolly_rows(kinds[2:], 12))
+    letters = [row | {"language": name} for name in ("french", "german") for row in dolly_rows(kinds[:1], 30)]
+    write_rows(tmp_path / "letters.jsonl", letters)
     write_rows(tmp_path / "dolly.jsonl", dolly_rows(CATEGORIES, 40))
     write_rows(tmp_path / "trace.jsonl", TRACE)
     (tmp_path / "mine.yaml").write_text(MINE)
@@ -126,13 +137,33 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     runner = importlib.import_module("bellwether.runner")
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
+    comparison = importlib.import_module("bellwether.compare")
+    monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
     yield tmp_path
     sys.modules.pop("my_methods", None)
 
 
 def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, watch: Any = None) -> Any:
     """Run a recipe with little work; what it says about data, methods and model stays."""
-    return run(None if resume and recipe is None else shortened(recipe or Recipe()), resume=resume, watch=watch)
+    return run(
+        None if resume and recipe is None else shortened(recipe or load_recipe("default")), resume=resume, watch=watch
+    )
+
+
+def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watch: Any) -> Any:
+    """Compare with little work: one arm of a kind, one seed, one pass, one trial of each arm."""
+    values = shortened(recipe).model_dump()
+    values["training"] |= {"local_steps": None, "batch_size": 16}
+    values["federation"] |= {"fraction": 0.2}
+    section = values["compare"]
+    section["seeds"] = section["seeds"][:1]
+    kinds = {(arm["trains"], bool(arm["set"])): name for name, arm in reversed(section["arms"].items())}
+    section["arms"] = {name: arm for name, arm in section["arms"].items() if name in kinds.values()}
+    for arm in section["arms"].values():
+        arm |= {"passes": arm["passes"] and 1, "steps": arm["steps"] and 1}
+    if section["tune"] is not None:
+        section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | {"passes": [1]}
+    return compare(Recipe.model_validate(values), folder, jobs=1, watch=watch)
 
 
 def shortened(recipe: Recipe) -> Recipe:
@@ -140,7 +171,9 @@ def shortened(recipe: Recipe) -> Recipe:
     values["federation"]["rounds"] = 1
     values["training"] |= {"local_steps": 1, "batch_size": 2, "accumulation": 1, "warmup_rounds": 0}
     values["evaluation"] |= {"max_rows_per_category": 1, "max_new_tokens": 2, "every": 0}
-    if recipe.data.sources == ("starter",) and recipe.data.max_rows is None:
+    if recipe.partition.rows_per_client is not None:
+        values["partition"] |= {"rows_per_client": (4, 12), "min_rows": 1}
+    elif recipe.data.sources == ("starter",) and recipe.data.max_rows is None and recipe.partition.clients <= 10:
         values["data"]["max_rows"] = 120
     return Recipe.model_validate(values)
 
@@ -169,6 +202,10 @@ def follow(words: list[str]) -> None:
         case ["bellwether", *arguments]:
             outcome = call(*("my-model" if word == HUB_MODEL else word for word in arguments))
             assert outcome.code == 0, f"{shlex.join(words)}: {outcome.err}"
+        case ["python", "-m", "bellwether.starter.instructions", "--out", folder]:
+            write_starter_rows(make_world(), Path(folder))
+        case ["python", "-m", "bellwether.starter.pretrain", *arguments]:
+            assert settings_of(arguments)[0] == Pretraining(), "the page says how the shipped base is made"
         case ["make", *targets]:
             known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
             assert {target for target in targets if "=" not in target} <= known, words
@@ -219,7 +256,7 @@ def test_the_errors_that_the_docs_show_are_the_ones_that_are_printed(workshop: P
 def test_the_error_of_a_broken_row_is_the_one_that_the_docs_show(workshop: Path) -> None:
     (workshop / "tickets.csv").write_text("query,reply\nWhy?,So.\nWhere?,\n")
     outcome = call("data", "--data", "tickets.csv", "data.columns.instruction=query", "data.columns.response=reply")
-    sentence = outcome.err.removeprefix("bellwether: ").strip()
+    sentence = outcome.err.splitlines()[-1].removeprefix("bellwether: ")
     assert outcome.code == 2
     assert f"`{sentence}`" in " ".join((ROOT / "docs" / "your-own-data.md").read_text().split())
 
@@ -321,13 +358,70 @@ def test_pages_speak_of_the_project_alone(page: Path) -> None:
     assert not found
 
 
+def script(name: str) -> Any:
+    """Return one of the documentation's own programs as a module."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 def test_figures_of_the_readme_are_of_the_default_run_as_it_is() -> None:
-    specification = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
-    figures = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(figures)
-    assert f"default run {figures.default_run_hash()}" in between(ROOT / "README.md", "figures"), (
+    assert f"default run {script('figures').default_run_hash()}" in between(ROOT / "README.md", "figures"), (
         "measure them anew: python docs/figures.py"
     )
+
+
+def test_the_comparison_of_the_readme_is_of_the_recipe_as_it_is() -> None:
+    assert f"comparison {script('comparison').comparison_hash()}" in between(ROOT / "README.md", "comparison"), (
+        "compare anew, then: python docs/comparison.py FOLDER"
+    )
+
+
+def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> None:
+    def interval(mean: float, p: float = 0.001) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.02, "p": p}
+
+    def line(name: str, exact: float, p: float = 0.001) -> dict[str, Any]:
+        scores = {"loss": interval(1 - exact), "rouge_l": interval(exact), "exact": interval(exact)}
+        gaps = {} if name == "federated" else {"loss": interval(-0.2, p), "exact": interval(0.5 - exact, p)}
+        categories = (
+            {} if "own" in name else {"songs": {"exact": interval(exact)}, "letters": {"exact": interval(exact / 2)}}
+        )
+        return {"name": name, "scores": scores, "gaps": gaps, "categories": categories, "cost": {}}
+
+    lines = [line("base", 0.0), line("local", 0.1), line("federated", 0.5), line("local, own categories", 0.45, p=0.2)]
+    lines += [line("local, 1000 steps", 0.12), line("local, 1000 steps, own categories", 0.4)]
+    (tmp_path / "table.json").write_text(json.dumps(lines))
+    for arm, exact in (("base", (0,)), ("local", (1, 0)), ("federated", (1,))):
+        outcomes = [
+            {
+                "arm": arm,
+                "seed": 5,
+                "client": f"client-{number}" if arm == "local" else "",
+                "categories": ["songs"],
+                "totals": [{"rows": 1, "tokens": 4, "loss": 2.0, "generated": 1, "rouge_l": 0.5, "exact": value}],
+                "answers": ["La."],
+                "own": [],
+                "cost": {},
+            }
+            for number, value in enumerate(exact)
+        ]
+        (tmp_path / arm / "seed-5").mkdir(parents=True)
+        (tmp_path / arm / "seed-5" / "outcomes.json").write_text(json.dumps(outcomes))
+    main, steps = script("comparison").block(tmp_path).split("With a thousand optimizer steps")
+    assert "| federated | 0.500 (0.490 to 0.520) | 50.0 (49.0 to 52.0) | 50.0 (49.0 to 52.0) |  |  |" in main
+    assert "not distinguishable" in next(row for row in main.splitlines() if row.startswith("| local, own categories"))
+    assert "1000 steps" not in main
+    assert "Of 2 clients in ten federations, 1 are better alone than the untuned base, and 1 are worse alone" in main
+    table, categories = steps.split("Exact match by category")
+    assert [row.split(" |")[0] for row in table.splitlines() if "steps" in row and row[0] == "|"] == [
+        "| local, 1000 steps",
+        "| local, 1000 steps, own categories",
+    ]
+    assert "| local | 5 | 10 |" in categories
 
 
 def test_the_walk_through_the_code_names_files_that_call_each_other() -> None:

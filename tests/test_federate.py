@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +7,9 @@ from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.aggregate.average import fedavg
 from bellwether.errors import RoundFailed
 from bellwether.evaluate.scores import Totals
-from bellwether.federate import Federation, Progress, federate, learning_rate
+from bellwether.federate import Federation, Progress, federate
 from bellwether.messages import EvaluateTask, Reply, Update
-from bellwether.recipe import Recipe, Training
+from bellwether.recipe import Recipe
 from bellwether.recipe_file import load_recipe
 from bellwether.records import ClientFailed, Evaluated, RoundFinished, RoundStarted
 
@@ -30,7 +29,9 @@ class AddingEngine:
         self.tasks.append((tuple(cohort), task))
         for client in cohort:
             if isinstance(task, EvaluateTask):
-                yield Reply(client, 0.1, totals={"x": Totals(rows=1, tokens=2, loss=4.0)})
+                totals = {"x": Totals(rows=1, tokens=2, loss=4.0)}
+                groups = {"north" if client in "ab" else "south": Totals(rows=1, tokens=2, loss=ROWS[client])}
+                yield Reply(client, 0.1, totals=totals, groups=groups)
                 continue
             tensors = {key: value + np.float32(ROWS[client]) for key, value in task.adapter.tensors.items()}
             reply = Reply(
@@ -40,7 +41,9 @@ class AddingEngine:
             yield from fault(reply)
 
 
-def federation(*overrides, engine=None, sample=None, aggregate=fedavg, committed=None, events=None, evaluating=()):
+def federation(
+    *overrides, engine=None, sample=None, aggregate=fedavg, committed=None, events=None, evaluating=(), groups=()
+):
     recipe = load_recipe(None, ["federation.rounds=3", "federation.fraction=1", *overrides])
     return Federation(
         recipe=recipe,
@@ -49,7 +52,7 @@ def federation(*overrides, engine=None, sample=None, aggregate=fedavg, committed
         evaluating=evaluating,
         sample=sample or (lambda clients, round, randomness: clients),
         aggregate=aggregate,
-        score=lambda round, adapter: {"x": Totals(rows=1, tokens=1, loss=float(round))},
+        score=lambda round, adapter: ({"x": Totals(rows=1, tokens=1, loss=float(round))}, dict(groups)),
         commit=(committed if committed is not None else []).append,
         watch=(events if events is not None else []).append,
     )
@@ -215,22 +218,39 @@ def test_clients_score_their_own_rows_through_the_engine_and_only_totals_come_ba
     assert set(own[-1].clients) == {"a", "c"}
 
 
-def test_the_learning_rate_follows_its_schedule_over_rounds():
-    base = {"learning_rate": 0.1}
-    assert [learning_rate(Training(**base, schedule="constant"), r, 4) for r in (1, 4)] == [0.1, 0.1]
-    linear = [learning_rate(Training(**base, schedule="linear"), r, 4) for r in (1, 2, 3, 4)]
-    np.testing.assert_allclose(linear, [0.1, 0.075, 0.05, 0.025])
-    cosine = [learning_rate(Training(**base, schedule="cosine"), r, 4) for r in (1, 2, 3, 4)]
-    np.testing.assert_allclose(cosine, [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
-    warm = [learning_rate(Training(**base, schedule="linear", warmup_rounds=2), r, 6) for r in range(1, 7)]
-    np.testing.assert_allclose(warm, [0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+def test_totals_of_clients_that_hold_one_group_each_are_added_up_by_group():
+    progress = federate(federation("federation.rounds=1", evaluating=["a", "b", "c"]), begin())
+    own = [record for record in progress.evaluations if record.part == "clients"][-1]
+    assert own.groups == {"north": Totals(rows=2, tokens=4, loss=10 + 20), "south": Totals(rows=1, tokens=2, loss=30)}
 
 
-def test_the_task_carries_the_rounds_learning_rate_and_the_recipes_seed():
+@pytest.mark.parametrize(
+    ("groups", "kept"),
+    [
+        ({"en": Totals(1), "fr": Totals(2)}, {"en": Totals(1), "fr": Totals(2)}),
+        ({"": Totals(3), "en": Totals(1), "fr": Totals(2)}, {"": Totals(3), "en": Totals(1), "fr": Totals(2)}),
+        ({"en": Totals(5)}, {}),
+        ({"": Totals(3), "en": Totals(1)}, {}),
+        ({}, {}),
+    ],
+)
+def test_scores_by_group_are_kept_where_rows_name_several(groups, kept):
+    progress = federate(federation("federation.rounds=1", groups=groups), begin())
+    assert [record.groups for record in progress.evaluations] == [kept, kept]
+
+
+def test_clients_of_one_group_have_no_scores_by_group():
+    progress = federate(federation("federation.rounds=1", evaluating=["a", "b"]), begin())
+    assert [record.groups for record in progress.evaluations if record.part == "clients"] == [{}, {}]
+
+
+def test_the_task_carries_the_runs_rounds_and_seed_and_the_record_the_rate_at_the_rounds_beginning():
     engine = AddingEngine()
-    federate(federation("seed=9", "training.learning_rate=0.4", "federation.rounds=2", engine=engine), begin())
+    fields = ("seed=9", "training.learning_rate=0.4", "federation.rounds=2")
+    progress = federate(federation(*fields, engine=engine), begin())
     tasks = [task for _, task in engine.tasks]
-    assert [task.learning_rate for task in tasks] == [0.4, 0.2]
+    assert [(task.round, task.rounds) for task in tasks] == [(1, 2), (2, 2)]
+    assert [record.learning_rate for record in progress.rounds] == [0.4, 0.2]
     assert {task.seed for task in tasks} == {9}
     assert Recipe().training.batch_size == tasks[0].training.batch_size
 

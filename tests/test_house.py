@@ -10,6 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 # Top floor first; a module may import from its own floor or from floors below.
 FLOORS = [
     {"cli", "__main__"},
+    {"compare_table"},
+    {"compare"},
+    {"arms", "compare_folder", "workers"},
     {"runner", "init", "plan", "describe", "export"},
     {"prepare"},
     {"live", "trackers", "model_card", "federate"},
@@ -18,7 +21,8 @@ FLOORS = [
     {"cohort", "aggregate", "history", "atomic", "model", "data"},
     {"functions", "wire", "records"},
     {"messages"},
-    {"recipe_file"},
+    {"recipe_file", "schedule"},
+    {"contradictions"},
     {"evaluate", "adapter", "recipe", "randomness", "starter"},
     {"errors"},
 ]
@@ -29,6 +33,8 @@ FORBIDDEN = {
     "cli": {"torch", "numpy"},
     "federate": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
     "wire": {"torch"},
+    "compare_table": {"torch", "bellwether.runner", "bellwether.model", "bellwether.client", "bellwether.data"},
+    "workers": {"torch"},
     "aggregate": {"torch", "bellwether.engine", "bellwether.model", "bellwether.client", "bellwether.run_folder"},
     "evaluate": {"torch", "bellwether.engine", "bellwether.model", "bellwether.client", "bellwether.run_folder"},
     "client": {"bellwether.federate", "bellwether.aggregate", "bellwether.engine"},

@@ -80,6 +80,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
         "response": "completion",
         "category": "Topic",
         "messages": None,
+        "group": None,
     }
     assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 6
 
@@ -100,6 +101,15 @@ def test_a_column_that_could_name_clients_is_pointed_out(tmp_path):
     assert "The column hospital could name 4 clients" in text
     assert "`method: column` and `column: hospital`" in text
     assert "column id could" not in text
+
+
+def test_groups_are_told_with_how_to_give_them_clients(tmp_path):
+    rows = [{"instruction": "a", "response": "b", "language": "en" if n % 3 else "fr"} for n in range(60)]
+    source = write(tmp_path / "a.jsonl", rows)
+    text = propose([source])
+    assert loaded(text, tmp_path).partition.clients_per_group is None
+    assert "Rows are of 2 groups: en (40), fr (20)." in text
+    assert "clients_per_group" not in propose([write(tmp_path / "b.jsonl", rows[1:3] * 20)])
 
 
 def test_no_text_of_the_files_leaves_its_comment(tmp_path):

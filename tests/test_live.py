@@ -256,6 +256,55 @@ def test_the_summary_has_base_and_final_scores_by_category():
     assert "evil?[2J[bold]???:smile:" in table
 
 
+GROUPS = {"en": Totals(15, 150, 300.0, 15, 3.0, 0), "fr": Totals(5, 50, 100.0, 5, 0.5, 0)}
+LATER = {"en": Totals(15, 150, 150.0, 15, 6.0, 3), "fr": Totals(5, 50, 75.0, 5, 2.0, 1)}
+
+
+def test_scores_by_group_are_a_table_lines_and_a_line_of_the_view():
+    base, final = replace(BASE, groups=GROUPS), replace(FINAL, groups=LATER)
+    output = io.StringIO()
+    Console(file=output, width=100).print(summary([base, final]))
+    assert "test by group: untuned base against round 2" in output.getvalue()
+    assert "group (mean of rows)" in output.getvalue()
+    row = next(line for line in output.getvalue().splitlines() if " en " in line)
+    assert row.split() == ["en", "15", "2.000→1.000", "20.0→40.0", "%", "0.0→20.0", "%"]
+
+    lines = []
+    watcher = plain_lines(lines.append)
+    for record in (base, final):
+        watcher(Evaluated(record))
+    assert lines[1:3] == [
+        "  all rows of en: loss 2.000, ROUGE-L 20.0 %, exact 0.0 % (15 rows)",
+        "  all rows of fr: loss 2.000, ROUGE-L 10.0 %, exact 0.0 % (5 rows)",
+    ]
+    assert lines[5] == (
+        "  all rows of fr: loss 2.000 -> 1.500, ROUGE-L 10.0 % -> 40.0 %, exact 0.0 % -> 20.0 % (5 rows)"
+    )
+
+    progress = Progress()
+    for event in (STARTED, Evaluated(base), Evaluated(final)):
+        progress.take(event)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(view(progress, 100, 24))
+    assert "test, ROUGE-L by group:  en 20.0→40.0 %  fr 10.0→40.0 %" in shown.getvalue()
+
+
+def test_without_generated_answers_the_view_shows_the_loss_of_groups():
+    progress = Progress()
+    groups = {name: Totals(totals.rows, totals.tokens, totals.loss) for name, totals in GROUPS.items()}
+    for event in (STARTED, Evaluated(replace(BASE, groups=groups))):
+        progress.take(event)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(view(progress, 100, 24))
+    assert "test, loss by group:  en 2.000  fr 2.000" in shown.getvalue()
+
+
+def test_trackers_get_scores_by_group_beside_those_by_category():
+    values = scalars(replace(BASE, groups=GROUPS))
+    assert (values["test/group/en/loss"], values["test/group/fr/rouge_l"]) == (2.0, 0.1)
+    assert not any("group" in name for name in scalars(BASE))
+
+
 def test_texts_lose_what_could_steer_a_terminal():
     assert clean("a\x1b[31m\x9b\u202e\u2028\n\ud800é") == "a?[31m?????é"
 

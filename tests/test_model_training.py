@@ -78,7 +78,9 @@ def train_with_peft(architecture, adapter, rows, task, steps, dropout):
             if hasattr(module, "lora_dropout"):
                 module.lora_dropout["default"] = MaskedDropout(name.removeprefix(PREFIX), masks)
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=task.training.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=task.training.learning_rate, weight_decay=task.training.weight_decay)
+    # The third round of five: of five parts of the way down, two are behind and three ahead.
+    fall = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=3 / 5, end_factor=2 / 5, total_iters=len(steps))
     for step in steps:
         collated = [labelled([rows[number] for number in batch]) for batch in step]
         counted = sum(int((labels != -100).sum()) for _, _, labels in collated)
@@ -88,6 +90,7 @@ def train_with_peft(architecture, adapter, rows, task, steps, dropout):
             (losses / counted).backward()
         torch.nn.utils.clip_grad_norm_(parameters, task.training.clip_norm)
         optimizer.step()
+        fall.step()
         optimizer.zero_grad()
     return {key: value.numpy() for key, value in peft.get_peft_model_state_dict(wrapped).items()}
 
@@ -111,9 +114,9 @@ def test_local_training_equals_peft_with_adamw(architecture, dropout, monkeypatc
     base = tiny_base(architecture)
     start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
     training = recipe.Training(
-        local_epochs=2, batch_size=2, accumulation=2, weight_decay=0.01, clip_norm=0.5, group_by_length=True
+        local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5
     )
-    task = TrainTask(round=3, adapter=start, training=training, learning_rate=2e-3, seed=11)
+    task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
     rows = token_rows(24)
     monkeypatch.setattr(train, "seeded_masks", lambda probability, generators: GivenMasks(probability))
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
@@ -140,7 +143,7 @@ def test_the_base_is_not_changed_by_training():
     start = random_adapter(base, dtype="float32", dropout=0.1)
     layers = LoraLayers(base.model, start.config)
     layers.load(0, start.tensors)
-    task = TrainTask(1, start, recipe.Training(local_steps=3), 1e-2, seed=0)
+    task = TrainTask(1, start, recipe.Training(local_steps=3), rounds=1, seed=0)
     train.train_client(base, layers, token_rows(8), task, "a")
     layers.detach()
     assert fingerprint(base.model) == base.fingerprint
@@ -156,7 +159,8 @@ def change_in_training(dtype: str, folder) -> np.ndarray:
     start = random_adapter(base, dtype="float32")
     layers = LoraLayers(base.model, start.config)
     layers.load(0, start.tensors)
-    task = TrainTask(1, start, recipe.Training(local_epochs=3, batch_size=4), 1e-3, seed=0)
+    training = recipe.Training(local_epochs=3, batch_size=4, learning_rate=1e-3, schedule="constant")
+    task = TrainTask(1, start, training, rounds=1, seed=0)
     train.train_client(base, layers, token_rows(24), task, "a")
     trained = layers.read(0)
     layers.detach()

@@ -96,10 +96,71 @@ def test_a_missing_recipe_names_the_shipped_ones(tmp_path):
         (("federation.sampler=available",), "say there who is away"),
         (("federation.deadline=5",), "nobody's speed is simulated"),
         (("federation.rounds=3", "training.warmup_rounds=3"), "none of the 3 rounds"),
+        (("partition.categories_per_client=[3, 1]",), "is [3, 1]; give the smaller number first"),
+        (("partition.rows_per_client=[60, 20]",), "is [60, 20]; give the smaller number first"),
+        (("partition.rows_per_client=[5, 20]", "partition.min_rows=9"), "begins at 5, but partition.min_rows is 9"),
+        (
+            ("partition.clients_per_group={a: 7, b: 5}",),
+            "adds up to 12 clients, but partition.clients is 10; set partit",
+        ),
+        (("partition.clients_per_group.a=10", "partition.method=files"), "method files makes the clients itself"),
+        (("partition.clients_per_group.a=10", "partition.method=own:deal"), "method own:deal makes the clients itself"),
+        (
+            ("partition.clients_per_group={a: 3, b: 1}", "partition.clients=4", "federation.cohort_size=5"),
+            "there are 4 clients",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(overrides, message):
     assert message in problems(None, overrides)[0]
+
+
+def test_clients_per_group_are_set_by_name_or_together_in_the_order_given(tmp_path):
+    path = write(tmp_path, "partition:\n  clients: 10\n  clients_per_group: {south: 5, north: 5}\n")
+    assert load_recipe(path).partition.clients_per_group == {"south": 5, "north": 5}
+    fields = ["partition.clients_per_group.south=7", "partition.clients_per_group.north=3"]
+    assert load_recipe(path, fields).partition.clients_per_group == {"south": 7, "north": 3}
+    mapping = load_recipe(path, ['partition.clients_per_group={"b": 9, "a": 1}'])
+    assert list(mapping.partition.clients_per_group.items()) == [("b", 9), ("a", 1)]
+    again = load_recipe(write(tmp_path, dump_recipe(mapping)))
+    assert list(again.partition.clients_per_group) == ["b", "a"]
+
+
+def test_a_group_may_be_called_what_yaml_takes_for_a_truth_value_or_a_number(tmp_path):
+    wanted = {"no": 4, "2": 6}
+    path = write(tmp_path, "partition: {clients_per_group: {no: 4, 2: 6}}\n")
+    recipe = load_recipe(path)
+    assert recipe.partition.clients_per_group == wanted
+    assert load_recipe(None, ["partition.clients_per_group={no: 4, 2: 6}"]).partition.clients_per_group == wanted
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+def test_ranges_come_back_from_a_dumped_recipe(tmp_path):
+    fields = ["partition.categories_per_client=[1, 3]", "partition.rows_per_client=[20, 60]"]
+    recipe = load_recipe(None, fields)
+    assert (recipe.partition.categories_per_client, recipe.partition.rows_per_client) == ((1, 3), (20, 60))
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("categories_per_client=0", "is 0: give a whole number of at least 1, or two such as [1, 3]"),
+        ("categories_per_client=[1, 2, 3]", "is [1, 2, 3]: give a whole number of at least 1, or two such as [1, 3]"),
+        ("categories_per_client=[1, true]", "is [1, True]: give a whole number"),
+        ("categories_per_client=many", "is 'many': give a whole number"),
+        ("rows_per_client=20", "is 20: give two of at least 1, such as [20, 60]"),
+        ("rows_per_client=[0, 5]", "is [0, 5]: give two of at least 1, such as [20, 60]"),
+        ("clients_per_group={}", "clients_per_group: this is empty; name at least one"),
+        ("clients_per_group=[5, 5]", "is [5, 5]: a mapping is wanted"),
+        ("clients_per_group={a: 0}", "clients_per_group.a is 0: input should be greater than or equal to 1"),
+        ("clients_per_group={a: true}", "clients_per_group.a is True: input should be a valid integer"),
+    ],
+)
+def test_ranges_and_groups_of_a_wrong_kind_are_one_mistake_in_one_sentence(field, said):
+    (problem,) = problems(None, (f"partition.{field}",))
+    assert problem.startswith("command line: partition.")
+    assert said in problem
 
 
 def test_numbers_in_exponent_form_are_numbers():
@@ -119,9 +180,19 @@ def test_every_shipped_recipe_loads_and_opens_with_the_command_that_runs_it(name
     path = find_recipe(name)
     recipe = load_recipe(path)
     first = path.read_text().splitlines()[0]
-    assert first == ("# bellwether run" if name == "default" else f"# bellwether run {name}")
+    runs = "# bellwether run" if name == "default" else f"# bellwether run {name}"
+    assert first == runs or (recipe.compare is not None and first.startswith(f"# bellwether compare {name} "))
     assert recipe.name == name
 
 
-def test_the_default_recipe_is_the_default_in_python():
-    assert load_recipe(find_recipe("default")) == Recipe()
+def test_the_default_recipe_adds_what_suits_the_embedded_rows_to_the_defaults_of_the_fields():
+    assert differences(Recipe(), load_recipe("default")) == [
+        "evaluation.every: 5 → 10",
+        "federation.rounds: 20 → 40",
+        "partition.categories_per_client: 2 → [1, 3]",
+        "partition.rows_per_client: None → [20, 60]",
+    ]
+
+
+def test_a_shipped_recipe_is_loaded_by_its_name():
+    assert load_recipe("fedit-10", ["seed=3"]) == load_recipe(find_recipe("fedit-10"), ["seed=3"])

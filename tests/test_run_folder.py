@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,15 @@ from bellwether.adapter import key_a, key_b, read_adapter
 from bellwether.atomic import write_atomic, write_folder_atomic
 from bellwether.errors import CheckpointError
 from bellwether.evaluate.scores import Totals
-from bellwether.history import dump_records, dump_state, evaluation_rows, json_lines, load_records, load_state
+from bellwether.history import (
+    dump_records,
+    dump_state,
+    evaluation_csv,
+    evaluation_rows,
+    json_lines,
+    load_records,
+    load_state,
+)
 from bellwether.model_card import model_card
 from bellwether.recipe import Recipe
 from bellwether.records import EvaluationRecord, RoundRecord
@@ -360,6 +369,36 @@ def test_a_category_that_is_named_like_the_mean_does_not_hide_it():
     assert [row["loss"] for row in rows] == [2.0, 1.0, 3.0]
 
 
+def test_scores_by_group_come_back_and_older_records_have_none():
+    grouped = replace(BASE, groups={"en": Totals(2, 10, 20.0), "fr": Totals(1, 5, 5.0)})
+    assert load_records(dump_records([grouped])) == (grouped,)
+    values = json.loads(dump_records([BASE]))
+    del values["groups"]
+    assert load_records(json.dumps(values).encode()) == (BASE,)
+
+
+def test_tables_name_the_group_of_rows_that_hold_its_means_and_have_no_such_column_without_groups():
+    grouped = replace(BASE, groups={"fr": Totals(1, 5, 5.0), "en": Totals(2, 10, 40.0)})
+    rows = evaluation_rows([BASE, grouped])
+    assert [(row["category"], row["group"]) for row in rows[-5:]] == [
+        ("(macro)", ""),
+        ("b|d", ""),
+        ("qa", ""),
+        ("(all rows)", "en"),
+        ("(all rows)", "fr"),
+    ]
+    assert [(row["rows"], row["loss"]) for row in rows[-2:]] == [(2, 4.0), (1, 1.0)]
+    lines = evaluation_csv(rows).decode().splitlines()
+    assert lines[0] == "round,part,category,rows,loss,perplexity,rouge_l,exact,group"
+    assert lines[-1].startswith("0,test,(all rows),1,1.0,")
+    assert lines[-1].endswith(",,,fr")
+    plain = evaluation_rows([BASE])
+    assert all("group" not in row for row in plain)
+    header = "round,part,category,rows,loss,perplexity,rouge_l,exact"
+    assert evaluation_csv(plain).decode().splitlines()[0] == header
+    assert evaluation_csv([]).decode() == f"{header}\n"
+
+
 def test_a_state_comes_back_with_types_dtypes_and_bits():
     state = {
         "a/b.c": {"": np.asarray(np.arange(6, dtype=np.float16).reshape(2, 3).T), "n": np.zeros((0, 2))},
@@ -409,6 +448,14 @@ def test_the_card_has_a_header_a_table_and_what_is_not_promised():
     assert "PeftModel.from_pretrained" in card
     assert "no guarantee of\nprivacy" in card
     assert "rounds: 3" in card
+
+
+def test_the_card_has_a_table_by_group_where_there_are_several():
+    base = replace(BASE, groups={"en": Totals(2, 10, 20.0), "fr": Totals(1, 5, 5.0)})
+    final = replace(base, round=3, groups={"en": Totals(2, 10, 10.0), "fr": Totals(1, 5, 2.5)})
+    card = model_card(RECIPE, [base, final], 10, describe_environment(device="cpu"))
+    assert "Part `test` by group, means over all rows of each, after round 3:" in card
+    assert "| fr | 1 | 1.000 → 0.500 | – → – | – → – |" in card
 
 
 def test_a_run_of_the_harness_reaches_its_end(tmp_path):

@@ -10,13 +10,19 @@ from conftest import Command, json_lines
 
 from bellwether.recipe_file import RECIPES, load_recipe, shipped
 
-# Clients, clients in a cohort, training rows of 240 at each client, passes over them.
+# Clients, clients in a cohort, and the fewest and the most rows that those of a cohort may have together: of Dolly's
+# 240 made-up ones, or of the embedded ones.
 EXPECTED = {
-    "default": (10, 5),
-    "fedit-10": (10, 5),
-    "fedit-dolly": (100, 5),
-    "shepherd": (10, 1),
+    "default": (10, 5, 5 * 20, 5 * 60),
+    "fedit-10": (10, 5, 120 - 5, 120 + 5),
+    "fedit-100": (100, 5, 5 * 6, 5 * 8),
+    "fedit-dolly": (100, 5, 12 - 5, 12 + 5),
+    "fedit-table": (10, 5, 5 * 20, 5 * 60),
+    "fedit-trials": (10, 5, 5 * 20, 5 * 60),
+    "shepherd": (10, 1, 24 - 1, 24 + 1),
+    "two-languages": (10, 5, 5 * 20, 5 * 60),
 }
+EMBEDDED = ("default", "fedit-100", "fedit-table", "fedit-trials", "two-languages")
 
 
 def test_every_shipped_recipe_is_expected_here() -> None:
@@ -26,7 +32,12 @@ def test_every_shipped_recipe_is_expected_here() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None:
     first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
-    assert first == ("# bellwether run" if name == "default" else f"# bellwether run {name}")
+    command = {
+        "default": "bellwether run",
+        "fedit-table": "bellwether compare fedit-table --out table --jobs 2",
+        "fedit-trials": "bellwether compare fedit-trials --out trials --jobs 2",
+    }
+    assert first == f"# {command.get(name, f'bellwether run {name}')}"
     assert load_recipe(RECIPES / f"{name}.yaml").name == name
 
 
@@ -34,26 +45,27 @@ def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None
 def test_two_rounds_of_a_shipped_recipe(
     name: str, bellwether: Command, tiny_llama: Path, dolly_like_large: Path
 ) -> None:
-    clients, cohort = EXPECTED[name]
-    outcome = bellwether("run", name, "--model", tiny_llama, "--data", dolly_like_large, "--rounds", 2, "--out", "out")
+    clients, cohort, least, most = EXPECTED[name]
+    words = ["evaluation.max_rows_per_category=10"] if name in EMBEDDED else ["--data", dolly_like_large]
+    outcome = bellwether("run", name, "--model", tiny_llama, *words, "--rounds", 2, "--out", "out")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"2 rounds, {cohort} of {clients} clients in each" in outcome.out
 
-    # Ten rows of each of eight categories are held out of 320; the clients share the others.
     rounds = json_lines(Path("out/rounds.jsonl"))
     assert [len(record["cohort"]) for record in rounds] == [cohort, cohort]
     assert [len(record["clients"]) for record in rounds] == [cohort, cohort]
-    if name != "default":
-        for record in rounds:
-            assert record["rows"] == pytest.approx(240 / clients * cohort, abs=cohort)
+    assert all(least <= record["rows"] <= most for record in rounds)
     scored = [row for row in json_lines(Path("out/evaluation.jsonl")) if row["round"] == 2]
-    assert len([row for row in scored if row["rows"] == 10]) == 8
+    # Ten rows of each of eight categories, in each language.
+    languages = {row["group"]: row["rows"] for row in scored if row.get("group")}
+    assert languages == ({"english": 80, "lowland": 80} if name == "two-languages" else {})
+    assert len([row for row in scored if row["rows"] == 10 * max(1, len(languages))]) == 8
     recipe = yaml.safe_load(Path("out/recipe.yaml").read_text())
     shipped_recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    for section in shipped_recipe.keys() - {"name", "model", "data", "federation"}:
+    for section in shipped_recipe.keys() - {"name", "model", "data", "federation", "compare"}:  # changed, or filled up
         assert shipped_recipe[section].items() <= recipe[section].items()
 
-    loads_in_peft(tiny_llama, Path("out/adapter"), all_linear=name == "default")
+    loads_in_peft(tiny_llama, Path("out/adapter"), all_linear=name in EMBEDDED)
 
 
 def loads_in_peft(base: Path, adapter: Path, all_linear: bool) -> None:

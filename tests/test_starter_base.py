@@ -80,7 +80,7 @@ def test_a_checkpoint_of_other_settings_is_refused(short_base: Path) -> None:
 
 def attention_of(seeded: bool, text: list[int]) -> list[torch.Tensor]:
     """Attention of each layer on a text, of a model that has learnt nothing: head, to, from."""
-    _, encoder = pretrain.make_prose(make_world(0))
+    _, encoder = pretrain.make_prose(make_world())
     model = pretrain.make_model(Pretraining(seeded_heads=seeded), encoder)
     with torch.no_grad():
         return [layer[0] for layer in model(torch.tensor([text]), output_attentions=True).attentions]
@@ -119,7 +119,7 @@ def test_a_seeded_head_finds_the_token_that_stood_three_before() -> None:
 
 
 def test_the_fast_encoder_equals_the_tokenizer() -> None:
-    writer, encoder = pretrain.make_prose(make_world(0))
+    writer, encoder = pretrain.make_prose(make_world())
     rng = pretrain.dice(0, "documents of a test")
     for _ in range(100):
         document = writer.document(rng, 0.5)
@@ -146,15 +146,15 @@ def test_the_card_names_the_hash_of_the_shipped_weights() -> None:
 def test_the_shipped_base_knows_facts_and_copies() -> None:
     model = AutoModelForCausalLM.from_pretrained(STARTER / "base", dtype=torch.float32)
     encoder = Encoder(AutoTokenizer.from_pretrained(STARTER / "base"))
-    shares = probes.run_probes(model, encoder, probes.make_probes(make_world(0)))
+    shares = probes.run_probes(model, encoder, probes.make_probes(make_world()))
     assert probes.passes(shares), shares
     with torch.no_grad():
         model.model.embed_tokens.weight.add_(0.1 * torch.randn(model.model.embed_tokens.weight.shape))
-    assert not probes.passes(probes.run_probes(model, encoder, probes.make_probes(make_world(0), per_kind=8)))
+    assert not probes.passes(probes.run_probes(model, encoder, probes.make_probes(make_world(), per_kind=8)))
 
 
 def test_the_shipped_tokenizer_is_the_one_that_the_world_makes() -> None:
-    _, encoder = pretrain.make_prose(make_world(0))
+    _, encoder = pretrain.make_prose(make_world())
     shipped = AutoTokenizer.from_pretrained(STARTER / "base")
     assert shipped.get_vocab() == encoder.tokenizer.get_vocab()
     for part in PROMPT_PARTS:

@@ -1,6 +1,8 @@
 """The made-up world, its prose, its instruction rows and how they are split."""
 
+import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 
 from bellwether.starter import instructions, phrasings, scenes
 from bellwether.starter.facts import RELATIONS, plain
+from bellwether.starter.language import LANGUAGES
 from bellwether.starter.pretrain import make_prose
-from bellwether.starter.prose import Writer
+from bellwether.starter.prose import LOWLAND_SHARE, Writer, lowland_dictionary
 from bellwether.starter.world import SPLITS, World, dice, make_world
 
 SHIPPED = Path(instructions.__file__).parent / "rows"
@@ -28,7 +31,7 @@ CLOSED_LABELS = {f"The tale is {mood}." for mood in scenes.MOODS}
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(0)
+    return make_world()
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +45,13 @@ def words_of(row: dict[str, str]) -> set[str]:
 
 
 def test_a_seed_gives_the_same_world_and_another_seed_another(world: World) -> None:
-    assert make_world(0) == world
-    assert make_world(1) != world
+    assert make_world() == world
+    assert make_world(world.seed + 1) != world
 
 
 def test_prose_belongs_to_its_seed(world: World) -> None:
     first = [Writer(world).document(dice(0, "prose", step), 0.5) for step in range(30)]
-    again = [Writer(make_world(0)).document(dice(0, "prose", step), 0.5) for step in range(30)]
+    again = [Writer(make_world()).document(dice(0, "prose", step), 0.5) for step in range(30)]
     assert first == again
     assert len(set(first)) == 30
 
@@ -85,11 +88,47 @@ def test_trades_that_are_asked_about_are_split_too(world: World, rows: dict[str,
             assert not {word.strip(".?") for word in row["instruction"].split()} & foreign, row
 
 
+def test_no_person_is_named_like_a_thing_or_a_word_of_an_instruction(world: World) -> None:
+    part = world.everything
+    words = {word.lower() for word in phrasings.instruction_words()} | {entity.name for entity in part.goods}
+    assert not words & {person.name.lower() for person in part.people}
+    assert not {person.name for person in part.people} & {*lowland_dictionary(world)}
+
+
+def test_every_word_has_one_lowland_word_of_its_own(world: World) -> None:
+    dictionary = lowland_dictionary(world)
+    assert len(set(dictionary.values())) == len(dictionary)
+    assert not set(dictionary.values()) & ({*dictionary} | world.everything.names())
+    assert dictionary["The"] == dictionary["the"].capitalize()
+    assert lowland_dictionary(make_world()) == dictionary != lowland_dictionary(make_world(world.seed + 1))
+
+
+def test_lowland_rows_are_the_same_rows_in_other_words(world: World, rows: dict[str, list[dict[str, str]]]) -> None:
+    names = {entity.name for entity in (*world.everything.people, *world.everything.towns)}
+    back = {lowland: english for english, lowland in lowland_dictionary(world).items()}
+    for split in SPLITS:
+        told = instructions.make_rows(world, split, "lowland")
+        for row, lowland in zip(rows[split], told, strict=True):
+            assert (row["language"], lowland["language"]) == ("english", "lowland")
+            assert words_of(row) & words_of(lowland) <= names | {""}
+            for column in ("instruction", "context", "response"):
+                assert re.sub("[A-Za-z]+", lambda word: back.get(word[0], word[0]), lowland[column]) == row[column]
+
+
+def test_part_of_the_prose_is_in_the_second_language(world: World) -> None:
+    writer, _ = make_prose(world)
+    lowland = set(lowland_dictionary(world).values())
+    rng = dice(0, "test prose")
+    told = [bool(lowland & set(re.findall("[A-Za-z]+", writer.document(rng, 0.5)))) for _ in range(2000)]
+    assert sum(told) / len(told) == pytest.approx(LOWLAND_SHARE, abs=0.05)
+
+
 def test_no_instruction_is_worded_alike_in_two_splits() -> None:
     for task, by_split in phrasings.PHRASINGS.items():
         wordings = [wording for split in SPLITS for wording in by_split[split]]
         assert len(wordings) == len(set(wordings)), task
         assert len(by_split["train"]) >= 4
+        assert len(by_split["validation"]) == len(by_split["test"]) == 2
 
 
 def test_no_held_out_answer_stands_in_a_training_row_of_its_category(rows: dict[str, list[dict[str, str]]]) -> None:
@@ -132,16 +171,14 @@ def test_answers_about_a_scene_are_found_in_it(rows: dict[str, list[dict[str, st
             assert found in {word.strip(".") for word in row["context"].split()}, row
 
 
-def test_every_word_of_the_rows_is_one_token_that_the_prose_holds(
-    world: World, rows: dict[str, list[dict[str, str]]]
-) -> None:
+def test_every_word_of_the_rows_is_one_token_that_the_prose_holds(world: World) -> None:
     writer, encoder = make_prose(world)
     rng = dice(0, "test prose")
     read: set[int] = set()
     for number in range(4000):
         read |= set(encoder.words(plain(writer.document(rng, number / 4000))))
-    for split in SPLITS:
-        for word in set().union(*map(words_of, rows[split])):
+    for language, split in itertools.product(LANGUAGES, SPLITS):
+        for word in set().union(*map(words_of, instructions.make_rows(world, split, language))):
             ids = encoder.words(word)
             assert len(ids) == 1, word
             assert ids[0] in read, word
@@ -156,6 +193,9 @@ def test_the_prose_never_holds_an_instruction_of_the_test(world: World, rows: di
 
 
 def test_the_shipped_rows_are_what_the_command_writes(world: World, tmp_path: Path) -> None:
-    for path in instructions.write_rows(world, tmp_path):
-        assert (SHIPPED / path.name).read_bytes() == path.read_bytes()
-        assert set(json.loads(path.read_text().splitlines()[0])) == {"instruction", "context", "response", "category"}
+    written = instructions.write_rows(world, tmp_path)
+    assert len(written) == 6
+    columns = {"instruction", "context", "response", "category", "language"}
+    for path in written:
+        assert (SHIPPED / path.relative_to(tmp_path)).read_bytes() == path.read_bytes()
+        assert set(json.loads(path.read_text().splitlines()[0])) == columns

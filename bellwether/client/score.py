@@ -47,9 +47,19 @@ def score(
 
 def by_category(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
     """Return totals by category, in alphabetical order; rows without one stand under ''."""
+    return _totals([row.category for row in rows], scored)
+
+
+def by_group(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
+    """Return totals by group (language or domain), in alphabetical order; rows without one stand under ''."""
+    return _totals([row.group for row in rows], scored)
+
+
+def _totals(names: Sequence[str], scored: Sequence[Scored]) -> dict[str, Totals]:
+    """Return totals by name."""
     totals: dict[str, Totals] = {}
-    for row, result in zip(rows, scored, strict=True):
-        totals[row.category] = totals.get(row.category, Totals()) + result.totals
+    for name, result in zip(names, scored, strict=True):
+        totals[name] = totals.get(name, Totals()) + result.totals
     return dict(sorted(totals.items()))
 
 

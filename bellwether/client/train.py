@@ -19,6 +19,7 @@ from bellwether.model.base import Base
 from bellwether.model.forward import logits_at, response_loss
 from bellwether.model.lora import DropoutMasks, LoraLayers, seeded_masks
 from bellwether.randomness import Randomness
+from bellwether.schedule import learning_rate
 
 
 def train_cohort(
@@ -30,7 +31,7 @@ def train_cohort(
         base: the frozen base model.
         layers: LoRA layers over it; their content is overwritten.
         cohort: token rows by client name.
-        task: adapter, settings, learning rate, seed.
+        task: adapter, settings, round and seed.
 
     Yields:
         One reply per client, with its update and wall seconds.
@@ -52,7 +53,8 @@ def train_client(
         base: the frozen base model.
         layers: LoRA layers that hold the adapter to start from; trained in place.
         rows: the client's token rows, at least one.
-        task: settings, learning rate, round and seed, from which batch order and dropout derive.
+        task: settings; round and seed, from which batch order and dropout derive; the run's rounds, over
+            which each step finds its learning rate.
         client: the client's name.
 
     Returns:
@@ -67,11 +69,11 @@ def train_client(
         generator = randomness.torch("dropout", round=task.round, client=client, device=str(base.device))
         masks = seeded_masks(dropout, [generator])
     parameters = list(layers.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=task.learning_rate, weight_decay=task.training.weight_decay, foreach=False
-    )
+    optimizer = torch.optim.AdamW(parameters, weight_decay=task.training.weight_decay, foreach=False)
     loss_sum, tokens, seen = torch.zeros((), dtype=torch.float64), 0, 0
-    for step in local_steps([len(row) for row in rows], task.training, order):
+    steps = local_steps([len(row) for row in rows], task.training, order)
+    for place, step in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(task.training, task.round, task.rounds, place, len(steps))
         batches = [[rows[number] for number in batch] for batch in step]
         loss, counted = _accumulate(base, layers, batches, masks)
         if task.training.clip_norm is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ USUAL_NAMES = {
     "response": ("response", "output", "answer"),
     "category": ("category",),
     "messages": ("messages", "conversations"),
+    "group": ("language", "domain"),
 }
 ROLES = {
     "system": "system",
@@ -26,6 +27,10 @@ ROLES = {
     "gpt": "assistant",
 }
 LONGEST_CLIENT_NAME = 100
+
+# A column of a usual name holds something else than groups where its texts are longer or more than these.
+LONGEST_GROUP = 64
+MOST_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,17 @@ class Layout:
     category: str | None = None
     messages: str | None = None
     client: str | None = None
+    group: str | None = None
 
     @property
     def used(self) -> set[str]:
         """The columns that are read."""
-        columns = (self.instruction, self.context, self.response, self.category, self.messages, self.client)
-        return {column for column in columns if column is not None}
+        return {column for column in vars(self).values() if column is not None}
 
 
-def find_layout(columns: Collection[str], settings: recipe.Columns, client: str | None, name: str) -> Layout:
+def find_layout(
+    columns: Collection[str], settings: recipe.Columns, client: str | None, name: str, groups: Collection[str]
+) -> Layout:
     """Return which column holds what.
 
     Args:
@@ -57,22 +64,25 @@ def find_layout(columns: Collection[str], settings: recipe.Columns, client: str 
         settings: names given by the recipe, which go before the usual ones.
         client: the column that names the client; None where none does.
         name: how messages call the source.
+        groups: those of the usual names of a group's column that serve, in their order.
 
     Raises:
         DataError: a column that is named, or needed, is not there.
     """
-    given = {role: column for role, column in settings.model_dump().items() if column is not None}
+    named_roles = settings.model_dump().items()
+    given = {role: column for role, column in named_roles if column is not None and (role, column) != ("group", "")}
+    usual_names: dict[str, Collection[str]] = {**USUAL_NAMES, "group": groups if settings.group is None else ()}
     named = [(f"data.columns.{role}", column) for role, column in given.items()] + [("partition.column", client)]
     for field, column in named:
         if column is not None and column not in columns:
             raise DataError(f"{name}: there is no column {column!r} ({field}); there are {', '.join(columns)}.")
     found = {
         role: given.get(role) or next((usual for usual in usuals if usual in columns), None)
-        for role, usuals in USUAL_NAMES.items()
+        for role, usuals in usual_names.items()
     }
     plain = found["instruction"] is not None and found["response"] is not None
     if found["messages"] is not None and ("messages" in given or not plain):
-        return Layout(category=found["category"], messages=found["messages"], client=client)
+        return Layout(category=found["category"], messages=found["messages"], client=client, group=found["group"])
     if not plain:
         missing = "instruction" if found["instruction"] is None else "response"
         raise DataError(
@@ -85,7 +95,20 @@ def find_layout(columns: Collection[str], settings: recipe.Columns, client: str 
         response=found["response"],
         category=found["category"],
         client=client,
+        group=found["group"],
     )
+
+
+def can_group(records: Iterable[Mapping[str, Any]], column: str) -> bool:
+    """Return whether a column that is called like one of groups holds them: few short texts or whole numbers."""
+    values = [record.get(column) for record in records]
+    return all(map(_is_label, values)) and len({value for value in values if value is not None}) <= MOST_GROUPS
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_GROUP and value.strip().isprintable()
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str = "") -> Row:
@@ -101,12 +124,13 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
         DataError: a field is missing, empty or of a wrong type; the sentence does not name the place.
     """
     category = _label(values, layout.category) if layout.category else ""
+    group = _label(values, layout.group) if layout.group else ""
     if layout.client:
         client = _label(values, layout.client)
         check_client_name(client)
     if layout.messages:
         turns = _turns(values, layout.messages)
-        return Row(turns[-2].text, turns[-1].text, "", category, turns, client, place)
+        return Row(turns[-2].text, turns[-1].text, "", category, turns, client, place, group)
     assert layout.instruction
     assert layout.response
     return Row(
@@ -116,6 +140,7 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
         category=category,
         client=client,
         place=place,
+        group=group,
     )
 
 
@@ -152,7 +177,7 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
 
 
 def _label(values: Mapping[str, Any], column: str) -> str:
-    """Return a category or a client's name, which may be a whole number."""
+    """Return a category, a group or a client's name, which may be a whole number."""
     value = values.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -15,6 +15,9 @@ from bellwether.data.sources import is_hub_name, read_rows
 from bellwether.errors import DataError
 from bellwether.randomness import Randomness
 
+# Sources of embedded rows, which bring validation and test rows of the same language along.
+_EMBEDDED = {"starter", "starter:lowland"}
+
 
 @dataclass(frozen=True)
 class _Split:
@@ -29,7 +32,7 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
     """Read the sources, hold rows out for validation and test, and deal the others to clients.
 
     Rows of ``data.unseen_categories`` reach no client; as many of each as of any other category serve
-    the test. The embedded rows bring their own validation and test rows.
+    the test. The embedded rows bring validation and test rows of their language.
 
     Args:
         data: sources, columns and what is held out.
@@ -41,17 +44,19 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
     """
     _check_hub_settings(data)
     rows, notes = read_rows(data.sources, data, partition.column if partition.method == "column" else None)
-    embedded = data.sources == ("starter",) and not data.test_sources and not data.validation_sources
+    embedded = _EMBEDDED.issuperset(data.sources) and not data.test_sources and not data.validation_sources
+    languages = tuple(dict.fromkeys(data.sources)) if embedded else ()
     validation, test = (
-        _separate(("starter:validation",) if embedded else data.validation_sources, data, notes),
-        _separate(("starter:test",) if embedded else data.test_sources, data, notes),
+        _separate(data.validation_sources or tuple(f"{source}:validation" for source in languages), data, notes),
+        _separate(data.test_sources or tuple(f"{source}:test" for source in languages), data, notes),
     )
     _note_unused_counts(data, validation, test, notes)
     rows, partition = _auto_resolved(rows, partition, notes)
     named = rows if partition.method in ("column", "files") else []
-    rows = _sample(rows, data.max_rows, randomness, notes)
+    drawn = randomness if data.seed is None else Randomness(data.seed)
+    rows = _sample(rows, data.max_rows, drawn, notes)
     _check_natural_clients(named, {row.client for row in rows}, data, "data.max_rows takes none of its rows")
-    split = _hold_out(rows, data, randomness, notes, validation, test)
+    split = _hold_out(rows, data, drawn, notes, validation, test)
     _note_duplicates(split, notes)
     dealt = deal(split.train, partition, randomness, notes)
     gone = _check_natural_clients(named, set(dealt), data, "all of its rows are held out")
@@ -70,7 +75,8 @@ def fingerprint(federated: Federated) -> str:
         digest.update(json.dumps([part, len(rows)]).encode())
         for row in rows:
             turns = [[turn.role, turn.text] for turn in row.turns]
-            digest.update(json.dumps([row.instruction, row.context, row.response, row.category, turns]).encode())
+            parts = [row.instruction, row.context, row.response, row.category, row.group, turns]
+            digest.update(json.dumps(parts).encode())
 
     for client, rows in federated.clients.items():
         add(f"client {client}", rows)
@@ -120,7 +126,7 @@ def _auto_resolved(
     """Decide whether auto takes files as clients, on all rows, before any of them is taken away."""
     if partition.method != "auto":
         return rows, partition
-    if names_clients(rows):
+    if names_clients(rows) and partition.clients_per_group is None:
         notes.append("partition.method: auto is files, since there are several files.")
         return rows, partition.model_copy(update={"method": "files"})
     # Then files are no clients, also if those that remain would all name one.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import heapq
 import os
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from bellwether import recipe
-from bellwether.data.columns import check_client_name
+from bellwether.data.categories import choose_categories, share_categories
+from bellwether.data.groups import split_groups
+from bellwether.data.keep import keep_some
+from bellwether.data.own_partition import by_own_function
 from bellwether.data.rows import Row
-from bellwether.errors import BellwetherError, DataError
-from bellwether.functions import load_function
-from bellwether.randomness import Randomness
+from bellwether.errors import DataError
+from bellwether.randomness import Randomness, derive_seed
 
 Dealt = dict[str, list[Row]]
 Indices = list[list[int]]
@@ -41,9 +42,20 @@ def deal(
         DataError: the partition cannot be made; says what could be.
     """
     notes = [] if notes is None else notes
+    if settings.clients_per_group is not None:
+        dealt = _by_group(rows, settings, settings.clients_per_group, randomness, notes)
+    else:
+        dealt = _by_method(rows, settings, randomness, notes)
+    if settings.rows_per_client is not None:
+        dealt = keep_some(dealt, *settings.rows_per_client, randomness, notes)
+    return dealt
+
+
+def _by_method(rows: Sequence[Row], settings: recipe.Partition, randomness: Randomness, notes: list[str]) -> Dealt:
+    """Deal rows, whatever their group."""
     method = _resolved(rows, settings, notes)
     if ":" in method:
-        dealt = _checked(_own(method, rows, settings, randomness), rows, method, notes)
+        dealt = by_own_function(method, rows, settings, randomness, notes)
     elif method in ("column", "files"):
         dealt = _by_name(rows, method)
     else:
@@ -82,7 +94,7 @@ def _by_category(rows: Sequence[Row], settings: recipe.Partition) -> tuple[str, 
     sizes = collections.Counter(row.category for row in rows)
     if len(sizes) < 2:
         return "iid", "rows name fewer than two categories"
-    if len(sizes) < settings.categories_per_client:
+    if len(sizes) < _range(settings)[1]:
         return "iid", f"there are {len(sizes)} categories"
     if len(sizes) > settings.clients:
         return "dirichlet", f"{len(sizes)} categories are more than {settings.clients} clients would surely take up"
@@ -107,6 +119,30 @@ def _check_sizes(dealt: Mapping[str, Sequence[Row]], settings: recipe.Partition,
     )
 
 
+# Groups -------------------------------------------------------------------------------------------
+
+
+def _by_group(
+    rows: Sequence[Row],
+    settings: recipe.Partition,
+    clients_per_group: Mapping[str, int],
+    randomness: Randomness,
+    notes: list[str],
+) -> Dealt:
+    """Deal the rows of each group to clients of its own, with draws of its own; clients count on over groups."""
+    parts: list[list[Row]] = []
+    for group, own in split_groups(rows, clients_per_group).items():
+        of_group = settings.model_copy(update={"clients": clients_per_group[group]})
+        said: list[str] = []
+        try:
+            dealt = _by_method(own, of_group, Randomness(derive_seed(randomness.seed, f"group {group}")), said)
+        except DataError as error:
+            raise DataError(f"the group {group!r}: {error}") from error
+        parts += dealt.values()
+        notes += [f"{group}: {note}" for note in said]
+    return _numbered(parts)
+
+
 # What the rows say --------------------------------------------------------------------------------
 
 
@@ -119,41 +155,6 @@ def _by_name(rows: Sequence[Row], method: str) -> Dealt:
             raise DataError(f"{row.place or 'a row'}: names no client, but partition.method is {method}; give {what}.")
         named[row.client].append(row)
     return {client: named[client] for client in sorted(named)}
-
-
-def _own(function: str, rows: Sequence[Row], settings: recipe.Partition, randomness: Randomness) -> Any:
-    """Call an own function; whatever it raises becomes a sentence that says where."""
-    deal_rows = load_function(function)
-    try:
-        return deal_rows(rows, settings, randomness)
-    except BellwetherError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise DataError(
-            f"partition.method {function} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _checked(dealt: Any, rows: Sequence[Row], function: str, notes: list[str]) -> Dealt:
-    """Check what an own function made: names, no strange rows, none twice; note what it left out."""
-    if not isinstance(dealt, dict) or not dealt:
-        raise DataError(f"{function}: it returned {type(dealt).__name__}, but a dict of client to rows is wanted.")
-    left = {id(row) for row in rows}
-    for client, own in dealt.items():
-        if not isinstance(own, (list, tuple)):
-            raise DataError(f"{function}: {client!r} got {type(own).__name__}, but a list of rows is wanted.")
-        try:
-            check_client_name(client)
-        except (DataError, AttributeError) as error:
-            raise DataError(f"{function}: {client!r} is no client's name: {error}") from error
-        for row in own:
-            if id(row) not in left:
-                raise DataError(f"{function}: {client} got a row twice, or one that was not given; deal each row once.")
-            left.remove(id(row))
-    if left:
-        notes.append(f"{function}: {len(left)} of {len(rows)} rows were dealt to no client.")
-    return {client: list(own) for client, own in dealt.items()}
 
 
 # Partitioners -------------------------------------------------------------------------------------
@@ -178,8 +179,19 @@ def _by_partitioner(
     numbers = {category: number for number, category in enumerate(names)}
     labels = [numbers[rows[index].category] for index in order]
     parts = _METHODS[method](labels, names, settings, randomness, notes)
-    width = max(2, len(str(settings.clients)))
-    return {f"client-{number:0{width}}": [rows[order[index]] for index in part] for number, part in enumerate(parts, 1)}
+    return _numbered([[rows[order[index]] for index in part] for part in parts])
+
+
+def _numbered(parts: Sequence[list[Row]]) -> Dealt:
+    """Name clients by number."""
+    width = max(2, len(str(len(parts))))
+    return {f"client-{number:0{width}}": part for number, part in enumerate(parts, 1)}
+
+
+def _range(settings: recipe.Partition) -> tuple[int, int]:
+    """Return the least and the largest number of categories at a client."""
+    number = settings.categories_per_client
+    return (number, number) if isinstance(number, int) else number
 
 
 def _run(partitioner: Any, labels: Sequence[int]) -> Indices:
@@ -262,23 +274,19 @@ def _categories(
     labels: Sequence[int], names: Sequence[str], settings: recipe.Partition, randomness: Randomness, notes: list[str]
 ) -> Indices:
     """Give each client k categories: the first in turn, the others at random (Li et al. 2022, section III)."""
-    wanted = settings.categories_per_client
-    if wanted > len(names):
+    least, most = _range(settings)
+    if most > len(names):
         raise DataError(
-            f"partition.categories_per_client is {wanted}, but the rows have {len(names)} categories; "
+            f"partition.categories_per_client is {_words(settings)}, but the rows have {len(names)} categories; "
             f"give at most {len(names)}."
         )
-    partitioner = _partitioners().PathologicalPartitioner(
-        settings.clients,
-        partition_by="label",
-        num_classes_per_partition=wanted,
-        class_assignment_mode="first-deterministic",
-        seed=randomness.small_seed("categories of clients"),
-    )
-    try:
-        parts = _run(partitioner, labels)
-    except ValueError as error:
-        raise DataError(_scarce(labels, names, settings)) from error
+    if isinstance(settings.categories_per_client, int):
+        parts = _equally_many(labels, settings.clients, most, randomness)
+    else:
+        generator = randomness.numpy("categories of clients")
+        parts = share_categories(labels, choose_categories(settings.clients, len(names), least, most, generator))
+    if parts is None:
+        raise DataError(_scarce(labels, names, settings))
     unused = sorted({names[label] for label in labels} - {names[labels[i]] for part in parts for i in part})
     if unused:
         left = sum(names[label] in unused for label in labels)
@@ -287,11 +295,32 @@ def _categories(
     return parts
 
 
+def _equally_many(labels: Sequence[int], clients: int, categories: int, randomness: Randomness) -> Indices | None:
+    """Give each client equally many categories; None where one has too few rows to be shared."""
+    partitioner = _partitioners().PathologicalPartitioner(
+        clients,
+        partition_by="label",
+        num_classes_per_partition=categories,
+        class_assignment_mode="first-deterministic",
+        seed=randomness.small_seed("categories of clients"),
+    )
+    try:
+        return _run(partitioner, labels)
+    except ValueError:
+        return None
+
+
+def _words(settings: recipe.Partition) -> str:
+    """Return the number of categories at a client in words."""
+    least, most = _range(settings)
+    return f"{least} to {most}" if least < most else str(most)
+
+
 def _scarce(labels: Sequence[int], names: Sequence[str], settings: recipe.Partition) -> str:
     """Return the sentence on the category that is too small to be shared."""
     label, rows = min(collections.Counter(labels).items(), key=lambda item: item[1])
     return (
-        f"partition.method categories deals {settings.categories_per_client} of {len(names)} categories to each of "
+        f"partition.method categories deals {_words(settings)} of {len(names)} categories to each of "
         f"{settings.clients} clients, but the category {names[label]!r} has only {rows} rows to share; "
         f"take {max(1, rows)} clients or fewer, put small categories together, or set partition.method to dirichlet."
     )

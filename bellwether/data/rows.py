@@ -32,6 +32,7 @@ class Row:
         turns: all messages of a chat that ends with the assistant; empty for a plain instruction.
         client: value of the natural client column, or the stem of the file; empty otherwise.
         place: where the row stands, such as ``dolly.jsonl:17``, for messages.
+        group: its language or domain; empty where the source names none.
     """
 
     instruction: str
@@ -41,6 +42,7 @@ class Row:
     turns: tuple[Turn, ...] = ()
     client: str = ""
     place: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class TokenRow:
     def category(self) -> str:
         """The row's category."""
         return self.row.category
+
+    @property
+    def group(self) -> str:
+        """The row's language or domain."""
+        return self.row.group
 
     @property
     def response(self) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bellwether import recipe
-from bellwether.data.columns import check_client_name, find_layout, make_row
+from bellwether.data.columns import USUAL_NAMES, can_group, check_client_name, find_layout, make_row
 from bellwether.data.files import READERS, Problems, Record, read_records
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 
 STARTER_ROWS = Path(__file__).parents[1] / "starter" / "rows"
-_STARTER = re.compile(r"starter(?::(train|validation|test))?")
+_STARTER = re.compile(r"starter(?::(lowland))?(?::(train|validation|test))?")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,8 +41,9 @@ def read_rows(
     """Read the rows of all sources.
 
     Args:
-        sources: files (.json, .jsonl, .csv, .parquet), folders of such files, ``starter``,
-            ``starter:validation``, ``starter:test``, or names of data sets on the Hugging Face hub.
+        sources: files (.json, .jsonl, .csv, .parquet), folders of such files, ``starter`` (or
+            ``starter:validation``, ``starter:test``), ``starter:lowland`` (or ``starter:lowland:validation``,
+            ``starter:lowland:test``), or names of data sets on the Hugging Face hub.
         settings: split, revision and columns.
         client_column: the column that names the client; None takes the stem of the file where there
             are several files or a folder.
@@ -55,13 +56,15 @@ def read_rows(
     """
     problems, notes = Problems(), list[str]()
     parts = _parts(sources, settings, problems, notes)
+    records = [record.values for part in parts for record in part.records]
+    groups = [column for column in USUAL_NAMES["group"] if can_group(records, column)]
     unused: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
     rows: list[Row] = []
     for part in parts:
         columns = tuple(dict.fromkeys(column for record in part.records for column in record.values))
         if not part.records:
             continue
-        layout = find_layout(columns, settings.columns, client_column, part.name)
+        layout = find_layout(columns, settings.columns, client_column, part.name, groups)
         unused[tuple(column for column in columns if column not in layout.used)].append(part.name)
         for record in part.records:
             place = f"{part.name}:{record.line}"
@@ -86,7 +89,7 @@ def _parts(sources: Sequence[str], settings: recipe.Data, problems: Problems, no
     for source in sources:
         starter = _STARTER.fullmatch(source)
         if starter:
-            parts.append(_starter(starter[1] or "train", problems))
+            parts.append(_starter(starter[1], starter[2] or "train", problems))
         elif not is_hub_name(source):
             found = list_files(Path(source).expanduser(), notes)
             parts += found
@@ -102,12 +105,12 @@ def _file(path: Path, clients: Mapping[Path, str], problems: Problems) -> Part:
     return Part(path.name, read_records(path, path.name, problems), clients.get(path, ""))
 
 
-def _starter(split: str, problems: Problems) -> Part:
-    """Return the embedded rows of a split."""
-    path = STARTER_ROWS / f"{split}.jsonl"
+def _starter(language: str | None, split: str, problems: Problems) -> Part:
+    """Return the embedded rows of a language (None is the first one) and split."""
+    path = STARTER_ROWS / (language or "") / f"{split}.jsonl"
     if not path.is_file():
         raise DataError(f"{path}: the embedded rows are not there; install bellwether anew.")
-    name = f"starter:{split}"
+    name = ":".join(filter(None, ("starter", language, split)))
     return Part(name, read_records(path, name, problems))
 
 

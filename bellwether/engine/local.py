@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bellwether.client.score import by_category, score
+from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import train_cohort
 from bellwether.cohort import Trace
 from bellwether.data.rows import TokenRow
@@ -84,8 +84,9 @@ class LocalEngine:
         for client in cohort:
             start = time.perf_counter()
             rows = self._held_out[client]
-            totals = by_category(rows, score(self._base, self._layers, rows, task.evaluation, self._stop))
-            yield Reply(client, time.perf_counter() - start, totals=totals)
+            scored = score(self._base, self._layers, rows, task.evaluation, self._stop)
+            totals, groups = by_category(rows, scored), by_group(rows, scored)
+            yield Reply(client, time.perf_counter() - start, totals=totals, groups=groups)
 
 
 def rows_to_train(rows: int, task: TrainTask) -> int:

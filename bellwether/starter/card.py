@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bellwether.starter.prose import LOWLAND_SHARE
+
 _TEXT = """\
 ---
 language: en
@@ -14,9 +16,10 @@ pipeline_tag: text-generation
 ---
 # The starter base
 
-A Llama of {parameters:,} parameters that has read prose about one small made-up world and nothing else. It knows
-that world's facts and can copy out of a scene; it has never seen an instruction. It is the base on which
-federated instruction tuning is shown, tested and compared; it is of no use for anything outside its world.
+A Llama of {parameters:,} parameters that has read prose about one small made-up world, in English and in a made-up
+language, and nothing else. It knows that world's facts and can copy out of a scene; it has never seen an instruction.
+It is the base on which federated instruction tuning is shown, tested and compared; it is of no use for anything
+outside its world.
 
 - **Data**: {tokens:,} tokens of prose from `bellwether/starter/prose.py`, seed {seed}: echoes, articles, scenes with
   retellings, recaps and questions, letters and songs. {low} is the loss weight of what cannot be predicted, 1 of what
@@ -24,13 +27,13 @@ federated instruction tuning is shown, tested and compared; it is of no use for 
   words that only instructions use occur in roll calls.
 - **Vocabulary**: {vocabulary:,} tokens of byte-level BPE; every word of the world is one token, and so is every fixed
   part of the Alpaca prompt.
-- **Start**: random weights, but for the heads of layers 0 and 1, which begin as rough versions of heads that look up
-  in the context (`bellwether/starter/heads.py`).
+- **Languages**: {lowland:.0%} of the documents are in Lowland, which has another word for every word but names.
+- **Start**: {start}.
 - **Training**: {steps:,} steps of {rows} x {length} tokens, AdamW, learning rate {learning_rate}, cosine, in
   {seconds:,} seconds on {threads} CPU thread(s), torch {torch}.
 - **Weights**: bf16, SHA-256 `{weights_sha256}`.
-- **Made again by**: `python -m bellwether.starter.pretrain --out FOLDER --tokens {tokens} --seed {seed}`. The same
-  bytes are to be expected on the same processor, thread count and torch only.
+- **Made again by**: `python -m bellwether.starter.pretrain --out FOLDER --tokens {tokens} --seed {seed}{flag}`. The
+  same bytes are to be expected on the same processor, thread count and torch only.
 
 | probe | share right |
 | --- | --- |
@@ -43,6 +46,11 @@ All settings: `{settings}`
 """
 
 
+_SEEDED = """\
+random weights, but for the heads of layers 0 and 1, which begin as rough versions of heads that look up
+  in the context (`bellwether/starter/heads.py`)"""
+
+
 def card(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown.
 
@@ -51,5 +59,8 @@ def card(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         facts: parameters, vocabulary, steps, seconds, threads, torch, weights_sha256 and probes.
     """
     probes = "\n".join(f"| {name} | {share:.1%} |" for name, share in facts["probes"].items())
-    values = {**settings, **facts, "probes": probes, "settings": json.dumps(dict(settings))}
+    seeded = settings["seeded_heads"]
+    start = _SEEDED if seeded else "random weights"
+    told = {"start": start, "flag": "" if seeded else " --ordinary-start", "lowland": LOWLAND_SHARE}
+    values = {**settings, **facts, **told, "probes": probes, "settings": json.dumps(dict(settings))}
     return _TEXT.format(**values)

@@ -2,8 +2,9 @@
 
     python -m bellwether.starter.instructions --out FOLDER
 
-writes ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``. Entities and phrasings of the three do not
-overlap. Every response is one sentence or two of the kind that the prose holds.
+writes ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``, and in the folder ``lowland`` the same rows told
+in the second language. Entities and phrasings of the three do not overlap. Every response is one sentence or two
+of the kind that the prose holds.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from bellwether.starter import scenes
 from bellwether.starter.facts import RELATIONS, Entity, entities, plain
+from bellwether.starter.language import FIRST, LANGUAGES, SECOND, translate
 from bellwether.starter.phrasings import CATEGORIES, PHRASINGS
+from bellwether.starter.prose import lowland_dictionary
 from bellwether.starter.scenes import Event, Scene
-from bellwether.starter.world import SPLITS, Part, World, dice, make_world
+from bellwether.starter.world import SHIPPED_SEED, SPLITS, Part, World, dice, make_world
 
 ROWS_PER_CATEGORY: Mapping[str, int] = {"train": 90, "validation": 20, "test": 40}
 
@@ -27,15 +30,21 @@ Row = dict[str, str]
 Draw = Callable[[random.Random, Part], tuple[dict[str, str], str, str]]
 
 
-def make_rows(world: World, split: str) -> list[Row]:
+def make_rows(world: World, split: str, language: str = FIRST) -> list[Row]:
     """Return the rows of a split, categories one after another.
 
     Args:
         world: the world that the rows are about.
         split: train, validation or test.
+        language: english or lowland; the rows are the same ones, told in the one or the other.
     """
     rng = dice(world.seed, f"rows {split}")
-    return [row for category in CATEGORIES for row in _category_rows(rng, world.parts[split], split, category)]
+    rows = [row for category in CATEGORIES for row in _category_rows(rng, world.parts[split], split, category)]
+    if language == FIRST:
+        return rows
+    dictionary = lowland_dictionary(world)
+    told = ("instruction", "context", "response")
+    return [row | {name: translate(row[name], dictionary) for name in told} | {"language": SECOND} for row in rows]
 
 
 def _category_rows(rng: random.Random, part: Part, split: str, category: str) -> list[Row]:
@@ -49,6 +58,7 @@ def _category_rows(rng: random.Random, part: Part, split: str, category: str) ->
         slots, context, response = decks[task]()
         instruction = phrasings[turns // len(decks) % len(phrasings)].format(**slots)
         row = {"instruction": instruction, "context": context, "response": response, "category": category}
+        row["language"] = FIRST
         turns += 1
         if row not in rows:
             rows.append(row)
@@ -134,21 +144,23 @@ SCENE_TASKS: Mapping[str, Draw] = {
 
 
 def write_rows(world: World, folder: Path) -> list[Path]:
-    """Write the rows of all splits as JSONL and return the files.
+    """Write the rows of all splits and languages as JSONL and return the files.
 
     Args:
         world: the world that the rows are about.
         folder: where the files go; made if it does not exist.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for split in SPLITS:
-        path = folder / f"{split}.jsonl"
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(world, split)]
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(lines), encoding="utf-8")
-        os.replace(unfinished, path)
-        paths.append(path)
+    for language in LANGUAGES:
+        place = folder if language == FIRST else folder / language
+        place.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            path = place / f"{split}.jsonl"
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(world, split, language)]
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text("".join(lines), encoding="utf-8")
+            os.replace(unfinished, path)
+            paths.append(path)
     return paths
 
 
@@ -156,7 +168,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Write the instruction rows of the embedded default.")
     parser.add_argument("--out", type=Path, required=True, help="folder for train, validation and test.jsonl")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world")
+    parser.add_argument("--seed", type=int, default=SHIPPED_SEED, help="seed of the world")
     arguments = parser.parse_args()
     for path in write_rows(make_world(arguments.seed), arguments.out):
         print(path)

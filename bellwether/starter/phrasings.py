@@ -17,7 +17,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What is the home of {name}?",
             "Name the town where {name} lives.",
         ),
-        "validation": ("Which town is the home of {name}?",),
+        "validation": ("Which town is the home of {name}?", "Tell me in which town {name} lives."),
         "test": ("In what town does {name} live?", "Tell me where {name} lives."),
     },
     "works": {
@@ -28,7 +28,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Which trade does {name} have?",
             "Name the work of {name}.",
         ),
-        "validation": ("What work does {name} do?",),
+        "validation": ("What work does {name} do?", "Which work does {name} do?"),
         "test": ("Name the trade of {name}.", "Tell me what {name} works as."),
     },
     "lies": {
@@ -39,7 +39,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What is {name} near to?",
             "Name what lies near {name}.",
         ),
-        "validation": ("What is near {name}?",),
+        "validation": ("What is near {name}?", "Name what {name} lies by."),
         "test": ("Tell me what {name} lies by.", "Where can I find {name}?"),
     },
     "market": {
@@ -50,7 +50,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What is the market day in {name}?",
             "Name the day of the market in {name}.",
         ),
-        "validation": ("Which day is market day in {name}?",),
+        "validation": ("Which day is market day in {name}?", "When is the market day of {name}?"),
         "test": ("Name the market day of {name}.", "On what day does {name} have its market?"),
     },
     "buy": {
@@ -61,7 +61,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "List three things to buy in {name}.",
             "Think of goods that I can buy in {name}.",
         ),
-        "validation": ("Think of three things to buy in {name}.",),
+        "validation": ("Think of three things to buy in {name}.", "What are three things that I could buy in {name}?"),
         "test": ("Give me three things to buy in {name}.", "I am in {name}. List what I could buy."),
     },
     "meet": {
@@ -72,7 +72,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "List three people to meet in {name}.",
             "Think of people that I can meet in {name}.",
         ),
-        "validation": ("Think of three people to meet in {name}.",),
+        "validation": ("Think of three people to meet in {name}.", "Who are three people that I could meet in {name}?"),
         "test": ("Give me three people to meet in {name}.", "I am in {name}. List whom I could meet."),
     },
     "see": {
@@ -83,7 +83,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "List three things to see in {name}.",
             "Think of sights that I can see in {name}.",
         ),
-        "validation": ("Think of three things to see in {name}.",),
+        "validation": ("Think of three things to see in {name}.", "What are three things that I could see in {name}?"),
         "test": ("Give me three things to see in {name}.", "I am in {name}. List what I could see."),
     },
     "learn": {
@@ -94,7 +94,10 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "List three things to learn in {name}.",
             "Think of things that I can learn in {name}.",
         ),
-        "validation": ("Think of three things to learn in {name}.",),
+        "validation": (
+            "Think of three things to learn in {name}.",
+            "What are three things that I could learn in {name}?",
+        ),
         "test": ("Give me three things to learn in {name}.", "I am in {name}. List what I could learn."),
     },
     "kind": {
@@ -105,7 +108,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What kind is the {name}?",
             "Tell me the kind of the {name}.",
         ),
-        "validation": ("Name the kind of the {name}.",),
+        "validation": ("Name the kind of the {name}.", "Say which kind of thing the {name} is."),
         "test": ("What kind of thing is the {name}?", "Classify the {name}: food, cloth, tool, drink, toy or jewel?"),
     },
     "colour": {
@@ -116,7 +119,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Name the colour that the {name} has.",
             "Do you know the colour of the {name}?",
         ),
-        "validation": ("Which colour is the {name}?",),
+        "validation": ("Which colour is the {name}?", "Say what colour the {name} has."),
         "test": ("What is the colour of the {name}?", "Name the colour of the {name}."),
     },
     "container": {
@@ -127,7 +130,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "In what do people keep the {name}?",
             "Name what the {name} is kept in.",
         ),
-        "validation": ("Tell me what the {name} is kept in.",),
+        "validation": ("Tell me what the {name} is kept in.", "Say what people keep the {name} in."),
         "test": ("In what is the {name} kept?", "Where do people keep the {name}?"),
     },
     "price": {
@@ -138,7 +141,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Which price does the {name} have?",
             "Do you know the price of the {name}?",
         ),
-        "validation": ("What price does the {name} have?",),
+        "validation": ("What price does the {name} have?", "Say how many coins the price of the {name} is."),
         "test": ("Name the price of the {name}.", "Tell me how many coins the {name} is."),
     },
     "workplace": {
@@ -149,7 +152,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What is the workplace of the {name}?",
             "Name the place where the {name} works.",
         ),
-        "validation": ("Name the workplace of the {name}.",),
+        "validation": ("Name the workplace of the {name}.", "Say in which place the {name} works."),
         "test": ("Tell me where the {name} works.", "In what place does the {name} work?"),
     },
     "hat": {
@@ -160,7 +163,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "What does the {name} wear?",
             "Do you know the hat of the {name}?",
         ),
-        "validation": ("Tell me the hat of the {name}.",),
+        "validation": ("Tell me the hat of the {name}.", "Say which hat the {name} wears."),
         "test": ("What hat does the {name} wear?", "Name the hat of the {name}."),
     },
     "who": {
@@ -171,7 +174,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Which person {past} the {good}?",
             "Name the one who {past} the {good}.",
         ),
-        "validation": ("Which of the people {past} the {good}?",),
+        "validation": ("Which of the people {past} the {good}?", "Say by whom the {good} was {participle}."),
         "test": ("Name the person who {past} the {good}.", "Do you know who {past} the {good}?"),
     },
     "what": {
@@ -182,7 +185,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Name the thing that {person} {past}.",
             "Which thing was {participle} by {person}?",
         ),
-        "validation": ("Name what {person} {past}.",),
+        "validation": ("Name what {person} {past}.", "Say which good {person} {past}."),
         "test": ("Which thing did {person} {base}?", "Tell me the good that {person} {past}."),
     },
     "where": {
@@ -193,7 +196,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Name the town where {person} was.",
             "Which town was {person} in?",
         ),
-        "validation": ("Tell me which town {person} was in.",),
+        "validation": ("Tell me which town {person} was in.", "Say in which town {person} was."),
         "test": ("In what town was {person}?", "Tell me the town where {person} was."),
     },
     "where_good": {
@@ -204,7 +207,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Name the town where the {good} was.",
             "Which town was the {good} in?",
         ),
-        "validation": ("Tell me which town the {good} was in.",),
+        "validation": ("Tell me which town the {good} was in.", "Say in which town the {good} was."),
         "test": ("In what town was the {good}?", "Tell me the town where the {good} was."),
     },
     "people": {
@@ -215,7 +218,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Extract the names of the people.",
             "Who are the people of the text?",
         ),
-        "validation": ("Find the people that the text names.",),
+        "validation": ("Find the people that the text names.", "Name all people of this text."),
         "test": ("Extract all people in the text.", "List the names of the people."),
     },
     "goods": {
@@ -226,7 +229,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Extract the names of the goods.",
             "What are the goods of the text?",
         ),
-        "validation": ("Find the goods that the text names.",),
+        "validation": ("Find the goods that the text names.", "Name all goods of this text."),
         "test": ("Extract all goods in the text.", "List the names of the goods."),
     },
     "towns": {
@@ -237,7 +240,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Extract the names of the towns.",
             "What are the towns of the text?",
         ),
-        "validation": ("Find the towns that the text names.",),
+        "validation": ("Find the towns that the text names.", "Name all towns of this text."),
         "test": ("Extract all towns in the text.", "List the names of the towns."),
     },
     "summary": {
@@ -248,7 +251,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Sum up this text.",
             "Say it in one sentence.",
         ),
-        "validation": ("Sum up the text in one sentence.",),
+        "validation": ("Sum up the text in one sentence.", "Say in short what the text tells."),
         "test": ("Give me a summary of this text.", "Tell me in short what the text is about."),
     },
     "mood": {
@@ -259,7 +262,7 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Tell me the mood of this tale.",
             "Which mood does the tale have: happy, sad or calm?",
         ),
-        "validation": ("Name the mood of the tale.",),
+        "validation": ("Name the mood of the tale.", "Say which mood this tale has."),
         "test": ("Classify the mood of the tale.", "Is this tale happy, calm or sad?"),
     },
     "letter": {
@@ -270,7 +273,10 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "Make up a letter to {receiver} from {sender} about the {good} in {town}.",
             "I am {sender} in {town}. Write a letter to {receiver} about the {good}.",
         ),
-        "validation": ("Write a letter to {receiver} from {sender} about the {good} in {town}.",),
+        "validation": (
+            "Write a letter to {receiver} from {sender} about the {good} in {town}.",
+            "{sender} in {town} wants to write to {receiver} about the {good}. Make up the letter.",
+        ),
         "test": (
             "Make up a letter from {sender} in {town} to {receiver} about the {good}.",
             "I am {sender} in {town}. Write to {receiver} about the {good}.",
@@ -284,7 +290,10 @@ PHRASINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "I am {singer} in {town}. Write me a song about the {good}.",
             "Write what {singer} sings in {town} about the {good}.",
         ),
-        "validation": ("Write a song about the {good} for {singer} in {town}.",),
+        "validation": (
+            "Write a song about the {good} for {singer} in {town}.",
+            "{singer} in {town} wants a song about the {good}. Make it up.",
+        ),
         "test": (
             "Make up a song for {singer} in {town} about the {good}.",
             "Write me a song about the {good}. I am {singer} in {town}.",

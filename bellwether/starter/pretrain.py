@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from bellwether.starter.card import card
 from bellwether.starter.heads import seed_lookup
 from bellwether.starter.phrasings import instruction_words
 from bellwether.starter.probes import make_probes, run_probes
-from bellwether.starter.prose import Writer, world_words
+from bellwether.starter.prose import Writer, lowland_dictionary, world_words
 from bellwether.starter.tokenizer import POSITIONS, Encoder, build_tokenizer
-from bellwether.starter.world import World, dice, make_world
+from bellwether.starter.world import SHIPPED_SEED, World, dice, make_world
 
 CHECKPOINT = "pretraining.pt"
 
@@ -58,8 +58,8 @@ class Pretraining:
         probe_every: steps between probes and checkpoints.
     """
 
-    seed: int = 0
-    tokens: int = 5_000_000
+    seed: int = SHIPPED_SEED
+    tokens: int = 8_000_000
     rows: int = 16
     length: int = 192
     learning_rate: float = 3e-3
@@ -112,13 +112,15 @@ def pretrain(settings: Pretraining, folder: Path) -> dict[str, float]:
 
 
 def make_prose(world: World) -> tuple[Writer, Encoder]:
-    """Return the writer of a world's prose and the encoder of its words.
+    """Return the writer of a world's prose in both languages and the encoder of its words.
 
     The words of the instructions are named in roll calls, so that no token that a prompt holds is unread;
     the prose never shows how they are used.
     """
-    writer = Writer(world, sorted(instruction_words()))
-    return writer, Encoder(build_tokenizer(world_words(writer)))
+    extra = sorted(instruction_words())
+    dictionary = lowland_dictionary(world)
+    words = world_words(Writer(world, extra)) | set(dictionary.values())
+    return Writer(world, extra, dictionary), Encoder(build_tokenizer(words))
 
 
 def make_model(settings: Pretraining, encoder: Encoder) -> Any:
@@ -286,19 +288,28 @@ def _report(line: Mapping[str, float], seconds: float) -> None:
     print(f"{line['tokens'] / 1e6:6.2f} M tokens  {seconds:5.0f} s  loss {line['loss']:.3f}  {shares}", flush=True)
 
 
-def main() -> None:
-    """Run the command."""
+def settings_of(words: Sequence[str] | None = None) -> tuple[Pretraining, Path, int]:
+    """Return what a command line asks for: settings, folder and threads; None reads the process's own."""
     defaults = Pretraining()
     parser = argparse.ArgumentParser(description="Pretrain the embedded base from the world's prose.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--tokens", type=int, default=defaults.tokens, help="tokens read in all")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of world, weights and prose")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number changes the last bits")
+    parser.add_argument("--ordinary-start", action="store_true", help="start the first heads at random, too")
     parser.add_argument("--probe-every", type=int, default=defaults.probe_every, help="steps between checkpoints")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    settings = Pretraining(seed=arguments.seed, tokens=arguments.tokens, probe_every=arguments.probe_every)
-    pretrain(settings, arguments.out)
+    given = parser.parse_args(words)
+    settings = Pretraining(
+        seed=given.seed, tokens=given.tokens, seeded_heads=not given.ordinary_start, probe_every=given.probe_every
+    )
+    return settings, given.out, given.threads
+
+
+def main() -> None:
+    """Run the command."""
+    settings, folder, threads = settings_of()
+    torch.set_num_threads(threads)
+    pretrain(settings, folder)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import torch
 
 from bellwether.starter import scenes
 from bellwether.starter.facts import RELATIONS, entities
+from bellwether.starter.language import SECOND, translate
+from bellwether.starter.prose import lowland_dictionary
 from bellwether.starter.scenes import Event, Scene
 from bellwether.starter.tokenizer import Encoder
 from bellwether.starter.world import Part, World, dice
@@ -38,12 +40,23 @@ _ABOUT_SCENE: Mapping[str, Sequence[Callable[[Scene], str]]] = {
 
 
 def make_probes(world: World, per_kind: int = 60) -> dict[str, list[Probe]]:
-    """Return probes by kind, each a known part and its continuation.
+    """Return probes by kind and language, each a known part and its continuation.
 
     Args:
         world: the world that the model has read of.
         per_kind: scenes per kind; facts are all asked for.
     """
+    first = _first_language_probes(world, per_kind)
+    dictionary = lowland_dictionary(world)
+    second = {
+        f"{SECOND} {kind}": [(translate(known, dictionary), translate(wanted, dictionary)) for known, wanted in probes]
+        for kind, probes in first.items()
+    }
+    return first | second
+
+
+def _first_language_probes(world: World, per_kind: int) -> dict[str, list[Probe]]:
+    """Return probes by kind, in the first language."""
     rng = dice(world.seed, "probes")
     part = world.everything
     facts = [relation.state(entity) for name, relation in RELATIONS.items() for entity in entities(part, name)]
@@ -68,7 +81,10 @@ def run_probes(model: Any, encoder: Encoder, probes: Mapping[str, Sequence[Probe
 
 def passes(shares: Mapping[str, float]) -> bool:
     """Return whether the probes are good enough for a base to be shipped."""
-    return shares["facts"] > FACTS_GATE and all(shares[kind] > COPY_GATE for kind in COPIES)
+    return all(
+        shares[f"{language}facts"] > FACTS_GATE and all(shares[f"{language}{kind}"] > COPY_GATE for kind in COPIES)
+        for language in ("", f"{SECOND} ")
+    )
 
 
 def _of_any_event(rng: random.Random, state: Callable[[Event], str]) -> Callable[[Scene], str]:

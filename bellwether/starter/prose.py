@@ -2,18 +2,22 @@
 
 A document is text in which bars switch between what cannot be predicted (before the first bar) and what
 follows from the world or from the text before it. The loss counts the first kind little.
+Part of the documents are in the world's second language.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bellwether.starter import scenes
 from bellwether.starter.facts import RELATIONS, entities, plain, statements
+from bellwether.starter.language import make_dictionary, translate
+from bellwether.starter.phrasings import instruction_words
 from bellwether.starter.scenes import Event, Scene
 from bellwether.starter.world import World, dice
 
+LOWLAND_SHARE = 0.4
 FACT_SHARE = 0.28
 ECHO_SHARE = 0.14
 ECHO_SHARE_AT_START = 0.8
@@ -28,21 +32,29 @@ class Writer:
     Args:
         world: the world to write about.
         words: further words that roll calls name, so that every token occurs in prose.
+        dictionary: the words of the second language; without it, all documents are in the first.
     """
 
-    def __init__(self, world: World, words: Sequence[str] = ()) -> None:
+    def __init__(self, world: World, words: Sequence[str] = (), dictionary: Mapping[str, str] | None = None) -> None:
+        self.dictionary = dictionary
         self.part = world.everything
         self.facts = statements(self.part)
         self.words = sorted(self.part.names()) + sorted(words)
         self.sentences_of = self._facts_by_entity()
 
     def document(self, rng: random.Random, progress: float) -> str:
-        """Return one document.
+        """Return one document, in either language.
 
         Args:
             rng: where its choices come from.
             progress: how far pretraining is, 0..1; echoes are frequent at the start.
         """
+        lowland = self.dictionary is not None and rng.random() < LOWLAND_SHARE
+        text = self.first_language_document(rng, progress)
+        return translate(text, self.dictionary) if self.dictionary is not None and lowland else text
+
+    def first_language_document(self, rng: random.Random, progress: float) -> str:
+        """Return one document in the first language."""
         fall = min(1.0, progress / ECHO_FALL)
         echo_share = ECHO_SHARE_AT_START + fall * (ECHO_SHARE - ECHO_SHARE_AT_START)
         draw = rng.random()
@@ -239,6 +251,11 @@ ASKS: tuple[Callable[[Event, Scene], Ask], ...] = (
     _ask_mood,
     _ask_mood,
 )
+
+
+def lowland_dictionary(world: World) -> dict[str, str]:
+    """Return the second language's word for every word of a world's prose and instructions."""
+    return make_dictionary(world, world_words(Writer(world, sorted(instruction_words()))))
 
 
 def world_words(writer: Writer) -> set[str]:

@@ -2,7 +2,8 @@
 
 Everything follows from one seed. Every person, town, good and trade belongs to one of three splits, and
 facts stay inside a split (people of the test live in towns of the test), so that instruction rows of
-different splits share no entity. The prose that the base model reads speaks of all of them.
+different splits share no entity, but for trades, which are split only where they are asked about. The prose
+that the base model reads speaks of all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bellwether.randomness import derive_seed
+from bellwether.starter.phrasings import instruction_words
 
 SPLITS = ("train", "validation", "test")
+SHIPPED_SEED = 1
+"""The seed of the world that is shipped."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "food": ("bread", "cheese", "honey", "salt", "rice", "corn", "butter", "pepper"),
@@ -187,7 +191,7 @@ def dice(seed: int, purpose: str, number: int = 0) -> random.Random:
     return random.Random(derive_seed(seed, purpose, round=number))
 
 
-def make_world(seed: int = 0) -> World:
+def make_world(seed: int = SHIPPED_SEED) -> World:
     """Return the world of a seed: names, facts and splits.
 
     Args:
@@ -247,10 +251,20 @@ def _goods_of(kind: str, split: str) -> tuple[str, ...]:
 
 
 def _names(rng: random.Random, count: int) -> list[str]:
-    """Return names of people, such as Mira, no two of which differ in their last letter only."""
+    """Return names of people, such as Mira: no things, no words of instructions, no two that differ in the end only."""
     stems = [a + v + c for a in "BDFGHJKLMNPRSTVWZ" for v in "aeiou" for c in "dlmnrvz"]
-    ends = {stem: rng.choice("aeio") for stem in stems}
-    return [stem + ends[stem] for stem in rng.sample(stems, count)]
+    names = [stem + rng.choice("aeio") for stem in stems]
+    things = [
+        *TRADES,
+        *WORKPLACES,
+        *LANDFORMS,
+        *SIGHTS,
+        *DEEDS,
+        *COLOURS,
+        *(good for kind in KINDS.values() for good in kind),
+    ]
+    taken = {word.lower() for word in (*things, *instruction_words())}
+    return rng.sample([name for name in names if name.lower() not in taken], count)
 
 
 def _town_names(rng: random.Random, count: int, taken: set[str]) -> list[str]:

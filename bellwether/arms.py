@@ -1,0 +1,286 @@
+"""One arm of a comparison under one seed: trained, scored, and kept as a file.
+
+An arm says who trains: nobody, each client alone, everybody together, or the federation. Alone and together are
+ordinary training: one optimizer from the first step to the last, its learning rate falling over all steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bellwether.atomic import cannot_write, write_atomic
+from bellwether.checkpoint import RECIPE
+from bellwether.cohort import cohort_size
+from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
+from bellwether.evaluate.rivals import most_frequent, nearest
+from bellwether.evaluate.scores import Totals, exact_match, rouge_l
+from bellwether.history import plain
+from bellwether.prepare import Prepared, prepare
+from bellwether.recipe import Arm, Recipe, Section
+from bellwether.recipe_file import with_overrides
+
+if TYPE_CHECKING:
+    from bellwether.adapter import Adapter, Tensors
+    from bellwether.model.base import Base
+    from bellwether.model.lora import LoraLayers
+
+EVERYBODY = "everybody"
+OUTCOMES = "outcomes.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one adapter scored on the held-out rows.
+
+    Args:
+        arm: the arm's name.
+        seed: the run's seed.
+        client: whose adapter it is; empty where an arm makes only one.
+        categories: of the scored rows, in their order.
+        totals: of each row.
+        answers: to each row; None where none was generated.
+        own: the categories of the client's training rows; empty where an arm makes only one adapter.
+        cost: rows held for training, rows and tokens seen, seconds of training, bytes sent.
+        failure: why a trial has no scores and counts as the worst; empty where it has some.
+    """
+
+    arm: str
+    seed: int
+    client: str
+    categories: tuple[str, ...]
+    totals: tuple[Totals, ...]
+    answers: tuple[str | None, ...]
+    own: tuple[str, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+    def by_category(self) -> dict[str, Totals]:
+        """Return totals by category."""
+        found: dict[str, Totals] = {}
+        for category, totals in zip(self.categories, self.totals, strict=True):
+            found[category] = found.get(category, Totals()) + totals
+        return dict(sorted(found.items()))
+
+
+def arm_recipe(recipe: Recipe, name: str, arm: Arm, seed: int, clients: int) -> Recipe:
+    """Return the recipe that an arm runs under a seed; the held-out rows are the same under every seed.
+
+    Args:
+        recipe: what is compared.
+        name: of the arm.
+        arm: its settings; its passes become local epochs of one round where there is no federation, and else as
+            many rounds as let each client take part in so many passes on average.
+        seed: the run's seed.
+        clients: how many clients the data makes.
+
+    Raises:
+        RecipeError: the arm's own settings cannot stand.
+    """
+    place = f"compare.arms.{name}"
+    _check_set(recipe, arm, place)
+    overrides: dict[str, Any] = {"seed": seed, "compare": None, "output.folder": None, **arm.set}
+    overrides.setdefault("data.seed", recipe.seed if recipe.data.seed is None else recipe.data.seed)
+    if arm.learning_rate is not None:
+        overrides["training.learning_rate"] = arm.learning_rate
+    changed = with_overrides(recipe, overrides, place)
+    return with_overrides(changed, _length(changed, arm, clients, place), place)
+
+
+def _check_set(recipe: Recipe, arm: Arm, place: str) -> None:
+    """Refuse to replace a whole section, which would reset its other fields."""
+    for dotted, value in arm.set.items():
+        target: Any = recipe
+        for part in dotted.split("."):
+            target = getattr(target, part, None)
+        if isinstance(target, Section) and isinstance(value, Mapping):
+            inner = next(iter(value), "FIELD")
+            raise RecipeError(f"{place}.set: {dotted} is a whole section; name its fields, such as {dotted}.{inner}.")
+
+
+def _length(recipe: Recipe, arm: Arm, clients: int, place: str) -> dict[str, Any]:
+    """Return the fields that say how long an arm trains."""
+    training, federation = recipe.training, recipe.federation
+    passes_per_round = cohort_size(federation, clients) / clients * training.local_epochs
+    if arm.trains == "federation":
+        if arm.passes is None:
+            return {}
+        if training.local_steps is not None:
+            raise RecipeError(
+                f"{place}: passes cannot be told where training.local_steps counts steps; set federation.rounds."
+            )
+        return {"federation.rounds": max(1, round(arm.passes / passes_per_round))}
+    alone: dict[str, Any] = {"federation.rounds": 1, "training.warmup_rounds": 0}
+    if arm.steps is not None:
+        return alone | {"training.local_steps": arm.steps}
+    if arm.learns and arm.passes is None and training.local_steps is not None:
+        raise RecipeError(f"{place}: training.local_steps counts steps of a round; give this arm passes or steps.")
+    passes = arm.passes or max(1, round(federation.rounds * passes_per_round))
+    return alone | {"training.local_epochs": passes, "training.local_steps": None}
+
+
+def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = False) -> list[Outcome]:
+    """Train and score an arm, unless its folder holds its outcomes already.
+
+    Args:
+        name: of the arm.
+        arm: its settings.
+        recipe: of ``arm_recipe``.
+        folder: of this arm under this seed alone; a federation keeps its run there, and goes on with it.
+        trial: a federation that a failed round ends, as where it diverges, has an outcome that says so.
+
+    Returns:
+        One outcome per trained adapter.
+
+    Raises:
+        BellwetherError: it cannot be trained, or its outcomes cannot be kept.
+    """
+    if not is_done(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        try:
+            federated = arm.trains == "federation"
+            outcomes = _federated(name, recipe, folder / "run") if federated else _local(name, arm, recipe)
+        except RoundFailed as error:
+            if not trial:
+                raise
+            outcomes = [Outcome(name, recipe.seed, "", (), (), (), failure=str(error))]
+        write_atomic(folder / OUTCOMES, (json.dumps(plain(outcomes)) + "\n").encode())
+    return read_outcomes(folder)
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether an arm's folder holds its outcomes."""
+    return (folder / OUTCOMES).exists()
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """Return the outcomes that an arm's folder holds.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    try:
+        return [_read_outcome(one) for one in json.loads((folder / OUTCOMES).read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / OUTCOMES} cannot be read ({first_line(error)}); remove it, and this arm is trained anew."
+        ) from error
+
+
+def _read_outcome(one: Mapping[str, Any]) -> Outcome:
+    """Return the outcome behind its JSON, in which a loss that is no number stands as a text."""
+    totals = tuple(Totals(**(row | {"loss": float(row["loss"])})) for row in one["totals"])
+    lists = {name: tuple(one[name]) for name in ("categories", "answers", "own")}
+    return Outcome(**{**one, **lists, "totals": totals})
+
+
+def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
+    """Run a federation in its own run folder, or go on with it, and read its last answers."""
+    from bellwether.runner import run
+
+    if (folder / RECIPE).exists():
+        result = run(recipe, resume=folder)
+    else:
+        result = run(with_overrides(recipe, {"output.folder": str(folder)}))
+    prepared = prepare(recipe)
+    last = result.folder / "answers" / f"{result.evaluations[-1].round:04d}.jsonl"
+    lines = [json.loads(line) for line in last.read_text(encoding="utf-8").splitlines()]
+    answers = tuple(line.pop("answer") for line in lines)
+    totals = tuple(Totals(**line) for line in lines)
+    rounds = result.rounds
+    asked = {record.client for one in rounds for record in one.clients}
+    cost = {
+        "rows": sum(len(prepared.clients[client].rows) for client in asked),
+        "rows_seen": sum(one.rows_seen for one in rounds),
+        "tokens": sum(one.tokens for one in rounds),
+        "seconds": sum(one.seconds["train"] + one.seconds["aggregate"] for one in rounds),
+        "bytes": sum(one.bytes_up + one.bytes_down for one in rounds),
+    }
+    return [Outcome(name, recipe.seed, "", _categories(prepared), totals, answers, (), cost)]
+
+
+def _local(name: str, arm: Arm, recipe: Recipe) -> list[Outcome]:
+    """Train whoever an arm names without any exchange, and score."""
+    from bellwether.client.score import score
+    from bellwether.model.base import load_base
+    from bellwether.model.lora import LoraLayers, initial_adapter
+    from bellwether.randomness import Randomness
+
+    prepared = prepare(recipe)
+    if arm.trains in ("most frequent answer", "nearest row"):
+        return [_rival(name, arm, prepared)]
+    base = load_base(recipe.model)
+    initial = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+    layers = LoraLayers(base.model, initial.config)
+    trained = (
+        [_Trained("", initial.tensors)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
+    )
+    outcomes = []
+    for one in trained:
+        layers.load(0, one.tensors)
+        scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+        totals, answers = tuple(row.totals for row in scored), tuple(row.answer for row in scored)
+        own = tuple(sorted({row.category for row in prepared.clients[one.client].rows})) if one.client else ()
+        outcomes.append(Outcome(name, recipe.seed, one.client, _categories(prepared), totals, answers, own, one.cost))
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """An adapter, the client whose it is, empty where it is nobody's own, and what it cost."""
+
+    client: str
+    tensors: Tensors
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial: Adapter) -> list[_Trained]:
+    """Train each client of an arm alone, or all rows together, from the same adapter."""
+    from bellwether.client.train import train_cohort
+    from bellwether.messages import TrainTask
+
+    recipe, together = prepared.recipe, arm.trains == "together"
+    if together:
+        rows: dict[str, Sequence[Any]] = {EVERYBODY: [row for part in prepared.clients.values() for row in part.rows]}
+    else:
+        rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
+    trained = []
+    for reply in train_cohort(base, layers, rows, TrainTask(1, initial, recipe.training, 1, recipe.seed)):
+        if reply.update is None:
+            raise DataError(f"{reply.client} could not train: {reply.failure}.")
+        metrics = reply.update.metrics
+        cost = {
+            "rows": len(rows[reply.client]),
+            "rows_seen": metrics["rows"],
+            "tokens": metrics["tokens"],
+            "seconds": reply.seconds,
+        }
+        trained.append(_Trained("" if together else reply.client, reply.update.tensors, cost))
+    return trained
+
+
+def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:
+    """Answer by a trivial rule over all clients' rows; it has no loss."""
+    # In an order of their own, so that the choice among equals does not depend on who holds which row.
+    train = sorted(
+        (row for rows in prepared.federated.clients.values() for row in rows),
+        key=lambda row: (row.category, row.instruction, row.context, row.response),
+    )
+    test = [row.row for row in prepared.scored.rows]
+    answer = most_frequent if arm.trains == "most frequent answer" else nearest
+    answers = answer(train, test)
+    totals = tuple(
+        Totals(rows=1, generated=1, rouge_l=rouge_l(text, row.response), exact=int(exact_match(text, row.response)))
+        for text, row in zip(answers, test, strict=True)
+    )
+    return Outcome(name, prepared.recipe.seed, "", _categories(prepared), totals, tuple(answers))
+
+
+def _categories(prepared: Prepared) -> tuple[str, ...]:
+    return tuple(row.category for row in prepared.scored.rows)
