@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.atomic import cannot_write, write_atomic
 from bellwether.checkpoint import RECIPE
-from bellwether.cohort import cohort_size
+from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
 from bellwether.evaluate.rivals import most_frequent, nearest
 from bellwether.evaluate.scores import Totals, exact_match, rouge_l
@@ -217,7 +217,8 @@ def _local(name: str, arm: Arm, recipe: Recipe) -> list[Outcome]:
         return [_rival(name, arm, prepared)]
     base = load_base(recipe.model)
     initial = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
-    layers = LoraLayers(base.model, initial.config)
+    alone = len(arm.clients or prepared.clients) if arm.trains == "alone" else 1
+    layers = LoraLayers(base.model, initial.config, clients_together(recipe.engine, alone))
     trained = (
         [_Trained("", initial.tensors)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
     )
@@ -251,7 +252,8 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
     else:
         rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
     trained = []
-    for reply in train_cohort(base, layers, rows, TrainTask(1, initial, recipe.training, 1, recipe.seed)):
+    task = TrainTask(1, initial, recipe.training, 1, recipe.seed)
+    for reply in train_cohort(base, layers, rows, task, recipe.engine.tokens):
         if reply.update is None:
             raise DataError(f"{reply.client} could not train: {reply.failure}.")
         metrics = reply.update.metrics

@@ -18,7 +18,7 @@ import numpy as np
 from bellwether.errors import DataError
 from bellwether.functions import load_function
 from bellwether.randomness import Randomness
-from bellwether.recipe import Availability, Federation
+from bellwether.recipe import Availability, Engine, Federation
 
 Sampler = Callable[[Sequence[str], int, Randomness], Sequence[str]]
 
@@ -39,6 +39,11 @@ class Condition:
 
 
 Trace = Callable[[str, int], Condition]
+
+
+def clients_together(engine: Engine, cohort: int) -> int:
+    """Return how many clients of a cohort are trained together on one machine."""
+    return min(engine.fuse or cohort, cohort)
 
 
 def cohort_size(federation: Federation, clients: int) -> int:

@@ -128,7 +128,7 @@ def plan(recipe: Recipe) -> Plan:
         DataError: rows cannot be read, dealt out or tokenised.
         ModelError: the base model's folder cannot be used, or the adapter does not fit it.
     """
-    from bellwether.cohort import cohort_size
+    from bellwether.cohort import clients_together, cohort_size
     from bellwether.prepare import prepare
 
     prepared = prepare(recipe)
@@ -154,7 +154,9 @@ def plan(recipe: Recipe) -> Plan:
         evaluations=_evaluations(recipe),
         bytes_down=cohort * adapter.bytes,
         bytes_up=cohort * adapter.bytes,
-        memory=memory_bytes(facts, recipe, adapter.parameters, adapter.modules, longest),
+        memory=memory_bytes(
+            facts, recipe, adapter.parameters, adapter.modules, longest, clients_together(recipe.engine, cohort)
+        ),
         flops_per_round=timing.flops,
         matrix_rate=timing.rate,
         efficiency=timing.efficiency,
@@ -185,7 +187,7 @@ def train_flops(facts: ModelFacts, adapter: int, tokens: float, square: float, t
 
 
 def memory_bytes(
-    facts: ModelFacts, recipe: Recipe, adapter: int, modules: Sequence[str], longest: int
+    facts: ModelFacts, recipe: Recipe, adapter: int, modules: Sequence[str], longest: int, together: int = 1
 ) -> dict[str, int]:
     """Return the peak memory of training in bytes, by part.
 
@@ -203,6 +205,8 @@ def memory_bytes(
         adapter: weights of the adapter.
         modules: paths of the adapted modules.
         longest: tokens of the longest row.
+        together: clients trained together, each with an adapter, whose rows share ``engine.tokens``; where these are
+            still to be measured, all of their batches are taken.
     """
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     adapted = set(modules)
@@ -210,10 +214,11 @@ def memory_bytes(
     copies = 2 if recipe.lora.dropout else 1
     per_token += sum(4 * copies * shape.inputs for shape in facts.linears if shape.path in adapted)
     per_token += facts.layers * 10 * facts.hidden_size * width
-    tokens = recipe.training.batch_size * longest
+    batch = recipe.training.batch_size * longest
+    tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
     return {
         "base weights": width * facts.parameters,
-        "adapter and optimizer": 16 * adapter,
+        "adapter and optimizer": 16 * adapter * together,
         "activations": tokens * per_token,
         "logits": tokens * facts.vocabulary * 4 * 3,
     }

@@ -236,6 +236,23 @@ class Availability(Section):
     )
 
 
+class Engine(Section):
+    """How simulated clients are trained on this machine; no site looks at it."""
+
+    fuse: int = Field(
+        1,
+        ge=0,
+        description="clients trained together over one base; 1 trains one by one, byte for byte as a site alone; "
+        "0 takes the whole cohort",
+    )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens, with padding, that run through the base at once where clients are trained together; "
+        "null measures what is fastest, once, and writes it to the run's recipe",
+    )
+
+
 class Federation(Section):
     """Rounds: who takes part, how long the server waits, how updates become the next adapter."""
 
@@ -363,6 +380,7 @@ class Recipe(Section):
     partition: Partition = Partition()
     lora: Lora = Lora()
     training: Training = Training()
+    engine: Engine = Engine()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
     output: Output = Output()

@@ -12,19 +12,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bellwether.adapter import Adapter
 from bellwether.aggregate.average import make_aggregate
 from bellwether.client.score import Scored, by_category, by_group, score
-from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.cohort import clients_together, cohort_size, make_sampler, make_trace
+from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, ModelError
 from bellwether.evaluate.scores import Scores, Totals, macro
 from bellwether.federate import Federation, Progress, federate
 from bellwether.history import json_lines, plain
+from bellwether.messages import TrainTask
 from bellwether.model.base import Base, fingerprint, load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model_card import model_card
@@ -104,9 +106,10 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
     recipe = with_absolute_paths(recipe)
     prepared = prepare(recipe)
     base = load_base(recipe.model)
+    prepared = _with_tokens(prepared, base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
-    with RunFolder.create(path, recipe, _environment(prepared, base)) as folder:
+    with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
                 return _run_in(folder, prepared, base, watch, log)
@@ -178,7 +181,11 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
-    layers = LoraLayers(base.model, progress.adapter.config)
+    layers = LoraLayers(
+        base.model,
+        progress.adapter.config,
+        clients_together(recipe.engine, cohort_size(recipe.federation, len(prepared.clients))),
+    )
     federation = _federation(folder, prepared, base, layers, watch)
     for text in prepared.notes:
         watch(Note(text))
@@ -189,6 +196,21 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     card = model_card(recipe, _records(progress), len(federation.clients), folder.environment)
     folder.finish(progress.adapter, card, _records(progress), _samples(folder, prepared, progress))
     return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
+
+
+def _with_tokens(prepared: Prepared, base: Base) -> Prepared:
+    """Return what is prepared with a measured budget of tokens, where clients are trained together without one."""
+    recipe, clients = prepared.recipe, prepared.clients
+    slots = clients_together(recipe.engine, cohort_size(recipe.federation, len(clients)))
+    if slots == 1 or recipe.engine.tokens is not None:
+        return prepared
+    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+    layers = LoraLayers(base.model, adapter.config, slots)
+    cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
+    tokens = fastest_tokens(base, layers, cohort, TrainTask(1, adapter, recipe.training, 1, recipe.seed))
+    layers.detach()
+    engine = recipe.engine.model_copy(update={"tokens": tokens})
+    return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
 def _progress(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
@@ -229,7 +251,7 @@ def _federation(folder: RunFolder, prepared: Prepared, base: Base, layers: LoraL
 
     return Federation(
         recipe=recipe,
-        engine=LocalEngine(base, layers, rows, held_out, prepared.stop, trace),
+        engine=LocalEngine(base, layers, rows, held_out, prepared.stop, recipe.engine.tokens, trace),
         clients=clients,
         evaluating=list(held_out),
         sample=make_sampler(recipe.federation, trace),

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bellwether.arms import Outcome, read_outcomes
 from bellwether.compare_table import markdown
 from bellwether.evaluate.scores import macro
-from bellwether.recipe_file import dump_recipe, load_recipe
+from bellwether.recipe_file import find_recipe
 
 ROOT = Path(__file__).parents[1]
 STARTER = ROOT / "bellwether" / "starter"
@@ -26,8 +28,9 @@ STEPS = ", 1000 steps"
 
 
 def comparison_hash() -> str:
-    """Return a hash of what the table rests on: the embedded base and rows, and the recipe."""
-    digest = hashlib.sha256(dump_recipe(load_recipe("fedit-table")).encode())
+    """Return a hash of what the table rests on: the embedded base and rows, and what the recipe says."""
+    settings = yaml.safe_load(find_recipe("fedit-table").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in (STARTER / "base" / "model.safetensors", *sorted((STARTER / "rows").glob("*.jsonl"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

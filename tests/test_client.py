@@ -87,7 +87,6 @@ def test_collating_selects_the_positions_before_trained_tokens():
     rows = [token_row([1, 2, 3, 4], [0, 0, 1, 1]), token_row([5, 6], [0, 1])]
     batch = collate(rows, torch.device("cpu"))
     assert batch.ids_NT.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
-    assert batch.attention_NT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.select_NT.tolist() == [[False, True, True, False], [True, False, False, False]]
     assert batch.targets_S.tolist() == [3, 4, 6]
 

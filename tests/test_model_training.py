@@ -118,11 +118,11 @@ def test_local_training_equals_peft_with_adamw(architecture, dropout, monkeypatc
     )
     task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
     rows = token_rows(24)
-    monkeypatch.setattr(train, "seeded_masks", lambda probability, generators: GivenMasks(probability))
+    masks = GivenMasks(dropout)
+    monkeypatch.setattr(train, "row_masks", lambda probability, seeds: masks)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
-    layers.load(0, start.tensors)
-    train.train_client(base, layers, rows, task, "client-1")
-    ours = layers.read(0)
+    (reply,) = train.train_cohort(base, layers, {"client-1": rows}, task)
+    ours = reply.update.tensors
     layers.detach()
 
     order = Randomness(11).numpy("batch order", round=3, client="client-1")
@@ -142,9 +142,8 @@ def test_the_base_is_not_changed_by_training():
     base = tiny_base("llama", torch.float32)
     start = random_adapter(base, dtype="float32", dropout=0.1)
     layers = LoraLayers(base.model, start.config)
-    layers.load(0, start.tensors)
     task = TrainTask(1, start, recipe.Training(local_steps=3), rounds=1, seed=0)
-    train.train_client(base, layers, token_rows(8), task, "a")
+    list(train.train_cohort(base, layers, {"a": token_rows(8)}, task))
     layers.detach()
     assert fingerprint(base.model) == base.fingerprint
     next(base.model.parameters()).view(-1)[0] += 1e-3
@@ -158,11 +157,10 @@ def change_in_training(dtype: str, folder) -> np.ndarray:
     base = load_base(recipe.Model(path=str(folder), device="cpu", dtype=dtype))
     start = random_adapter(base, dtype="float32")
     layers = LoraLayers(base.model, start.config)
-    layers.load(0, start.tensors)
     training = recipe.Training(local_epochs=3, batch_size=4, learning_rate=1e-3, schedule="constant")
     task = TrainTask(1, start, training, rounds=1, seed=0)
-    train.train_client(base, layers, token_rows(24), task, "a")
-    trained = layers.read(0)
+    (reply,) = train.train_cohort(base, layers, {"a": token_rows(24)}, task)
+    trained = reply.update.tensors
     layers.detach()
     assert all(value.dtype == np.float32 for value in trained.values())
     return np.concatenate([(trained[key] - start.tensors[key]).ravel() for key in sorted(trained)])

@@ -128,7 +128,7 @@ def test_flops_are_those_that_torch_counts(small):
     """Forward and backward of one row, all positions in the loss, against torch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bellwether.model.forward import logits_at, response_loss
+    from bellwether.model.forward import logits_at, token_losses
     from bellwether.model.lora import LoraLayers
 
     base = load_base(small.model.model_copy(update={"attention": "eager"}))
@@ -137,8 +137,8 @@ def test_flops_are_those_that_torch_counts(small):
     layers.load(0, adapter.tensors)
     ids_NT = torch.randint(3, 300, (1, 40))
     with FlopCounterMode(display=False) as counter:
-        logits_SV = logits_at(base.model, ids_NT, torch.ones_like(ids_NT), torch.ones_like(ids_NT, dtype=torch.bool))
-        response_loss(logits_SV, ids_NT[0]).backward()
+        logits_SV = logits_at(base.model, ids_NT, torch.ones_like(ids_NT, dtype=torch.bool))
+        token_losses(logits_SV, ids_NT[0]).sum().backward()
     layers.detach()
     weights = sum(value.size for value in adapter.tensors.values())
     # The count holds every layer alike; torch spares the inputs of the first.

@@ -22,13 +22,11 @@ class Batch:
 
     Args:
         ids_NT: token ids, padded at the right.
-        attention_NT: 1 where there is a token, 0 where there is padding.
         select_NT: true where the *next* token counts.
         targets_S: those next tokens, row after row.
     """
 
     ids_NT: torch.Tensor
-    attention_NT: torch.Tensor
     select_NT: torch.Tensor
     targets_S: torch.Tensor
 
@@ -85,19 +83,16 @@ def collate(rows: Sequence[TokenRow], device: torch.device, *, responses: bool =
     """
     longest = max(len(row) for row in rows)
     ids_NT = np.zeros((len(rows), longest), dtype=np.int64)
-    attention_NT = np.zeros((len(rows), longest), dtype=np.int64)
     select_NT = np.zeros((len(rows), longest), dtype=np.bool_)
     targets: list[NDArray[np.int64]] = []
     for number, row in enumerate(rows):
         counted_T = (row.response_T if responses else row.trained_T).copy()
         counted_T[0] = False  # nothing stands before the first token to predict it from
         ids_NT[number, : len(row)] = row.ids_T
-        attention_NT[number, : len(row)] = 1
         select_NT[number, : len(row) - 1] = counted_T[1:]
         targets.append(row.ids_T[counted_T])
     return Batch(
         torch.from_numpy(ids_NT).to(device),
-        torch.from_numpy(attention_NT).to(device),
         torch.from_numpy(select_NT).to(device),
         torch.from_numpy(np.concatenate(targets)).to(device),
     )

@@ -79,7 +79,7 @@ def _losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int)
     for numbers in by_length([len(row) for row in rows], size):
         batch = collate([rows[number] for number in numbers], base.device, responses=True)
         with layers.routed(None):
-            logits_SV = logits_at(base.model, batch.ids_NT, batch.attention_NT, batch.select_NT)
+            logits_SV = logits_at(base.model, batch.ids_NT, batch.select_NT)
         loss_S = torch.nn.functional.cross_entropy(logits_SV.float(), batch.targets_S, reduction="none")
         # The row of each selected position adds the positions' losses up per row.
         row_S = batch.select_NT.nonzero()[:, 0]

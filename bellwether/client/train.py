@@ -1,104 +1,191 @@
-"""Local training: what a client does with the adapter and its own rows in one round.
+"""Local training: what clients do with the adapter and their own rows in one round.
 
-The base stays frozen; A and B of the LoRA layers are trained by AdamW, whose state begins afresh in
-every round, as in FedIT (Zhang et al. 2023, arXiv 2305.05644). The loss of a step is the mean
-cross-entropy over all its trained tokens, over all its accumulated batches.
+The base stays frozen; A and B of the LoRA layers are trained by AdamW, whose state begins afresh in every round, as
+in FedIT (Zhang et al. 2023, arXiv 2305.05644). The loss of a client's step is the mean cross-entropy over all its
+trained tokens, over all its accumulated batches.
+
+Several clients are trained together: their adapters stand in slots of the same LoRA layers, the rows of all their
+steps run through the one base in pieces of a given number of tokens, and each keeps its own loss, gradient,
+clipping, optimizer state and learning rate. A client that has taken all its steps rests while others go on. One by
+one, a piece is one of the client's own batches, so that a client trains alike wherever it is.
+
+Shape legend: K clients trained together, S selected positions.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from bellwether.client.batches import collate, local_steps
+from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
 from bellwether.messages import Reply, TrainTask, Update
 from bellwether.model.base import Base
-from bellwether.model.forward import logits_at, response_loss
-from bellwether.model.lora import DropoutMasks, LoraLayers, seeded_masks
+from bellwether.model.dropout import row_masks
+from bellwether.model.forward import logits_at, token_losses
+from bellwether.model.lora import LoraLayers
 from bellwether.randomness import Randomness
 from bellwether.schedule import learning_rate
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """All that a client will do in a round, drawn before it begins.
+
+    Args:
+        client: its name.
+        rows: its token rows.
+        steps: per optimizer step its batches, per batch row numbers.
+        seeds: a number for each of these rows, from which its dropout derives.
+    """
+
+    client: str
+    rows: Sequence[TokenRow]
+    steps: Sequence[Sequence[Sequence[int]]]
+    seeds: Sequence[Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class _Used:
+    """One row of one client's step, as it stands in a piece."""
+
+    slot: int
+    row: TokenRow
+    seed: int
+
+
 def train_cohort(
-    base: Base, layers: LoraLayers, cohort: Mapping[str, Sequence[TokenRow]], task: TrainTask
+    base: Base,
+    layers: LoraLayers,
+    cohort: Mapping[str, Sequence[TokenRow]],
+    task: TrainTask,
+    tokens: int | None = None,
 ) -> Iterator[Reply]:
     """Train every client of a cohort on its own rows, all from the same adapter.
 
     Args:
         base: the frozen base model.
-        layers: LoRA layers over it; their content is overwritten.
+        layers: LoRA layers over it, with as many slots as clients shall be trained together.
         cohort: token rows by client name.
         task: adapter, settings, round and seed.
+        tokens: how many tokens, padding included, run through the base at once where clients are trained together.
 
     Yields:
-        One reply per client, with its update and wall seconds.
+        One reply per client, with its update and its share of the wall seconds.
     """
-    for client, rows in cohort.items():
-        start = time.perf_counter()
-        layers.load(0, task.adapter.tensors)
-        metrics = train_client(base, layers, rows, task, client)
-        update = Update(client, task.round, layers.read(0), len(rows), metrics)
-        yield Reply(client, time.perf_counter() - start, update=update)
+    plans = [_plan(client, rows, task) for client, rows in cohort.items()]
+    for start in range(0, len(plans), layers.slots):
+        yield from _train_together(base, layers, plans[start : start + layers.slots], task, tokens)
 
 
-def train_client(
-    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], task: TrainTask, client: str
-) -> dict[str, float]:
-    """Train the adapter in slot 0 on one client's rows.
-
-    Args:
-        base: the frozen base model.
-        layers: LoRA layers that hold the adapter to start from; trained in place.
-        rows: the client's token rows, at least one.
-        task: settings; round and seed, from which batch order and dropout derive; the run's rounds, over
-            which each step finds its learning rate.
-        client: the client's name.
-
-    Returns:
-        ``loss``, the mean cross-entropy in nats per trained token as met while training; ``tokens``, the
-        number of those tokens, and ``rows``, that of the rows they stand in, repetitions counted in both.
-    """
+def _plan(client: str, rows: Sequence[TokenRow], task: TrainTask) -> _Plan:
+    """Draw a client's steps and the numbers that its dropout derives from."""
     randomness = Randomness(task.seed)
     order = randomness.numpy("batch order", round=task.round, client=client)
-    masks = None
-    dropout = task.adapter.config.dropout
-    if dropout > 0:
-        generator = randomness.torch("dropout", round=task.round, client=client, device=str(base.device))
-        masks = seeded_masks(dropout, [generator])
-    parameters = list(layers.parameters())
-    optimizer = torch.optim.AdamW(parameters, weight_decay=task.training.weight_decay, foreach=False)
-    loss_sum, tokens, seen = torch.zeros((), dtype=torch.float64), 0, 0
     steps = local_steps([len(row) for row in rows], task.training, order)
-    for place, step in enumerate(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(task.training, task.round, task.rounds, place, len(steps))
-        batches = [[rows[number] for number in batch] for batch in step]
-        loss, counted = _accumulate(base, layers, batches, masks)
+    draws = randomness.numpy("dropout", round=task.round, client=client)
+    seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
+    return _Plan(client, rows, steps, seeds)
+
+
+def _train_together(
+    base: Base, layers: LoraLayers, plans: Sequence[_Plan], task: TrainTask, tokens: int | None
+) -> Iterator[Reply]:
+    """Train some clients at the same time; yield their replies in the order of ``plans``."""
+    start = time.perf_counter()
+    # Those that take most steps stand first, so that those at work are always the first slots.
+    busy = sorted(plans, key=lambda plan: -len(plan.steps))
+    for slot in range(len(busy)):
+        layers.load(slot, task.adapter.tensors)
+    layers.grads_KP.zero_()
+    optimizer = StackedAdamW(layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)], task.training.weight_decay)
+    loss_K = torch.zeros(len(busy), device=base.device)
+    for number in range(len(busy[0].steps)):
+        active = sum(number < len(plan.steps) for plan in busy)
+        counted_K = torch.tensor(
+            [max(1, _trained(plan, number)) if slot < active else 1 for slot, plan in enumerate(busy)],
+            device=base.device,
+        )
+        for piece in _pieces(busy[:active], number, tokens if layers.slots > 1 else None):
+            loss_K += _backward(base, layers, piece, counted_K, task.adapter.config.dropout)
         if task.training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, task.training.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss_sum, tokens, seen = loss_sum + loss, tokens + counted, seen + sum(map(len, batches))
-    return {"loss": float(loss_sum) / max(tokens, 1), "tokens": float(tokens), "rows": float(seen)}
+            optimizer.clip(active, task.training.clip_norm)
+        optimizer.step(
+            [learning_rate(task.training, task.round, task.rounds, number, len(plan.steps)) for plan in busy[:active]]
+        )
+    seconds = time.perf_counter() - start
+    slots = {plan.client: slot for slot, plan in enumerate(busy)}
+    work = {plan.client: sum(_lengths(plan)) for plan in plans}
+    for plan in plans:
+        slot = slots[plan.client]
+        metrics = _metrics(plan, float(loss_K[slot]))
+        update = Update(plan.client, task.round, layers.read(slot), len(plan.rows), metrics)
+        yield Reply(plan.client, seconds * work[plan.client] / sum(work.values()), update=update)
 
 
-def _accumulate(
-    base: Base, layers: LoraLayers, batches: Sequence[Sequence[TokenRow]], masks: DropoutMasks | None
-) -> tuple[torch.Tensor, int]:
-    """Add up the gradient of the mean loss over all tokens of a step's batches.
+def _lengths(plan: _Plan) -> list[int]:
+    """Return the tokens of every row that a client goes through, repetitions counted."""
+    return [len(plan.rows[index]) for step in plan.steps for batch in step for index in batch]
 
-    Returns:
-        The summed cross-entropy, and the number of tokens it was summed over.
+
+def _trained(plan: _Plan, number: int) -> int:
+    """Return the trained tokens of one of a client's steps."""
+    return sum(plan.rows[index].trained_tokens for batch in plan.steps[number] for index in batch)
+
+
+def _metrics(plan: _Plan, loss: float) -> dict[str, float]:
+    """Return a client's figures.
+
+    ``loss`` is the mean cross-entropy in nats per trained token as met while training; ``tokens`` the number of those
+    tokens, and ``rows`` that of the rows they stand in, repetitions counted in both.
     """
-    collated = [collate(rows, base.device) for rows in batches]
-    counted = sum(len(batch.targets_S) for batch in collated)
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in collated:
-        with layers.routed(None, masks):
-            logits_SV = logits_at(base.model, batch.ids_NT, batch.attention_NT, batch.select_NT)
-            loss = response_loss(logits_SV, batch.targets_S)
-            torch.autograd.backward(loss / counted)
-        total += loss.detach().cpu().double()
-    return total, counted
+    trained = [plan.rows[index].trained_tokens for step in plan.steps for batch in step for index in batch]
+    return {"loss": loss / max(sum(trained), 1), "tokens": float(sum(trained)), "rows": float(len(trained))}
+
+
+def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator[list[_Used]]:
+    """Yield the rows of all clients' next steps in pieces that run through the base at once.
+
+    Rows of like length share a piece of at most ``tokens`` tokens with its padding, or of one row; without a limit, a
+    piece is one batch of one client.
+    """
+    batches = [
+        [_Used(slot, plan.rows[index], seed) for index, seed in zip(batch, seeds, strict=True)]
+        for slot, plan in enumerate(plans)
+        for batch, seeds in zip(plan.steps[number], plan.seeds[number], strict=True)
+    ]
+    if tokens is None:
+        yield from batches
+        return
+    piece: list[_Used] = []
+    for used in sorted((used for batch in batches for used in batch), key=lambda used: -len(used.row)):
+        if piece and len(piece[0].row) * (len(piece) + 1) > tokens:
+            yield piece
+            piece = []
+        piece.append(used)
+    yield piece
+
+
+def _backward(
+    base: Base, layers: LoraLayers, piece: Sequence[_Used], counted_K: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """Add a piece's gradients to its clients' slots; return each client's cross-entropy summed over its tokens there.
+
+    A client's loss is a mean over ``counted_K``, the trained tokens of its whole step.
+    """
+    batch = collate([used.row for used in piece], base.device)
+    slot_N = torch.tensor([used.slot for used in piece], device=base.device)
+    masks = None
+    if dropout > 0:
+        masks = row_masks(dropout, torch.tensor([used.seed for used in piece], device=base.device))
+    with layers.routed(slot_N if len(counted_K) > 1 else None, masks):
+        logits_SV = logits_at(base.model, batch.ids_NT, batch.select_NT)
+        loss_S = token_losses(logits_SV, batch.targets_S)
+        slot_S = slot_N[batch.select_NT.nonzero()[:, 0]]
+        loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
+        torch.autograd.backward((loss_K / counted_K).sum())
+    return loss_K.detach()

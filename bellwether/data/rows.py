@@ -79,6 +79,11 @@ class TokenRow:
         """The wanted answer."""
         return self.row.response
 
+    @property
+    def trained_tokens(self) -> int:
+        """How many of its tokens are trained; before the first there is nothing to predict it from."""
+        return int(self.trained_T[1:].sum())
+
     def __len__(self) -> int:
         return len(self.ids_T)
 

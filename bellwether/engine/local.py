@@ -24,6 +24,7 @@ class LocalEngine:
         rows: training rows by client.
         held_out: rows that clients hold out of their own, by client; may be empty.
         stop: token ids that end an answer beside the model's own.
+        tokens: tokens that run through the base at once where the layers have several slots.
         trace: simulated resources; None makes every client available and as fast as this machine.
     """
 
@@ -34,11 +35,12 @@ class LocalEngine:
         rows: Mapping[str, Sequence[TokenRow]],
         held_out: Mapping[str, Sequence[TokenRow]],
         stop: Collection[int] = (),
+        tokens: int | None = None,
         trace: Trace | None = None,
     ) -> None:
         self._base, self._layers = base, layers
         self._rows, self._held_out = rows, held_out
-        self._stop, self._trace = stop, trace
+        self._stop, self._tokens, self._trace = stop, tokens, trace
 
     def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
         """Give a task to every client of a cohort; yield their replies as they come.
@@ -60,7 +62,7 @@ class LocalEngine:
         fates = {client: self._fate(client, task) for client in cohort}
         yield from (fate for fate in fates.values() if fate.failure is not None)
         able = {client: self._rows[client] for client in cohort if fates[client].failure is None}
-        for reply in train_cohort(self._base, self._layers, able, task):
+        for reply in train_cohort(self._base, self._layers, able, task, self._tokens):
             yield reply if self._trace is None else replace(reply, seconds=fates[reply.client].seconds)
 
     def _fate(self, client: str, task: TrainTask) -> Reply:

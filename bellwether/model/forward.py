@@ -16,13 +16,12 @@ import torch
 from bellwether.errors import ModelError
 
 
-def logits_at(model: Any, ids_NT: torch.Tensor, attention_NT: torch.Tensor, select_NT: torch.Tensor) -> torch.Tensor:
+def logits_at(model: Any, ids_NT: torch.Tensor, select_NT: torch.Tensor) -> torch.Tensor:
     """Return the logits at selected positions of a batch that is padded at the right.
 
     Args:
         model: a transformers causal language model.
         ids_NT: token ids.
-        attention_NT: 1 (or true) where there is a token, 0 where there is padding.
         select_NT: true where logits are wanted; those at position t predict token t + 1.
 
     Returns:
@@ -41,21 +40,23 @@ def logits_at(model: Any, ids_NT: torch.Tensor, attention_NT: torch.Tensor, sele
     handle = output.register_forward_pre_hook(choose)
     try:
         positions_1T = torch.arange(ids_NT.shape[1], device=ids_NT.device)[None]
-        result = model(input_ids=ids_NT, attention_mask=attention_NT.long(), position_ids=positions_1T, use_cache=False)
+        # No mask of padding: it stands at the right, where a causal model cannot see it. With one, a position whose
+        # whole attention window is padding would have nothing to attend to and become NaN (Gemma 2).
+        result = model(input_ids=ids_NT, position_ids=positions_1T, use_cache=False)
     finally:
         handle.remove()
     logits_SV: torch.Tensor = result.logits
     return logits_SV
 
 
-def response_loss(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy summed over selected positions, in nats.
+def token_losses(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy at each selected position, in nats.
 
-    Computed in float32 at least: a sum in bfloat16 would lose most of its digits.
+    Computed in float32 at least: bfloat16 would lose most of the digits.
 
     Args:
         logits_SV: logits.
         targets_S: the token that follows each selected position.
     """
     wide_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
-    return torch.nn.functional.cross_entropy(wide_SV, targets_S, reduction="sum")
+    return torch.nn.functional.cross_entropy(wide_SV, targets_S, reduction="none")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,11 +28,10 @@ from bellwether import recipe
 from bellwether.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
 from bellwether.errors import ModelError
 from bellwether.model.base import Base, LinearShape, ModelFacts, linear_shapes, output_shape
+from bellwether.model.dropout import DropoutMasks
 
-DropoutMasks = Callable[[str, torch.Tensor], torch.Tensor]
-"""``masks(module path, x_NTI) -> mask_NTI``, already scaled by 1 / (1 - p)."""
-
-_LEVELS = 2**16
+# The gradients of stacked adapters are views of one stretch of memory, as the adapters are, on purpose.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 def resolve_targets(
@@ -125,37 +125,6 @@ def initial_adapter(base: Base | ModelFacts, lora: recipe.Lora, generator: torch
     return Adapter(config, tensors)
 
 
-def seeded_masks(
-    probability: float, generators: Sequence[torch.Generator], slot_N: torch.Tensor | None = None
-) -> DropoutMasks:
-    """Return dropout masks that draw from the given generators and from nothing else.
-
-    Args:
-        probability: of dropping an element, taken in steps of 1/65536.
-        generators: one per slot, on the device of the model.
-        slot_N: the slot of each row, whose generator draws its mask; None where all are in slot 0.
-    """
-    drops = min(round(probability * _LEVELS), _LEVELS - 1)  # a probability below one keeps something
-
-    def draw(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        # Sixteen bits decide on an element, which on a CPU is cheaper to draw than a float for each.
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
-        kept = bits >= drops - _LEVELS // 2
-        return kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - drops)).view(x.shape)
-
-    def masks(path: str, x_NTI: torch.Tensor) -> torch.Tensor:
-        if slot_N is None:
-            return draw(x_NTI, generators[0])
-        mask_NTI = torch.empty_like(x_NTI, requires_grad=False)
-        for slot, generator in enumerate(generators):
-            rows = slot_N == slot
-            mask_NTI[rows] = draw(x_NTI[rows], generator)
-        return mask_NTI
-
-    return masks
-
-
 class LoraLayers(torch.nn.Module):
     """LoRA adapters at modules of a frozen base, in K slots; attached until ``detach`` is called.
 
@@ -178,19 +147,33 @@ class LoraLayers(torch.nn.Module):
         device = next(model.parameters()).device
         self.config = config
         self.slots = slots
+        sizes = [config.rank * (shapes[path].inputs + shapes[path].outputs) for path in config.modules]
+        # One stretch of memory per slot, so that an optimizer steps all modules of all slots at once.
+        self.values_KP = torch.zeros(slots, sum(sizes), dtype=dtype, device=device)
+        self.grads_KP = torch.zeros_like(self.values_KP)
         self.A = torch.nn.ParameterList()
         self.B = torch.nn.ParameterList()
         self._slot_N: torch.Tensor | None = None
         self._masks: DropoutMasks | None = None
         self._enabled = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        start = 0
         for number, path in enumerate(config.modules):
             shape = shapes[path]
-            self.A.append(torch.nn.Parameter(torch.zeros(slots, config.rank, shape.inputs, dtype=dtype, device=device)))
-            self.B.append(
-                torch.nn.Parameter(torch.zeros(slots, shape.outputs, config.rank, dtype=dtype, device=device))
-            )
+            self.A.append(self._parameter(start, config.rank, shape.inputs))
+            self.B.append(self._parameter(start + config.rank * shape.inputs, shape.outputs, config.rank))
+            start += sizes[number]
             self._handles.append(model.get_submodule(path).register_forward_hook(self._hook(number, path)))
+
+    def _parameter(self, start: int, rows: int, columns: int) -> torch.nn.Parameter:
+        """Return a stacked matrix that is a view of the flat values, and its gradient one of the flat gradients."""
+
+        def view(flat_KP: torch.Tensor) -> torch.Tensor:
+            return flat_KP[:, start : start + rows * columns].view(self.slots, rows, columns)
+
+        parameter = torch.nn.Parameter(view(self.values_KP))
+        parameter.grad = view(self.grads_KP)
+        return parameter
 
     def load(self, slot: int, tensors: Tensors) -> None:
         """Copy an adapter's tensors into a slot.
@@ -265,18 +248,12 @@ class LoraLayers(torch.nn.Module):
                 return None
             x = args[0].to(self.A[number].dtype)
             if self._masks is not None:
-                x = x * self._mask(path, x)
+                x = x * self._masks(path, x)
             wide = output.to(x.dtype)
             summed = self._add_one(number, x, wide) if self._slot_N is None else self._add_many(number, x, wide)
             return summed.to(output.dtype)
 
         return add
-
-    def _mask(self, path: str, x: torch.Tensor) -> torch.Tensor:
-        """Return the dropout mask of an input, which its source sees with axes N, T, I where rows are known."""
-        assert self._masks is not None
-        rows = x.shape[0] if self._slot_N is None else len(self._slot_N)
-        return self._masks(path, _by_rows(x, rows, path)).reshape(x.shape)
 
     def _add_one(self, number: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Add the adapter in slot 0 to the output of a module."""

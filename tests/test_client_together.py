@@ -1,0 +1,199 @@
+"""Clients trained together against the same clients one by one, and masks that belong to rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_model_training import token_rows
+from tiny_models import ARCHITECTURES, random_adapter, tiny_base
+
+from bellwether import recipe
+from bellwether.client.optimizer import StackedAdamW
+from bellwether.client.train import train_cohort
+from bellwether.messages import TrainTask
+from bellwether.model.dropout import row_masks
+from bellwether.model.lora import LoraLayers
+
+TRAINING = recipe.Training(
+    local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5
+)
+
+
+def updates(base, start, cohort, *, slots, tokens=None, training=TRAINING, dtype=torch.float64):
+    """Train a cohort; return tensors and figures by client."""
+    layers = LoraLayers(base.model, start.config, slots=slots, dtype=dtype)
+    task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
+    replies = list(train_cohort(base, layers, cohort, task, tokens))
+    layers.detach()
+    assert [reply.client for reply in replies] == list(cohort)
+    return {reply.client: reply.update for reply in replies}
+
+
+def cohort_of(*sizes):
+    """Clients with different rows and different numbers of them."""
+    rows = token_rows(sum(sizes))
+    starts = np.cumsum([0, *sizes])
+    return {
+        f"client-{n}": rows[start : start + size] for n, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    }
+
+
+def furthest(ours, theirs):
+    """The largest deviation of any value of any client."""
+    return max(
+        float(np.abs(ours[client].tensors[key] - update.tensors[key]).max())
+        for client, update in theirs.items()
+        for key in update.tensors
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_together_equals_one_by_one(architecture, dropout):
+    base = tiny_base(architecture)
+    start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
+    cohort = cohort_of(20, 24, 7)  # ten, twelve and four steps
+    alone = updates(base, start, cohort, slots=1)
+    together = updates(base, start, cohort, slots=3, tokens=70)
+    for client, update in alone.items():
+        change = max(np.abs(update.tensors[key] - start.tensors[key]).max() for key in update.tensors)
+        assert change > 1e-3
+        for name in ("loss", "tokens", "rows"):
+            assert together[client].metrics[name] == pytest.approx(update.metrics[name], rel=1e-5)
+    # Gemma 2's attention takes its softmax in float32, also in a float64 model.
+    assert furthest(together, alone) < (1e-7 if architecture == "gemma2" else 1e-10)
+
+
+@pytest.mark.parametrize(("slots", "tokens"), [(2, 70), (3, 1), (3, 10_000), (5, 70)])
+def test_any_group_and_any_budget_give_the_same_updates(slots, tokens):
+    base = tiny_base("llama")
+    start = random_adapter(base, rank=3, dropout=0.2)
+    cohort = cohort_of(9, 3, 14)
+    alone = updates(base, start, cohort, slots=1)
+    assert furthest(updates(base, start, cohort, slots=slots, tokens=tokens), alone) < 1e-10
+
+
+def test_one_by_one_a_client_is_byte_equal_to_one_that_trains_alone():
+    base = tiny_base("llama", torch.float32)
+    start = random_adapter(base, rank=3, dtype="float32", dropout=0.2)
+    cohort = cohort_of(9, 3, 14)
+    among = updates(base, start, cohort, slots=1, dtype=torch.float32)
+    for client, rows in cohort.items():
+        alone = updates(base, start, {client: rows}, slots=1, dtype=torch.float32)[client]
+        assert all(alone.tensors[key].tobytes() == among[client].tensors[key].tobytes() for key in alone.tensors)
+
+
+def test_the_order_of_the_cohort_does_not_matter():
+    base = tiny_base("llama")
+    start = random_adapter(base, rank=3, dropout=0.2)
+    cohort = cohort_of(9, 3, 14)
+    turned = dict(reversed(cohort.items()))
+    ours, theirs = (updates(base, start, some, slots=3, tokens=70) for some in (cohort, turned))
+    assert furthest(ours, theirs) < 1e-10
+
+
+def test_in_float32_together_stays_near_one_by_one():
+    base = tiny_base("llama", torch.float32)
+    start = random_adapter(base, rank=3, dtype="float32")
+    cohort = cohort_of(9, 3, 14)
+    alone = updates(base, start, cohort, slots=1, dtype=torch.float32)
+    assert 0 < furthest(updates(base, start, cohort, slots=3, tokens=70, dtype=torch.float32), alone) < 2e-5
+
+
+def test_stacked_adamw_equals_torchs_for_each_slot():
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 40, generator=draw, dtype=torch.float64)
+    values, grads = start.clone(), torch.zeros_like(start)
+    ours = StackedAdamW(values, grads, weight_decay=0.1)
+    singles = [torch.nn.Parameter(row.clone()) for row in start]
+    theirs = [torch.optim.AdamW([single], lr=1.0, weight_decay=0.1) for single in singles]
+    for step in range(12):
+        rates = [0.01, 0.02, 0.03][: 3 if step < 7 else 2]  # the third has finished after seven steps
+        new = torch.randn(3, 40, generator=draw, dtype=torch.float64)
+        grads.copy_(new)
+        ours.clip(len(rates), 5.0)
+        ours.step(rates)
+        assert not grads.any()
+        for slot, rate in enumerate(rates):
+            singles[slot].grad = new[slot].clone()
+            torch.nn.utils.clip_grad_norm_([singles[slot]], 5.0)
+            theirs[slot].param_groups[0]["lr"] = rate
+            theirs[slot].step()
+    for slot, single in enumerate(singles):
+        torch.testing.assert_close(values[slot], single.detach(), atol=1e-14, rtol=1e-13)
+
+
+# Dropout ------------------------------------------------------------------------------------------
+
+
+def test_a_rows_mask_depends_on_nothing_but_row_module_and_position():
+    seeds = torch.tensor([5, -(2**62), 17])
+    wide = row_masks(0.3, seeds)("layers.0.up", torch.zeros(3, 9, 10))
+    again = row_masks(0.3, seeds[[2, 0]])("layers.0.up", torch.zeros(2, 6, 10))
+    assert torch.equal(again, wide[[2, 0], :6])
+    others = [
+        row_masks(0.3, seeds)("layers.1.up", torch.zeros(3, 9, 10)),
+        row_masks(0.3, seeds + 1)("layers.0.up", torch.zeros(3, 9, 10)),
+    ]
+    assert all(0.2 < (other != wide).float().mean() < 0.6 for other in others)
+
+
+def test_masks_drop_the_stated_share_independently_and_keep_the_mean():
+    seeds = torch.randint(-(2**63), 2**63 - 1, (64,), generator=torch.Generator().manual_seed(0))
+    mask_NTI = row_masks(0.1, seeds)("a.b", torch.zeros(64, 50, 102, dtype=torch.float64))
+    kept = (mask_NTI > 0).double()
+    assert mask_NTI.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=1e-4)]
+    assert float(kept.mean()) == pytest.approx(0.9, abs=4 * (0.09 / kept.numel()) ** 0.5)
+    # Neighbours along every axis, and features four apart, which share no word but its place, are uncorrelated.
+    centred = kept - kept.mean()
+    spread = float(centred.var())
+    for axis, apart in ((0, 1), (1, 1), (2, 1), (2, 2), (2, 3), (2, 4)):
+        length = kept.shape[axis] - apart
+        product = (centred.narrow(axis, 0, length) * centred.narrow(axis, apart, length)).mean() / spread
+        assert abs(float(product)) < 5 / kept.numel() ** 0.5
+    # No feature, position or row is dropped more often than chance allows.
+    for axes in ((0, 1), (0, 2), (1, 2)):
+        share = kept.mean(axes)
+        trials = kept.numel() / share.numel()
+        assert float((share - 0.9).abs().max()) < 5 * (0.09 / trials) ** 0.5
+
+
+# In a run -----------------------------------------------------------------------------------------
+
+
+def test_a_run_measures_its_budget_once_and_writes_it_to_its_recipe(bellwether, tiny_recipe, tmp_path, monkeypatch):
+    from bellwether.recipe_file import load_recipe
+
+    words = ["engine.fuse=0", "federation.fraction=1", "federation.rounds=2"]
+    outcome = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    measured = load_recipe(tmp_path / "run" / "recipe.yaml").engine.tokens
+    assert measured is not None
+    assert measured >= 512
+
+    # A resumed run takes the number that its recipe has, also where it is not told again; another one is refused.
+    def never(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("bellwether.runner.fastest_tokens", never)
+    again = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "run", "--resume", tmp_path / "run")
+    assert again.code == 2  # --out and --resume
+    again = bellwether("run", "--resume", tmp_path / "run", *words[1:])
+    assert again.code == 0, again.err
+    other = bellwether("run", "--resume", tmp_path / "run", f"engine.tokens={2 * measured}")
+    assert (other.code, "engine.tokens" in other.err) == (2, True)
+
+
+def test_the_same_budget_gives_the_same_bytes_and_stays_near_one_by_one(bellwether, tiny_recipe, tmp_path):
+    from safetensors.numpy import load_file
+
+    adapters = {}
+    for name, words in (("one", ()), ("all", (0, 200)), ("again", (0, 200))):
+        fields = [f"engine.fuse={words[0]}", f"engine.tokens={words[1]}"] if words else []
+        outcome = bellwether("run", tiny_recipe, *fields, "federation.rounds=2", "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        adapters[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+    for key, value in adapters["one"].items():
+        assert adapters["all"][key].tobytes() == adapters["again"][key].tobytes()
+        np.testing.assert_allclose(adapters["all"][key], value, atol=1e-3)
