@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run check install format lint types test slow gpu clean
+.PHONY: run check install format lint types test slow gpu bench clean
 
 run: install
 	$(BIN)/bellwether run
@@ -39,6 +39,11 @@ slow: install
 
 gpu: install
 	$(BIN)/pytest -m gpu
+
+# Rounds beside other ways to train the same clients; about twenty minutes on two cores.
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.rounds
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache
