@@ -17,7 +17,7 @@ from bellwether.checkpoint import RECIPE
 from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
 from bellwether.evaluate.rivals import most_frequent, nearest
-from bellwether.evaluate.scores import Totals, exact_match, rouge_l
+from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.history import plain
 from bellwether.prepare import Prepared, prepare
 from bellwether.recipe import Arm, Recipe, Section
@@ -60,10 +60,7 @@ class Outcome:
 
     def by_category(self) -> dict[str, Totals]:
         """Return totals by category."""
-        found: dict[str, Totals] = {}
-        for category, totals in zip(self.categories, self.totals, strict=True):
-            found[category] = found.get(category, Totals()) + totals
-        return dict(sorted(found.items()))
+        return add_up(zip(self.categories, self.totals, strict=True))
 
 
 def arm_recipe(recipe: Recipe, name: str, arm: Arm, seed: int, clients: int) -> Recipe:

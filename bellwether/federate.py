@@ -5,19 +5,18 @@ A round: sample the cohort, ask it to train, check every update, aggregate, eval
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bellwether.adapter import Adapter
 from bellwether.aggregate.average import Aggregate, State
 from bellwether.cohort import Sampler
-from bellwether.errors import BellwetherError, RoundFailed, UpdateRejected
-from bellwether.evaluate.scores import Totals
+from bellwether.errors import RoundFailed, UpdateRejected
+from bellwether.evaluate.scores import Totals, add_up
+from bellwether.functions import naming
 from bellwether.messages import EvaluateTask, Reply, Task, TrainTask, Update
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
@@ -154,7 +153,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     failure = _below_quorum(cohort, answers, recipe)
     if failure is None:
         updates = [update for update, _ in answers.accepted]
-        with _naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}"):
+        with naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}", RoundFailed):
             adapter, state = federation.aggregate(updates, before, progress.state)
         _check_aggregated(adapter, state, before, round)
     else:
@@ -179,31 +178,13 @@ class _Answers:
 def _sample(federation: Federation, round: int) -> tuple[str, ...]:
     """Return the cohort of a round, refusing what a person's own sampler must not return."""
     name = federation.recipe.federation.sampler
-    with _naming(f"Round {round}: the sampler {name}"):
+    with naming(f"Round {round}: the sampler {name}", RoundFailed):
         cohort = tuple(federation.sample(federation.clients, round, Randomness(federation.recipe.seed)))
     unknown = [client for client in cohort if client not in federation.clients]
     if unknown or len(set(cohort)) != len(cohort):
         what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
         raise RoundFailed(f"Round {round}: the sampler {name} returned {what}.")
     return cohort
-
-
-@contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Turn any error of a person's own function into one sentence that says where it arose.
-
-    Raises:
-        RoundFailed: whatever was raised inside.
-    """
-    try:
-        yield
-    except BellwetherError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise RoundFailed(
-            f"{what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error})."
-        ) from error
 
 
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> _Answers:
@@ -356,22 +337,16 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
         else:
             by_client[reply.client] = reply.totals
             by_group.append(reply.groups)
-    totals, groups = _add_up(by_client.values()), _several(_add_up(by_group))
+    totals, groups = (
+        add_up(item for totals in by_client.values() for item in totals.items()),
+        _several(add_up(item for totals in by_group for item in totals.items())),
+    )
     return EvaluationRecord(progress.round, "clients", totals, time.perf_counter() - start, by_client, groups)
 
 
 def _missed(federation: Federation, round: int, reply: Reply) -> None:
     """Note that a client did not score its rows."""
     federation.watch(Note(f"Round {round}: {reply.client} did not score its rows: {reply.failure}.", warning=True))
-
-
-def _add_up(parts: Iterable[Mapping[str, Totals]]) -> dict[str, Totals]:
-    """Return totals by category, or by group, over all clients."""
-    totals: dict[str, Totals] = {}
-    for part in parts:
-        for name, value in part.items():
-            totals[name] = totals.get(name, Totals()) + value
-    return dict(sorted(totals.items()))
 
 
 def _several(groups: Mapping[str, Totals]) -> Mapping[str, Totals]:

@@ -1,14 +1,16 @@
-"""Loading a person's own function, named in a recipe as ``package.module:function``."""
+"""A person's own function, named in a recipe as ``package.module:function``: loading it, and saying where it failed."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from bellwether.errors import RecipeError
+from bellwether.errors import BellwetherError, RecipeError
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -37,3 +39,23 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise RecipeError(f"{name}: the module {module_name} has no function {function_name}.")
     return function  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def naming(what: str, kind: type[BellwetherError]) -> Iterator[None]:
+    """Turn any error of a person's own function, called inside, into one sentence that says where it arose.
+
+    Args:
+        what: what failed, which opens the sentence.
+        kind: the error to raise instead; one of ours passes as it is.
+
+    Raises:
+        BellwetherError: of that kind, whatever was raised inside.
+    """
+    try:
+        yield
+    except BellwetherError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise kind(f"{what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error}).") from error

@@ -181,11 +181,7 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
-    layers = LoraLayers(
-        base.model,
-        progress.adapter.config,
-        clients_together(recipe.engine, cohort_size(recipe.federation, len(prepared.clients))),
-    )
+    layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared))
     federation = _federation(folder, prepared, base, layers, watch)
     for text in prepared.notes:
         watch(Note(text))
@@ -198,10 +194,16 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
 
 
+def _slots(prepared: Prepared) -> int:
+    """Return how many clients are trained together."""
+    cohort = cohort_size(prepared.recipe.federation, len(prepared.clients))
+    return clients_together(prepared.recipe.engine, cohort)
+
+
 def _with_tokens(prepared: Prepared, base: Base) -> Prepared:
     """Return what is prepared with a measured budget of tokens, where clients are trained together without one."""
     recipe, clients = prepared.recipe, prepared.clients
-    slots = clients_together(recipe.engine, cohort_size(recipe.federation, len(clients)))
+    slots = _slots(prepared)
     if slots == 1 or recipe.engine.tokens is not None:
         return prepared
     adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))

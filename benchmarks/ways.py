@@ -88,7 +88,7 @@ def shepherd(setting: Setting, folder: Path, clients: Rows, equal: bool) -> Roun
     tokenizer = _tokenizer(folder)
     sets = {client: dataset(rows, equal) for client, rows in clients.items()}
     place = tempfile.mkdtemp()
-    held = {"adapter": get_peft_model_state_dict(model)}
+    held = {"adapter": _copied(get_peft_model_state_dict(model))}
 
     def round() -> None:
         for client, data in sets.items():
@@ -118,40 +118,36 @@ def shepherd(setting: Setting, folder: Path, clients: Rows, equal: bool) -> Roun
 
 def openfedllm(setting: Setting, folder: Path, clients: Rows, equal: bool) -> Round:
     """Return a round as OpenFedLLM's release does it."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
     model = with_adapter(load(folder), setting)
-    sets = {client: dataset(rows, True) for client, rows in clients.items()}
-    held = {"adapter": get_peft_model_state_dict(model)}
-
-    def round() -> None:
-        states = []
-        for data in sets.values():
-            set_peft_model_state_dict(model, held["adapter"])
-            _fine_tune(model, setting, folder, data, equal)
-            states.append({key: value.clone() for key, value in get_peft_model_state_dict(model).items()})
-        held["adapter"] = average(states, [len(rows) for rows in clients.values()])
-
-    return round
+    return _with_trl(setting, folder, clients, equal, lambda: model)
 
 
 def flowertune(setting: Setting, folder: Path, clients: Rows, equal: bool) -> Round:
     """Return a round as FlowerTune's baseline does it."""
+    return _with_trl(setting, folder, clients, equal, lambda: with_adapter(load(folder), setting))
+
+
+def _with_trl(setting: Setting, folder: Path, clients: Rows, equal: bool, get_model: Callable[[], Any]) -> Round:
+    """Return a round with TRL's trainer per client, on the model that is got for each of them."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     sets = {client: dataset(rows, True) for client, rows in clients.items()}
-    held = {"adapter": get_peft_model_state_dict(with_adapter(load(folder), setting))}
+    held = {"adapter": _copied(get_peft_model_state_dict(get_model()))}
 
     def round() -> None:
         states = []
         for data in sets.values():
-            model = with_adapter(load(folder), setting)
+            model = get_model()
             set_peft_model_state_dict(model, held["adapter"])
             _fine_tune(model, setting, folder, data, equal)
-            states.append(get_peft_model_state_dict(model))
+            states.append(_copied(get_peft_model_state_dict(model)))
         held["adapter"] = average(states, [len(rows) for rows in clients.values()])
 
     return round
+
+
+def _copied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in state.items()}
 
 
 def _fine_tune(model: Any, setting: Setting, folder: Path, data: Any, equal: bool) -> None:

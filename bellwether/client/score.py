@@ -9,9 +9,9 @@ import torch
 
 from bellwether.client.batches import by_length, collate
 from bellwether.data.rows import TokenRow
-from bellwether.evaluate.scores import Totals, exact_match, rouge_l
+from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
-from bellwether.model.forward import logits_at
+from bellwether.model.forward import logits_at, token_losses
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import Evaluation
@@ -47,20 +47,12 @@ def score(
 
 def by_category(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
     """Return totals by category, in alphabetical order; rows without one stand under ''."""
-    return _totals([row.category for row in rows], scored)
+    return add_up((row.category, result.totals) for row, result in zip(rows, scored, strict=True))
 
 
 def by_group(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
     """Return totals by group (language or domain), in alphabetical order; rows without one stand under ''."""
-    return _totals([row.group for row in rows], scored)
-
-
-def _totals(names: Sequence[str], scored: Sequence[Scored]) -> dict[str, Totals]:
-    """Return totals by name."""
-    totals: dict[str, Totals] = {}
-    for name, result in zip(names, scored, strict=True):
-        totals[name] = totals.get(name, Totals()) + result.totals
-    return dict(sorted(totals.items()))
+    return add_up((row.group, result.totals) for row, result in zip(rows, scored, strict=True))
 
 
 def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
@@ -80,10 +72,10 @@ def _losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int)
         batch = collate([rows[number] for number in numbers], base.device, responses=True)
         with layers.routed(None):
             logits_SV = logits_at(base.model, batch.ids_NT, batch.select_NT)
-        loss_S = torch.nn.functional.cross_entropy(logits_SV.float(), batch.targets_S, reduction="none")
+        loss_S = token_losses(logits_SV, batch.targets_S)
         # The row of each selected position adds the positions' losses up per row.
         row_S = batch.select_NT.nonzero()[:, 0]
-        loss_N = torch.zeros(len(numbers), device=loss_S.device).index_add_(0, row_S, loss_S)
+        loss_N = torch.zeros(len(numbers), dtype=loss_S.dtype, device=loss_S.device).index_add_(0, row_S, loss_S)
         for number, loss in zip(numbers, loss_N.tolist(), strict=True):
             losses[number] = loss
     return losses

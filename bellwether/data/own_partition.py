@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from bellwether import recipe
 from bellwether.data.columns import check_client_name
 from bellwether.data.rows import Row
-from bellwether.errors import BellwetherError, DataError
-from bellwether.functions import load_function
+from bellwether.errors import DataError
+from bellwether.functions import load_function, naming
 from bellwether.randomness import Randomness
 
 
@@ -29,21 +28,10 @@ def by_own_function(
     Raises:
         DataError: the function cannot be had or fails, or what it made is no partition.
     """
-    return _checked(_call(function, rows, settings, randomness), rows, function, notes)
-
-
-def _call(function: str, rows: Sequence[Row], settings: recipe.Partition, randomness: Randomness) -> Any:
-    """Call an own function; whatever it raises becomes a sentence that says where."""
     deal_rows = load_function(function)
-    try:
-        return deal_rows(rows, settings, randomness)
-    except BellwetherError:
-        raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise DataError(
-            f"partition.method {function} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error})."
-        ) from error
+    with naming(f"partition.method {function}", DataError):
+        dealt = deal_rows(rows, settings, randomness)
+    return _checked(dealt, rows, function, notes)
 
 
 def _checked(dealt: Any, rows: Sequence[Row], function: str, notes: list[str]) -> dict[str, list[Row]]:

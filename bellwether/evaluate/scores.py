@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ class Scores:
     def perplexity(self) -> float | None:
         """The exponential of the loss."""
         return None if self.loss is None else math.exp(min(self.loss, 700.0))
+
+
+def add_up(parts: Iterable[tuple[str, Totals]]) -> dict[str, Totals]:
+    """Return the sums of totals that have the same name, such as a category, in alphabetical order."""
+    sums: dict[str, Totals] = {}
+    for name, totals in parts:
+        sums[name] = sums.get(name, Totals()) + totals
+    return dict(sorted(sums.items()))
 
 
 def means(totals: Totals) -> Scores:
