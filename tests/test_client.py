@@ -86,15 +86,18 @@ def test_collating_selects_the_positions_before_trained_tokens():
     # By hand: row one trains its tokens 3 and 4, so positions 1 and 2 predict them.
     rows = [token_row([1, 2, 3, 4], [0, 0, 1, 1]), token_row([5, 6], [0, 1])]
     batch = collate(rows, torch.device("cpu"))
-    assert batch.ids_NT.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
-    assert batch.select_NT.tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert batch.lengths == [4, 2]
+    assert batch.ids_M.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.position_M.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.row_M.tolist() == [0, 0, 0, 0, 1, 1]
+    assert batch.select_S.tolist() == [1, 2, 4]
     assert batch.targets_S.tolist() == [3, 4, 6]
 
 
 def test_a_trained_first_token_is_not_predicted_from_nothing():
     batch = collate([token_row([7, 8, 9], [1, 1, 1])], torch.device("cpu"))
     assert batch.targets_S.tolist() == [8, 9]
-    assert int(batch.select_NT.sum()) == 2
+    assert batch.select_S.tolist() == [0, 1]
 
 
 # Training -----------------------------------------------------------------------------------------

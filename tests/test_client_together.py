@@ -12,7 +12,7 @@ from bellwether import recipe
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.client.train import train_cohort
 from bellwether.messages import TrainTask
-from bellwether.model.dropout import row_masks
+from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers
 
 TRAINING = recipe.Training(
@@ -127,21 +127,49 @@ def test_stacked_adamw_equals_torchs_for_each_slot():
 # Dropout ------------------------------------------------------------------------------------------
 
 
+def row_masks(probability, seed_N, path, x_NTI):
+    """Masks of rows of equal length."""
+    rows, tokens, inputs = x_NTI.shape
+    row_M, position_M = torch.arange(rows).repeat_interleave(tokens), torch.arange(tokens).repeat(rows)
+    return Dropout(probability, seed_N).masks(row_M, position_M)(path, x_NTI.view(-1, inputs)).view(x_NTI.shape)
+
+
 def test_a_rows_mask_depends_on_nothing_but_row_module_and_position():
     seeds = torch.tensor([5, -(2**62), 17])
-    wide = row_masks(0.3, seeds)("layers.0.up", torch.zeros(3, 9, 10))
-    again = row_masks(0.3, seeds[[2, 0]])("layers.0.up", torch.zeros(2, 6, 10))
+    wide = row_masks(0.3, seeds, "layers.0.up", torch.zeros(3, 9, 10))
+    again = row_masks(0.3, seeds[[2, 0]], "layers.0.up", torch.zeros(2, 6, 10))
     assert torch.equal(again, wide[[2, 0], :6])
     others = [
-        row_masks(0.3, seeds)("layers.1.up", torch.zeros(3, 9, 10)),
-        row_masks(0.3, seeds + 1)("layers.0.up", torch.zeros(3, 9, 10)),
+        row_masks(0.3, seeds, "layers.1.up", torch.zeros(3, 9, 10)),
+        row_masks(0.3, seeds + 1, "layers.0.up", torch.zeros(3, 9, 10)),
     ]
     assert all(0.2 < (other != wide).float().mean() < 0.6 for other in others)
 
 
+def test_the_masks_of_some_tokens_are_those_of_all_tokens_there():
+    dropout = Dropout(0.3, torch.tensor([5, 6]))
+    masks = dropout.masks(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1]))
+    index_S = torch.tensor([1, 4])
+    assert torch.equal(masks.at(index_S)("m", torch.zeros(2, 33)), masks("m", torch.zeros(5, 33))[index_S])
+
+
+def test_a_probability_next_to_one_keeps_something_at_its_weight():
+    mask_NTI = row_masks(0.999999, torch.tensor([3]), "m", torch.ones(1, 1, 2**20))
+    kept = mask_NTI[mask_NTI > 0]
+    assert kept.unique().tolist() == [65536.0]
+    assert 4 <= len(kept) <= 36  # sixteen of a million, give or take five standard deviations
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 2), (6, 5, 4), (1, 2, 1001)])
+def test_masks_have_the_shape_of_their_input_and_drop_nothing_at_zero(shape):
+    seeds = torch.arange(shape[0])
+    assert row_masks(0.5, seeds, "m", torch.ones(shape)).shape == shape
+    assert row_masks(0.0, seeds, "m", torch.ones(shape)).unique().tolist() == [1.0]
+
+
 def test_masks_drop_the_stated_share_independently_and_keep_the_mean():
     seeds = torch.randint(-(2**63), 2**63 - 1, (64,), generator=torch.Generator().manual_seed(0))
-    mask_NTI = row_masks(0.1, seeds)("a.b", torch.zeros(64, 50, 102, dtype=torch.float64))
+    mask_NTI = row_masks(0.1, seeds, "a.b", torch.zeros(64, 50, 102, dtype=torch.float64))
     kept = (mask_NTI > 0).double()
     assert mask_NTI.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=1e-4)]
     assert float(kept.mean()) == pytest.approx(0.9, abs=4 * (0.09 / kept.numel()) ** 0.5)

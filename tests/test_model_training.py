@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, random_adapter, tiny_base, tiny_model
+from tiny_models import ARCHITECTURES, END_TO_END, random_adapter, tiny_base, tiny_model
 
 from bellwether import recipe
 from bellwether.adapter import peft_config
@@ -15,6 +16,7 @@ from bellwether.client import train
 from bellwether.client.batches import local_steps
 from bellwether.data.rows import Row, TokenRow
 from bellwether.messages import TrainTask
+from bellwether.model import forward
 from bellwether.model.lora import LoraLayers
 from bellwether.randomness import Randomness
 
@@ -22,17 +24,18 @@ PREFIX = "base_model.model."
 
 
 class GivenMasks:
-    """Dropout masks that depend on module, number of its call and shape only."""
+    """Dropout masks that depend on module, number of its call, row and position only."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
         self.calls: dict[str, int] = {}
 
-    def __call__(self, path: str, x: torch.Tensor) -> torch.Tensor:
+    def drawn(self, path: str, inputs: int) -> torch.Tensor:
+        """The masks of a module's next call, for more rows and positions than there are."""
         call = self.calls[path] = self.calls.get(path, 0) + 1
         seed = int.from_bytes(hashlib.sha256(f"{path}|{call}".encode()).digest()[:6], "big")
-        draw = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
-        return (draw >= self.probability).to(x.dtype) / (1 - self.probability)
+        draw = torch.rand(4, 30, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return (draw >= self.probability).double() / (1 - self.probability)
 
 
 class MaskedDropout(torch.nn.Module):
@@ -41,9 +44,25 @@ class MaskedDropout(torch.nn.Module):
     def __init__(self, path: str, masks: GivenMasks) -> None:
         super().__init__()
         self.path, self.masks = path, masks
+        self.shape: tuple[int, int] = (0, 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.masks(self.path, x)
+        rows, tokens = self.shape  # OPT has rows and tokens in one axis
+        return x * self.masks.drawn(self.path, x.shape[-1])[:rows, :tokens].reshape(x.shape)
+
+
+class OurMasks:
+    """Stands where our own training has its dropout."""
+
+    def __init__(self, given: GivenMasks, row_M: torch.Tensor, position_M: torch.Tensor) -> None:
+        self.given, self.row_M, self.position_M = given, row_M, position_M
+        self.word_M = row_M
+
+    def __call__(self, path: str, x_MI: torch.Tensor) -> torch.Tensor:
+        return self.given.drawn(path, x_MI.shape[1])[self.row_M, self.position_M]
+
+    def at(self, index: torch.Tensor) -> OurMasks:
+        return OurMasks(self.given, self.row_M[index], self.position_M[index])
 
 
 def token_rows(count: int, longest: int = 24) -> list[TokenRow]:
@@ -85,6 +104,9 @@ def train_with_peft(architecture, adapter, rows, task, steps, dropout):
         collated = [labelled([rows[number] for number in batch]) for batch in step]
         counted = sum(int((labels != -100).sum()) for _, _, labels in collated)
         for ids, attention, labels in collated:
+            for module in wrapped.modules():
+                if isinstance(module, MaskedDropout):
+                    module.shape = tuple(ids.shape)
             logits = wrapped(input_ids=ids, attention_mask=attention).logits[:, :-1]
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum")
             (losses / counted).backward()
@@ -109,9 +131,12 @@ def labelled(rows):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_local_training_equals_peft_with_adamw(architecture, dropout, monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "end_to_end"), [(name, False) for name in ARCHITECTURES] + [(name, True) for name in END_TO_END]
+)
+def test_local_training_equals_peft_with_adamw(architecture, end_to_end, dropout, monkeypatch):
     base = tiny_base(architecture)
+    monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: end_to_end)
     start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
     training = recipe.Training(
         local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5
@@ -119,7 +144,8 @@ def test_local_training_equals_peft_with_adamw(architecture, dropout, monkeypatc
     task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
     rows = token_rows(24)
     masks = GivenMasks(dropout)
-    monkeypatch.setattr(train, "row_masks", lambda probability, seeds: masks)
+    given = SimpleNamespace(masks=lambda row_M, position_M: OurMasks(masks, row_M, position_M))
+    monkeypatch.setattr(train, "Dropout", lambda probability, seed_N: given)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
     (reply,) = train.train_cohort(base, layers, {"client-1": rows}, task)
     ours = reply.update.tensors

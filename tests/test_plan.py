@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_folder
@@ -109,6 +110,20 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
     }
 
 
+def test_each_of_several_processes_takes_memory_and_the_one_that_evaluates_a_base(small):
+    two = plan(small.model_copy(update={"engine": recipe.Engine(processes=2)}))
+    copies = {"base weights": 3, "adapter and optimizer": 2, "activations": 2, "logits": 2}
+    assert two.memory == {part: copies[part] * size for part, size in plan(small).memory.items()}
+
+
+def test_a_base_in_eight_bits_takes_less_memory(small):
+    """By hand: 184 inputs and 176 outputs of seven linear layers, twice, the largest of them 24 x 40."""
+    few = plan(small.model_copy(update={"model": small.model.model_copy(update={"quantization": "8bit"})}))
+    linear = 2 * (2 * 24 * 24 + 2 * 24 * 12 + 3 * 24 * 40)
+    rest = 2 * 300 * 24 + 2 * 2 * 24 + 24
+    assert few.memory["base weights"] == linear + 4 * 2 * 176 + 4 * (rest + 24 * 40)
+
+
 def test_tokens_are_those_of_the_rows(small):
     from bellwether.prepare import prepare
 
@@ -128,17 +143,19 @@ def test_flops_are_those_that_torch_counts(small):
     """Forward and backward of one row, all positions in the loss, against torch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bellwether.model.forward import logits_at, token_losses
+    from bellwether.client.batches import collate
+    from bellwether.data.rows import Row, TokenRow
+    from bellwether.model.forward import token_losses
     from bellwether.model.lora import LoraLayers
 
     base = load_base(small.model.model_copy(update={"attention": "eager"}))
     adapter = initial_adapter(base, small.lora, torch.Generator().manual_seed(0))
     layers = LoraLayers(base.model, adapter.config)
     layers.load(0, adapter.tensors)
-    ids_NT = torch.randint(3, 300, (1, 40))
+    everywhere_T = np.ones(41, dtype=bool)
+    row = TokenRow(np.arange(3, 44), everywhere_T, everywhere_T, 1, Row("", ""))
     with FlopCounterMode(display=False) as counter:
-        logits_SV = logits_at(base.model, ids_NT, torch.ones_like(ids_NT, dtype=torch.bool))
-        token_losses(logits_SV, ids_NT[0]).sum().backward()
+        token_losses(base.model, layers, collate([row], base.device)).sum().backward()
     layers.detach()
     weights = sum(value.size for value in adapter.tensors.values())
     # The count holds every layer alike; torch spares the inputs of the first.

@@ -1,34 +1,19 @@
-"""Batches of token rows: their order, and their padded tensors.
+"""Batches of token rows: their order, and their tensors.
 
-Shape legend: N rows of a batch, T tokens of the longest of them, S selected positions.
+Shape legend: R rows of a client, T tokens of a row, M tokens of all rows of a batch, S selected positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bellwether.data.rows import TokenRow
+from bellwether.model.forward import Batch
 from bellwether.recipe import Training
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded rows and the positions at which a loss is taken.
-
-    Args:
-        ids_NT: token ids, padded at the right.
-        select_NT: true where the *next* token counts.
-        targets_S: those next tokens, row after row.
-    """
-
-    ids_NT: torch.Tensor
-    select_NT: torch.Tensor
-    targets_S: torch.Tensor
 
 
 def local_steps(lengths: Sequence[int], training: Training, generator: np.random.Generator) -> list[list[list[int]]]:
@@ -74,25 +59,23 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def collate(rows: Sequence[TokenRow], device: torch.device, *, responses: bool = False) -> Batch:
-    """Pad rows to the longest of them.
+    """Put rows end to end.
 
     Args:
         rows: the rows of the batch.
         device: where the tensors shall be.
         responses: select response tokens (for scores) instead of trained tokens.
     """
-    longest = max(len(row) for row in rows)
-    ids_NT = np.zeros((len(rows), longest), dtype=np.int64)
-    select_NT = np.zeros((len(rows), longest), dtype=np.bool_)
-    targets: list[NDArray[np.int64]] = []
-    for number, row in enumerate(rows):
-        counted_T = (row.response_T if responses else row.trained_T).copy()
-        counted_T[0] = False  # nothing stands before the first token to predict it from
-        ids_NT[number, : len(row)] = row.ids_T
-        select_NT[number, : len(row) - 1] = counted_T[1:]
-        targets.append(row.ids_T[counted_T])
-    return Batch(
-        torch.from_numpy(ids_NT).to(device),
-        torch.from_numpy(select_NT).to(device),
-        torch.from_numpy(np.concatenate(targets)).to(device),
+    counted = [row.response_T if responses else row.trained_T for row in rows]
+    ids_M = np.concatenate([row.ids_T for row in rows])
+    # A token counts where its *next* one does; nothing stands before a row's first token to predict it from.
+    select_M = np.concatenate([np.append(counted_T[1:], False) for counted_T in counted])
+    (select_S,) = select_M.nonzero()
+    arrays = (
+        ids_M,
+        np.concatenate([np.arange(len(row)) for row in rows]),
+        np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
+        select_S,
+        ids_M[select_S + 1],
     )
+    return Batch([len(row) for row in rows], *(torch.from_numpy(array).to(device) for array in arrays))

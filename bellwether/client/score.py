@@ -11,7 +11,7 @@ from bellwether.client.batches import by_length, collate
 from bellwether.data.rows import TokenRow
 from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
-from bellwether.model.forward import logits_at, token_losses
+from bellwether.model.forward import token_losses
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import Evaluation
@@ -70,11 +70,9 @@ def _losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int)
     losses = [0.0] * len(rows)
     for numbers in by_length([len(row) for row in rows], size):
         batch = collate([rows[number] for number in numbers], base.device, responses=True)
-        with layers.routed(None):
-            logits_SV = logits_at(base.model, batch.ids_NT, batch.select_NT)
-        loss_S = token_losses(logits_SV, batch.targets_S)
+        loss_S = token_losses(base.model, layers, batch)
         # The row of each selected position adds the positions' losses up per row.
-        row_S = batch.select_NT.nonzero()[:, 0]
+        row_S = batch.row_M[batch.select_S]
         loss_N = torch.zeros(len(numbers), dtype=loss_S.dtype, device=loss_S.device).index_add_(0, row_S, loss_S)
         for number, loss in zip(numbers, loss_N.tolist(), strict=True):
             losses[number] = loss

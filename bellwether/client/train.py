@@ -25,8 +25,8 @@ from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
 from bellwether.messages import Reply, TrainTask, Update
 from bellwether.model.base import Base
-from bellwether.model.dropout import row_masks
-from bellwether.model.forward import logits_at, token_losses
+from bellwether.model.dropout import Dropout
+from bellwether.model.forward import token_losses
 from bellwether.model.lora import LoraLayers
 from bellwether.randomness import Randomness
 from bellwether.schedule import learning_rate
@@ -164,10 +164,10 @@ def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator
     piece: list[_Used] = []
     for used in sorted((used for batch in batches for used in batch), key=lambda used: -len(used.row)):
         if piece and len(piece[0].row) * (len(piece) + 1) > tokens:
-            yield piece
+            yield sorted(piece, key=lambda used: used.slot)  # so that few slots stand beside each other
             piece = []
         piece.append(used)
-    yield piece
+    yield sorted(piece, key=lambda used: used.slot)
 
 
 def _backward(
@@ -178,14 +178,10 @@ def _backward(
     A client's loss is a mean over ``counted_K``, the trained tokens of its whole step.
     """
     batch = collate([used.row for used in piece], base.device)
-    slot_N = torch.tensor([used.slot for used in piece], device=base.device)
-    masks = None
-    if dropout > 0:
-        masks = row_masks(dropout, torch.tensor([used.seed for used in piece], device=base.device))
-    with layers.routed(slot_N if len(counted_K) > 1 else None, masks):
-        logits_SV = logits_at(base.model, batch.ids_NT, batch.select_NT)
-        loss_S = token_losses(logits_SV, batch.targets_S)
-        slot_S = slot_N[batch.select_NT.nonzero()[:, 0]]
-        loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
-        torch.autograd.backward((loss_K / counted_K).sum())
+    slots = [used.slot for used in piece]
+    masks = Dropout(dropout, torch.tensor([used.seed for used in piece], device=base.device)) if dropout > 0 else None
+    loss_S = token_losses(base.model, layers, batch, slots, masks)
+    slot_S = torch.tensor(slots, device=base.device)[batch.row_M[batch.select_S]]
+    loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
+    torch.autograd.backward((loss_K / counted_K).sum())
     return loss_K.detach()

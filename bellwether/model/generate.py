@@ -93,7 +93,7 @@ def _route(
         return contextlib.nullcontext()
     if layers is None:
         raise ValueError("slots are given without the layers that hold them")
-    return layers.routed(torch.tensor(slots, device=base.device))
+    return layers.routed(slots)
 
 
 def _continue(base: Base, prompts: Sequence[Sequence[int]], allowed: int, ends: set[int]) -> list[list[int]]:

@@ -9,7 +9,7 @@ that several clients can be trained in one forward pass over the same base. As i
 float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded
 once to the base's.
 
-Shape legend: K slots, R rank, I inputs, O outputs, N rows of a batch, T tokens of a row.
+Shape legend: K slots, R rank, I inputs, O outputs, M tokens of all rows, S chosen ones of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from bellwether.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
 from bellwether.errors import ModelError
 from bellwether.model.base import Base, LinearShape, ModelFacts, linear_shapes, output_shape
 from bellwether.model.dropout import DropoutMasks
+from bellwether.model.low_rank import Routing, add_low_rank
 
 # The gradients of stacked adapters are views of one stretch of memory, as the adapters are, on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -153,8 +154,7 @@ class LoraLayers(torch.nn.Module):
         self.grads_KP = torch.zeros_like(self.values_KP)
         self.A = torch.nn.ParameterList()
         self.B = torch.nn.ParameterList()
-        self._slot_N: torch.Tensor | None = None
-        self._masks: DropoutMasks | None = None
+        self._routing = Routing(None, None, None)
         self._enabled = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         start = 0
@@ -203,19 +203,36 @@ class LoraLayers(torch.nn.Module):
         return {key: parameter[slot].detach().cpu().numpy().copy() for key, parameter in self._named().items()}
 
     @contextlib.contextmanager
-    def routed(self, slot_N: torch.Tensor | None, dropout_masks: DropoutMasks | None = None) -> Iterator[None]:
+    def routed(
+        self,
+        slots: Sequence[int] | None,
+        masks: DropoutMasks | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Iterator[None]:
         """Say, for forward passes inside, which slot each row of the batch belongs to.
 
         Args:
-            slot_N: slot numbers on the model's device; None puts all rows into slot 0, which is faster.
-            dropout_masks: masks for the inputs of A; None drops nothing.
+            slots: the slot of each row; None puts all rows into slot 0.
+            masks: masks for the inputs of A, for the tokens in the order in which modules see them; None drops nothing.
+            lengths: tokens of each row as modules see them; None where all rows have equally many.
         """
-        before = self._slot_N, self._masks
-        self._slot_N, self._masks = slot_N, dropout_masks
+        before, self._routing = self._routing, Routing(slots, masks, lengths)
         try:
             yield
         finally:
-            self._slot_N, self._masks = before
+            self._routing = before
+
+    @contextlib.contextmanager
+    def chosen(self, index_S: torch.Tensor, lengths: Sequence[int]) -> Iterator[None]:
+        """Say that forward passes inside see some of the tokens only.
+
+        Args:
+            index_S: their numbers, in rising order.
+            lengths: how many of them each row has.
+        """
+        now = self._routing
+        with self.routed(now.slots, now.masks.at(index_S) if now.masks is not None else None, lengths):
+            yield
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -246,47 +263,15 @@ class LoraLayers(torch.nn.Module):
         def add(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not self._enabled:
                 return None
-            x = args[0].to(self.A[number].dtype)
-            if self._masks is not None:
-                x = x * self._masks(path, x)
-            wide = output.to(x.dtype)
-            summed = self._add_one(number, x, wide) if self._slot_N is None else self._add_many(number, x, wide)
-            return summed.to(output.dtype)
+            routing, a_KRI, b_KOR = self._routing, self.A[number], self.B[number]
+            x_MI = args[0].reshape(-1, args[0].shape[-1]).to(a_KRI.dtype)
+            groups = routing.groups(len(x_MI), self.config.rank, path)
+            mask_MI = routing.masks(path, x_MI) if routing.masks is not None else None
+            wide_MO = output.reshape(-1, output.shape[-1]).to(a_KRI.dtype)
+            summed_MO = add_low_rank(wide_MO, x_MI, a_KRI, b_KOR, self.config.scaling, mask_MI, groups)
+            return summed_MO.view(output.shape).to(output.dtype)
 
         return add
-
-    def _add_one(self, number: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Add the adapter in slot 0 to the output of a module."""
-        a_RI, b_OR = self.A[number][0], self.B[number][0]
-        low = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), a_RI)
-        summed = torch.addmm(output.reshape(-1, output.shape[-1]), low, b_OR.T, alpha=self.config.scaling)
-        return summed.view(output.shape)
-
-    def _add_many(self, number: int, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Add each row's own adapter to the output of a module."""
-        slot_N, path = self._slot_N, self.config.modules[number]
-        assert slot_N is not None
-        x_NTI, output_NTO = _by_rows(x, len(slot_N), path), _by_rows(output, len(slot_N), path)
-        a_NIR = self.A[number][slot_N].transpose(1, 2)
-        b_NRO = self.B[number][slot_N].transpose(1, 2)
-        summed_NTO = torch.baddbmm(output_NTO, torch.bmm(x_NTI, a_NIR), b_NRO, alpha=self.config.scaling)
-        return summed_NTO.view(output.shape)
-
-
-def _by_rows(x: torch.Tensor, rows: int, path: str) -> torch.Tensor:
-    """Return a view with axes N, T, I of what a module sees, which in OPT has rows and tokens in one axis.
-
-    Raises:
-        ModelError: the module does not see the batch's rows in their order (a mixture of experts).
-    """
-    if x.dim() == 3 and x.shape[0] == rows:
-        return x
-    if x.dim() == 2 and x.shape[0] % rows == 0:
-        return x.reshape(rows, -1, x.shape[-1])
-    raise ModelError(
-        f"{path} sees an input of shape {tuple(x.shape)} for a batch of {rows} rows, so its rows cannot be told apart; "
-        "leave it out of lora.target_modules."
-    )
 
 
 def _shapes(model: Any | ModelFacts) -> tuple[LinearShape, ...]:

@@ -1,0 +1,183 @@
+"""A decoder built like Llama's, over rows end to end: no padding, and frozen steps with a backward pass of their own.
+
+The last layer is computed at selected positions only, but for its keys and values: nothing else looks at the others.
+
+Llama, Mistral, Qwen 2 and Qwen 3 are built so, and what shares their parts. The modules that transformers has made are
+used as they are, LoRA hooks included, so an adapter may stand at any of them.
+
+Shape legend: M tokens of all rows, S selected positions, T tokens of a row, D hidden size or size of a head, H heads,
+G heads of keys and values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bellwether.model.kernels import gated_mlp, rms_norm, rotate
+from bellwether.model.lora import LoraLayers
+
+if TYPE_CHECKING:
+    from bellwether.model.forward import Batch
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def fits(model: Any) -> bool:
+    """Return whether a model has the parts that ``hidden_states`` puts together, on a CPU, with torch's attention.
+
+    Parts of the same names may still be put together in another way: compare the losses before you rely on it.
+    """
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+        return False
+    if not _has(inner, {"embed_tokens", "layers", "norm", "rotary_emb"}):
+        return False
+    output = model.get_output_embeddings()
+    return isinstance(output, torch.nn.Linear) and _is_norm(inner.norm) and all(map(_layer_fits, inner.layers))
+
+
+def window(model: Any) -> int | None:
+    """Return how many tokens back attention reaches; None where it reaches all."""
+    found = getattr(model.config, "sliding_window", None)
+    return int(found) if found else None
+
+
+def hidden_states(model: Any, layers: LoraLayers, batch: Batch) -> torch.Tensor:
+    """Return what the output layer gets, as hidden_SD, at the selected positions.
+
+    Args:
+        model: a model that ``fits``.
+        layers: the LoRA layers over it, routed for the batch.
+        batch: rows that fit into the model's window.
+    """
+    inner = model.get_decoder()
+    hidden_MD = inner.embed_tokens(batch.ids_M)
+    cos_1MD, sin_1MD = inner.rotary_emb(hidden_MD[None], batch.position_M[None])
+    angles = cos_1MD[0], sin_1MD[0]
+    *most, last = inner.layers
+    for layer in most:
+        hidden_MD = _layer(layer, layers, hidden_MD, angles, batch, None)
+    return _norm(inner.norm, _layer(last, layers, hidden_MD, angles, batch, batch.select_S))
+
+
+def _layer(
+    layer: Any,
+    layers: LoraLayers,
+    hidden_MD: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    batch: Batch,
+    select_S: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return what a layer gives, at selected positions where these are given."""
+    attention = layer.self_attn
+    x_MD = _norm(layer.input_layernorm, hidden_MD)
+    key_MGD = rotate(_heads(attention, "k", x_MD), *angles)
+    value_MGD = _heads(attention, "v", x_MD)
+    lengths = list(batch.lengths)
+    with contextlib.ExitStack() as stack:
+        if select_S is not None:
+            lengths = torch.bincount(batch.row_M[select_S], minlength=len(lengths)).tolist()
+            stack.enter_context(layers.chosen(select_S, lengths))
+            hidden_MD, x_MD = hidden_MD.index_select(0, select_S), x_MD.index_select(0, select_S)
+            angles = angles[0][select_S], angles[1][select_S]
+        query_MHD = rotate(_heads(attention, "q", x_MD), *angles)
+        mixed_MD = _attend(attention, query_MHD, key_MGD, value_MGD, lengths, batch, select_S)
+        hidden_MD = hidden_MD + attention.o_proj(mixed_MD)
+        return hidden_MD + _feed_forward(layer.mlp, _norm(layer.post_attention_layernorm, hidden_MD))
+
+
+def _heads(attention: Any, which: str, x_MD: torch.Tensor) -> torch.Tensor:
+    """Return queries, keys or values by head."""
+    wide_MO = getattr(attention, f"{which}_proj")(x_MD)
+    heads = wide_MO.view(len(x_MD), wide_MO.shape[1] // attention.head_dim, attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
+    return heads if norm is None else _norm(norm, heads)
+
+
+def _attend(
+    attention: Any,
+    query_MHD: torch.Tensor,
+    key_MGD: torch.Tensor,
+    value_MGD: torch.Tensor,
+    counts: list[int],
+    batch: Batch,
+    select_S: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the values that each query attends to, row by row; a query sees its row up to its own position."""
+    groups = query_MHD.shape[1] // key_MGD.shape[1]
+    if groups > 1:
+        key_MGD, value_MGD = (x.repeat_interleave(groups, dim=1) for x in (key_MGD, value_MGD))
+    lengths = list(batch.lengths)
+    queries, keys, values = (
+        torch.split(x, sizes) for x, sizes in ((query_MHD, counts), (key_MGD, lengths), (value_MGD, lengths))
+    )
+    seen = [None] * len(counts) if select_S is None else _seen(torch.split(batch.position_M[select_S], counts), lengths)
+    mixed = [_attend_row(*row, attention.scaling) for row in zip(queries, keys, values, seen, strict=True)]
+    return torch.cat(mixed).flatten(1)
+
+
+def _seen(positions: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Return for each row which of its tokens its selected queries see."""
+    return [
+        position_T[:, None] >= torch.arange(length, device=position_T.device)
+        for position_T, length in zip(positions, lengths, strict=True)
+    ]
+
+
+def _attend_row(
+    query_THD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    seen_TT: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """Return what the queries of a row attend to, of all that stands before them or of what they are said to see."""
+    query_1HTD, key_1HTD, value_1HTD = (x.transpose(0, 1)[None] for x in (query_THD, key_THD, value_THD))
+    mixed_1HTD = torch.nn.functional.scaled_dot_product_attention(
+        query_1HTD, key_1HTD, value_1HTD, attn_mask=seen_TT, is_causal=seen_TT is None, scale=scaling
+    )
+    return mixed_1HTD[0].transpose(0, 1)
+
+
+def _feed_forward(mlp: Any, x_MD: torch.Tensor) -> torch.Tensor:
+    """Return what a feed-forward layer gives, in one step where its modules are plain and no adapter stands at them."""
+    modules = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if all(map(_is_plain, modules)):
+        return gated_mlp(x_MD, *(module.weight for module in modules))
+    whole: torch.Tensor = mlp(x_MD)
+    return whole
+
+
+def _is_plain(module: Any) -> bool:
+    """Return whether a module is a product with a matrix and nothing else: no bias, no adapter, not quantised."""
+    return not module._forward_hooks and module.bias is None and type(module) is torch.nn.Linear
+
+
+def _norm(norm: Any, x_MD: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x_MD, norm.weight, norm.variance_epsilon)
+
+
+def _has(module: Any, names: set[str]) -> bool:
+    """Return whether a module has just these children."""
+    return names == {name for name, _ in module.named_children()}
+
+
+def _layer_fits(layer: Any) -> bool:
+    return (
+        _has(layer, _LAYER)
+        and (_has(layer.self_attn, _ATTENTION) or _has(layer.self_attn, _ATTENTION | _HEAD_NORMS))
+        and _has(layer.mlp, _MLP)
+        and all(_is_norm(getattr(layer, name)) for name in ("input_layernorm", "post_attention_layernorm"))
+    )
+
+
+def _is_norm(module: Any) -> bool:
+    """Return whether a module scales by the root of the mean square, and does nothing else."""
+    return hasattr(module, "variance_epsilon") and {name for name, _ in module.named_parameters()} == {"weight"}
