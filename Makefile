@@ -40,10 +40,11 @@ slow: install
 gpu: install
 	$(BIN)/pytest -m gpu
 
-# Rounds beside other ways to train the same clients; about twenty minutes on two cores.
+# How fast rounds are, beside other ways and beside the floor: hours on two cores; benchmarks/README.md says how to
+# measure parts.
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache

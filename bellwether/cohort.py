@@ -42,8 +42,9 @@ Trace = Callable[[str, int], Condition]
 
 
 def clients_together(engine: Engine, cohort: int) -> int:
-    """Return how many clients of a cohort are trained together on one machine."""
-    return min(engine.fuse or cohort, cohort)
+    """Return how many clients of a cohort are trained together in one process."""
+    share = -(-cohort // engine.processes)
+    return min(engine.fuse or share, share)
 
 
 def cohort_size(federation: Federation, clients: int) -> int:

@@ -32,6 +32,9 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
                 "engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number"
             )
             found.append((("engine", "tokens"), f"{text}, such as 1024, or set engine.fuse to 1."))
+        if recipe.engine.processes != 1:
+            text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
+            found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
         found += _compare_contradictions(recipe.compare, recipe.evaluation.generate)
     return found
 
@@ -54,6 +57,9 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "engine.tokens",
             "engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse.",
         )
+    if recipe.engine.processes > 1 and ":" in recipe.model.device:
+        text = f"engine.processes is {recipe.engine.processes}, but model.device is {recipe.model.device}, one device"
+        yield "engine.processes", f"{text}; set it to cuda, which spreads the processes."
     if federation.sampler == "available" and federation.availability is None:
         text = "federation.sampler is available, but federation.availability is null; say there who is away when."
         yield "federation.sampler", text

@@ -3,7 +3,8 @@
     bellwether export runs/default-1 merged
 
 A merged weight is W + scaling · B A (Hu et al. 2021, arXiv 2106.09685, section 4.1), summed in float32
-and rounded once to the base's precision.
+and rounded once to the base's precision. W is the float weight of the base's folder, also where the adapter was tuned
+over a quantised base.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
         raise ModelError(f"{folder} holds neither a run nor an adapter; give a folder with one of them.")
     if model is not None and model != settings.path:
         settings = settings.model_copy(update={"path": model, "revision": None})
-    return adapter, settings.model_copy(update={"device": "cpu"})
+    return adapter, settings.model_copy(update={"device": "cpu", "quantization": "none"})
 
 
 def _named_base(folder: Path, adapter: Adapter) -> str:
@@ -86,7 +87,7 @@ def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> An
     from bellwether.model.base import linear_shapes, load_weights
     from bellwether.model.lora import LoraLayers
 
-    model = load_weights(source, settings)
+    model = load_weights(source, settings, torch.device("cpu"))
     layers = LoraLayers(model, adapter.config)
     layers.load(0, adapter.tensors)
     layers.detach()

@@ -49,6 +49,7 @@ class Plan:
         clients: number of clients.
         cohort: clients per round.
         rounds: number of rounds.
+        processes: how many processes a cohort is split among.
         rows_per_round: rows a cohort trains on in a round, over local epochs; the mean over cohorts.
         tokens_per_round: tokens of those rows, prompts included.
         trained_per_round: those of them that count in the loss.
@@ -56,7 +57,8 @@ class Plan:
         evaluations: how often they are scored.
         bytes_down: bytes from the server to a round's cohort.
         bytes_up: bytes from a round's cohort to the server.
-        memory: peak bytes by part; beside them Python and its libraries take about 0.7 GB.
+        memory: peak bytes by part, of all processes together; beside them Python and its libraries take about 0.7 GB
+            in each.
         flops_per_round: floating-point operations of a round's training.
         matrix_rate: floating-point operations per second, measured here.
         efficiency: share of that rate that training is expected to reach.
@@ -73,6 +75,7 @@ class Plan:
     clients: int
     cohort: int
     rounds: int
+    processes: int
     rows_per_round: float
     tokens_per_round: float
     trained_per_round: float
@@ -111,12 +114,13 @@ class _Adapter:
 
 @dataclass(frozen=True)
 class _Time:
-    """What the estimate of time rests on; names as in ``Plan``."""
+    """What the estimate of time rests on; names as in ``Plan``, and on how many devices clients are trained."""
 
     device: str
     flops: float
     rate: float
     efficiency: float
+    devices: int
     evaluate_seconds: float
 
 
@@ -147,6 +151,7 @@ def plan(recipe: Recipe) -> Plan:
         clients=len(prepared.clients),
         cohort=cohort,
         rounds=rounds,
+        processes=recipe.engine.processes,
         rows_per_round=work.rows,
         tokens_per_round=work.tokens,
         trained_per_round=work.trained,
@@ -160,7 +165,7 @@ def plan(recipe: Recipe) -> Plan:
         flops_per_round=timing.flops,
         matrix_rate=timing.rate,
         efficiency=timing.efficiency,
-        train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency),
+        train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency * timing.devices),
         evaluate_seconds=timing.evaluate_seconds,
         device=timing.device,
         notes=[*prepared.notes, *_doubts(timing.device)],
@@ -191,13 +196,14 @@ def memory_bytes(
 ) -> dict[str, int]:
     """Return the peak memory of training in bytes, by part.
 
-    Weights take 4 or 2 bytes each by ``model.dtype``. An adapter weight takes 16: its value, its gradient
-    and AdamW's two moments, in float32. For the largest batch (``batch_size`` rows of the longest
+    Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
+    value, its gradient and AdamW's two moments, in float32. For the largest batch (``batch_size`` rows of the longest
     length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
     the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
     a layer for norms, rotation and attention; and each position of
     the loss three float32 rows of the vocabulary (every position is taken to be one). Measured growth of
-    the process in training was 0.98 to 1.22 times this at hidden sizes of 64 to 512.
+    the process in training was 0.98 to 1.22 times this at hidden sizes of 64 to 512. Each of several processes takes
+    all this, and the one that evaluates a base as well.
 
     Args:
         facts: shapes of the base model.
@@ -205,9 +211,11 @@ def memory_bytes(
         adapter: weights of the adapter.
         modules: paths of the adapted modules.
         longest: tokens of the longest row.
-        together: clients trained together, each with an adapter, whose rows share ``engine.tokens``; where these are
-            still to be measured, all of their batches are taken.
+        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``; where
+            these are still to be measured, all of their batches are taken.
     """
+    from bellwether.model.quantized import weight_bytes
+
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     adapted = set(modules)
     per_token = sum(width * (shape.inputs + shape.outputs) for shape in facts.linears)
@@ -216,11 +224,13 @@ def memory_bytes(
     per_token += facts.layers * 10 * facts.hidden_size * width
     batch = recipe.training.batch_size * longest
     tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
+    processes = recipe.engine.processes
+    bases = processes if processes == 1 else processes + 1
     return {
-        "base weights": width * facts.parameters,
-        "adapter and optimizer": 16 * adapter * together,
-        "activations": tokens * per_token,
-        "logits": tokens * facts.vocabulary * 4 * 3,
+        "base weights": bases * weight_bytes(facts, width, recipe.model.quantization),
+        "adapter and optimizer": processes * 16 * adapter * together,
+        "activations": processes * tokens * per_token,
+        "logits": processes * tokens * facts.vocabulary * 4 * 3,
     }
 
 
@@ -276,6 +286,9 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     """Return the lines of a plan's table."""
     total, share = sum(plan.memory.values()), plan.adapter_parameters / plan.base_parameters
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
+    libraries = "Python and its libraries about 0.7 GB"
+    if plan.processes > 1:
+        libraries = f"in {plan.processes + 1} processes in all, each with {libraries}"
     return [
         ("base model", f"{plan.model} ({plan.architecture}, {plan.base_parameters:,} parameters, frozen)"),
         ("adapter", f"{plan.adapter_parameters:,} parameters ({share:.2%} of the base)"),
@@ -292,7 +305,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{byte_size(plan.bytes_down)} down and {byte_size(plan.bytes_up)} up; "
             f"{byte_size(plan.rounds * (plan.bytes_down + plan.bytes_up))} in total",
         ),
-        ("memory", f"{byte_size(total)}: {parts}; Python and its libraries about 0.7 GB more"),
+        ("memory", f"{byte_size(total)}: {parts}; {libraries} more"),
         (
             "time, an estimate",
             f"{duration(plan.train_seconds)} training, {duration(plan.evaluate_seconds)} evaluation on {plan.device}",
@@ -318,13 +331,17 @@ def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
 
 def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: Sequence[TokenRow]) -> _Time:
     """Return the arithmetic of a round and how fast this machine is expected to do it."""
+    import torch
+
     from bellwether.model.base import pick_device
 
     device = str(pick_device(recipe.model.device))
     flops = train_flops(facts, adapter, work.tokens, work.square, work.trained)
     rate, efficiency = matrix_rate(facts, device, recipe), expected_efficiency(facts.hidden_size)
     evaluation = _evaluation_seconds(facts, recipe, scored, rate * efficiency)
-    return _Time(device, flops, rate, efficiency, _evaluations(recipe) * evaluation)
+    # Processes on one device, or on one CPU, share its rate.
+    devices = min(recipe.engine.processes, torch.cuda.device_count()) if device.startswith("cuda") else 1
+    return _Time(device, flops, rate, efficiency, devices, _evaluations(recipe) * evaluation)
 
 
 def _work(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) -> _Work:

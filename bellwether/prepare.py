@@ -156,10 +156,13 @@ def _check_scored(recipe: Recipe, federated: Federated) -> None:
 
 
 def _check_cohort_size(recipe: Recipe, clients: int) -> None:
-    """Refuse a cohort that is larger than the federation that the data makes."""
+    """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
     size = recipe.federation.cohort_size
     if size is not None and size > clients:
         raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+    processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
+    if processes > cohort:
+        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
 
 
 def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:

@@ -87,6 +87,11 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the frozen weights and of computing; adapters stay float32"
     )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="hold the frozen linear layers, but for the output layer, in 8 bits (LLM.int8) or 4 bits (NF4, as "
+        "QLoRA); needs bitsandbytes; none keeps them in dtype",
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="attention implementation; auto takes sdpa where the architecture has it, else eager"
     )
@@ -243,13 +248,20 @@ class Engine(Section):
         1,
         ge=0,
         description="clients trained together over one base; 1 trains one by one, byte for byte as a site alone; "
-        "0 takes the whole cohort",
+        "0 takes the whole cohort, or a process's share of it",
     )
     tokens: int | None = Field(
         None,
         ge=1,
         description="tokens, with padding, that run through the base at once where clients are trained together; "
         "null measures what is fastest, once, and writes it to the run's recipe",
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="processes that a cohort is split among, each with its own copy of the base: on CUDA devices in "
+        "turn, on a CPU with its share of the threads; 1 trains in the one process that also evaluates",
     )
 
 

@@ -9,9 +9,10 @@ This is also the Python interface:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from bellwether.client.score import Scored, by_category, by_group, score
 from bellwether.cohort import clients_together, cohort_size, make_sampler, make_trace
 from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
+from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
+from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError
 from bellwether.evaluate.scores import Scores, Totals, macro
-from bellwether.federate import Federation, Progress, federate
+from bellwether.federate import Engine, Federation, Progress, federate
 from bellwether.history import json_lines, plain
 from bellwether.messages import TrainTask
 from bellwether.model.base import Base, fingerprint, load_base
+from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model_card import model_card
 from bellwether.narrate import tell_all, write_log
@@ -181,21 +185,53 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
-    layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared))
-    federation = _federation(folder, prepared, base, layers, watch)
-    for text in prepared.notes:
-        watch(Note(text))
-    progress = federate(federation, progress)
+    layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
+    with _engine(prepared, base, layers) as engine:
+        federation = _federation(folder, prepared, base, layers, engine, watch)
+        for text in (*prepared.notes, *_way_notes(base, layers)):
+            watch(Note(text))
+        progress = federate(federation, progress)
     layers.detach()
-    if fingerprint(base.model) != base.fingerprint:
-        raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
     card = model_card(recipe, _records(progress), len(federation.clients), folder.environment)
     folder.finish(progress.adapter, card, _records(progress), _samples(folder, prepared, progress))
     return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
 
 
+@contextlib.contextmanager
+def _engine(prepared: Prepared, base: Base, layers: LoraLayers) -> Iterator[Engine]:
+    """Yield the engine of a recipe; check afterwards that no copy of the base was changed.
+
+    Raises:
+        ModelError: one was.
+    """
+    model, engine = prepared.recipe.model, prepared.recipe.engine
+    rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+    held_out = {client: tokenised.rows for client, tokenised in prepared.held_out.items()}
+    copies: list[str] = []
+    if engine.processes == 1:
+        yield LocalEngine(base, layers, rows, held_out, prepared.stop, engine.tokens)
+    else:
+        work = Work(layers.config, _slots(prepared), rows, held_out, prepared.stop, engine.tokens)
+        models = worker_models(model, base.device, engine.processes)
+        with ProcessEngine(models, work, base.fingerprint) as workers:
+            yield workers
+            copies = workers.fingerprints()
+    if any(found != base.fingerprint for found in (fingerprint(base.model), *copies)):
+        raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
+
+
+def _way_notes(base: Base, layers: LoraLayers) -> list[str]:
+    """Return a note where the faster way through a model, which a CPU has, does not fit."""
+    if base.device.type != "cpu" or runs_end_to_end(base.model, layers):
+        return []
+    return [
+        f"{base.facts.architecture} runs over padded rows, as transformers has it; faster are models built like Llama, "
+        "with model.attention auto or sdpa."
+    ]
+
+
 def _slots(prepared: Prepared) -> int:
-    """Return how many clients are trained together."""
+    """Return how many clients are trained together in a process."""
     cohort = cohort_size(prepared.recipe.federation, len(prepared.clients))
     return clients_together(prepared.recipe.engine, cohort)
 
@@ -209,7 +245,8 @@ def _with_tokens(prepared: Prepared, base: Base) -> Prepared:
     adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
     layers = LoraLayers(base.model, adapter.config, slots)
     cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
-    tokens = fastest_tokens(base, layers, cohort, TrainTask(1, adapter, recipe.training, 1, recipe.seed))
+    with threads_each(recipe.engine.processes):
+        tokens = fastest_tokens(base, layers, cohort, TrainTask(1, adapter, recipe.training, 1, recipe.seed))
     layers.detach()
     engine = recipe.engine.model_copy(update={"tokens": tokens})
     return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
@@ -232,13 +269,16 @@ def _progress(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
     )
 
 
-def _federation(folder: RunFolder, prepared: Prepared, base: Base, layers: LoraLayers, watch: Watcher) -> Federation:
+def _federation(
+    folder: RunFolder, prepared: Prepared, base: Base, layers: LoraLayers, engine: Engine, watch: Watcher
+) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
     availability = recipe.federation.availability
     trace = make_trace(availability, clients, Randomness(recipe.seed)) if availability else None
-    held_out = {client: tokenised.rows for client, tokenised in prepared.held_out.items()}
-    rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+    if trace is not None:
+        rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+        engine = UnevenClients(engine.ask, rows, trace)
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, progress.state, _records(progress))
@@ -253,9 +293,9 @@ def _federation(folder: RunFolder, prepared: Prepared, base: Base, layers: LoraL
 
     return Federation(
         recipe=recipe,
-        engine=LocalEngine(base, layers, rows, held_out, prepared.stop, recipe.engine.tokens, trace),
+        engine=engine,
         clients=clients,
-        evaluating=list(held_out),
+        evaluating=list(prepared.held_out),
         sample=make_sampler(recipe.federation, trace),
         aggregate=make_aggregate(recipe.federation.aggregate),
         score=score_own,

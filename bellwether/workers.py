@@ -38,7 +38,7 @@ def work_off(
     # A fresh interpreter per worker: torch does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(work)), mp_context=context, initializer=_begin_worker
+        min(processes, len(work)), mp_context=context, initializer=begin_worker
     ) as pool:
         try:
             futures = {pool.submit(do, piece): piece for piece in work}
@@ -56,7 +56,7 @@ def work_off(
             raise
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
     """Leave interrupts to the parent, and end when it ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bellwether.aggregate.average import make_aggregate
-from bellwether.client.train import train_cohort
+from bellwether.engine.local import LocalEngine
+from bellwether.engine.processes import ProcessEngine, Work, worker_models
 from bellwether.messages import TrainTask
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.randomness import Randomness
 from bellwether.recipe import Lora, Model, Training
-from benchmarks.setting import Setting
-from benchmarks.ways import RATE, Round, Rows
+from benchmarks.setting import ALPHA, DROPOUT, RANK, RATE, Setting
+
+if TYPE_CHECKING:
+    from benchmarks.setting import Rows
 
 
-def ours(setting: Setting, folder: Path, clients: Rows, together: int = 1, tokens: int | None = None) -> Round:
+def ours(
+    setting: Setting,
+    folder: Path,
+    clients: Rows,
+    together: int = 1,
+    tokens: int | None = None,
+    processes: int = 1,
+) -> Callable[[], None]:
     """Return a round of bellwether, so many clients trained together, so many tokens run through the base at once."""
-    base = load_base(Model(path=str(folder), device="cpu", threads=setting.threads))
-    lora = Lora(rank=8, alpha=16, dropout=0.05, target_modules=setting.targets)
-    held = [initial_adapter(base, lora, Randomness(0).torch("adapter of a benchmark")), 0]
-    layers = LoraLayers(base.model, held[0].config, slots=together)
-    training = Training(batch_size=setting.batch, learning_rate=RATE, schedule="constant")
+    model = model_of(setting, folder)
+    base = load_base(model)
+    held = [initial_adapter(base, lora_of(setting), Randomness(0).torch("adapter of a benchmark")), 0]
+    training = training_of(setting)
     fedavg = make_aggregate("fedavg")
+    engine: LocalEngine | ProcessEngine
+    if processes == 1:
+        engine = LocalEngine(base, LoraLayers(base.model, held[0].config, slots=together), clients, {}, (), tokens)
+    else:
+        work = Work(held[0].config, together, clients, {}, (), tokens)
+        engine = ProcessEngine(worker_models(model, base.device, processes), work, base.fingerprint)
 
     def round() -> None:
         held[1] += 1
         task = TrainTask(held[1], held[0], training, held[1], 0)
-        updates = [reply.update for reply in train_cohort(base, layers, clients, task, tokens)]
+        updates = [reply.update for reply in engine.ask(list(clients), task)]
         held[0], _ = fedavg(updates, held[0], {})
 
     return round
+
+
+def model_of(setting: Setting, folder: Path) -> Model:
+    """Return how a recipe names the setting's base model."""
+    quantization = {"quantization": setting.quantization} if setting.quantization else {}
+    return Model(path=str(folder), device=setting.device, dtype=setting.dtype, threads=setting.threads, **quantization)
+
+
+def lora_of(setting: Setting) -> Lora:
+    """Return how a recipe names the setting's adapter."""
+    return Lora(rank=RANK, alpha=ALPHA, dropout=DROPOUT, target_modules=setting.targets)
+
+
+def training_of(setting: Setting) -> Training:
+    """Return how a recipe names what the setting's clients do."""
+    return Training(batch_size=setting.batch, learning_rate=RATE, schedule="constant")

@@ -3,21 +3,28 @@
 Rows are token ids, so that no way pays for reading or tokenising text. Their lengths follow those of instruction
 data: prompts of about 60 tokens and responses of about 60, both log-normal, together at most 512.
 
+Nothing heavy is imported here at the top, since each process times its imports.
+
 Shape legend: T tokens of a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
 
-from bellwether.data.rows import Row, TokenRow
-from bellwether.randomness import Randomness
+    from bellwether.data.rows import TokenRow
+
+    Rows = Mapping[str, Sequence[TokenRow]]
 
 LONGEST = 512
+RANK, ALPHA, DROPOUT = 8, 16, 0.05
+RATE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Setting:
     """What is measured.
 
     Args:
-        hidden: width of the model; heads are of 32, the feed-forward layer 3 times as wide.
+        hidden: width of the model.
         layers: of the model.
         vocabulary: tokens.
         clients: in a round.
@@ -33,6 +40,13 @@ class Setting:
         targets: names of the adapted modules.
         batch: rows of a batch at a client.
         threads: CPU threads.
+        lengths: factor on the lengths of rows, and on the longest.
+        heads: of attention; None takes one per 32 of the width.
+        kv_heads: of keys and values; None takes as many as heads.
+        feed_forward: width of the feed-forward layer; None takes 3 times that of the model.
+        dtype: precision of the frozen weights, float32 or bfloat16.
+        device: cpu or cuda.
+        quantization: of the frozen weights, such as 4bit; None for none.
     """
 
     hidden: int = 128
@@ -43,52 +57,106 @@ class Setting:
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     batch: int = 8
     threads: int = 2
+    lengths: float = 1.0
+    heads: int | None = None
+    kv_heads: int | None = None
+    feed_forward: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    quantization: str | None = None
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear modules of a layer, in the order in which they are run."""
+        heads = self.heads or self.hidden // 32
+        kv = self.hidden // heads * (self.kv_heads or heads)
+        wide = self.feed_forward or 3 * self.hidden
+        return {
+            "q_proj": (self.hidden, self.hidden),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (self.hidden, self.hidden),
+            "gate_proj": (self.hidden, wide),
+            "up_proj": (self.hidden, wide),
+            "down_proj": (wide, self.hidden),
+        }
+
+
+TINY = Setting(hidden=32, layers=2, vocabulary=64, clients=2, rows=3, batch=2, threads=1, lengths=0.2)
 
 
 def make_model(setting: Setting, folder: Path) -> Path:
     """Write a Llama with random weights and a tokenizer that nobody uses, and return its folder."""
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
+    from bellwether.randomness import Randomness
+
+    heads = setting.heads or setting.hidden // 32
     config = LlamaConfig(
         vocab_size=setting.vocabulary,
         hidden_size=setting.hidden,
-        intermediate_size=3 * setting.hidden,
+        intermediate_size=setting.linears["up_proj"][1],
         num_hidden_layers=setting.layers,
-        num_attention_heads=setting.hidden // 32,
-        num_key_value_heads=setting.hidden // 32,
-        max_position_embeddings=LONGEST,
+        num_attention_heads=heads,
+        num_key_value_heads=setting.kv_heads or heads,
+        max_position_embeddings=_longest(setting),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
+        dtype=setting.dtype,
     )
-    model = LlamaForCausalLM(config)
+    with torch.device("meta"):  # a large model is not drawn twice
+        model = LlamaForCausalLM(config).to(getattr(torch, setting.dtype))
+    model.to_empty(device="cpu")
     generator = Randomness(0).torch("weights of a benchmark")
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, 0.02, generator=generator)
+            else:
+                weight.fill_(1.0)
     model.save_pretrained(folder)
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, setting.vocabulary)}
+    _write_tokenizer(setting.vocabulary, folder)
+    return folder
+
+
+def _write_tokenizer(vocabulary: int, folder: Path) -> None:
+    """Write a tokenizer of words w3, w4, and so on."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocabulary)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
         folder
     )
-    return folder
 
 
 def make_clients(setting: Setting) -> dict[str, list[TokenRow]]:
     """Return the token rows of every client."""
+    from bellwether.randomness import Randomness
+
     clients = {}
     for number in range(setting.clients):
         client = f"client-{number:03}"
         generator = Randomness(0).numpy("rows of a benchmark", client=client)
-        clients[client] = [_row(generator, setting.vocabulary) for _ in range(setting.rows)]
+        clients[client] = [_row(generator, setting) for _ in range(setting.rows)]
     return clients
 
 
-def _row(generator: np.random.Generator, vocabulary: int) -> TokenRow:
-    prompt, response = (int(np.clip(generator.lognormal(np.log(60), 0.6), 8, LONGEST // 2)) for _ in range(2))
-    ids_T = generator.integers(3, vocabulary, prompt + response)
+def _longest(setting: Setting) -> int:
+    """Return the tokens that a row may have."""
+    return int(LONGEST * max(1.0, setting.lengths))
+
+
+def _row(generator: np.random.Generator, setting: Setting) -> TokenRow:
+    import numpy as np
+
+    from bellwether.data.rows import Row, TokenRow
+
+    middle, most = np.log(60 * setting.lengths), _longest(setting) // 2
+    prompt, response = (int(np.clip(generator.lognormal(middle, 0.6), 8, most)) for _ in range(2))
+    ids_T = generator.integers(3, setting.vocabulary, prompt + response)
     response_T = np.arange(prompt + response) >= prompt
     return TokenRow(ids_T, response_T, response_T, prompt, Row("", ""))

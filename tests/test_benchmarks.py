@@ -1,55 +1,334 @@
-"""The benchmark's ways of training do what they claim, on a tiny setting; nothing here is timed."""
+"""The benchmark's ways train what they claim, its floor counts what must be done, its tables hold what was measured.
+
+Everything runs on a tiny setting, most of it in this process; nothing here is timed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
+import io
+import json
+import os
+import statistics
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+TRL = importlib.util.find_spec("trl") is not None
+SHORT = [
+    "federation.rounds=1",
+    "training.local_steps=1",
+    "evaluation.max_rows_per_category=1",
+    "evaluation.max_new_tokens=2",
+    "data.max_rows=120",
+]
 
 
-@pytest.fixture(scope="module")
-def rounds():
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
     sys.path.insert(0, str(ROOT))
-    try:
-        import benchmarks.rounds
-
-        yield benchmarks.rounds
-    finally:
-        sys.path.remove(str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture(scope="module")
-def setting(rounds):
-    return rounds.Setting(hidden=32, layers=1, vocabulary=64, clients=2, rows=3, batch=2, threads=1)
+def setting():
+    from benchmarks.setting import TINY
+
+    return TINY
 
 
-def test_every_way_trains_a_round(rounds, setting):
-    names = [
-        name for name in rounds.WAYS if importlib.util.find_spec("trl") or name not in ("openfedllm", "flowertune")
-    ]
-    seconds = rounds.time_ways(setting, True, 1, names)
-    assert list(seconds) == names
-    assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
-    shown = rounds.table(seconds).splitlines()
-    assert [line.split(" | ")[0] for line in shown[2:]] == [f"| {name}" for name in names]
-    assert shown[2].endswith("| 1.00 |")
+@pytest.fixture(scope="module")
+def clients(setting):
+    from benchmarks.setting import make_clients
+
+    return make_clients(setting)
 
 
-def test_rows_are_the_same_for_every_way_and_every_run(rounds, setting):
-    first, again = rounds.make_clients(setting), rounds.make_clients(setting)
-    assert [row.ids_T.tolist() for rows in first.values() for row in rows] == [
+@pytest.fixture(scope="module")
+def folder(setting, tmp_path_factory):
+    from benchmarks.setting import make_model
+
+    return make_model(setting, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Let what has a process of its own happen here, and spare the collection of garbage before each training."""
+    from benchmarks import gpu, growth, phases, rounds, worker
+
+    class Here:
+        def __init__(self, name, job):
+            self.job = job
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def build(self):
+            self.train = worker.built(self.job, worker.find(self.job.make))
+            return {"import": 0.0, "build": 0.0}
+
+        def round(self):
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                told = self.train()
+            return worker.Turn(time.perf_counter() - start, dict(told or {}), worker.peak_memory())
+
+    monkeypatch.setattr(rounds, "Worker", Here)
+    for module in (gpu, growth, phases, rounds):
+        monkeypatch.setattr(module, "fresh", lambda name, function, *arguments: function(*arguments))
+    monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
+
+
+# The floor ----------------------------------------------------------------------------------------
+
+
+def test_the_floor_of_one_layer_is_the_one_worked_out_by_hand(setting):
+    from benchmarks import floor
+
+    one = replace(setting, hidden=32, layers=1, vocabulary=64)  # q, k, v, o: 32 × 32; feed-forward: 96 wide
+    assert floor.frozen_forward(one) == 2 * (4 * 32 * 32 + 3 * 32 * 96)
+    assert floor.frozen_backward(one) == 2 * (32 * 32 + 3 * 32 * 96), "nothing flows back through q, k and v"
+    assert floor.attention(one) == 32 * (2 + 3), "the keys have no adapter"
+    assert floor.adapters(one) == 2 * (2 * 8 * (32 + 3 * 32 + 32)), "no gradient to the inputs of q and v"
+    assert floor.output_layer(one) == 2 * 2 * 32 * 64
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj", "o_proj", "down_proj"), ("up_proj",)])
+def test_the_floor_is_what_torch_counts_for_plain_transformers_with_peft(setting, folder, clients, targets):
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks import floor, rivals
+
+    adapted = replace(setting, targets=targets)
+    base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").requires_grad_(False)
+    model = rivals.with_adapter(base, adapted, dropout=0.0)
+    with FlopCounterMode(display=False) as counter:
+        for row in clients["client-000"]:
+            keep = torch.from_numpy(row.response_T[1:].nonzero()[0])
+            model(input_ids=torch.from_numpy(row.ids_T)[None], logits_to_keep=keep).logits.sum().backward()
+    counted = floor.operations(adapted, {"client-000": clients["client-000"]})
+    # Eager attention multiplies the upper half as well.
+    assert counter.get_total_flops() == sum(counted.values()) + counted["attention"]
+
+
+def test_the_matrix_rate_is_that_of_the_fastest_shape(setting):
+    from benchmarks.floor import matrix_rate
+
+    assert 1e8 < matrix_rate(setting, "float32", rows=64, repeats=1) < 1e15
+
+
+# The ways -----------------------------------------------------------------------------------------
+
+
+def test_rows_are_the_same_for_every_way_and_every_run(setting, clients):
+    from benchmarks import rivals
+    from benchmarks.setting import make_clients
+
+    again = make_clients(setting)
+    assert [row.ids_T.tolist() for rows in clients.values() for row in rows] == [
         row.ids_T.tolist() for rows in again.values() for row in rows
     ]
-    row = first["client-000"][0]
-    assert [label != -100 for label in rounds.ways.labels(row, True)] == row.response_T.tolist()
-    assert rounds.ways.labels(row, False) == row.ids_T.tolist()
+    row = clients["client-000"][0]
+    assert [label != -100 for label in rivals.labels(row, True)] == row.response_T.tolist()
+    assert rivals.labels(row, False) == row.ids_T.tolist()
 
 
-def test_adapters_are_averaged_by_rows(rounds):
+def test_adapters_are_averaged_by_rows():
+    from benchmarks.rivals import average
+
     states = [{"a": torch.tensor([1.0])}, {"a": torch.tensor([5.0])}]
-    assert rounds.ways.average(states, [3, 1])["a"].tolist() == [2.0]
+    assert average(states, [3, 1])["a"].tolist() == [2.0]
+
+
+def test_every_rival_trains_every_client(setting, folder, in_process, monkeypatch):
+    from benchmarks import rivals, ways, worker
+
+    sent = []
+    monkeypatch.setattr(rivals, "average", lambda states, sizes: sent.append((states, sizes)) or states[0])
+    rows = {f"{table} {name}": way for table, make in ways.TABLES.items() for name, way in make(2).items()}
+    rows = {name: way for name, way in rows.items() if way.bare and (TRL or way.make.endswith(("shepherd", "fedhds")))}
+    assert len(rows) == (14 if TRL else 4)
+    for name, way in rows.items():
+        job = way.job(setting, folder)
+        phases = worker.built(job, worker.find(job.make))()
+        states, sizes = sent.pop()
+        assert sizes == [3, 3]
+        for state in states:
+            learnt = [value for key, value in state.items() if "lora_B" in key]
+            assert len(learnt) == 4, name
+            assert all(bool(value.any()) for value in learnt), name
+        assert phases[ways.STEP] > 0, name
+        assert set(phases) <= set(ways.PHASES), name
+
+
+def test_a_bare_loop_sees_the_very_batches_of_its_rival(setting, folder, clients):
+    from benchmarks import rivals, ways
+
+    def batches(rival, rules):
+        round = rivals.bare(setting, folder, clients, rules, rival)
+        cells = dict(zip(round.__code__.co_freevars, round.__closure__, strict=True))
+        return [batch for some in cells["batches"].cell_contents.values() for batch in some]
+
+    released = ways.released(2)
+    of_shepherd = batches("shepherd", released["shepherd"].rules)
+    assert all(batch["input_ids"].shape[1] % 8 == 0 for batch in of_shepherd)
+    assert all(torch.equal(batch["labels"] != -100, batch["attention_mask"] == 1) for batch in of_shepherd)
+    responses = sum(int(row.response_T.sum()) for rows in clients.values() for row in rows)
+    if TRL:
+        of_openfedllm = batches("openfedllm", released["openfedllm"].rules)
+        assert sum(int((batch["labels"] != -100).sum()) for batch in of_openfedllm) == responses
+    of_fedhds = batches("fedhds", ways.equal(2)["fedhds, batch 1"].rules)
+    assert sum(int((batch["labels"] != -100).sum()) for batch in of_fedhds) == responses
+
+
+def test_with_equal_work_nobody_checkpoints_and_all_train_on_responses():
+    from benchmarks import ways
+
+    rules = [way.rules for way in ways.equal(10).values() if way.rules]
+    assert all(rule.responses and rule.grouped and not rule.checkpointing and rule.accumulation == 1 for rule in rules)
+    released = ways.released(10)
+    assert [name for name, way in released.items() if way.bare and way.rules.checkpointing] == [
+        "openfedllm",
+        "flowertune",
+    ]
+    assert all(way.bare in released for way in released.values() if way.bare)
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def test_processes_take_turns_and_report_for_themselves(setting, folder):
+    from benchmarks.rounds import time_ways
+    from benchmarks.ways import OURS, RATES, bellwether, matrix_rate
+
+    rows = time_ways(setting, folder, {OURS: bellwether(2)[OURS]} | matrix_rate(), 2)
+    assert list(rows) == [OURS, RATES]
+    for row in rows.values():
+        assert len(row["seconds"]) == len(row["phases"]) == 2
+        assert min(*row["seconds"], row["first"], row["import"]) > 0
+    assert rows[OURS]["peak"] > rows[RATES]["peak"] > 50 * 2**20
+
+
+def test_what_fails_in_a_process_is_told_with_the_name_of_the_way():
+    from benchmarks.worker import find, fresh
+
+    with pytest.raises(RuntimeError, match=r"^shepherd: AttributeError: module 'benchmarks.setting' has no"):
+        fresh("shepherd", find, "benchmarks.setting:nothing")
+    with pytest.raises(RuntimeError, match=r"^The process of fedhds ended before it answered"):
+        fresh("fedhds", os._exit, 1)
+
+
+# Phases -------------------------------------------------------------------------------------------
+
+
+def test_time_inside_a_phase_that_has_its_own_counts_there_alone(monkeypatch):
+    from benchmarks import clock as module
+
+    now = iter([0.0, 1.0, 4.0, 6.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(now))
+    clock = module.Clock()
+    with clock.during("outer"), clock.during("inner"):
+        pass
+    assert clock.seconds == {"outer": 1.0 + 2.0, "inner": 3.0}
+
+
+def test_the_phases_of_a_run_add_up_to_it():
+    from benchmarks import phases
+
+    start = time.perf_counter()
+    seconds = phases.default_run([*SHORT, "partition.clients=2", "partition.rows_per_client=null"])
+    whole = time.perf_counter() - start
+    assert tuple(seconds) == phases.PHASES
+    assert 0.8 * whole < sum(seconds.values()) <= whole, "all but making and removing the folder"
+    assert all(seconds[phase] > 0 for phase in phases.PHASES if phase != phases.IMPORT)
+    assert seconds[phases.STEP] > seconds[phases.SERVER]
+
+
+def test_a_round_is_mostly_forward_and_backward(setting):
+    from benchmarks import phases
+
+    split = phases.rounds_split(replace(setting, hidden=64, lengths=1.0), 1)
+    assert {phases.STEP, phases.TRAIN, phases.OPTIMIZER, phases.AVERAGE, phases.SLOTS} == set(split)
+    assert 0 < phases.outside(split) < 0.5
+
+
+def test_starting_is_split_into_imports_and_work():
+    from benchmarks import startup
+
+    command = startup.measure(1, ["import bellwether"])["commands"]["import bellwether"]
+    assert 0 < command["imports"] < 5
+    assert len(command["seconds"]) == 1
+
+
+# What is shown ------------------------------------------------------------------------------------
+
+
+def test_everything_can_be_measured_and_shown(in_process, tmp_path, capsys):
+    from benchmarks.__main__ import main
+    from benchmarks.report import NOTHING, read, render
+
+    names = "shepherd;openfedllm" if TRL else "shepherd"
+    main(["--quick", "--only", "rounds", "growth", "--ways", names, "--threads", "1", "--out", str(tmp_path)])
+    results = read(tmp_path)
+    assert set(results) == {"growth", "rounds-32-equal", "rounds-32-released"}
+    released = results["rounds-32-released"]["ways"]
+    assert set(released) == {
+        "bellwether",
+        *(name for one in names.split(";") for name in (one, f"bare loop of {one}")),
+    }
+    shown = capsys.readouterr().out
+    assert shown.strip() == render(results).strip()
+    median = statistics.median(released["shepherd"]["seconds"])
+    assert f"| shepherd | {median:.2f} (" in shown
+    assert "**A tiny setting" in shown
+    assert NOTHING not in shown
+    assert (tmp_path / "rounds.png").stat().st_size > 10_000
+    assert (tmp_path / "rounds.svg").read_text().startswith("<?xml")
+
+
+def test_the_figures_in_the_readme_are_those_of_the_json_files():
+    from benchmarks import report
+
+    results = report.read(report.RESULTS)
+    assert report.block() == report.render(results), "write it anew: python -m benchmarks.report"
+    assert not any(measured["quick"] for measured in results.values())
+
+
+def test_the_gpu_command_runs_on_a_cpu_with_a_tiny_model(in_process, tmp_path, capsys):
+    from benchmarks import gpu
+
+    gpu.main(["--device", "cpu", "--tiny", "--repeats", "1", "--out", str(tmp_path)])
+    measured = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(measured["ways"]) == list(gpu.ways())
+    assert measured["ways"]["together, batch 8"]["phases"][0]["tokens"] >= 512
+    assert "| together, batch 8 | " in capsys.readouterr().out
+
+
+def test_the_gpu_command_says_where_no_cuda_is(monkeypatch):
+    from benchmarks import gpu
+
+    monkeypatch.setattr(gpu, "fresh", lambda *arguments: False)
+    with pytest.raises(SystemExit, match="torch sees no CUDA device here; run this where there is one"):
+        gpu.main([])
+
+
+def test_the_model_for_a_gpu_is_of_the_1b_class():
+    from benchmarks.gpu import BILLION
+    from benchmarks.setting import make_clients
+
+    weights = BILLION.layers * sum(inputs * outputs for inputs, outputs in BILLION.linears.values())
+    assert 1e9 < weights + 2 * BILLION.hidden * BILLION.vocabulary < 1.3e9
+    lengths = [len(row) for rows in make_clients(BILLION).values() for row in rows]
+    assert 135 < statistics.mean(lengths) < 165

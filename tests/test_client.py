@@ -14,6 +14,7 @@ from bellwether.client.train import train_cohort
 from bellwether.cohort import Condition
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
+from bellwether.engine.resources import UnevenClients
 from bellwether.evaluate.scores import Totals, exact_match, macro, means, rouge_l
 from bellwether.messages import EvaluateTask, TrainTask
 from bellwether.model.base import fingerprint
@@ -261,8 +262,8 @@ def test_an_exact_match_ignores_white_space_only():
 
 
 def engine(base, layers, conditions=None, **rows):
-    trace = (lambda client, round: conditions[client]) if conditions else None
-    return LocalEngine(base, layers, rows, {"a": random_rows(3)}, trace=trace)
+    local = LocalEngine(base, layers, rows, {"a": random_rows(3)})
+    return UnevenClients(local.ask, rows, lambda client, round: conditions[client]) if conditions else local
 
 
 def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adapter, layers):

@@ -18,7 +18,8 @@ def batch_of(lengths, chosen, seed=0):
     """Rows end to end, with the numbers of the positions whose next token counts."""
     ids_NT, attention_NT = padded(lengths, seed)
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    select_S = torch.tensor([int(start) + t for start, row in zip(starts, chosen, strict=True) for t in row], dtype=torch.int64)
+    numbers = [int(start) + t for start, row in zip(starts, chosen, strict=True) for t in row]
+    select_S = torch.tensor(numbers, dtype=torch.int64)
     ids_M = ids_NT[attention_NT.bool()]
     return Batch(
         lengths=lengths,

@@ -9,7 +9,7 @@ Shape legend: I inputs, O outputs of a linear module.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ from bellwether.model.folder import (
     check_tokenizer_files,
     find_folder,
     quiet_transformers,
+    stored_weights,
     weight_files,
 )
+from bellwether.model.memory import keep_freed_memory
+from bellwether.model.quantized import check_quantization, keep_layout, loading_arguments
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -109,13 +112,16 @@ def inspect_base(settings: recipe.Model) -> ModelFacts:
     files are compared with their headers, so that one that was cut off is noticed here.
 
     Raises:
-        ModelError: folder, configuration, architecture, tokenizer or weight files cannot be used.
+        ModelError: folder, configuration, architecture, tokenizer or weight files cannot be used, or the weights cannot
+            be quantised here.
     """
     folder = find_folder(settings, weights=False)
     config = _config(folder, settings)
     model = _skeleton(folder, config, settings)
     facts = _facts(folder, model, weight_files(folder, settings))
     _tokenizer(folder, settings, facts.vocabulary)
+    if settings.quantization != "none":
+        check_quantization(facts, settings.quantization, pick_device(settings.device))
     return facts
 
 
@@ -142,19 +148,23 @@ def load_base(settings: recipe.Model) -> Base:
             another shape, or is not finite.
     """
     device = pick_device(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = find_folder(settings, weights=True)
     config = _config(folder, settings)
     facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
     tokenizer = _tokenizer(folder, settings, facts.vocabulary)
-    model = load_weights(folder, settings).to(device)
+    if settings.quantization != "none":
+        check_quantization(facts, settings.quantization, device)
+    model = load_weights(folder, settings, device)
     stop_ids = _stop_ids(model, tokenizer)
     _plain_generation(model, stop_ids, tokenizer)
     return Base(model, tokenizer, device, folder.name, fingerprint(model), facts, stop_ids)
 
 
-def load_weights(folder: ModelFolder, settings: recipe.Model) -> Any:
+def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.device) -> Any:
     """Return a transformers model from a folder: frozen, in evaluation mode, every weight checked.
 
     Raises:
@@ -162,16 +172,21 @@ def load_weights(folder: ModelFolder, settings: recipe.Model) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    quantized, dtype = settings.quantization != "none", DTYPES[settings.dtype]
+    if quantized:
+        # Before they are quantised: in few bits, what is not finite would look like a number.
+        _check_finite(folder, stored_weights(folder, settings))
     try:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder.path,
-                dtype=DTYPES[settings.dtype],
+                dtype=dtype,
                 attn_implementation=_attention(settings),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                **(loading_arguments(settings, device, dtype) if quantized else {}),
             )
     # transformers and safetensors raise many types here; all mean that the files do not make a model.
     except Exception as error:
@@ -179,8 +194,11 @@ def load_weights(folder: ModelFolder, settings: recipe.Model) -> Any:
     _check_report(folder, report)
     model.requires_grad_(False)
     model.eval()
-    _check_finite(folder, model)
-    return model
+    if quantized:
+        keep_layout(model)
+        return model
+    _check_finite(folder, model.state_dict().items())
+    return model.to(device)
 
 
 def pick_device(name: str) -> torch.device:
@@ -205,7 +223,8 @@ def fingerprint(model: Any) -> str:
     """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, as 64 hexadecimal digits.
 
     Weights are the parameters and the buffers that are saved with them. Tables that a model computes
-    anew (rotary frequencies) do not count. A shared weight is hashed under its first name.
+    anew (rotary frequencies) do not count. A shared weight is hashed under its first name. Of quantised weights, the
+    few bits are hashed and the scales that belong to them.
     """
     digest = hashlib.sha256()
     seen: set[tuple[int, torch.Size]] = set()
@@ -273,7 +292,10 @@ def _config(folder: ModelFolder, settings: recipe.Model) -> Any:
             f"{folder.path / 'config.json'}: model_type is {kind!r}, an architecture that transformers does not know."
         )
     if "quantization_config" in folder.config:
-        raise ModelError(f"The model {folder.name} is quantised; give one with float weights.")
+        raise ModelError(
+            f"The model {folder.name} is quantised; give one with float weights, "
+            "which model.quantization can hold in few bits."
+        )
     if "vision_config" in folder.config or "audio_config" in folder.config:
         raise ModelError(f"The model {folder.name} also takes pictures or sound; give a text model.")
     try:
@@ -381,8 +403,8 @@ def _check_report(folder: ModelFolder, report: Mapping[str, Any]) -> None:
             )
 
 
-def _check_finite(folder: ModelFolder, model: Any) -> None:
+def _check_finite(folder: ModelFolder, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Refuse weights that are not numbers."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"The weight {name} in {folder.path} holds NaN or infinity; copy the model again.")

@@ -40,7 +40,7 @@ def fits(model: Any) -> bool:
     if not _has(inner, {"embed_tokens", "layers", "norm", "rotary_emb"}):
         return False
     output = model.get_output_embeddings()
-    return isinstance(output, torch.nn.Linear) and _is_norm(inner.norm) and all(map(_layer_fits, inner.layers))
+    return type(output) is torch.nn.Linear and _is_norm(inner.norm) and all(map(_layer_fits, inner.layers))
 
 
 def window(model: Any) -> int | None:

@@ -114,6 +114,16 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
 
 
+def stored_weights(folder: ModelFolder, settings: recipe.Model) -> Iterator[tuple[str, Any]]:
+    """Yield the names and torch tensors in a model's weight files, one after another."""
+    from safetensors import safe_open
+
+    for name in weight_files(folder, settings):
+        with safe_open(folder.path / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no mapping
+                yield key, file.get_tensor(key)
+
+
 def check_tokenizer_files(folder: ModelFolder) -> None:
     """Check that a folder holds a tokenizer at all, since an empty one would be made up otherwise.
 

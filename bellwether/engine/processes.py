@@ -1,0 +1,272 @@
+"""The engine of several processes: a cohort is split among workers, each a local engine over its own copy of the base.
+
+What a client trains does not depend on the worker that trains it, where clients train one by one. Rows are sent once,
+at the start; then only tasks and replies travel, as pickles over pipes to processes that this one started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from bellwether import recipe
+from bellwether.adapter import AdapterConfig
+from bellwether.data.rows import TokenRow
+from bellwether.engine.local import LocalEngine
+from bellwether.engine.resources import rows_to_train
+from bellwether.errors import BellwetherError, ModelError, RoundFailed
+from bellwether.messages import EvaluateTask, Reply, Task
+from bellwether.model.base import fingerprint, load_base
+from bellwether.model.lora import LoraLayers
+from bellwether.workers import begin_worker
+
+Rows = Mapping[str, Sequence[TokenRow]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker gets at its start.
+
+    Args:
+        config: the adapter's configuration.
+        slots: clients that a worker trains together.
+        rows: training rows by client.
+        held_out: rows that clients hold out of their own, by client; may be empty.
+        stop: token ids that end an answer beside the model's own.
+        tokens: tokens that run through a base at once where the layers have several slots.
+    """
+
+    config: AdapterConfig
+    slots: int
+    rows: Rows
+    held_out: Rows
+    stop: Collection[int] = ()
+    tokens: int | None = None
+
+
+class ProcessEngine:
+    """Delivers tasks to simulated clients that several processes train; leave its context to end these.
+
+    Args:
+        models: for each worker how it loads the base, see ``worker_models``.
+        work: what all of them get.
+        fingerprint: the base's hash, which each worker's copy must have.
+    """
+
+    def __init__(self, models: Sequence[recipe.Model], work: Work, fingerprint: str) -> None:
+        self._work, self._fingerprint = work, fingerprint
+        self._workers: list[_Worker] = []
+        try:
+            for number in range(len(models)):
+                self._workers.append(_Worker(f"{number + 1} of {len(models)}"))
+            # A worker reads this once it has imported torch, which all do at the same time.
+            for worker, model in zip(self._workers, models, strict=True):
+                worker.send((model, work))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ProcessEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
+        """Give a task to every client of a cohort; must be read to its end.
+
+        Args:
+            cohort: names of clients.
+            task: what they shall do.
+
+        Yields:
+            One reply per client, in the order of the cohort.
+
+        Raises:
+            RoundFailed: a worker ended.
+            BellwetherError: a worker could not begin, or what it raised.
+        """
+        for worker in self._workers:
+            worker.wait_until_ready(self._fingerprint)
+        rows = self._work.held_out if isinstance(task, EvaluateTask) else self._work.rows
+        shares = split({client: _cost(rows[client], task) for client in cohort}, len(self._workers))
+        busy = {worker: len(share) for worker, share in zip(self._workers, shares, strict=True) if share}
+        for worker, share in zip(self._workers, shares, strict=True):
+            if share:
+                worker.send((share, task))
+        arrived: dict[str, Reply] = {}
+        waiting = list(reversed(cohort))
+        for reply in _replies(busy):
+            arrived[reply.client] = reply
+            while waiting and waiting[-1] in arrived:
+                yield arrived.pop(waiting.pop())
+
+    def fingerprints(self) -> list[str]:
+        """Return the hash that each worker's copy of the base has now."""
+        for worker in self._workers:
+            worker.wait_until_ready(self._fingerprint)
+            worker.send(None)
+        return [str(worker.receive()) for worker in self._workers]
+
+    def close(self) -> None:
+        """End all workers; they hold nothing that is worth waiting for."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(10)  # seconds
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+        self._workers.clear()
+
+
+def worker_models(settings: recipe.Model, device: torch.device, processes: int) -> list[recipe.Model]:
+    """Return how each worker loads the base: on CUDA devices in turn, with its share of the threads.
+
+    Args:
+        settings: how the recipe loads it.
+        device: where this process has it.
+        processes: how many workers there are.
+    """
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    devices = [f"cuda:{number % count}" if count else str(device) for number in range(processes)]
+    with threads_each(processes) as threads:
+        return [settings.model_copy(update={"device": name, "threads": threads}) for name in devices]
+
+
+@contextlib.contextmanager
+def threads_each(processes: int) -> Iterator[int]:
+    """Let this process use, inside, as many CPU threads as each of several workers gets; yield their number."""
+    whole = torch.get_num_threads()
+    each = max(1, whole // processes)
+    torch.set_num_threads(each)
+    try:
+        yield each
+    finally:
+        torch.set_num_threads(whole)
+
+
+def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
+    """Split clients into shares of like cost and of as many clients, but for one.
+
+    The most expensive client first, each goes to the share that costs least so far and is not full. The shares depend
+    on nothing but names' order and costs, so that clients which train together do so in a resumed run, too.
+
+    Args:
+        costs: by client, in any unit.
+        parts: how many shares; some are empty where there are fewer clients.
+    """
+    most = -(-len(costs) // parts)
+    shares: list[list[str]] = [[] for _ in range(parts)]
+    sums = [0.0] * parts
+    for client in sorted(costs, key=lambda client: -costs[client]):
+        number = min((number for number in range(parts) if len(shares[number]) < most), key=lambda n: sums[n])
+        shares[number].append(client)
+        sums[number] += costs[client]
+    return shares
+
+
+def _cost(rows: Sequence[TokenRow], task: Task) -> float:
+    """Return about how many tokens a client will go through."""
+    tokens = float(sum(map(len, rows)))
+    return tokens if isinstance(task, EvaluateTask) else tokens * rows_to_train(len(rows), task) / len(rows)
+
+
+def _replies(busy: dict[_Worker, int]) -> Iterator[Reply]:
+    """Yield replies as they come, from each worker as many as it owes."""
+    while busy:
+        ready = wait([worker.connection for worker in busy])
+        for worker in [worker for worker in busy if worker.connection in ready]:
+            yield worker.receive()
+            busy[worker] -= 1
+            if not busy[worker]:
+                del busy[worker]
+
+
+class _Worker:
+    """A worker process as its parent sees it.
+
+    Args:
+        name: which of how many it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        # A fresh interpreter: torch does not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._name, self._ready = name, False
+        self.process.start()
+        theirs.close()  # so that the worker holds its only copy, and its end ends the pipe
+
+    def wait_until_ready(self, fingerprint: str) -> None:
+        """Wait, the first time, until the worker has loaded the base, and check that it is the same one."""
+        if not self._ready and self.receive() != fingerprint:
+            raise ModelError(
+                f"Worker process {self._name} loaded another base model than this process; its files were changed "
+                "meanwhile: begin a new run."
+            )
+        self._ready = True
+
+    def send(self, message: Any) -> None:
+        """Send a message, or raise what has become of the worker."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            raise self._ended() from None
+
+    def receive(self) -> Any:
+        """Return the next answer, or raise the worker's error, or what has become of it."""
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+        if isinstance(answer, BellwetherError):
+            raise answer
+        return answer
+
+    def _ended(self) -> BellwetherError:
+        """Return the error for a worker that is no more."""
+        self.process.join(10)  # seconds; its end of the pipe is closed already
+        code = self.process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if not self._ready:
+            return BellwetherError(
+                f"Worker process {self._name} {how} before it was ready: each needs memory for a base of its own, see "
+                "engine.processes; and a script that calls bellwether.run needs if __name__ == '__main__' around it."
+            )
+        return RoundFailed(
+            f"Worker process {self._name} {how}, perhaps for lack of memory; finished rounds are kept: go on with "
+            "bellwether run --resume, or begin anew with a smaller engine.processes."
+        )
+
+
+def _serve(parent: Connection) -> None:
+    """Be a worker: load the base, then do tasks until the parent ends."""
+    begin_worker()
+    try:
+        model, work = parent.recv()
+        base = load_base(model)
+        layers = LoraLayers(base.model, work.config, work.slots)
+        engine = LocalEngine(base, layers, work.rows, work.held_out, work.stop, work.tokens)
+        parent.send(base.fingerprint)
+        while True:
+            asked = parent.recv()
+            if asked is None:
+                parent.send(fingerprint(base.model))
+                continue
+            for reply in engine.ask(*asked):
+                parent.send(reply)
+    except BellwetherError as error:
+        parent.send(error)
+    except (EOFError, OSError):  # the parent is gone
+        return

@@ -1,0 +1,65 @@
+"""Simulated resources, over any engine: which clients are away, drop out, or are too slow for the deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from bellwether.cohort import Trace
+from bellwether.data.rows import TokenRow
+from bellwether.messages import Reply, Task, TrainTask
+
+Ask = Callable[[Sequence[str], Task], Iterator[Reply]]
+
+
+class UnevenClients:
+    """Delivers tasks to simulated clients that are not always there nor equally fast.
+
+    Args:
+        ask: gives tasks to clients that are there and fast: the ``ask`` of another engine.
+        rows: training rows by client.
+        trace: each client's resources by round.
+    """
+
+    def __init__(self, ask: Ask, rows: Mapping[str, Sequence[TokenRow]], trace: Trace) -> None:
+        self._ask, self._rows, self._trace = ask, rows, trace
+
+    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
+        """Let those clients train whose resources let them finish; the others' replies say why not.
+
+        Args:
+            cohort: names of clients.
+            task: what they shall do; every client can evaluate at any time.
+
+        Yields:
+            One reply per client, those of the others first; seconds of training are simulated ones.
+        """
+        if not isinstance(task, TrainTask):
+            yield from self._ask(cohort, task)
+            return
+        fates = {client: self._fate(client, task) for client in cohort}
+        yield from (fate for fate in fates.values() if fate.failure is not None)
+        able = [client for client in cohort if fates[client].failure is None]
+        for reply in self._ask(able, task) if able else ():
+            yield replace(reply, seconds=fates[reply.client].seconds)
+
+    def _fate(self, client: str, task: TrainTask) -> Reply:
+        """Return the reply of a client that will not answer in time, or else one with its simulated seconds only."""
+        condition = self._trace(client, task.round)
+        if not condition.available:
+            return Reply(client, 0.0, failure="it is away", reached=False)
+        seconds = rows_to_train(len(self._rows[client]), task) / condition.rows_per_second
+        if condition.drops_out:
+            return Reply(client, seconds, failure="it dropped out in mid-round")
+        if task.deadline is not None and seconds > task.deadline:
+            late = f"it would need {seconds:.1f} s, and the deadline is {task.deadline:g} s"
+            return Reply(client, seconds, failure=late)
+        return Reply(client, seconds)
+
+
+def rows_to_train(rows: int, task: TrainTask) -> int:
+    """Return how many rows a client will go through in a round, repetitions counted."""
+    training = task.training
+    if training.local_steps is None:
+        return rows * training.local_epochs
+    return min(rows, training.batch_size) * training.accumulation * training.local_steps

@@ -1,0 +1,205 @@
+"""A cohort that several processes train: the same bytes as one process, and no process left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_model_training import token_rows
+from test_resume import RESULTS, newest, timeless
+from tiny_models import random_adapter, tiny_folder
+
+from bellwether import recipe
+from bellwether.cohort import Condition, clients_together
+from bellwether.contradictions import contradictions
+from bellwether.engine.local import LocalEngine
+from bellwether.engine.processes import ProcessEngine, Work, split, worker_models
+from bellwether.engine.resources import UnevenClients
+from bellwether.errors import ModelError, RoundFailed
+from bellwether.messages import EvaluateTask, TrainTask
+from bellwether.model.base import load_base
+from bellwether.model.lora import LoraLayers
+
+SIZES = {"a": 9, "b": 3, "c": 14, "d": 5, "e": 8}
+
+
+def dealt() -> dict[str, list]:
+    """Rows of five clients."""
+    starts = np.cumsum([0, *SIZES.values()])
+    rows = token_rows(sum(SIZES.values()))
+    return {client: rows[start : start + size] for (client, size), start in zip(SIZES.items(), starts, strict=False)}
+
+
+class Both:
+    """The same federation in this process and in two others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = recipe.Model(path=str(folder), device="cpu")
+        self.base = load_base(self.settings)
+        self.adapter = random_adapter(self.base, rank=2, dtype="float32", dropout=0.1)
+        self.work = Work(self.adapter.config, 1, dealt(), {"b": token_rows(4), "d": token_rows(3)})
+        self.models = worker_models(self.settings, self.base.device, 2)
+        layers = LoraLayers(self.base.model, self.adapter.config)
+        self.local = LocalEngine(self.base, layers, self.work.rows, self.work.held_out)
+
+    def task(self, round: int = 1, **training) -> TrainTask:
+        return TrainTask(round, self.adapter, recipe.Training(batch_size=4, **training), rounds=3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Both:
+    return Both(tiny_folder("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def workers(both):
+    with ProcessEngine(both.models, both.work, both.base.fingerprint) as engine:
+        yield engine
+    assert not multiprocessing.active_children()
+
+
+def same(one, other) -> bool:
+    """Whether two replies hold the same update, bit for bit."""
+    ours, theirs = one.update, other.update
+    alike = (one.client, ours.rows, ours.metrics) == (other.client, theirs.rows, theirs.metrics)
+    return alike and all(ours.tensors[key].tobytes() == value.tobytes() for key, value in theirs.tensors.items())
+
+
+def test_updates_are_byte_equal_to_those_of_one_process_and_come_in_the_cohorts_order(both, workers):
+    for round, cohort in ((1, ["d", "a", "c", "e"]), (2, ["b"])):
+        ours, theirs = list(workers.ask(cohort, both.task(round))), list(both.local.ask(cohort, both.task(round)))
+        assert [reply.client for reply in ours] == cohort
+        assert all(same(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_clients_score_their_held_out_rows_alike(both, workers):
+    task = EvaluateTask(1, both.adapter, recipe.Evaluation(max_new_tokens=3))
+    ours, theirs = list(workers.ask(["d", "b"], task)), list(both.local.ask(["d", "b"], task))
+    assert [(reply.client, reply.totals) for reply in ours] == [(reply.client, reply.totals) for reply in theirs]
+
+
+def test_simulated_resources_stand_over_several_processes_too(both, workers):
+    def trace(client: str, round: int) -> Condition:
+        return Condition(client != "c", 10.0, False)
+
+    replies = list(UnevenClients(workers.ask, both.work.rows, trace).ask(["a", "c", "b"], both.task()))
+    assert [(reply.client, reply.failure) for reply in replies] == [("c", "it is away"), ("a", None), ("b", None)]
+    assert [reply.seconds for reply in replies] == [0.0, 0.9, 0.3]
+
+
+def test_the_workers_bases_are_unchanged_and_known(both, workers):
+    assert workers.fingerprints() == [both.base.fingerprint] * 2
+
+
+def test_a_killed_worker_is_one_sentence_and_the_others_end_too(both):
+    before = multiprocessing.active_children()
+    with ProcessEngine(both.models, both.work, both.base.fingerprint) as engine:
+        list(engine.ask(["a"], both.task()))
+        second = max(set(multiprocessing.active_children()) - set(before), key=lambda process: process.pid)
+        threading.Timer(0.3, os.kill, (second.pid, signal.SIGKILL)).start()
+        with pytest.raises(RoundFailed, match=r"Worker process 2 of 2 was killed by signal 9, .* --resume") as caught:
+            list(engine.ask(list(SIZES), both.task(local_epochs=10_000)))  # takes hours
+    assert "\n" not in str(caught.value)
+    assert set(multiprocessing.active_children()) == set(before)
+
+
+def test_a_workers_own_error_reaches_the_caller_as_it_is(both):
+    broken = [both.settings.model_copy(update={"path": "/no/such/model"})]
+    with (
+        ProcessEngine(broken, both.work, both.base.fingerprint) as engine,
+        pytest.raises(ModelError, match="there is no such folder"),
+    ):
+        list(engine.ask(["a"], both.task()))
+
+
+# Who does what ------------------------------------------------------------------------------------
+
+
+def test_shares_are_of_like_cost_and_number_and_depend_on_nothing_else():
+    # By hand: 14 and 9, then 8 to the 9, 5 to the 14, and 3 to the share with 17 instead of 19.
+    assert split({"a": 9.0, "b": 3.0, "c": 14.0, "d": 5.0, "e": 8.0}, 2) == [["c", "d"], ["a", "e", "b"]]
+    assert split({"a": 9.0, "b": 1.0, "c": 1.0, "d": 1.0}, 2) == [["a", "d"], ["b", "c"]]  # the second is full
+    assert split({"a": 1.0}, 3) == [["a"], [], []]
+    assert [len(share) for share in split(dict.fromkeys("abcdefgh", 1.0), 3)] == [3, 3, 2]
+
+
+def test_workers_take_cuda_devices_in_turn_and_share_the_threads(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = worker_models(recipe.Model(), torch.device("cuda"), 3)
+    assert [model.device for model in cuda] == ["cuda:0", "cuda:1", "cuda:0"]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        two = worker_models(recipe.Model(), torch.device("cpu"), 2)
+        assert [(model.device, model.threads) for model in two] == [("cpu", 2)] * 2
+        assert worker_models(recipe.Model(), torch.device("cpu"), 8)[7].threads == 1
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_process_trains_at_most_its_share_together():
+    assert clients_together(recipe.Engine(fuse=0, processes=2), 5) == 3
+    assert clients_together(recipe.Engine(fuse=2, processes=2), 5) == 2
+    assert clients_together(recipe.Engine(fuse=4), 5) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"model": recipe.Model(device="cuda:1")}, "model.device is cuda:1, one device; set it to cuda"),
+        ({"compare": recipe.Compare()}, "a comparison runs its arms side by side instead (--jobs); set it to 1"),
+    ],
+)
+def test_fields_that_leave_processes_nothing_to_do_are_refused(more, text):
+    found = contradictions(recipe.Recipe(engine=recipe.Engine(processes=2), **more))
+    assert [location for location, _ in found] == [("engine", "processes")]
+    assert text in found[0][1]
+
+
+def test_more_processes_than_clients_in_a_round_are_refused(bellwether, tiny_recipe):
+    outcome = bellwether("run", tiny_recipe, "engine.processes=3")
+    assert (outcome.code, "engine.processes is 3, but a round asks 2 clients" in outcome.err) == (2, True)
+
+
+# In a run -----------------------------------------------------------------------------------------
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the worker processes that a process began."""
+    begun = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in begun if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds child processes by /proc")
+def test_an_interrupted_run_leaves_no_process_and_goes_on_to_the_bytes_of_one_process(
+    bellwether, tiny_recipe, tmp_path
+):
+    words = ["federation.rounds=40", "federation.fraction=1", "evaluation.generate=false", "lora.dropout=0.1"]
+    outcome = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "truth")
+    assert outcome.code == 0, outcome.err
+
+    command = [sys.executable, "-m", "bellwether", "run", tiny_recipe, *words, "engine.processes=2"]
+    process = subprocess.Popen([*map(str, command), "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and newest(tmp_path / "run") < 2:
+        time.sleep(0.01)
+    started = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, len(started)) == (130, 2), errors
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+    outcome = bellwether("run", "--resume", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    for name in RESULTS:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "truth")
