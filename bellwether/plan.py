@@ -200,7 +200,8 @@ def memory_bytes(
     value, its gradient and AdamW's two moments, in float32. For the largest batch (``batch_size`` rows of the longest
     length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
     the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
-    a layer for norms, rotation and attention; and each position of
+    a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
+    each layer's input); and each position of
     the loss three float32 rows of the vocabulary (every position is taken to be one). Measured growth of
     the process in training was 0.98 to 1.22 times this at hidden sizes of 64 to 512. Each of several processes takes
     all this, and the one that evaluates a base as well.
@@ -222,6 +223,8 @@ def memory_bytes(
     copies = 2 if recipe.lora.dropout else 1
     per_token += sum(4 * copies * shape.inputs for shape in facts.linears if shape.path in adapted)
     per_token += facts.layers * 10 * facts.hidden_size * width
+    if recipe.training.gradient_checkpointing:
+        per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
     batch = recipe.training.batch_size * longest
     tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
     processes = recipe.engine.processes

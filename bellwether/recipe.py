@@ -224,6 +224,9 @@ class Training(Section):
     )
     warmup_rounds: int = Field(0, ge=0, description="rounds over which the learning rate rises to its full value")
     group_by_length: bool = Field(True, description="batches of rows of like length, in random order")
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer again in the backward pass, which takes less memory and more time"
+    )
 
 
 class Availability(Section):
@@ -261,7 +264,7 @@ class Engine(Section):
         ge=1,
         le=1024,
         description="processes that a cohort is split among, each with its own copy of the base: on CUDA devices in "
-        "turn, on a CPU with its share of the threads; 1 trains in the one process that also evaluates",
+        "turn, on a CPU with its share of the threads; 1 trains in the one process that runs the rounds",
     )
 
 

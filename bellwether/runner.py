@@ -188,7 +188,7 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
     with _engine(prepared, base, layers) as engine:
         federation = _federation(folder, prepared, base, layers, engine, watch)
-        for text in (*prepared.notes, *_way_notes(base, layers)):
+        for text in (*prepared.notes, *_way_notes(base)):
             watch(Note(text))
         progress = federate(federation, progress)
     layers.detach()
@@ -220,9 +220,9 @@ def _engine(prepared: Prepared, base: Base, layers: LoraLayers) -> Iterator[Engi
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 
 
-def _way_notes(base: Base, layers: LoraLayers) -> list[str]:
+def _way_notes(base: Base) -> list[str]:
     """Return a note where the faster way through a model, which a CPU has, does not fit."""
-    if base.device.type != "cpu" or runs_end_to_end(base.model, layers):
+    if base.device.type != "cpu" or runs_end_to_end(base.model):
         return []
     return [
         f"{base.facts.architecture} runs over padded rows, as transformers has it; faster are models built like Llama, "

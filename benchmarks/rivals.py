@@ -25,6 +25,7 @@ from unittest import mock
 
 import torch
 
+from bellwether.model.memory import keep_freed_memory
 from benchmarks.clock import Clock
 from benchmarks.setting import ALPHA, DROPOUT, LONGEST, RANK, RATE, Setting
 from benchmarks.ways import ADAPTERS, BUILDING, DATA, GARBAGE, LOADING, REST, STEP, Rules
@@ -249,12 +250,15 @@ def fedhds(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round
     return round
 
 
-def bare(setting: Setting, folder: Path, clients: Rows, rules: Rules, rival: str) -> Round:
+def bare(setting: Setting, folder: Path, clients: Rows, rules: Rules, rival: str, keep_memory: bool = False) -> Round:
     """Return a round of forward, backward and step alone, over batches made before as a rival makes its own.
 
     Order of rows, padding, loss positions, accumulation and checkpointing are the rival's: what is fed to the model
-    is what the rival's own data loader yields.
+    is what the rival's own data loader yields. With ``keep_memory`` the C library keeps freed memory, as it does where
+    bellwether trains.
     """
+    if keep_memory:
+        keep_freed_memory()
     makers = {"shepherd": shepherd_trainer, "openfedllm": trl_trainer, "flowertune": trl_trainer}
     if rival in makers:
         other, make = with_adapter(load(folder), setting), makers[rival](setting, folder, rules)

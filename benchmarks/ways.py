@@ -129,14 +129,22 @@ def released(clients: int) -> dict[str, Way]:
 def equal(clients: int) -> dict[str, Way]:
     """Return the rows of the table of equal work."""
     loss = Rules(models_loss=True)
-    return bellwether(clients) | _with_bare(
-        {
-            "shepherd": _rival("shepherd", Rules(logging_steps=1)),
-            "openfedllm": _rival("openfedllm", Rules(logging_steps=100)),
-            "openfedllm, model's loss": _rival("openfedllm", replace(loss, logging_steps=100)),
-            "flowertune": _rival("flowertune", Rules()),
-            "flowertune, model's loss": _rival("flowertune", loss),
-            "fedhds, batch 1": _rival("fedhds", Rules(), BATCH_ONE),
+    return (
+        bellwether(clients)
+        | _with_bare(
+            {
+                "shepherd": _rival("shepherd", Rules(logging_steps=1)),
+                "openfedllm": _rival("openfedllm", Rules(logging_steps=100)),
+                "openfedllm, model's loss": _rival("openfedllm", replace(loss, logging_steps=100)),
+                "flowertune": _rival("flowertune", Rules()),
+                "flowertune, model's loss": _rival("flowertune", loss),
+                "fedhds, batch 1": _rival("fedhds", Rules(), BATCH_ONE),
+            }
+        )
+        | {
+            "bare loop of shepherd, freed memory kept": Way(
+                "benchmarks.rivals:bare", Rules(), {"rival": "shepherd", "keep_memory": True}
+            )
         }
     )
 

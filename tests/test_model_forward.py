@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, END_TO_END, padded, random_adapter, tiny_base
 
-from bellwether.model import decoder, forward
+from bellwether.model import forward
+from bellwether.model.dropout import Dropout
 from bellwether.model.forward import Batch, logits_at, runs_end_to_end, token_losses
 from bellwether.model.lora import LoraLayers
 
@@ -59,18 +60,14 @@ def test_losses_equal_those_of_each_rows_full_logits(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_our_own_decoder_runs_those_models_it_is_built_for(architecture):
     base = tiny_base(architecture)
-    layers = attached(base)
-    assert runs_end_to_end(base.model, layers) == (architecture in (*END_TO_END, "mistral"))
-    layers.detach()
+    assert runs_end_to_end(base.model) == (architecture in (*END_TO_END, "mistral"))
 
 
 def test_rows_longer_than_the_window_run_as_transformers_has_it():
     base = tiny_base("mistral")  # with a window of eight tokens
-    layers = attached(base)
     fitting, longer = batch_of([8, 5], [[6], [2, 3]]), batch_of([9, 5], [[6], [2, 3]])
-    assert runs_end_to_end(base.model, layers, fitting)
-    assert not runs_end_to_end(base.model, layers, longer)
-    layers.detach()
+    assert runs_end_to_end(base.model, fitting)
+    assert not runs_end_to_end(base.model, longer)
 
 
 @pytest.mark.parametrize("chosen", [CHOSEN, [[0], [], [6]], [list(range(10)), [0, 1, 2], list(range(7))]])
@@ -92,27 +89,71 @@ def test_end_to_end_gives_the_losses_and_gradients_that_transformers_gives(archi
     torch.testing.assert_close(found[True][1], found[False][1], atol=1e-10, rtol=1e-10)
 
 
-def test_a_model_with_the_same_parts_put_together_otherwise_is_noticed(monkeypatch):
-    base = tiny_base("llama")
-    for layer in base.model.model.layers:
-        layer.mlp.act_fn = torch.nn.GELU()  # the parts have their usual names
-    everywhere = attached(base)
-    assert runs_end_to_end(base.model, everywhere)  # adapted modules are called one by one, and so is the activation
-    everywhere.detach()
-    layers = attached(base, target_modules=("q_proj", "v_proj"))
+@pytest.mark.parametrize(
+    ("architecture", "end_to_end"), [(name, False) for name in ARCHITECTURES] + [(name, True) for name in END_TO_END]
+)
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(architecture, end_to_end, monkeypatch):
+    base = tiny_base(architecture)
+    monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: end_to_end)
     batch = batch_of(LENGTHS, CHOSEN)
-    assert decoder.fits(base.model)
-    assert not runs_end_to_end(base.model, layers)
-    losses_S = token_losses(base.model, layers, batch)
-    monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: False)
-    assert torch.equal(losses_S, token_losses(base.model, layers, batch))
-    layers.detach()
+    found, kept = {}, {}
+    for again in (False, True):
+        layers = attached(base, slots=3)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            losses_S = token_losses(
+                base.model, layers, batch, [2, 0, 2], Dropout(0.2, torch.arange(3)), checkpointing=again
+            )
+        losses_S.square().sum().backward()
+        layers.detach()
+        found[again], kept[again] = layers.grads_KP.clone(), sum(sizes)
+    assert found[True].abs().max() > 1e-2
+    torch.testing.assert_close(found[True], found[False], atol=1e-12, rtol=1e-12)
+    assert kept[True] < 0.6 * kept[False]
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        ("SmolLM3Config", {}),
+        ("GraniteConfig", {}),
+        ("HeliumConfig", {"head_dim": 6}),
+        ("LlamaConfig", {"hidden_act": "gelu"}),
+        ("LlamaConfig", {"attn_implementation": "eager"}),
+    ],
+)
+def test_models_with_the_same_parts_put_together_otherwise_run_as_transformers_has_them(config, change):
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    settings = getattr(transformers, config)(**sizes, **heads, **change)
+    assert not runs_end_to_end(transformers.AutoModelForCausalLM.from_config(settings).eval())
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("architecture", [*END_TO_END, "mistral"])
+def test_in_fewer_bits_end_to_end_stays_near_transformers(architecture, dtype, near, monkeypatch):
+    base = tiny_base(architecture, dtype)
+    base.model.config.sliding_window = None
+    batch = batch_of(LENGTHS, CHOSEN)
+    adapter = random_adapter(base, dtype="float32")
+    found = {}
+    for way in (True, False):
+        monkeypatch.setattr(forward, "runs_end_to_end", lambda *given, way=way: way)
+        layers = LoraLayers(base.model, adapter.config)
+        layers.load(0, adapter.tensors)
+        losses_S = token_losses(base.model, layers, batch)
+        losses_S.sum().backward()
+        layers.detach()
+        found[way] = losses_S.detach(), layers.grads_KP.clone()
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert (ours - theirs).norm() < near * theirs.norm()
 
 
 def test_the_last_layers_feed_forward_runs_at_chosen_positions_only():
     base = tiny_base("llama")
     layers = attached(base)
-    assert runs_end_to_end(base.model, layers)
     seen = []
     for layer in base.model.model.layers:
         layer.mlp.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))

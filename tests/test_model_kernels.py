@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bellwether.model import kernels
 
@@ -85,7 +86,8 @@ def test_cross_entropy_of_large_logits_stays_finite():
     assert x.grad.tolist() == [[1.0, -1.0]]
 
 
-def test_without_gradients_no_gradient_is_computed():
-    with torch.no_grad():
-        loss_S = kernels.cross_entropy(drawn(7, 6).requires_grad_(), VOCABULARY, None, TARGETS)
-    assert not loss_S.requires_grad
+@pytest.mark.parametrize(("wanted", "products"), [(True, 2), (False, 1)])
+def test_the_output_layer_is_multiplied_once_more_only_where_a_gradient_is_wanted(wanted, products):
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(wanted):
+        kernels.cross_entropy(drawn(7, 6).requires_grad_(), VOCABULARY, None, TARGETS)
+    assert counter.get_total_flops() == products * 2 * 7 * 6 * 50

@@ -111,7 +111,7 @@ def _train_together(
             device=base.device,
         )
         for piece in _pieces(busy[:active], number, tokens if layers.slots > 1 else None):
-            loss_K += _backward(base, layers, piece, counted_K, task.adapter.config.dropout)
+            loss_K += _backward(base, layers, piece, counted_K, task)
         if task.training.clip_norm is not None:
             optimizer.clip(active, task.training.clip_norm)
         optimizer.step(
@@ -171,7 +171,7 @@ def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator
 
 
 def _backward(
-    base: Base, layers: LoraLayers, piece: Sequence[_Used], counted_K: torch.Tensor, dropout: float
+    base: Base, layers: LoraLayers, piece: Sequence[_Used], counted_K: torch.Tensor, task: TrainTask
 ) -> torch.Tensor:
     """Add a piece's gradients to its clients' slots; return each client's cross-entropy summed over its tokens there.
 
@@ -179,8 +179,11 @@ def _backward(
     """
     batch = collate([used.row for used in piece], base.device)
     slots = [used.slot for used in piece]
-    masks = Dropout(dropout, torch.tensor([used.seed for used in piece], device=base.device)) if dropout > 0 else None
-    loss_S = token_losses(base.model, layers, batch, slots, masks)
+    probability, dropout = task.adapter.config.dropout, None
+    if probability > 0:
+        dropout = Dropout(probability, torch.tensor([used.seed for used in piece], device=base.device))
+    again = task.training.gradient_checkpointing
+    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again)
     slot_S = torch.tensor(slots, device=base.device)[batch.row_M[batch.select_S]]
     loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
     torch.autograd.backward((loss_K / counted_K).sum())

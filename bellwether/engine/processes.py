@@ -21,7 +21,7 @@ from bellwether.adapter import AdapterConfig
 from bellwether.data.rows import TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.resources import rows_to_train
-from bellwether.errors import BellwetherError, ModelError, RoundFailed
+from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_line
 from bellwether.messages import EvaluateTask, Reply, Task
 from bellwether.model.base import fingerprint, load_base
 from bellwether.model.lora import LoraLayers
@@ -270,3 +270,5 @@ def _serve(parent: Connection) -> None:
         parent.send(error)
     except (EOFError, OSError):  # the parent is gone
         return
+    except Exception as error:  # whatever it is, the parent must hear of it, in one sentence
+        parent.send(BellwetherError(f"A worker process failed: {type(error).__name__}: {first_line(error)}"))

@@ -2,7 +2,7 @@
 
 The last layer is computed at selected positions only, but for its keys and values: nothing else looks at the others.
 
-Llama, Mistral, Qwen 2 and Qwen 3 are built so, and what shares their parts. The modules that transformers has made are
+Llama, Mistral, Qwen 2 and Qwen 3 are built so. The modules that transformers has made are
 used as they are, LoRA hooks included, so an adapter may stand at any of them.
 
 Shape legend: M tokens of all rows, S selected positions, T tokens of a row, D hidden size or size of a head, H heads,
@@ -23,24 +23,24 @@ from bellwether.model.lora import LoraLayers
 if TYPE_CHECKING:
     from bellwether.model.forward import Batch
 
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Only these: others have parts of the same names and put them together in another way.
+_BUILT_SO = {
+    "transformers.models.llama.modeling_llama.LlamaDecoderLayer",
+    "transformers.models.mistral.modeling_mistral.MistralDecoderLayer",
+    "transformers.models.qwen2.modeling_qwen2.Qwen2DecoderLayer",
+    "transformers.models.qwen3.modeling_qwen3.Qwen3DecoderLayer",
+}
 
 
 def fits(model: Any) -> bool:
-    """Return whether a model has the parts that ``hidden_states`` puts together, on a CPU, with torch's attention.
-
-    Parts of the same names may still be put together in another way: compare the losses before you rely on it.
-    """
-    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+    """Return whether ``hidden_states`` is made for a model: one of these layers, on a CPU, with torch's attention."""
+    plain = type(model.get_output_embeddings()) is torch.nn.Linear
+    if not plain or model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
         return False
-    if not _has(inner, {"embed_tokens", "layers", "norm", "rotary_emb"}):
+    if getattr(model.config, "hidden_act", None) not in ("silu", "swish"):
         return False
-    output = model.get_output_embeddings()
-    return type(output) is torch.nn.Linear and _is_norm(inner.norm) and all(map(_layer_fits, inner.layers))
+    kinds = {type(layer) for layer in getattr(model.get_decoder(), "layers", [])}
+    return bool(kinds) and all(f"{kind.__module__}.{kind.__name__}" in _BUILT_SO for kind in kinds)
 
 
 def window(model: Any) -> int | None:
@@ -49,22 +49,24 @@ def window(model: Any) -> int | None:
     return int(found) if found else None
 
 
-def hidden_states(model: Any, layers: LoraLayers, batch: Batch) -> torch.Tensor:
+def hidden_states(model: Any, layers: LoraLayers, batch: Batch, checkpointing: bool = False) -> torch.Tensor:
     """Return what the output layer gets, as hidden_SD, at the selected positions.
 
     Args:
         model: a model that ``fits``.
         layers: the LoRA layers over it, routed for the batch.
         batch: rows that fit into the model's window.
+        checkpointing: compute each layer again in the backward pass instead of keeping what it needs there.
     """
     inner = model.get_decoder()
     hidden_MD = inner.embed_tokens(batch.ids_M)
     cos_1MD, sin_1MD = inner.rotary_emb(hidden_MD[None], batch.position_M[None])
     angles = cos_1MD[0], sin_1MD[0]
     *most, last = inner.layers
-    for layer in most:
-        hidden_MD = _layer(layer, layers, hidden_MD, angles, batch, None)
-    return _norm(inner.norm, _layer(last, layers, hidden_MD, angles, batch, batch.select_S))
+    for layer, select_S in (*((layer, None) for layer in most), (last, batch.select_S)):
+        arguments = layer, layers, hidden_MD, angles, batch, select_S
+        hidden_MD = layers.recomputed(_layer, *arguments) if checkpointing else _layer(*arguments)
+    return _norm(inner.norm, hidden_MD)
 
 
 def _layer(
@@ -162,22 +164,3 @@ def _is_plain(module: Any) -> bool:
 
 def _norm(norm: Any, x_MD: torch.Tensor) -> torch.Tensor:
     return rms_norm(x_MD, norm.weight, norm.variance_epsilon)
-
-
-def _has(module: Any, names: set[str]) -> bool:
-    """Return whether a module has just these children."""
-    return names == {name for name, _ in module.named_children()}
-
-
-def _layer_fits(layer: Any) -> bool:
-    return (
-        _has(layer, _LAYER)
-        and (_has(layer.self_attn, _ATTENTION) or _has(layer.self_attn, _ATTENTION | _HEAD_NORMS))
-        and _has(layer.mlp, _MLP)
-        and all(_is_norm(getattr(layer, name)) for name in ("input_layernorm", "post_attention_layernorm"))
-    )
-
-
-def _is_norm(module: Any) -> bool:
-    """Return whether a module scales by the root of the mean square, and does nothing else."""
-    return hasattr(module, "variance_epsilon") and {name for name, _ in module.named_parameters()} == {"weight"}

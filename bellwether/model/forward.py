@@ -1,9 +1,9 @@
 """From token ids to the loss at chosen positions, with the adapters of each row.
 
 There are two ways. On a CPU, a decoder built like Llama's runs over the rows end to end, without padding, in steps of
-our own (``decoder``, ``kernels``); whether that gives the same losses is tried out on each model before it is used.
-Every other model runs as transformers has it, over rows padded at the right. In both, what the output layer gets is
-chosen before it: with a vocabulary of V it costs D·V multiply-adds a position, and prompts need none of it.
+our own (``decoder``, ``kernels``). Every other model runs as transformers has it, over rows padded at the right. In
+both, what the output layer gets is chosen before it: with a vocabulary of V it costs D·V multiply-adds a position, and
+prompts need none of it.
 
 Shape legend: N rows, T tokens of the longest row, M tokens of all rows, S selected positions, D hidden size,
 V vocabulary.
@@ -11,8 +11,9 @@ V vocabulary.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ def token_losses(
     batch: Batch,
     slots: Sequence[int] | None = None,
     dropout: Dropout | None = None,
+    *,
+    checkpointing: bool = False,
 ) -> torch.Tensor:
     """Return the cross-entropy at each selected position, in nats.
 
@@ -63,60 +66,59 @@ def token_losses(
         batch: rows and positions.
         slots: the slot of each row's adapter; None puts all rows into slot 0.
         dropout: what is dropped from the inputs of A; None drops nothing.
+        checkpointing: compute each layer again in the backward pass instead of keeping what it needs there.
 
     Returns:
         loss_S, through which gradients reach the adapters.
 
     Raises:
-        ModelError: the model has no output layer, or a module's rows cannot be told apart.
+        ModelError: the model has no output layer, a module's rows cannot be told apart, or no layers can be computed
+            again.
     """
-    if runs_end_to_end(model, layers, batch):
+    if runs_end_to_end(model, batch):
         masks = dropout.masks(batch.row_M, batch.position_M) if dropout is not None else None
         with layers.routed(slots, masks, batch.lengths):
-            hidden_SD = decoder.hidden_states(model, layers, batch)
+            hidden_SD = decoder.hidden_states(model, layers, batch, checkpointing)
             output = model.get_output_embeddings()
             return cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S)
-    return _losses_as_transformers(model, layers, batch, slots, dropout)
+    with _recomputing(model, layers) if checkpointing else contextlib.nullcontext():
+        return _losses_as_transformers(model, layers, batch, slots, dropout)
 
 
-# Whether losses come out the same end to end; found once for each set of layers, since adapted modules run otherwise.
-_SAME: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
+@contextlib.contextmanager
+def _recomputing(model: Any, layers: LoraLayers) -> Iterator[None]:
+    """Let a model of transformers compute its layers again in the backward pass of what runs inside."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no layers that can be computed again; set training.gradient_checkpointing to "
+            "false."
+        )
+    try:
+        for module in found:
+            module.forward = functools.partial(_recomputed, layers, module.forward)
+        yield
+    finally:
+        for module in found:
+            del module.forward  # the class's own stands behind it
 
 
-def runs_end_to_end(model: Any, layers: LoraLayers, batch: Batch | None = None) -> bool:
+def _recomputed(layers: LoraLayers, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return layers.recomputed(functools.partial(forward, **named), *arguments)
+
+
+def runs_end_to_end(model: Any, batch: Batch | None = None) -> bool:
     """Return whether rows run through a model end to end, without padding.
 
     Args:
         model: a transformers causal language model.
-        layers: the LoRA layers over it.
         batch: rows, which must fit into the model's window of attention, if it has one; None asks for short rows.
     """
     window = decoder.window(model)
-    if batch is not None and window is not None and max(batch.lengths) > window:
-        return False
-    if layers not in _SAME:
-        _SAME[layers] = decoder.fits(model) and _same_losses(model, layers)
-    return _SAME[layers]
-
-
-@torch.no_grad()
-def _same_losses(model: Any, layers: LoraLayers) -> bool:
-    """Return whether both ways give the same losses on two short rows."""
-    device = next(model.parameters()).device
-    vocabulary = len(model.get_input_embeddings().weight)
-    ids_M = torch.arange(1, 12, device=device) * 7919 % vocabulary
-    lengths = (7, 4)
-    position_M = torch.cat([torch.arange(length, device=device) for length in lengths])
-    row_M = torch.tensor([0] * 7 + [1] * 4, device=device)
-    select_S = torch.tensor([2, 4, 5, 7, 9], device=device)
-    batch = Batch(lengths, ids_M, position_M, row_M, select_S, ids_M[select_S + 1])
-    theirs_S = _losses_as_transformers(model, layers, batch, None, None)
-    with layers.routed(None, None, lengths):
-        hidden_SD = decoder.hidden_states(model, layers, batch)
-        output = model.get_output_embeddings()
-        ours_S = cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S)
-    near = 0.1 if model.dtype == torch.bfloat16 else 1e-3
-    return bool(torch.allclose(ours_S, theirs_S, rtol=near, atol=near))
+    fitting = batch is None or window is None or max(batch.lengths) <= window
+    return fitting and decoder.fits(model)
 
 
 def _losses_as_transformers(
@@ -131,7 +133,7 @@ def _losses_as_transformers(
     if dropout is not None:
         row_M = torch.arange(count, device=device).repeat_interleave(longest)
         masks = dropout.masks(row_M, torch.arange(longest, device=device).repeat(count))
-    with layers.routed(slots, masks):
+    with layers.routed(slots, masks, [longest] * count):
         logits_SV = logits_at(model, ids_NT.view(count, longest), place_M[batch.select_S])
     wide_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
     return torch.nn.functional.cross_entropy(wide_SV, batch.targets_S, reduction="none")

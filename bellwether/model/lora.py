@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.checkpoint import checkpoint
 
 from bellwether import recipe
 from bellwether.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
@@ -234,6 +235,29 @@ class LoraLayers(torch.nn.Module):
         with self.routed(now.slots, now.masks.at(index_S) if now.masks is not None else None, lengths):
             yield
 
+    def recomputed(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function gives, keeping nothing of what happens inside: it runs again in the backward pass.
+
+        Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174); rows are routed then as they are now.
+        """
+        routing = self._routing
+
+        @contextlib.contextmanager
+        def again() -> Iterator[None]:
+            before, self._routing = self._routing, routing
+            try:
+                yield
+            finally:
+                self._routing = before
+
+        return checkpoint(
+            function,
+            *arguments,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing inside draws: dropout derives from the rows
+            context_fn=lambda: (contextlib.nullcontext(), again()),
+        )
+
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Make forward passes inside those of the untuned base."""
@@ -265,7 +289,7 @@ class LoraLayers(torch.nn.Module):
                 return None
             routing, a_KRI, b_KOR = self._routing, self.A[number], self.B[number]
             x_MI = args[0].reshape(-1, args[0].shape[-1]).to(a_KRI.dtype)
-            groups = routing.groups(len(x_MI), self.config.rank, path)
+            groups = routing.groups(x_MI, self.config.rank, path)
             mask_MI = routing.masks(path, x_MI) if routing.masks is not None else None
             wide_MO = output.reshape(-1, output.shape[-1]).to(a_KRI.dtype)
             summed_MO = add_low_rank(wide_MO, x_MI, a_KRI, b_KOR, self.config.scaling, mask_MI, groups)

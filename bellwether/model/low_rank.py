@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from bellwether.errors import ModelError
@@ -46,17 +47,23 @@ class Routing:
     lengths: Sequence[int] | None
     _found: dict[int, list[Group]] = field(default_factory=dict)
 
-    def groups(self, tokens: int, rank: int, path: str) -> list[Group]:
-        """Return the groups of so many tokens.
+    def groups(self, x_MI: torch.Tensor, rank: int, path: str) -> list[Group]:
+        """Return the groups of the tokens that a module sees.
+
+        Args:
+            x_MI: what it sees.
+            rank: of the adapters.
+            path: the module's, for a message.
 
         Raises:
             ModelError: a module does not see the batch's tokens in their order (a mixture of experts).
         """
-        if tokens not in self._found:
-            self._found[tokens] = self._grouped(tokens, rank, path)
-        return self._found[tokens]
+        if len(x_MI) not in self._found:
+            self._found[len(x_MI)] = self._grouped(x_MI, rank, path)
+        return self._found[len(x_MI)]
 
-    def _grouped(self, tokens: int, rank: int, path: str) -> list[Group]:
+    def _grouped(self, x_MI: torch.Tensor, rank: int, path: str) -> list[Group]:
+        tokens = len(x_MI)
         known = None if self.masks is None else len(self.masks.word_M)
         rows = None if self.slots is None else len(self.slots)
         whole = sum(self.lengths) if self.lengths is not None else known
@@ -68,28 +75,29 @@ class Routing:
         if self.slots is None or len(set(self.slots)) == 1:
             return [Group(slice(0, tokens), [self.slots[0] if self.slots else 0], None)]
         lengths = self.lengths or [tokens // len(self.slots)] * len(self.slots)
-        return list(_groups(self.slots, lengths, max(1, _COLUMNS // rank)))
+        return list(_groups(self.slots, lengths, max(1, _COLUMNS // rank), x_MI))
 
 
-def _groups(slots: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[Group]:
+def _groups(slots: Sequence[int], lengths: Sequence[int], most: int, like: torch.Tensor) -> Iterator[Group]:
     """Yield neighbouring rows in groups of at most so many slots."""
     start, end, members, rows = 0, 0, dict[int, int](), list[tuple[int, int]]()
     for slot, length in zip(slots, lengths, strict=True):
         if slot not in members and len(members) == most:
-            yield _group(start, end, members, rows)
+            yield _group(start, end, members, rows, like)
             start, members, rows = end, {}, []
         rows.append((members.setdefault(slot, len(members)), length))
         end += length
-    yield _group(start, end, members, rows)
+    yield _group(start, end, members, rows, like)
 
 
-def _group(start: int, end: int, members: Mapping[int, int], rows: Sequence[tuple[int, int]]) -> Group:
+def _group(
+    start: int, end: int, members: Mapping[int, int], rows: Sequence[tuple[int, int]], like: torch.Tensor
+) -> Group:
+    """Return a group of rows, each given by its slot's number in the group and its tokens."""
     member_MU = None
     if len(members) > 1:
-        number_M = torch.tensor([number for number, _ in rows]).repeat_interleave(
-            torch.tensor([length for _, length in rows])
-        )
-        member_MU = torch.nn.functional.one_hot(number_M, len(members))
+        numbers = np.repeat([number for number, _ in rows], [length for _, length in rows])
+        member_MU = torch.nn.functional.one_hot(torch.from_numpy(numbers).to(like.device), len(members)).to(like)
     return Group(slice(start, end), list(members), member_MU)
 
 
@@ -178,6 +186,5 @@ def _side_by_side(stacked_KRI: torch.Tensor, group: Group) -> torch.Tensor:
 def _kept(low_MC: torch.Tensor, group: Group) -> torch.Tensor:
     """Set the columns of other slots than a token's own to zero, in place."""
     if group.member_MU is not None:
-        member_MU = group.member_MU
-        low_MC.view(len(low_MC), member_MU.shape[1], -1).mul_(member_MU.to(low_MC)[..., None])
+        low_MC.view(len(low_MC), len(group.slots), -1).mul_(group.member_MU[..., None])
     return low_MC
