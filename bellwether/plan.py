@@ -201,9 +201,9 @@ def memory_bytes(
     length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
     the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
     a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
-    each layer's input); and each position of
-    the loss three float32 rows of the vocabulary (every position is taken to be one). Measured growth of
-    the process in training was 0.98 to 1.22 times this at hidden sizes of 64 to 512. Each of several processes takes
+    each layer's input); and each position of the loss three float32 rows of the vocabulary (every position is taken to
+    be one). Measured growth of the process in training over padded rows was 0.98 to 1.22 times this at hidden sizes of
+    64 to 512; it was not measured for rows end to end, nor with gradient checkpointing. Each of several processes takes
     all this, and the one that evaluates a base as well.
 
     Args:

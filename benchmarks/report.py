@@ -151,6 +151,8 @@ def _floor(measured: Measured) -> str:
 def _eaten(rows: Mapping[str, Measured]) -> str:
     """Return where the time goes of those rivals that keep less than 90% of their bare loop's pace."""
     slow = [name for name, row in rows.items() if row["bare"] and bare_share(row, rows) < ENOUGH]
+    if not any(row["bare"] for row in rows.values()):
+        return ""
     if not slow:
         return "Every rival keeps at least 90% of the pace of its bare loop.\n"
     shown = [phase for phase in ways.PHASES if any(phase in rows[name]["phases"] for name in slow)]

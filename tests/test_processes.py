@@ -21,10 +21,11 @@ from tiny_models import random_adapter, tiny_folder
 from bellwether import recipe
 from bellwether.cohort import Condition, clients_together
 from bellwether.contradictions import contradictions
+from bellwether.engine import processes
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, split, worker_models
 from bellwether.engine.resources import UnevenClients
-from bellwether.errors import ModelError, RoundFailed
+from bellwether.errors import BellwetherError, ModelError, RoundFailed
 from bellwether.messages import EvaluateTask, TrainTask
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
@@ -172,6 +173,17 @@ def test_more_processes_than_clients_in_a_round_are_refused(bellwether, tiny_rec
 
 
 # In a run -----------------------------------------------------------------------------------------
+
+
+def test_what_fails_in_a_worker_without_being_expected_is_told_in_one_sentence(monkeypatch):
+    parent, worker = multiprocessing.Pipe()
+    monkeypatch.setattr(processes, "begin_worker", lambda: None)  # it would make this process deaf to interrupts
+    parent.send((recipe.Model(), "no work"))
+    monkeypatch.setattr(processes, "load_base", lambda model: 1 / 0)
+    processes._serve(worker)
+    told = parent.recv()
+    assert isinstance(told, BellwetherError)
+    assert str(told) == "A worker process failed: ZeroDivisionError: division by zero"
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:

@@ -2,8 +2,8 @@
 
 The last layer is computed at selected positions only, but for its keys and values: nothing else looks at the others.
 
-Llama, Mistral, Qwen 2 and Qwen 3 are built so. The modules that transformers has made are
-used as they are, LoRA hooks included, so an adapter may stand at any of them.
+Llama, Mistral, Qwen 2 and Qwen 3 are built so. Linear modules are called as transformers has made them, LoRA hooks
+included, so an adapter may stand at any of them; norms, and gated layers without adapters, run as our own steps.
 
 Shape legend: M tokens of all rows, S selected positions, T tokens of a row, D hidden size or size of a head, H heads,
 G heads of keys and values.

@@ -22,7 +22,7 @@ import torch
 from bellwether.errors import ModelError
 from bellwether.model import decoder
 from bellwether.model.dropout import Dropout
-from bellwether.model.kernels import cross_entropy
+from bellwether.model.kernels import cross_entropy, wide
 from bellwether.model.lora import LoraLayers
 
 
@@ -135,8 +135,7 @@ def _losses_as_transformers(
         masks = dropout.masks(row_M, torch.arange(longest, device=device).repeat(count))
     with layers.routed(slots, masks, [longest] * count):
         logits_SV = logits_at(model, ids_NT.view(count, longest), place_M[batch.select_S])
-    wide_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
-    return torch.nn.functional.cross_entropy(wide_SV, batch.targets_S, reduction="none")
+    return torch.nn.functional.cross_entropy(wide(logits_SV), batch.targets_S, reduction="none")
 
 
 def logits_at(model: Any, ids_NT: torch.Tensor, select_S: torch.Tensor) -> torch.Tensor:

@@ -70,27 +70,31 @@ def cross_entropy(
     return result
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """Return values in float32, or in float64 where they are that already."""
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Return values in float32, or in float64 where they are that already: losses and norms need the digits."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        wide = _wide(x)
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(wide, weight, scale)
-        normed: torch.Tensor = (wide * scale).to(x.dtype).mul_(weight)
+        x_wide = wide(x)
+        scale = (
+            torch.linalg.vector_norm(x_wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        )
+        ctx.save_for_backward(x_wide, weight, scale)
+        normed: torch.Tensor = (x_wide * scale).to(x.dtype).mul_(weight)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        wide, weight, scale = ctx.saved_tensors
-        scaled = _wide(grad * weight)
-        along = torch.linalg.vecdot(scaled, wide)[..., None].mul_(scale).mul_(scale).mul_(scale).div_(-wide.shape[-1])
-        return scaled.mul_(scale).addcmul_(wide, along).to(grad.dtype), None, None
+        x_wide, weight, scale = ctx.saved_tensors
+        scaled = wide(grad * weight)
+        along = (
+            torch.linalg.vecdot(scaled, x_wide)[..., None].mul_(scale).mul_(scale).mul_(scale).div_(-x_wide.shape[-1])
+        )
+        return scaled.mul_(scale).addcmul_(x_wide, along).to(grad.dtype), None, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -149,7 +153,7 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_SD), size):
             part = slice(start, start + size)
             target_S1 = targets_S[part, None]
-            logits_SV = _wide(torch.nn.functional.linear(hidden_SD[part], weight_VD, bias_V))
+            logits_SV = wide(torch.nn.functional.linear(hidden_SD[part], weight_VD, bias_V))
             logits_SV.sub_(logits_SV.amax(1, keepdim=True))
             wanted_S1 = logits_SV.gather(1, target_S1)
             whole_S1 = logits_SV.exp_().sum(1, keepdim=True)
@@ -157,7 +161,7 @@ class _CrossEntropy(torch.autograd.Function):
             if grad_SD is not None:
                 # A loss's gradient with respect to its logits is their probabilities less the truth; dividing after the
                 # product saves a pass over all logits.
-                mean_SD = _wide(logits_SV.to(weight_VD.dtype) @ weight_VD).div_(whole_S1)
+                mean_SD = wide(logits_SV.to(weight_VD.dtype) @ weight_VD).div_(whole_S1)
                 grad_SD[part] = mean_SD.sub_(weight_VD[targets_S[part]])
         ctx.grad_SD = grad_SD
         return loss_S

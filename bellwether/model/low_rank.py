@@ -40,7 +40,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Routing:
-    """Which slot each row belongs to, and what is dropped."""
+    """Which slot each row belongs to, and what is dropped.
+
+    Args:
+        slots: the slot of each row; None puts all rows into slot 0.
+        masks: dropout masks for the tokens; None drops nothing.
+        lengths: tokens of each row; None where all rows have equally many.
+    """
 
     slots: Sequence[int] | None
     masks: DropoutMasks | None
