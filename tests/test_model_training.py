@@ -198,5 +198,5 @@ def test_training_in_bfloat16_stays_near_that_in_float32(tmp_path):
     folder = tiny_folder("llama", tmp_path / "model")
     narrow_P, wide_P = (change_in_training(dtype, folder) for dtype in ("bfloat16", "float32"))
     deviation = np.linalg.norm(narrow_P - wide_P) / np.linalg.norm(wide_P)
-    # Measured: 0.034. An adapter that is itself kept in bfloat16 deviates by 0.22.
+    # Measured: 0.032. An adapter that is itself kept in bfloat16 deviates by 0.22.
     assert 0.001 < deviation < 0.08
