@@ -100,6 +100,7 @@ def bellwether(clients: int) -> dict[str, Way]:
         "bellwether, together, batch 1": Way(make, options=together, change=BATCH_ONE),
         "bellwether, two processes, together, batch 1": Way(make, options=together | split, change=BATCH_ONE),
         "bellwether, bfloat16": Way(make, change={"dtype": "bfloat16"}),
+        "bellwether, two processes, bfloat16": Way(make, options=split, change={"dtype": "bfloat16"}),
     }
 
 
