@@ -6,13 +6,16 @@ ordinary training: one optimizer from the first step to the last, its learning r
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bellwether.atomic import cannot_write, write_atomic
+from bellwether.adapter import adapter_files
+from bellwether.atomic import cannot_write, slug, write_atomic, write_folder_atomic
 from bellwether.checkpoint import RECIPE
 from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
@@ -22,14 +25,20 @@ from bellwether.history import plain
 from bellwether.prepare import Prepared, prepare
 from bellwether.recipe import Arm, Recipe, Section
 from bellwether.recipe_file import with_overrides
+from bellwether.run_folder import ADAPTER
 
 if TYPE_CHECKING:
-    from bellwether.adapter import Adapter, Tensors
+    from bellwether.adapter import Adapter
     from bellwether.model.base import Base
     from bellwether.model.lora import LoraLayers
+    from bellwether.records import RoundRecord
+
+Costs = Mapping[str, float]
 
 EVERYBODY = "everybody"
 OUTCOMES = "outcomes.json"
+RUN, ADAPTERS = "run", "adapters"
+POINTS = 50  # of a curve, at most
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,12 @@ class Outcome:
         totals: of each row.
         answers: to each row; None where none was generated.
         own: the categories of the client's training rows; empty where an arm makes only one adapter.
-        cost: rows held for training, rows and tokens seen, seconds of training, bytes sent.
+        cost: rows held for training, rows and tokens seen, seconds of training, bytes sent, and what sending the whole
+            base instead would take.
+        curve: how the training loss fell: passes over the rows held so far, and nats per token.
+        clients: totals of the rows that clients hold out of their own, by client; of a client's own adapter only its
+            own.
+        adapter: folder of the adapter, seen from the arm's; empty where none is kept.
         failure: why a trial has no scores and counts as the worst; empty where it has some.
     """
 
@@ -55,7 +69,10 @@ class Outcome:
     totals: tuple[Totals, ...]
     answers: tuple[str | None, ...]
     own: tuple[str, ...] = ()
-    cost: Mapping[str, float] = field(default_factory=dict)
+    cost: Costs = field(default_factory=dict)
+    curve: tuple[tuple[float, float], ...] = ()
+    clients: Mapping[str, Totals] = field(default_factory=dict)
+    adapter: str = ""
     failure: str = ""
 
     def by_category(self) -> dict[str, Totals]:
@@ -142,7 +159,8 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = F
             raise cannot_write(folder, error) from error
         try:
             federated = arm.trains == "federation"
-            outcomes = _federated(name, recipe, folder / "run") if federated else _local(name, arm, recipe)
+            kept = None if trial else folder
+            outcomes = _federated(name, recipe, folder / RUN) if federated else _local(name, arm, recipe, kept)
         except RoundFailed as error:
             if not trial:
                 raise
@@ -172,9 +190,15 @@ def read_outcomes(folder: Path) -> list[Outcome]:
 
 def _read_outcome(one: Mapping[str, Any]) -> Outcome:
     """Return the outcome behind its JSON, in which a loss that is no number stands as a text."""
-    totals = tuple(Totals(**(row | {"loss": float(row["loss"])})) for row in one["totals"])
+    totals = tuple(_read_totals(row) for row in one["totals"])
     lists = {name: tuple(one[name]) for name in ("categories", "answers", "own")}
-    return Outcome(**{**one, **lists, "totals": totals})
+    curve = tuple((float(passes), float(loss)) for passes, loss in one["curve"])
+    clients = {client: _read_totals(row) for client, row in one["clients"].items()}
+    return Outcome(**{**one, **lists, "totals": totals, "curve": curve, "clients": clients})
+
+
+def _read_totals(row: Mapping[str, Any]) -> Totals:
+    return Totals(**{**row, "loss": float(row["loss"])})
 
 
 def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
@@ -190,21 +214,32 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
     lines = [json.loads(line) for line in last.read_text(encoding="utf-8").splitlines()]
     answers = tuple(line.pop("answer") for line in lines)
     totals = tuple(Totals(**line) for line in lines)
-    rounds = result.rounds
+    curve, cost = _course(result.rounds, prepared)
+    own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
+    clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
+    adapter = f"{folder.name}/{ADAPTER}"
+    return [Outcome(name, recipe.seed, "", _categories(prepared), totals, answers, (), cost, curve, clients, adapter)]
+
+
+def _course(rounds: Sequence[RoundRecord], prepared: Prepared) -> tuple[tuple[tuple[float, float], ...], Costs]:
+    """Return how a federation's training loss fell over its passes, and what it cost; bases would travel in float32."""
+    held = sum(len(one.rows) for one in prepared.clients.values())
+    passes = [seen / held for seen in itertools.accumulate(one.rows_seen for one in rounds)]
     asked = {record.client for one in rounds for record in one.clients}
+    messages = sum(len(one.cohort) + len(one.clients) for one in rounds)
     cost = {
         "rows": sum(len(prepared.clients[client].rows) for client in asked),
         "rows_seen": sum(one.rows_seen for one in rounds),
         "tokens": sum(one.tokens for one in rounds),
         "seconds": sum(one.seconds["train"] + one.seconds["aggregate"] for one in rounds),
         "bytes": sum(one.bytes_up + one.bytes_down for one in rounds),
+        "bytes_of_whole_base": 4 * messages * prepared.facts.parameters,
     }
-    return [Outcome(name, recipe.seed, "", _categories(prepared), totals, answers, (), cost)]
+    return tuple(zip(passes, (one.loss for one in rounds), strict=True)), cost
 
 
-def _local(name: str, arm: Arm, recipe: Recipe) -> list[Outcome]:
-    """Train whoever an arm names without any exchange, and score."""
-    from bellwether.client.score import score
+def _local(name: str, arm: Arm, recipe: Recipe, folder: Path | None) -> list[Outcome]:
+    """Train whoever an arm names without any exchange, and score; keep adapters where there is a folder for them."""
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.randomness import Randomness
@@ -216,26 +251,53 @@ def _local(name: str, arm: Arm, recipe: Recipe) -> list[Outcome]:
     initial = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
     alone = len(arm.clients or prepared.clients) if arm.trains == "alone" else 1
     layers = LoraLayers(base.model, initial.config, clients_together(recipe.engine, alone))
-    trained = (
-        [_Trained("", initial.tensors)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
-    )
+    trained = [_Trained("", initial)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
     outcomes = []
-    for one in trained:
-        layers.load(0, one.tensors)
-        scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-        totals, answers = tuple(row.totals for row in scored), tuple(row.answer for row in scored)
-        own = tuple(sorted({row.category for row in prepared.clients[one.client].rows})) if one.client else ()
-        outcomes.append(Outcome(name, recipe.seed, one.client, _categories(prepared), totals, answers, own, one.cost))
+    for number, one in enumerate(trained, start=1):
+        outcome = _scored(name, one, prepared, base, layers)
+        kept = f"{ADAPTERS}/{number}-{slug(one.client or EVERYBODY)}"
+        if folder is not None and arm.learns:
+            (folder / ADAPTERS).mkdir(exist_ok=True)
+            write_folder_atomic(folder / kept, adapter_files(one.adapter))
+            outcome = replace(outcome, adapter=kept)
+        outcomes.append(outcome)
     return outcomes
+
+
+def _scored(name: str, trained: _Trained, prepared: Prepared, base: Base, layers: LoraLayers) -> Outcome:
+    """Score an adapter on the shared rows, and on those that its client, or each client, holds out."""
+    from bellwether.client.score import score
+
+    recipe, client = prepared.recipe, trained.client
+    layers.load(0, trained.adapter.tensors)
+    scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+    held_out = {
+        owner: score(base, layers, rows.rows, recipe.evaluation, prepared.stop)
+        for owner, rows in prepared.held_out.items()
+        if client in ("", owner)
+    }
+    return Outcome(
+        arm=name,
+        seed=recipe.seed,
+        client=client,
+        categories=_categories(prepared),
+        totals=tuple(row.totals for row in scored),
+        answers=tuple(row.answer for row in scored),
+        own=tuple(sorted({row.category for row in prepared.clients[client].rows})) if client else (),
+        cost=trained.cost,
+        curve=trained.curve,
+        clients={owner: sum((row.totals for row in rows), start=Totals()) for owner, rows in held_out.items()},
+    )
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """An adapter, the client whose it is, empty where it is nobody's own, and what it cost."""
+    """An adapter, the client whose it is, empty where it is nobody's own, what it cost, and how its loss fell."""
 
     client: str
-    tensors: Tensors
-    cost: Mapping[str, float] = field(default_factory=dict)
+    adapter: Adapter
+    cost: Costs = field(default_factory=dict)
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial: Adapter) -> list[_Trained]:
@@ -253,15 +315,27 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
     for reply in train_cohort(base, layers, rows, task, recipe.engine.tokens):
         if reply.update is None:
             raise DataError(f"{reply.client} could not train: {reply.failure}.")
-        metrics = reply.update.metrics
+        metrics, held = reply.update.metrics, len(rows[reply.client])
         cost = {
-            "rows": len(rows[reply.client]),
+            "rows": held,
             "rows_seen": metrics["rows"],
             "tokens": metrics["tokens"],
             "seconds": reply.seconds,
         }
-        trained.append(_Trained("" if together else reply.client, reply.update.tensors, cost))
+        adapter = initial.with_tensors(reply.update.tensors)
+        curve = _curve(reply.losses, metrics["rows"] / held)
+        trained.append(_Trained("" if together else reply.client, adapter, cost, curve))
     return trained
+
+
+def _curve(losses: Sequence[float], passes: float) -> tuple[tuple[float, float], ...]:
+    """Return how a loss fell over a number of passes: means over stretches of its steps."""
+    ends = [round(len(losses) * part / POINTS) for part in range(1, POINTS + 1)] if len(losses) > POINTS else None
+    ends = ends or list(range(1, len(losses) + 1))
+    return tuple(
+        (passes * end / len(losses), math.fsum(losses[start:end]) / (end - start))
+        for start, end in itertools.pairwise([0, *ends])
+    )
 
 
 def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:

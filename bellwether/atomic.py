@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,3 +130,8 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def slug(name: str) -> str:
+    """Return a person's name for something as the name of a file or folder; different names may give the same."""
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "unnamed"

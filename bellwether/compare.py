@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bellwether.arms import Outcome, arm_recipe, is_done, read_outcomes, train_arm
-from bellwether.compare_folder import claimed, inputs, slug, with_threads
+from bellwether.atomic import slug
+from bellwether.compare_folder import claimed, inputs, with_threads
+from bellwether.comparison import Comparison, Trial, arm_folder, write_comparison
 from bellwether.errors import BellwetherError, RecipeError
 from bellwether.evaluate.scores import macro
 from bellwether.prepare import Prepared, prepare, with_absolute_paths
@@ -32,49 +34,6 @@ from bellwether.records import Note, Watcher
 from bellwether.workers import work_off
 
 TRIALS = "trials"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How an arm did on validation rows, over seeds and clients, with one learning rate and number of passes.
-
-    Args:
-        arm: the arm's name.
-        learning_rate: AdamW's step size.
-        passes: passes over each client's rows.
-        score: the macro score that chooses; infinitely bad where the training diverged.
-    """
-
-    arm: str
-    learning_rate: float
-    passes: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison gave.
-
-    Args:
-        recipe: what was compared.
-        arms: the arms, with what was chosen for them.
-        outcomes: one per arm, seed and adapter.
-        trials: all trials, where there were any.
-    """
-
-    recipe: Recipe
-    arms: Mapping[str, Arm]
-    outcomes: Sequence[Outcome]
-    trials: Sequence[Trial]
-
-    def reference(self, counts_steps: bool) -> str | None:
-        """Return the arm that others are compared with: the first federation that counts steps, or passes, as they do.
-
-        Args:
-            counts_steps: of the arms that are compared (``Arm.counts_steps``).
-        """
-        kind = ("federation", counts_steps)
-        return next((name for name, arm in self.arms.items() if (arm.trains, arm.counts_steps) == kind), None)
 
 
 @dataclass(frozen=True)
@@ -102,13 +61,13 @@ class _Bench:
     def job(self, name: str, arm: Arm, seed: int) -> _Job:
         """Return an arm under a seed."""
         changed = arm_recipe(self.recipe, name, arm, seed, self.clients[name])
-        return _Job(name, arm, changed, self.folder / slug(name) / f"seed-{seed}", trial=False)
+        return _Job(name, arm, changed, arm_folder(self.folder, name, seed), trial=False)
 
     def trial(self, name: str, arm: Arm, seed: int) -> _Job:
         """Return a trial of an arm, with its learning rate and passes, under a seed."""
         changed = arm_recipe(_validating(self.recipe), name, arm, seed, self.clients[name])
         folder = self.folder / TRIALS / f"rate-{arm.learning_rate}-passes-{arm.passes}"
-        return _Job(name, arm, changed, folder / slug(name) / f"seed-{seed}", trial=True)
+        return _Job(name, arm, changed, arm_folder(folder, name, seed), trial=True)
 
 
 def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | None = None) -> Comparison:
@@ -138,8 +97,10 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
         arms = _with_best(settings, trials, watch)
         work = [bench.job(name, arm, seed) for seed in settings.seeds for name, arm in arms.items()]
         outcomes = [outcome for done in _done(bench, work) for outcome in done]
-    _check_finite(outcomes)
-    return Comparison(recipe, arms, outcomes, trials)
+        _check_finite(outcomes)
+        comparison = Comparison(recipe, arms, outcomes, trials)
+        write_comparison(folder, comparison)
+    return comparison
 
 
 # Checks -------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -157,8 +156,3 @@ def _kept_inputs(path: Path, parts: Inputs) -> Inputs:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"the arm {error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); restore it, or give another folder.") from error
-
-
-def slug(name: str) -> str:
-    """Return an arm's name as the name of a folder."""
-    return re.sub(r"[^\w-]+", "-", name).strip("-") or "arm"

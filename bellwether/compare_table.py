@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.arms import Outcome
-from bellwether.compare import Comparison
+from bellwether.comparison import Comparison
 from bellwether.evaluate.intervals import Interval, by_category, difference, holm, interval
 from bellwether.evaluate.scores import Totals
 from bellwether.history import plain

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from bellwether.atomic import write_atomic
 from bellwether.data.rows import Federated, Row, Tokenised
+from bellwether.history import plain
 from bellwether.narrate import clean
 
 if TYPE_CHECKING:
@@ -95,6 +98,20 @@ class Description:
     def skew(self) -> float:
         """The clients' label skew, weighted by their rows."""
         return sum(client.skew * client.rows for client in self.clients) / max(1, self.rows)
+
+
+def dump_description(description: Description) -> bytes:
+    """Return a description as JSON, in UTF-8."""
+    return (json.dumps(plain(description), indent=1) + "\n").encode()
+
+
+def load_description(data: bytes) -> Description:
+    """Return the description behind the JSON of ``dump_description``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return TypeAdapter(Description).validate_json(data)
 
 
 def describe(federated: Federated, tokenised: Mapping[str, Tokenised] | None = None) -> Description:

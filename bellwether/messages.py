@@ -6,7 +6,7 @@ a row of text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,8 @@ class Reply:
         failure: why there is no result, in one clause.
         reached: whether the task came to the client at all.
         groups: its totals by group (language or domain), after an ``EvaluateTask``.
+        losses: mean cross-entropy of each of its optimizer steps, in nats per trained token, after a ``TrainTask``;
+            for those who hold the rows, it is not sent.
     """
 
     client: str
@@ -99,3 +101,4 @@ class Reply:
     failure: str | None = None
     reached: bool = True
     groups: Mapping[str, Totals] = field(default_factory=dict)
+    losses: Sequence[float] = ()

@@ -2,6 +2,7 @@
 
     recipe.yaml        the resolved recipe
     environment.json   versions, threads, device
+    clients.json       what each client holds: counts by category
     checkpoints/0003/  one commit per round, complete in itself:
         adapter_model.safetensors, adapter_config.json    the adapter after the round
         state.safetensors, state.json                     what the method remembers
@@ -56,6 +57,7 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 ANSWERS = "answers"
 LOG = "log.txt"
+CLIENTS = "clients.json"
 
 __all__ = ["Checkpoint", "RunFolder", "check_new", "describe_environment", "next_folder", "write_atomic"]
 
@@ -230,7 +232,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove a run of which nothing was committed, and close; a run with commits is only closed."""
         if not self._was_committed():
-            for name in (RECIPE, ENVIRONMENT, LOG, ANSWERS, CHECKPOINTS, LOCK):
+            for name in (RECIPE, ENVIRONMENT, CLIENTS, LOG, ANSWERS, CHECKPOINTS, LOCK):
                 remove(self.path / name)
             remove_leftovers(self.path)
         self.close()

@@ -21,6 +21,7 @@ from bellwether.adapter import Adapter
 from bellwether.aggregate.average import make_aggregate
 from bellwether.client.score import Scored, by_category, by_group, score
 from bellwether.cohort import clients_together, cohort_size, make_sampler, make_trace
+from bellwether.describe import describe, dump_description
 from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
@@ -41,7 +42,7 @@ from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import load_recipe
 from bellwether.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
-from bellwether.run_folder import LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
+from bellwether.run_folder import CLIENTS, LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
 from bellwether.trackers import open_trackers
 
 
@@ -185,6 +186,7 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
+    write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
     layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
     with _engine(prepared, base, layers) as engine:
         federation = _federation(folder, prepared, base, layers, engine, watch)

@@ -20,8 +20,9 @@ from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
 from safetensors.numpy import load_file
 
 from bellwether.arms import OUTCOMES, Outcome, arm_recipe, read_outcomes
-from bellwether.compare import Comparison, compare
+from bellwether.compare import compare
 from bellwether.compare_table import cells, describe, make_lines
+from bellwether.comparison import Comparison
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
 from bellwether.evaluate.intervals import Interval
 from bellwether.evaluate.scores import Totals

@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 # Top floor first; a module may import from its own floor or from floors below.
 FLOORS = [
     {"cli", "__main__"},
-    {"compare_table"},
+    {"compare_table", "answerers"},
     {"compare"},
+    {"comparison"},
     {"arms", "compare_folder"},
     {"runner", "init", "plan", "describe", "export"},
     {"prepare"},

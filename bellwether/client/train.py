@@ -103,20 +103,23 @@ def _train_together(
         layers.load(slot, task.adapter.tensors)
     layers.grads_KP.zero_()
     optimizer = StackedAdamW(layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)], task.training.weight_decay)
-    loss_K = torch.zeros(len(busy), device=base.device)
+    loss_K, losses = torch.zeros(len(busy), device=base.device), []
     for number in range(len(busy[0].steps)):
         active = sum(number < len(plan.steps) for plan in busy)
         counted_K = torch.tensor(
             [max(1, _trained(plan, number)) if slot < active else 1 for slot, plan in enumerate(busy)],
             device=base.device,
         )
+        before_K = loss_K.clone()
         for piece in _pieces(busy[:active], number, tokens if layers.slots > 1 else None):
             loss_K += _backward(base, layers, piece, counted_K, task)
+        losses.append((loss_K - before_K) / counted_K)
         if task.training.clip_norm is not None:
             optimizer.clip(active, task.training.clip_norm)
         optimizer.step(
             [learning_rate(task.training, task.round, task.rounds, number, len(plan.steps)) for plan in busy[:active]]
         )
+    by_slot = torch.stack(losses).T.tolist()
     seconds = time.perf_counter() - start
     slots = {plan.client: slot for slot, plan in enumerate(busy)}
     work = {plan.client: sum(_lengths(plan)) for plan in plans}
@@ -124,7 +127,8 @@ def _train_together(
         slot = slots[plan.client]
         metrics = _metrics(plan, float(loss_K[slot]))
         update = Update(plan.client, task.round, layers.read(slot), len(plan.rows), metrics)
-        yield Reply(plan.client, seconds * work[plan.client] / sum(work.values()), update=update)
+        share = seconds * work[plan.client] / sum(work.values())
+        yield Reply(plan.client, share, update=update, losses=by_slot[slot][: len(plan.steps)])
 
 
 def _lengths(plan: _Plan) -> list[int]:
