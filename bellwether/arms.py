@@ -53,9 +53,10 @@ class Outcome:
         totals: of each row.
         answers: to each row; None where none was generated.
         own: the categories of the client's training rows; empty where an arm makes only one adapter.
-        cost: rows held for training, rows and tokens seen, seconds of training, bytes sent, and what sending the whole
-            base instead would take.
+        cost: rows held for training, and by all clients; rows and tokens seen; seconds of training; bytes sent, and
+            those that sending the whole base instead would take.
         curve: how the training loss fell: passes over the rows held so far, and nats per token.
+        groups: of the scored rows (language or domain), in their order; empty where rows name fewer than two.
         clients: totals of the rows that clients hold out of their own, by client; of a client's own adapter only its
             own.
         adapter: folder of the adapter, seen from the arm's; empty where none is kept.
@@ -71,6 +72,7 @@ class Outcome:
     own: tuple[str, ...] = ()
     cost: Costs = field(default_factory=dict)
     curve: tuple[tuple[float, float], ...] = ()
+    groups: tuple[str, ...] = ()
     clients: Mapping[str, Totals] = field(default_factory=dict)
     adapter: str = ""
     failure: str = ""
@@ -191,7 +193,7 @@ def read_outcomes(folder: Path) -> list[Outcome]:
 def _read_outcome(one: Mapping[str, Any]) -> Outcome:
     """Return the outcome behind its JSON, in which a loss that is no number stands as a text."""
     totals = tuple(_read_totals(row) for row in one["totals"])
-    lists = {name: tuple(one[name]) for name in ("categories", "answers", "own")}
+    lists = {name: tuple(one[name]) for name in ("categories", "answers", "own", "groups")}
     curve = tuple((float(passes), float(loss)) for passes, loss in one["curve"])
     clients = {client: _read_totals(row) for client, row in one["clients"].items()}
     return Outcome(**{**one, **lists, "totals": totals, "curve": curve, "clients": clients})
@@ -217,8 +219,21 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
     curve, cost = _course(result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
-    adapter = f"{folder.name}/{ADAPTER}"
-    return [Outcome(name, recipe.seed, "", _categories(prepared), totals, answers, (), cost, curve, clients, adapter)]
+    return [
+        Outcome(
+            arm=name,
+            seed=recipe.seed,
+            client="",
+            categories=_categories(prepared),
+            totals=totals,
+            answers=answers,
+            cost=cost,
+            curve=curve,
+            groups=_groups(prepared),
+            clients=clients,
+            adapter=f"{folder.name}/{ADAPTER}",
+        )
+    ]
 
 
 def _course(rounds: Sequence[RoundRecord], prepared: Prepared) -> tuple[tuple[tuple[float, float], ...], Costs]:
@@ -229,6 +244,7 @@ def _course(rounds: Sequence[RoundRecord], prepared: Prepared) -> tuple[tuple[tu
     messages = sum(len(one.cohort) + len(one.clients) for one in rounds)
     cost = {
         "rows": sum(len(prepared.clients[client].rows) for client in asked),
+        "rows_of_all": held,
         "rows_seen": sum(one.rows_seen for one in rounds),
         "tokens": sum(one.tokens for one in rounds),
         "seconds": sum(one.seconds["train"] + one.seconds["aggregate"] for one in rounds),
@@ -286,6 +302,7 @@ def _scored(name: str, trained: _Trained, prepared: Prepared, base: Base, layers
         own=tuple(sorted({row.category for row in prepared.clients[client].rows})) if client else (),
         cost=trained.cost,
         curve=trained.curve,
+        groups=_groups(prepared),
         clients={owner: sum((row.totals for row in rows), start=Totals()) for owner, rows in held_out.items()},
     )
 
@@ -310,7 +327,7 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
         rows: dict[str, Sequence[Any]] = {EVERYBODY: [row for part in prepared.clients.values() for row in part.rows]}
     else:
         rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
-    trained = []
+    trained, of_all = [], sum(len(part.rows) for part in prepared.clients.values())
     task = TrainTask(1, initial, recipe.training, 1, recipe.seed)
     for reply in train_cohort(base, layers, rows, task, recipe.engine.tokens):
         if reply.update is None:
@@ -318,6 +335,7 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
         metrics, held = reply.update.metrics, len(rows[reply.client])
         cost = {
             "rows": held,
+            "rows_of_all": of_all,
             "rows_seen": metrics["rows"],
             "tokens": metrics["tokens"],
             "seconds": reply.seconds,
@@ -352,8 +370,16 @@ def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:
         Totals(rows=1, generated=1, rouge_l=rouge_l(text, row.response), exact=int(exact_match(text, row.response)))
         for text, row in zip(answers, test, strict=True)
     )
-    return Outcome(name, prepared.recipe.seed, "", _categories(prepared), totals, tuple(answers))
+    return Outcome(
+        name, prepared.recipe.seed, "", _categories(prepared), totals, tuple(answers), groups=_groups(prepared)
+    )
 
 
 def _categories(prepared: Prepared) -> tuple[str, ...]:
     return tuple(row.category for row in prepared.scored.rows)
+
+
+def _groups(prepared: Prepared) -> tuple[str, ...]:
+    """Return the group of each scored row, where there are several."""
+    groups = tuple(row.group for row in prepared.scored.rows)
+    return groups if len(set(groups)) > 1 else ()

@@ -105,15 +105,16 @@ def compare(
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     from bellwether.atomic import write_atomic
     from bellwether.compare import compare as run_comparison
-    from bellwether.compare_table import describe, make_lines
+    from bellwether.compare_show import describe
+    from bellwether.compare_table import client_gains, make_lines
     from bellwether.narrate import plain_lines
 
     recipe = _recipe(words, _flags(model, data, None, None, None))
     comparison = run_comparison(recipe, out, jobs=jobs, watch=plain_lines(_say))
-    files = describe(make_lines(comparison), comparison)
-    for name, text in files.items():
-        write_atomic(out / name, text.encode())
-    for line in files["table.md"].splitlines():
+    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    for line in files["table.md"].decode().splitlines():
         _say(line)
     _say(f"Table and outcomes are in {out}.")
 

@@ -11,9 +11,9 @@ Shape legend: S seeds, P prompts.
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,8 @@ from bellwether.arms import Outcome
 from bellwether.comparison import Comparison
 from bellwether.evaluate.intervals import Interval, by_category, difference, holm, interval
 from bellwether.evaluate.scores import Totals
-from bellwether.history import plain
 from bellwether.randomness import Randomness
-from bellwether.recipe import Arm, Recipe
-from bellwether.recipe_file import with_overrides
+from bellwether.recipe import Arm
 
 Floats = NDArray[np.float64]
 
@@ -43,14 +41,39 @@ class Line:
         scores: interval by metric; a metric that the arm does not have is absent.
         gaps: how much higher the arm that is referred to scores, by metric, with adjusted p-values.
         categories: interval by category and metric.
+        groups: interval by group (language or domain) and metric, over all rows of the group; empty where rows name
+            fewer than two.
         cost: mean over seeds and adapters of what it cost.
+        ratios: mean score of the arm that is referred to over this one's, by metric, as FedIT has it for judged scores
+            (Zhang et al. 2023, arXiv 2305.05644); absent for the loss, and where this one's is 0.
     """
 
     name: str
     scores: Mapping[str, Interval]
     gaps: Mapping[str, Interval]
-    categories: Mapping[str, Mapping[str, Interval]]
-    cost: Mapping[str, float]
+    categories: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientGain:
+    """What a client gains by the federation: the shared model against the one that it trains alone.
+
+    Args:
+        client: its name.
+        alone: mean scores of its own model on the shared test rows, by metric.
+        shared: how much higher the federated model scores there, with adjusted p-values.
+        own: how much higher the federated model scores on the rows that the client holds out of its own, means over
+            all of them; empty where none are held out. Under every seed these may be other rows, so the interval
+            speaks of seeds; with one seed its ends are no numbers.
+    """
+
+    client: str
+    alone: Mapping[str, float]
+    shared: Mapping[str, Interval]
+    own: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -70,10 +93,9 @@ def make_lines(comparison: Comparison) -> list[Line]:
 
     The arms that others are compared with are those of ``comparison.reference``.
     """
-    by_arm: dict[str, list[Outcome]] = {name: [] for name in comparison.arms}
-    for outcome in comparison.outcomes:
-        by_arm[outcome.arm].append(outcome)
-    strata, randomness = comparison.outcomes[0].categories, Randomness(comparison.recipe.seed)
+    by_arm = _by_arm(comparison)
+    first, randomness = comparison.outcomes[0], Randomness(comparison.recipe.seed)
+    strata = first.categories
 
     def line(name: str, counted: Sequence[_Counted], referred: Sequence[_Counted]) -> Line:
         return _line(name, counted, referred, strata, randomness)
@@ -83,8 +105,9 @@ def make_lines(comparison: Comparison) -> list[Line]:
         reference = comparison.reference(arm.counts_steps)
         counted = _everywhere(by_arm[name])
         main = line(name, counted, _everywhere(by_arm[reference]) if reference not in (None, name) else [])
-        categories = _by_category(name, counted, strata, randomness)
-        lines.append(replace(main, categories=categories, cost=_cost(by_arm[name])))
+        categories = _by_stratum(name, counted, strata, randomness)
+        groups = _by_stratum(f"{name}, by group", counted, first.groups, randomness) if first.groups else {}
+        lines.append(replace(main, categories=categories, groups=groups, cost=_cost(by_arm[name])))
         if arm.trains != "alone":
             continue
         referred = _on_own(by_arm[name], by_arm[reference]) if reference is not None else []
@@ -93,6 +116,14 @@ def make_lines(comparison: Comparison) -> list[Line]:
             counted = _on_own(by_arm[name], by_arm[other])
             on_own.append(line(f"{other}, {OWN} of {name}", counted, referred if other != reference else []))
     return _adjusted(lines + on_own)
+
+
+def _by_arm(comparison: Comparison) -> dict[str, list[Outcome]]:
+    """Return the outcomes of each arm."""
+    by_arm: dict[str, list[Outcome]] = {name: [] for name in comparison.arms}
+    for outcome in comparison.outcomes:
+        by_arm[outcome.arm].append(outcome)
+    return by_arm
 
 
 def _shared(arms: Mapping[str, Arm], counts_steps: bool) -> list[str]:
@@ -122,7 +153,7 @@ def _line(
     randomness: Randomness,
 ) -> Line:
     """Return a line: scores, and how much higher those of what is referred to are."""
-    scores, gaps = {}, {}
+    scores, gaps, ratios = {}, {}, {}
     for metric in METRICS:
         found, other = _scored(counted, metric, strata), _scored(referred, metric, strata)
         if found is None:
@@ -134,7 +165,9 @@ def _line(
             gaps[metric] = difference(
                 other.numerators_SP, found.numerators_SP, strata, generator, denominators_P=found.denominators_P
             )
-    return Line(name, scores, gaps, {}, {})
+            if metric != "loss" and scores[metric].mean:
+                ratios[metric] = (scores[metric].mean + gaps[metric].mean) / scores[metric].mean
+    return Line(name, scores, gaps, ratios=ratios)
 
 
 def _scored(counted: Sequence[_Counted], metric: str, strata: Sequence[str]) -> _Scored | None:
@@ -164,27 +197,27 @@ def _values(totals: Totals, metric: str) -> tuple[float, float] | None:
     """Return numerator and denominator of a row's score; None where the arm has no such score."""
     if metric == "loss":
         return (totals.loss, float(totals.tokens)) if totals.tokens else None
-    return (float(getattr(totals, metric)), 1.0) if totals.generated else None
+    return (float(getattr(totals, metric)), float(totals.generated)) if totals.generated else None
 
 
-def _by_category(
+def _by_stratum(
     name: str, counted: Sequence[_Counted], strata: Sequence[str], randomness: Randomness
 ) -> dict[str, dict[str, Interval]]:
-    """Return intervals by category and metric."""
-    found: dict[str, dict[str, Interval]] = {category: {} for category in sorted(set(strata))}
+    """Return intervals by category, or by group, and metric."""
+    found: dict[str, dict[str, Interval]] = {stratum: {} for stratum in sorted(set(strata))}
     for metric in METRICS:
         scored = _scored(counted, metric, strata)
         if scored is None:
             continue
         generator = randomness.numpy(f"intervals by category of {metric} of {name}")
-        for category, one in by_category(
+        for stratum, one in by_category(
             scored.numerators_SP,
             strata,
             generator,
             denominators_P=scored.denominators_P,
             samples=SAMPLES_BY_CATEGORY,
         ).items():
-            found[category][metric] = one
+            found[stratum][metric] = one
     return found
 
 
@@ -196,112 +229,73 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def _adjusted(lines: Sequence[Line]) -> list[Line]:
     """Return the lines with p-values adjusted over all differences shown."""
-    places = [(number, metric) for number, line in enumerate(lines) for metric in line.gaps]
-    values = holm([lines[number].gaps[metric].p for number, metric in places])
-    adjusted = [dict(line.gaps) for line in lines]
-    for (number, metric), p in zip(places, values, strict=True):
-        adjusted[number][metric] = replace(adjusted[number][metric], p=p)
+    adjusted = adjust([line.gaps for line in lines])
     return [replace(line, gaps=gaps) for line, gaps in zip(lines, adjusted, strict=True)]
 
 
-# Showing ------------------------------------------------------------------------------------------
-
-_HEADS = {"loss": "loss", "rouge_l": "ROUGE-L %", "exact": "exact %"}
-_SCALE = {"loss": 1.0, "rouge_l": 100.0, "exact": 100.0}
-_LEGEND = (
-    "Means over seeds, with intervals of 95 %. A difference marked with = cannot be told from none (p > 0.05, adjusted "
-    "by Holm's method)."
-)
-
-
-def _shown(found: Interval | None, metric: str) -> str:
-    """Return an interval as text: the mean, and its ends in brackets."""
-    if found is None:
-        return "-"
-    mean, low, high = (value * _SCALE[metric] for value in (found.mean, found.low, found.high))
-    digits = 3 if metric == "loss" else 1
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _gap(found: Interval | None, metric: str) -> str:
-    """Return a difference as text, marked with = where it cannot be told from nothing at 5 %."""
-    return "-" if found is None else ("= " if found.p > 0.05 else "") + _shown(found, metric)
-
-
-def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return heads and cells of the main table; without any difference it has no columns for them.
+def adjust(families: Sequence[Mapping[str, Interval]]) -> list[dict[str, Interval]]:
+    """Return differences with p-values adjusted by Holm's method over all of them.
 
     Args:
-        lines: of ``make_lines``.
+        families: differences by metric, of each line.
     """
-    compared = METRICS if any(line.gaps for line in lines) else ()
-    heads = ["arm", *_HEADS.values(), *(f"federated minus it, {_HEADS[metric]}" for metric in compared)]
-    rows = [
-        [
-            line.name,
-            *(_shown(line.scores.get(metric), metric) for metric in METRICS),
-            *(_gap(line.gaps.get(metric), metric) for metric in compared),
-        ]
-        for line in lines
+    places = [(number, metric) for number, gaps in enumerate(families) for metric in gaps]
+    values = holm([families[number][metric].p for number, metric in places])
+    adjusted = [dict(gaps) for gaps in families]
+    for (number, metric), p in zip(places, values, strict=True):
+        adjusted[number][metric] = replace(adjusted[number][metric], p=p)
+    return adjusted
+
+
+# Clients ------------------------------------------------------------------------------------------
+
+
+def client_gains(comparison: Comparison) -> list[ClientGain]:
+    """Return what each client that trains alone gains by the federation that counts steps, or passes, as it does.
+
+    Args:
+        comparison: of its arms that train alone the first that has such a federation counts; without one the list is
+            empty.
+    """
+    pairs = [
+        (name, reference)
+        for name, arm in comparison.arms.items()
+        if arm.trains == "alone" and (reference := comparison.reference(arm.counts_steps)) is not None
     ]
-    return heads, rows
+    if not pairs:
+        return []
+    by_arm, randomness = _by_arm(comparison), Randomness(comparison.recipe.seed)
+    (name, reference), strata = pairs[0], comparison.outcomes[0].categories
+    federated = {outcome.seed: outcome for outcome in by_arm[reference]}
+    gains = []
+    for client in dict.fromkeys(outcome.client for outcome in by_arm[name]):
+        mine = [outcome for outcome in by_arm[name] if outcome.client == client]
+        theirs = [federated[outcome.seed] for outcome in mine]
+        line = _line(f"{name}, {client}", _everywhere(mine), _everywhere(theirs), strata, randomness)
+        alone = {metric: score.mean for metric, score in line.scores.items()}
+        gains.append(ClientGain(client, alone, line.gaps, _own_gains(client, mine, theirs, randomness)))
+    shared, own = adjust([gain.shared for gain in gains]), adjust([gain.own for gain in gains])
+    return [replace(gain, shared=s, own=o) for gain, s, o in zip(gains, shared, own, strict=True)]
 
 
-def category_cells(lines: Sequence[Line], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Return heads and cells of a table by category."""
-    categories = sorted({category for line in lines for category in line.categories})
-
-    def show(values: Mapping[str, Interval]) -> str:
-        return f"{values[metric].mean * _SCALE[metric]:.{2 if metric == 'loss' else 1}f}" if metric in values else "-"
-
-    rows = [[line.name, *(show(line.categories[c]) for c in categories)] for line in lines if line.categories]
-    return ["arm", *categories], rows
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heads, ["---"] * len(heads), *rows)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
-
-
-def describe(lines: Sequence[Line], comparison: Comparison) -> dict[str, str]:
-    """Return the files of a comparison's result by name: the tables for people, and all figures as JSON."""
-    text = markdown(*cells(lines)) + f"\n{_LEGEND}{_references(comparison)}\n\n{_made_of(comparison)}"
+def _own_gains(
+    client: str, mine: Sequence[Outcome], theirs: Sequence[Outcome], randomness: Randomness
+) -> dict[str, Interval]:
+    """Return how much higher the federated model scores on rows that a client holds out."""
+    held = [
+        (one.clients[client], other.clients[client])
+        for one, other in zip(mine, theirs, strict=True)
+        if client in one.clients and client in other.clients
+    ]
+    gains = {}
     for metric in METRICS:
-        text += f"\n{_HEADS[metric]} by category\n\n" + markdown(*category_cells(lines, metric))
-    if comparison.trials:
-        rows = [[t.arm, f"{t.learning_rate:g}", str(t.passes), f"{t.score:.4f}"] for t in comparison.trials]
-        text += "\nTrials on validation rows\n\n" + markdown(["arm", "learning rate", "passes", "score"], rows)
-    return {"table.md": text, "table.json": json.dumps(plain(lines), indent=1) + "\n"}
-
-
-def _references(comparison: Comparison) -> str:
-    """Return the sentences that name the arms that others are compared with; empty where there are none."""
-    names = [(comparison.reference(counts_steps), counts_steps) for counts_steps in (False, True)]
-    arms = ("Arms", "Arms that count steps")
-    return "".join(f" {arms[steps]} are compared with the arm {name}." for name, steps in names if name is not None)
-
-
-def _made_of(comparison: Comparison) -> str:
-    """Return lines that name recipe, seeds and rows, and how each arm was trained."""
-    recipe, rows = comparison.recipe, len(comparison.outcomes[0].categories)
-    seeds = ", ".join(map(str, dict.fromkeys(outcome.seed for outcome in comparison.outcomes)))
-    text = f"Recipe {recipe.name}, seeds {seeds}; {rows} scored rows.\n\n"
-    return text + "".join(
-        f"- {name}: {_training(arm, recipe)}\n" for name, arm in comparison.arms.items() if arm.learns
-    )
-
-
-def _training(arm: Arm, recipe: Recipe) -> str:
-    """Return an arm's learning rate and how long it trains, as text."""
-    changed = with_overrides(recipe, arm.set)
-    rounds, steps = changed.federation.rounds, changed.training.local_steps
-    if arm.passes is not None:
-        length = f"{arm.passes} passes"
-    elif arm.steps is not None:
-        length = f"{arm.steps} steps"
-    elif arm.trains == "federation":
-        length = f"{rounds} rounds" + (f" of {steps} steps" if steps else "")
-    else:
-        length = f"as many passes as {rounds} rounds make"
-    return f"learning rate {arm.learning_rate or changed.training.learning_rate:g}, {length}"
+        pairs = [[_values(totals, metric) for totals in pair] for pair in held]
+        known = [[value[0] / value[1] for value in pair if value] for pair in pairs]
+        if not known or any(len(pair) < 2 for pair in known):
+            continue
+        gains_S1 = np.array([[federated - alone] for alone, federated in known])
+        generator = randomness.numpy(f"interval of {metric} of the own rows of {client}")
+        found = interval(gains_S1, [client], generator, samples=SAMPLES_BY_CATEGORY)
+        unknown = replace(found, low=math.nan, high=math.nan, p=1.0)
+        gains[metric] = found if len(known) > 1 else unknown
+    return gains

@@ -84,8 +84,9 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         comparison: what it gave.
     """
     arms = {name: arm.model_dump(mode="json") for name, arm in comparison.arms.items()}
-    text = json.dumps({"arms": arms, "trials": plain(comparison.trials)}, indent=1)
-    write_atomic(folder / FILE, f"{text}\n".encode())
+    content = (json.dumps({"arms": arms, "trials": plain(comparison.trials)}, indent=1) + "\n").encode()
+    if not is_comparison(folder) or (folder / FILE).read_bytes() != content:
+        write_atomic(folder / FILE, content)
 
 
 def is_comparison(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from bellwether.arms import Outcome, read_outcomes
-from bellwether.compare_table import markdown
+from bellwether.compare_show import markdown
 from bellwether.evaluate.scores import macro
 from bellwether.recipe_file import find_recipe
 
@@ -38,7 +38,7 @@ def comparison_hash() -> str:
 
 def block(folder: Path) -> str:
     """Return the marked place of the README."""
-    lines = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    lines = json.loads((folder / "table.json").read_text(encoding="utf-8"))["lines"]
     main = [line for line in lines if STEPS not in line["name"]]
     steps = [line for line in lines if STEPS in line["name"]]
     categories = [line for line in main if line["categories"]]

@@ -105,6 +105,8 @@ def test_recipe_lists_the_shipped_ones(bellwether: Command) -> None:
         "fedit-dolly",
         "fedit-table",
         "fedit-trials",
+        "languages-table",
+        "quality-against-cost",
         "shepherd",
         "two-languages",
     ]

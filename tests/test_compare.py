@@ -21,8 +21,9 @@ from safetensors.numpy import load_file
 
 from bellwether.arms import OUTCOMES, Outcome, arm_recipe, read_outcomes
 from bellwether.compare import compare
-from bellwether.compare_table import cells, describe, make_lines
-from bellwether.comparison import Comparison
+from bellwether.compare_show import cells, cost_cells, describe, gain_cells
+from bellwether.compare_table import client_gains, make_lines
+from bellwether.comparison import Comparison, read_comparison
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
 from bellwether.evaluate.intervals import Interval
 from bellwether.evaluate.scores import Totals
@@ -250,6 +251,92 @@ def test_a_comparison_comes_back_from_a_dumped_recipe(tmp_path: Path) -> None:
     assert list(load_recipe(None, ["compare={}"]).compare.arms) == ["base", "local", "centralized", "federated"]
 
 
+# What is kept -------------------------------------------------------------------------------------
+
+
+def test_every_trained_adapter_is_kept_in_pefts_format(
+    sites: Recipe, tmp_path: Path, updates: dict[str, Any], tiny_llama: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    arms = {"base": ARMS["base"], "local": {"trains": "alone", "passes": 1}, "federated": ARMS["federated"]}
+    recipe = comparing(with_overrides(sites, {"federation.rounds": 1}), [7], **arms)
+    found = compare(recipe, tmp_path / "out").outcomes
+    kept = {(one.arm, one.client): one.adapter for one in found}
+    assert kept == {
+        ("base", ""): "",
+        ("local", "a"): "adapters/1-a",
+        ("local", "b"): "adapters/2-b",
+        ("federated", ""): "run/adapter",
+    }
+    folder = tmp_path / "out" / "local" / "seed-7" / kept["local", "b"]
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), str(folder))
+    loaded = {key: value for key, value in tuned.state_dict().items() if "lora_" in key}
+    named = {key.replace(".default", ""): value.numpy() for key, value in loaded.items()}
+    assert named.keys() == updates["b"].keys()
+    assert all(np.array_equal(named[key], value) for key, value in updates["b"].items())
+
+
+def test_a_curve_tells_the_loss_of_each_step_over_passes(sites: Recipe, tmp_path: Path) -> None:
+    recipe = comparing(
+        with_overrides(sites, {"federation": {"rounds": 3, "fraction": 0.5}}),
+        [7],
+        local={"trains": "alone", "passes": 2},
+        federated={"trains": "federation"},
+    )
+    local, other, federated = compare(recipe, tmp_path / "out").outcomes
+    # Sixteen rows in batches of four: eight steps of a quarter of a pass.
+    assert [passes for passes, _ in local.curve] == [step / 4 for step in range(1, 9)]
+    assert [passes for passes, _ in federated.curve] == [0.5, 1.0, 1.5]
+    assert all(loss > 0 for one in (local, other, federated) for _, loss in one.curve)
+    rounds = [json.loads(line) for line in (tmp_path / "out/federated/seed-7/run/rounds.jsonl").open()]
+    assert [loss for _, loss in federated.curve] == [one["loss"] for one in rounds]
+
+
+def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(sites: Recipe) -> None:
+    from bellwether.client.train import train_cohort
+    from bellwether.messages import TrainTask
+    from bellwether.model.base import load_base
+    from bellwether.model.lora import LoraLayers, initial_adapter
+    from bellwether.randomness import Randomness
+
+    prepared = prepare(sites)
+    base = load_base(sites.model)
+    adapter = initial_adapter(base, sites.lora, Randomness(0).torch("initial adapter"))
+    layers = LoraLayers(base.model, adapter.config, slots=1)
+    training = sites.training.model_copy(update={"batch_size": 16, "local_epochs": 3})  # each step is a whole pass
+    (reply,) = train_cohort(
+        base, layers, {"a": prepared.clients["a"].rows}, TrainTask(1, adapter, training, 1, 0), None
+    )
+    assert len(reply.losses) == 3
+    assert sum(reply.losses) / 3 == pytest.approx(reply.update.metrics["loss"], rel=1e-5)
+
+
+def test_a_finished_comparison_is_read_as_it_was_given(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = comparing(
+        with_overrides(tiny, {"partition.client_test_fraction": 0.5}),
+        [3],
+        **{name: ARMS[name] for name in ("base", "local", "federated")},
+    )
+    found = compare(recipe, tmp_path / "out")
+    assert read_comparison(tmp_path / "out") == found
+    local = [one for one in found.outcomes if one.arm == "local"]
+    # Each has scores on the rows that it holds out itself, the others on those of all.
+    assert [list(one.clients) for one in local] == [[one.client] for one in local]
+    assert [sorted(one.clients) for one in found.outcomes if one.arm != "local"] == [[o.client for o in local]] * 2
+    assert all(rows.rows == 4 for one in found.outcomes for rows in one.clients.values())
+
+
+def test_what_is_no_finished_comparison_or_a_broken_one_is_not_read(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished comparison"):
+        read_comparison(tmp_path)
+    compare(comparing(tiny, [3], base=ARMS["base"]), tmp_path / "out")
+    (tmp_path / "out" / "comparison.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="The comparison in .* cannot be read"):
+        read_comparison(tmp_path / "out")
+
+
 # Going on -----------------------------------------------------------------------------------------
 
 
@@ -473,7 +560,7 @@ def made_up(arm: str, seed: int, losses: list[float], client: str = "", own: tup
         Totals(rows=1, tokens=tokens, loss=loss, generated=1, rouge_l=loss / 10, exact=number % 2)
         for number, (tokens, loss) in enumerate(zip((2, 6, 4), losses, strict=True))
     ]
-    return Outcome(arm, seed, client, ("x", "x", "y"), tuple(totals), ("a", "b", "c"), own, {"rows": 10.0 * seed})
+    return Outcome(arm, seed, client, ("x", "x", "y"), tuple(totals), ("a", "b", "c"), own, {})
 
 
 OUTCOMES_BY_HAND = [
@@ -490,6 +577,12 @@ def by_hand(arms: dict[str, Arm], outcomes: list[Outcome]) -> Comparison:
     return Comparison(Recipe(), arms, outcomes, [])
 
 
+def tables(comparison: Comparison) -> dict[str, str]:
+    """The files of a comparison's result."""
+    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    return {name: content.decode() for name, content in files.items()}
+
+
 TWO = {"local": Arm(trains="alone"), "federated": Arm(trains="federation")}
 
 
@@ -504,7 +597,6 @@ def test_scores_are_means_over_clients_then_seeds_of_means_over_categories() -> 
     # Plain means of answers: the second row of x alone is exact.
     assert lines["federated"].scores["exact"].mean == pytest.approx((1 / 2 + 0) / 2)
     assert lines["federated"].categories["x"]["rouge_l"].mean == pytest.approx((1 + 3 + 2 + 4) / 10 / 4)
-    assert lines["local"].cost == {"rows": 15.0}
 
 
 def test_a_gap_is_how_much_higher_the_federated_arm_scores() -> None:
@@ -560,7 +652,7 @@ def test_arms_that_count_steps_are_compared_with_the_federation_that_does() -> N
             "together by steps, own categories of local by steps": 6 - 4,
         }
     )
-    text = describe(make_lines(of_kinds()), of_kinds())["table.md"]
+    text = tables(of_kinds())["table.md"]
     assert "Arms are compared with the arm federated." in text
     assert "Arms that count steps are compared with the arm federated by steps." in text
 
@@ -595,7 +687,7 @@ def test_the_table_says_what_was_compared_and_how_arms_were_trained() -> None:
         "federated": Arm(set={"federation.rounds": 4, "training.local_steps": 3, "training.learning_rate": 0.25}),
     }
     outcomes = [made_up(arm, seed, [1, 2, 3]) for arm in arms for seed in (5, 6)]
-    text = describe(make_lines(by_hand(arms, outcomes)), by_hand(arms, outcomes))["table.md"]
+    text = tables(by_hand(arms, outcomes))["table.md"]
     assert "Recipe default, seeds 5, 6; 3 scored rows.\n" in text
     assert [line for line in text.splitlines() if line.startswith("- ")] == [
         "- local: learning rate 0.5, 7 passes",
@@ -612,7 +704,7 @@ def test_categories_have_intervals_of_their_own_rows() -> None:
     assert x.low < x.mean < x.high
     # The only row of y has under both seeds the same mean over clients: nothing to be uncertain of.
     assert (y.low, y.mean, y.high) == (1.5, 1.5, 1.5)
-    kept = json.loads(describe(lines, comparison)["table.json"])
+    kept = json.loads(tables(comparison)["table.json"])["lines"]
     assert kept[0]["categories"]["x"]["loss"] == plain(x)
 
 
@@ -650,6 +742,7 @@ def test_without_a_federation_the_table_has_no_differences() -> None:
     comparison = by_hand({"local": TWO["local"]}, OUTCOMES_BY_HAND[:4])
     heads, rows = cells(make_lines(comparison))
     assert len(heads) == 4
+    assert client_gains(comparison) == []
     assert [row[0] for row in rows] == ["local", "local, own categories"]
 
 
@@ -658,11 +751,89 @@ def test_an_arm_without_answers_or_without_loss_has_dashes() -> None:
         dataclasses.replace(one, totals=tuple(Totals(1, row.tokens, row.loss) for row in one.totals))
         for one in OUTCOMES_BY_HAND[4:]
     ]
-    files = describe(make_lines(by_hand({"federated": TWO["federated"]}, silent)), by_hand(TWO, silent))
+    files = tables(by_hand({"federated": TWO["federated"]}, silent))
     assert "| federated | 0.688 [" in files["table.md"]
     assert files["table.md"].splitlines()[2].count(" - |") == 2
-    (line,) = json.loads(files["table.json"])
+    (line,) = json.loads(files["table.json"])["lines"]
     assert line["scores"].keys() == {"loss"}
+
+
+def test_a_ratio_is_the_federated_score_over_that_of_the_line() -> None:
+    lines = {line.name: line for line in make_lines(by_hand(TWO, OUTCOMES_BY_HAND))}
+    # A tenth of the summed losses stands in for ROUGE-L. Local: x is (2+6+4+4+2+2+6+6)/10/8, y (8+4+4+8)/10/4.
+    local, federated = (0.4 + 0.6) / 2, (10 / 10 / 4 + (2 + 4) / 10 / 2) / 2
+    assert lines["local"].ratios["rouge_l"] == pytest.approx(federated / local)
+    assert "loss" not in lines["local"].ratios
+    assert lines["federated"].ratios == {}
+    assert "federated ÷ it, ROUGE-L" in tables(by_hand(TWO, OUTCOMES_BY_HAND))["table.md"]
+
+
+def with_own_rows(outcome: Outcome) -> Outcome:
+    """Two rows of ten tokens that each client holds out: alone 20 nats of seed 1, 10 of seed 2; federated 5 of c1."""
+    if outcome.client:
+        return dataclasses.replace(outcome, clients={outcome.client: Totals(2, 10, 20.0 / outcome.seed)})
+    return dataclasses.replace(
+        outcome, clients={client: Totals(2, 10, 5.0 * int(client[1])) for client in ("c1", "c2")}
+    )
+
+
+def test_what_a_client_gains_is_the_federated_score_less_its_own() -> None:
+    comparison = by_hand(TWO, [with_own_rows(outcome) for outcome in OUTCOMES_BY_HAND])
+    gains = {gain.client: gain for gain in client_gains(comparison)}
+    assert list(gains) == ["c1", "c2"]
+    # Client c1 alone: x is (2+6)/8 and (2+2)/8, y is 8/4 and 4/4; the federated model has 0.6875.
+    assert gains["c1"].alone["loss"] == pytest.approx((0.75 + 1.5) / 2)
+    assert gains["c1"].shared["loss"].mean == pytest.approx(0.6875 - (0.75 + 1.5) / 2)
+    # On its own rows: 5/10 less 20/10 and 10/10; on those of c2 10/10 less the same.
+    assert gains["c1"].own["loss"].mean == pytest.approx(0.5 - 1.5)
+    assert gains["c2"].own["loss"].mean == pytest.approx(1.0 - 1.5)
+    assert gains["c1"].own["loss"].low < gains["c1"].own["loss"].mean < gains["c1"].own["loss"].high
+    assert "rouge_l" not in gains["c1"].own  # no answers to them
+    heads, rows = gain_cells(list(gains.values()))
+    assert heads[-1] == "gain on its own rows, loss"
+    assert [row[0] for row in rows] == ["c1", "c2"]
+    assert "clients.csv" in tables(comparison)
+
+
+def test_with_one_seed_a_gain_on_own_rows_has_no_interval() -> None:
+    outcomes = [with_own_rows(outcome) for outcome in OUTCOMES_BY_HAND if outcome.seed == 1]
+    (first, _) = client_gains(by_hand(TWO, outcomes))
+    assert first.own["loss"].mean == pytest.approx(0.5 - 2.0)
+    assert math.isnan(first.own["loss"].low)
+    own = [row.split(",") for row in tables(by_hand(TWO, outcomes))["clients.csv"].splitlines() if "held-out" in row]
+    assert own[0][:6] == ["c1", "its own held-out rows", "loss", "-1.5", "", ""]
+
+
+def test_gains_of_all_clients_are_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellwether.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.006))
+    gains = client_gains(by_hand(TWO, OUTCOMES_BY_HAND))
+    assert [round(gap.p, 9) for gain in gains for gap in gain.shared.values()] == [0.036] * 6
+
+
+def test_scores_by_group_are_means_over_all_rows_of_the_group() -> None:
+    grouped = [dataclasses.replace(outcome, groups=("en", "lo", "en")) for outcome in OUTCOMES_BY_HAND]
+    comparison = by_hand(TWO, grouped)
+    lines = {line.name: line for line in make_lines(comparison)}
+    # Federated, English: rows of 2 and 4 tokens, (1+2)/6 and (2+4)/6; Lowland: 3/6 and 4/6.
+    assert lines["federated"].groups["en"]["loss"].mean == pytest.approx((3 / 6 + 6 / 6) / 2)
+    assert lines["federated"].groups["lo"]["loss"].mean == pytest.approx((3 / 6 + 4 / 6) / 2)
+    assert "loss by group" in tables(comparison)["table.md"]
+    assert "loss by group" not in tables(by_hand(TWO, OUTCOMES_BY_HAND))["table.md"]
+
+
+def test_the_cost_table_has_shares_of_rows_and_what_the_whole_base_would_take() -> None:
+    cost = {
+        "rows": 30.0,
+        "rows_of_all": 40.0,
+        "rows_seen": 600.0,
+        "tokens": 12345.0,
+        "seconds": 2.5,
+        "bytes": 2e6,
+        "bytes_of_whole_base": 8e9,
+    }
+    outcomes = [dataclasses.replace(outcome, cost=cost) for outcome in OUTCOMES_BY_HAND[4:]]
+    _, rows = cost_cells(make_lines(by_hand({"federated": TWO["federated"]}, outcomes)))
+    assert rows == [["federated", "75.0", "600", "12,345", "2.5", "2.0 MB", "8.0 GB"]]
 
 
 # Trials -------------------------------------------------------------------------------------------
@@ -715,7 +886,7 @@ def test_the_best_trial_is_chosen_for_each_arm_and_used(
     by_loss = {(one.learning_rate, one.passes): one.score for one in found.trials if one.arm == "local"}
     if choose_by == "loss":
         assert by_loss == {(0.01, 1): np.inf, (0.01, 2): 2.5, (0.02, 1): 1.0, (0.02, 2): 2.5}
-    table = describe(make_lines(found), found)["table.md"]
+    table = tables(found)["table.md"]
     assert "Trials on validation rows" in table
 
 

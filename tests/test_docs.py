@@ -394,7 +394,7 @@ def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> Non
 
     lines = [line("base", 0.0), line("local", 0.1), line("federated", 0.5), line("local, own categories", 0.45, p=0.2)]
     lines += [line("local, 1000 steps", 0.12), line("local, 1000 steps, own categories", 0.4)]
-    (tmp_path / "table.json").write_text(json.dumps(lines))
+    (tmp_path / "table.json").write_text(json.dumps({"lines": lines, "clients": []}))
     for arm, exact in (("base", (0,)), ("local", (1, 0)), ("federated", (1,))):
         outcomes = [
             {
@@ -405,6 +405,9 @@ def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> Non
                 "totals": [{"rows": 1, "tokens": 4, "loss": 2.0, "generated": 1, "rouge_l": 0.5, "exact": value}],
                 "answers": ["La."],
                 "own": [],
+                "groups": [],
+                "curve": [],
+                "clients": {},
                 "cost": {},
             }
             for number, value in enumerate(exact)

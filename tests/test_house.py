@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 # Top floor first; a module may import from its own floor or from floors below.
 FLOORS = [
     {"cli", "__main__"},
+    {"compare_show"},
     {"compare_table", "answerers"},
     {"compare"},
     {"comparison"},

@@ -19,10 +19,13 @@ EXPECTED = {
     "fedit-dolly": (100, 5, 12 - 5, 12 + 5),
     "fedit-table": (10, 5, 5 * 20, 5 * 60),
     "fedit-trials": (10, 5, 5 * 20, 5 * 60),
+    "languages-table": (10, 5, 5 * 20, 5 * 60),
+    "quality-against-cost": (10, 5, 5 * 20, 5 * 60),
     "shepherd": (10, 1, 24 - 1, 24 + 1),
     "two-languages": (10, 5, 5 * 20, 5 * 60),
 }
-EMBEDDED = ("default", "fedit-100", "fedit-table", "fedit-trials", "two-languages")
+BILINGUAL = ("languages-table", "two-languages")
+EMBEDDED = ("default", "fedit-100", "fedit-table", "fedit-trials", "quality-against-cost", *BILINGUAL)
 
 
 def test_every_shipped_recipe_is_expected_here() -> None:
@@ -36,6 +39,8 @@ def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None
         "default": "bellwether run",
         "fedit-table": "bellwether compare fedit-table --out table --jobs 2",
         "fedit-trials": "bellwether compare fedit-trials --out trials --jobs 2",
+        "languages-table": "bellwether compare languages-table --out languages --jobs 2",
+        "quality-against-cost": "bellwether compare quality-against-cost --out costs --jobs 2",
     }
     assert first == f"# {command.get(name, f'bellwether run {name}')}"
     assert load_recipe(RECIPES / f"{name}.yaml").name == name
@@ -58,7 +63,7 @@ def test_two_rounds_of_a_shipped_recipe(
     scored = [row for row in json_lines(Path("out/evaluation.jsonl")) if row["round"] == 2]
     # Ten rows of each of eight categories, in each language.
     languages = {row["group"]: row["rows"] for row in scored if row.get("group")}
-    assert languages == ({"english": 80, "lowland": 80} if name == "two-languages" else {})
+    assert languages == ({"english": 80, "lowland": 80} if name in BILINGUAL else {})
     assert len([row for row in scored if row["rows"] == 10 * max(1, len(languages))]) == 8
     recipe = yaml.safe_load(Path("out/recipe.yaml").read_text())
     shipped_recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
