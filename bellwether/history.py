@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter
 from bellwether.errors import CheckpointError
 from bellwether.evaluate.scores import Scores, macro, means
 from bellwether.records import EvaluationRecord, RoundRecord
+from bellwether.spreadsheet import csv_table
 
 Record = RoundRecord | EvaluationRecord
 
@@ -112,12 +111,10 @@ def evaluation_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def evaluation_csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return the rows of ``evaluation_rows`` as CSV; an empty cell is nothing scored."""
-    text, rows = io.StringIO(newline=""), list(rows)
-    writer = csv.DictWriter(text, rows[0] if rows else COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(row) for row in rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    """Return the rows of ``evaluation_rows`` as CSV, safe to open in a spreadsheet; an empty cell is nothing scored."""
+    rows = list(rows)
+    heads = tuple(rows[0]) if rows else COLUMNS
+    return csv_table(heads, ([row[head] for head in heads] for row in rows))
 
 
 def _score_row(record: EvaluationRecord, category: str, scores: Scores) -> dict[str, Any]:

