@@ -948,7 +948,7 @@ def test_the_command_writes_and_shows_the_table(bellwether: Command, tiny_llama:
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines()[0].startswith("1/2 a/b, seed 1: loss ")
     assert Path("found/table.md").read_text() in outcome.out
-    lines = {line["name"]: line for line in json.loads(Path("found/table.json").read_text())}
+    lines = {line["name"]: line for line in json.loads(Path("found/table.json").read_text())["lines"]}
     assert lines.keys() == {"a/b", "fed"}
     assert Path("found/a-b/seed-1/outcomes.json").exists()
     # The scores are those of the run itself.
