@@ -105,18 +105,18 @@ def compare(
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     from bellwether.atomic import write_atomic
     from bellwether.compare import compare as run_comparison
-    from bellwether.compare_show import describe
+    from bellwether.compare_show import describe, terminal
     from bellwether.compare_table import client_gains, make_lines
     from bellwether.narrate import plain_lines
 
     recipe = _recipe(words, _flags(model, data, None, None, None))
     comparison = run_comparison(recipe, out, jobs=jobs, watch=plain_lines(_say))
-    files = describe(make_lines(comparison), client_gains(comparison), comparison)
-    for name, content in files.items():
+    lines, gains = make_lines(comparison), client_gains(comparison)
+    for name, content in describe(lines, gains, comparison).items():
         write_atomic(out / name, content)
-    for line in files["table.md"].decode().splitlines():
-        _say(line)
-    _say(f"Table and outcomes are in {out}.")
+    console = _console()
+    console.print(terminal(lines, gains, ascii_only=console.options.ascii_only))
+    _say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
 
 
 @app.command(short_help="Say what a run will need.")

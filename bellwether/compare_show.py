@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bellwether.compare_table import METRICS, ClientGain, Line
 from bellwether.comparison import Comparison
 from bellwether.evaluate.intervals import Interval
 from bellwether.history import plain
-from bellwether.narrate import byte_size
+from bellwether.narrate import byte_size, clean
 from bellwether.recipe import Arm, Recipe
 from bellwether.recipe_file import with_overrides
 from bellwether.spreadsheet import csv_table
 
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+SHOWN_CLIENTS = 12  # in a terminal; the files have them all
 RELATED = ("rouge_l", "exact")
 
 _NAMES = {"loss": "loss", "rouge_l": "ROUGE-L", "exact": "exact"}
@@ -34,6 +39,7 @@ _GAINS = (
     "What each client gains: the federated model minus the client's own, on the shared test rows, and on the rows that "
     "the client holds out of its own, where it does."
 )
+_DIFFERENCES = "Federated minus the arm (= cannot be told from none), and federated divided by it"
 _COST = "What an adapter of each arm cost, mean over seeds; what would be sent with the whole base instead, in float32"
 _COST_HEADS = ("arm", "rows used, % of all", "rows seen", "tokens trained", "seconds of training", "sent", "whole base")
 _FIGURE_HEADS = ("line", "what", "of", "metric", "mean", "low", "high", "p")
@@ -70,7 +76,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         "arm",
         *_HEADS.values(),
         *(f"federated minus it, {_HEADS[metric]}" for metric in compared),
-        *(f"federated ÷ it, {_NAMES[metric]}" for metric in related),
+        *(f"federated / it, {_NAMES[metric]}" for metric in related),
     ]
     rows = [
         [
@@ -144,6 +150,43 @@ def gain_cells(gains: Sequence[ClientGain]) -> tuple[list[str], list[list[str]]]
         for gain in gains
     ]
     return heads, rows
+
+
+def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: bool = False) -> Group:
+    """Return the tables as a terminal shows them: scores, differences, gains and costs apart, since lines are narrow.
+
+    Args:
+        lines: of ``make_lines``.
+        gains: of ``client_gains``.
+        ascii_only: whether the terminal shows ASCII alone.
+    """
+    from rich.console import Group
+
+    heads, rows = cells(lines)
+    scores, compared = 1 + len(METRICS), [row for row in rows if any(cell != "-" for cell in row[1 + len(METRICS) :])]
+    tables = [("Scores, mean [95 % interval]", heads[:scores], [row[:scores] for row in rows])]
+    if compared:
+        short = [head.removeprefix("federated minus it, ") for head in heads[scores:]]
+        tables.append((_DIFFERENCES, ["arm", *short], [[row[0], *row[scores:]] for row in compared]))
+    if gains:
+        tables.append(("What each client gains by the federated model", *gain_cells(gains[:SHOWN_CLIENTS])))
+    if any(line.cost for line in lines):
+        tables.append(("What an adapter cost", *cost_cells(lines)))
+    return Group(*(_rich(*table, ascii_only) for table in tables))
+
+
+def _rich(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], ascii_only: bool) -> Table:
+    """Return a table for the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", overflow="fold", min_width=0 if number else 12)
+    for row in rows:
+        table.add_row(*(Text(clean(cell, ascii_only)) for cell in row))
+    return table
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

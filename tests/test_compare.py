@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 
 from bellwether.arms import OUTCOMES, Outcome, arm_recipe, read_outcomes
 from bellwether.compare import compare
-from bellwether.compare_show import cells, cost_cells, describe, gain_cells
+from bellwether.compare_show import cells, cost_cells, describe, gain_cells, terminal
 from bellwether.compare_table import client_gains, make_lines
 from bellwether.comparison import Comparison, read_comparison
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
@@ -765,7 +766,7 @@ def test_a_ratio_is_the_federated_score_over_that_of_the_line() -> None:
     assert lines["local"].ratios["rouge_l"] == pytest.approx(federated / local)
     assert "loss" not in lines["local"].ratios
     assert lines["federated"].ratios == {}
-    assert "federated ÷ it, ROUGE-L" in tables(by_hand(TWO, OUTCOMES_BY_HAND))["table.md"]
+    assert "federated / it, ROUGE-L" in tables(by_hand(TWO, OUTCOMES_BY_HAND))["table.md"]
 
 
 def with_own_rows(outcome: Outcome) -> Outcome:
@@ -819,6 +820,20 @@ def test_scores_by_group_are_means_over_all_rows_of_the_group() -> None:
     assert lines["federated"].groups["lo"]["loss"].mean == pytest.approx((3 / 6 + 4 / 6) / 2)
     assert "loss by group" in tables(comparison)["table.md"]
     assert "loss by group" not in tables(by_hand(TWO, OUTCOMES_BY_HAND))["table.md"]
+
+
+def test_the_terminal_shows_scores_differences_gains_and_costs_on_eighty_columns() -> None:
+    from rich.console import Console
+
+    comparison = by_hand(TWO, OUTCOMES_BY_HAND)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal(make_lines(comparison), client_gains(comparison), ascii_only=True))
+    text = console.export_text()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for title in ("Scores, mean", "Federated minus the arm", "What each client gains"):
+        assert title in text
+    assert "What an adapter cost" not in text  # none is known
+    assert text.isascii()
 
 
 def test_the_cost_table_has_shares_of_rows_and_what_the_whole_base_would_take() -> None:
@@ -947,7 +962,8 @@ def test_the_command_writes_and_shows_the_table(bellwether: Command, tiny_llama:
     outcome = bellwether("compare", "mine.yaml", "--out", "found")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines()[0].startswith("1/2 a/b, seed 1: loss ")
-    assert Path("found/table.md").read_text() in outcome.out
+    scores = next(line for line in outcome.out.splitlines() if line.strip().startswith("fed ")).split()
+    assert f"| fed | {' '.join(scores[1:4])} |" in Path("found/table.md").read_text()
     lines = {line["name"]: line for line in json.loads(Path("found/table.json").read_text())["lines"]}
     assert lines.keys() == {"a/b", "fed"}
     assert Path("found/a-b/seed-1/outcomes.json").exists()

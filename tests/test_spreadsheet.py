@@ -55,7 +55,10 @@ def test_heads_are_defused_too() -> None:
 
 
 def test_what_is_not_there_or_not_finite_has_its_own_words() -> None:
-    assert csv_table(["a", "b", "c", "d"], [[None, math.nan, math.inf, -math.inf]]) == b"a,b,c,d\n,NaN,Infinity,-Infinity\n"
+    assert (
+        csv_table(["a", "b", "c", "d"], [[None, math.nan, math.inf, -math.inf]])
+        == b"a,b,c,d\n,NaN,Infinity,-Infinity\n"
+    )
 
 
 def test_half_a_character_does_not_break_the_table() -> None:
