@@ -1,7 +1,7 @@
 """The command ``bellwether``: reads the command line, and turns errors into one sentence and an exit code.
 
-Exit codes: 0 done; 1 the run itself failed, such as a round below its quorum; 2 something in the command,
-recipe, data or model must be changed; 130 interrupted.
+Exit codes: 0 done; 1 the run itself failed, such as a round below its quorum or a judge that is away; 2 something in
+the command, recipe, data or model must be changed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from bellwether import __version__
-from bellwether.errors import BellwetherError, RecipeError, RoundFailed
+from bellwether.errors import BellwetherError, JudgeAway, RecipeError, RoundFailed
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import dump_recipe, find_recipe, load_recipe, shipped
 
@@ -46,7 +46,10 @@ DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cud
 
 INTERRUPTED = 130
 _GO_ON = "if rounds were committed, go on with --resume FOLDER."
-_GO_ON_COMPARING = "finished arms are kept, and the same command goes on with the others."
+_GO_ON_WITH = {
+    "compare": "finished arms are kept, and the same command goes on with the others.",
+    "judge": "answers and verdicts are kept, and the same command goes on with the others.",
+}
 
 # Fields of the recipe that other rows by --data empty, unless the command line sets them itself.
 _CLEARED = ("data.test_sources=[]", "data.validation_sources=[]")
@@ -207,6 +210,54 @@ def export(
     _say(f"Wrote {out}.")
 
 
+@app.command("judge", short_help="Let a language model judge two models' answers.")
+def judge_answers(
+    folder_a: Annotated[
+        str, typer.Argument(help="Folder of run, comparison, adapter or model; FOLDER:NAME of several.")
+    ],
+    folder_b: Annotated[str, typer.Argument(help="The other model, whose sum is divided by the first one's.")],
+    questions: Annotated[Path, typer.Option("--questions", help="Vicuna's format, or rows of instructions.")],
+    judge: Annotated[str, typer.Option("--judge", help="Name of the judging model at its server.")],
+    address: Annotated[str | None, typer.Option("--address", help="URL of its server; else OPENAI_BASE_URL.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a judgement in it goes on.")] = Path(
+        "judgement"
+    ),
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Verdicts on each pair in each order.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions, of all categories in turn.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Questions of these; may be repeated.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 512,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, max=2, help="Of the judge.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Requests to the judge side by side.")] = 1,
+    model: Annotated[str | None, typer.Option("--model", help="Base model of a folder with an adapter alone.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which seed of a comparison; else its first.")] = None,
+    device: DeviceFlag = None,
+) -> None:
+    """Let a language model behind an OpenAI-compatible address score the answers of two models, 1 to 10 each.
+
+    A server that wants a key gets that of the environment variable OPENAI_API_KEY.
+    """
+    from bellwether.answerers import find_answerer
+    from bellwether.atomic import write_atomic
+    from bellwether.judge import Settings
+    from bellwether.judge import judge as run_judge
+    from bellwether.judge_api import find_judge
+    from bellwether.judge_table import describe, table
+    from bellwether.narrate import plain_lines
+
+    a, b = (find_answerer(text, seed=seed, model=model) for text in (folder_a, folder_b))
+    settings = Settings(
+        find_judge(judge, address, temperature), repeats, tuple(category or ()), limit, max_new_tokens, jobs, device
+    )
+    judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(_say))
+    names, console = {"A": folder_a, "B": folder_b}, _console()
+    for name, text in describe(judgement, names).items():
+        write_atomic(out / name, text.encode())
+    console.print(table(judgement, names, ascii_only=console.options.ascii_only))
+    _say(f"Result, answers and verdicts are in {out}.")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one sentence on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -216,15 +267,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=list(arguments) if arguments is not None else None)
     except BellwetherError as error:
         _complain(str(error))
-        sys.exit(1 if isinstance(error, RoundFailed) else 2)
+        sys.exit(1 if isinstance(error, (RoundFailed, JudgeAway)) else 2)
     except OSError as error:
         # What no room foresaw, such as a path that is too long: the system's own words are clear enough.
         _complain(f"{error.filename or 'The system'}: {error.strerror or error}; give another path, or mend this one.")
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer turns an interrupt into this code, and says nothing
-            comparing = list(arguments if arguments is not None else sys.argv[1:])[:1] == ["compare"]
-            _complain(f"interrupted; {_GO_ON_COMPARING if comparing else _GO_ON}")
+            command = next(iter(arguments if arguments is not None else sys.argv[1:]), "")
+            _complain(f"interrupted; {_GO_ON_WITH.get(command, _GO_ON)}")
         raise
 
 

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bellwether.atomic import cannot_write, write_atomic
+from bellwether.atomic import write_atomic
 from bellwether.errors import CheckpointError, RecipeError, first_line
-from bellwether.lock import acquire, release
+from bellwether.lock import held
 from bellwether.prepare import Prepared, fingerprint
 from bellwether.recipe import Model, Recipe
 from bellwether.recipe_file import differences, dump_recipe, load_recipe, with_overrides
@@ -69,15 +69,22 @@ def _of_model(settings: Model) -> dict[str, str]:
 
     versions = describe_environment()["versions"].items()
     return {
-        "base model": _weights(settings),
+        "base model": weights(settings),
         "device": str(pick_device(settings.device)),
         "dtype": settings.dtype,
         VERSIONS: ", ".join(f"{package} {version}" for package, version in versions),
     }
 
 
-def _weights(settings: Model) -> str:
-    """Return the SHA-256 of a model's weight files."""
+def weights(settings: Model) -> str:
+    """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
+
+    Args:
+        settings: names the model's folder.
+
+    Raises:
+        ModelError: the folder or its weights are not there.
+    """
     from bellwether.model.folder import find_folder, weight_files
 
     folder, digest = find_folder(settings, weights=True), hashlib.sha256()
@@ -100,20 +107,10 @@ def claimed(folder: Path, recipe: Recipe, parts: Inputs, watch: Watcher) -> Iter
     Raises:
         CheckpointError: the folder holds something else, is in use, or cannot be written.
     """
-    try:
-        foreign = folder.is_dir() and any(path.name[0] != "." for path in folder.iterdir())
-        if foreign and not (folder / RECIPE).exists():
-            raise CheckpointError(f"{folder} is not empty; give a new or empty folder with --out.")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    lock = acquire(folder)
-    try:
+    with held(folder, RECIPE):
         _keep_recipe(folder, recipe)
         _keep_inputs(folder, parts, watch)
         yield
-    finally:
-        release(folder, lock)
 
 
 def _keep_recipe(folder: Path, recipe: Recipe) -> None:

@@ -7,6 +7,8 @@
     ├── UpdateRejected    a client's update failed the check before aggregation
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
+    ├── JudgeError        a language model that shall judge answers cannot be asked, or refuses
+    │   └── JudgeAway     it did not answer, however often it was asked; later it may
     └── FederationError   a real federation cannot start or go on
 
 Every message says what is wrong, the value, where it stands and what to do about it, in one or
@@ -44,6 +46,14 @@ class RoundFailed(BellwetherError):
 
 class CheckpointError(BellwetherError):
     """A run folder cannot be written, read or resumed."""
+
+
+class JudgeError(BellwetherError):
+    """A language model that shall judge answers cannot be asked, or refuses."""
+
+
+class JudgeAway(JudgeError):
+    """A judge did not answer, however often it was asked; later it may."""
 
 
 class FederationError(BellwetherError):

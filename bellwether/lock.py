@@ -1,9 +1,10 @@
-"""The lock by which one process alone writes to a run folder."""
+"""The lock by which one process alone writes to a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,31 @@ def release(path: Path, lock: Any) -> None:
     with contextlib.suppress(OSError):
         (path / OWNER).unlink(missing_ok=True)
     lock.release()
+
+
+@contextlib.contextmanager
+def held(path: Path, mark: str) -> Iterator[None]:
+    """Hold a folder for oneself; it is made if it does not exist.
+
+    Args:
+        path: a folder that is new or empty, or has ``mark`` in it.
+        mark: name of the file by which a command knows its own folders.
+
+    Raises:
+        CheckpointError: the folder holds something else, is in use, or cannot be written.
+    """
+    try:
+        foreign = path.is_dir() and any(inside.name[0] != "." for inside in path.iterdir())
+        if foreign and not (path / mark).exists():
+            raise CheckpointError(f"{path} is not empty; give a new or empty folder with --out.")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    lock = acquire(path)
+    try:
+        yield
+    finally:
+        release(path, lock)
 
 
 def _owner(path: Path) -> str:

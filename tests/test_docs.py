@@ -20,7 +20,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
+from judge_server import serving
 
+from bellwether.judge import Judgement, Settings
 from bellwether.recipe import Recipe, Section
 from bellwether.recipe_file import load_recipe, shipped
 from bellwether.starter.instructions import write_rows as write_starter_rows
@@ -130,6 +132,7 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     write_rows(tmp_path / "letters.jsonl", letters)
     write_rows(tmp_path / "dolly.jsonl", dolly_rows(CATEGORIES, 40))
     write_rows(tmp_path / "trace.jsonl", TRACE)
+    write_rows(tmp_path / "vicuna.jsonl", [{"question_id": 1, "category": "generic", "turns": ["Why is it so?"]}])
     (tmp_path / "mine.yaml").write_text(MINE)
     tickets = [f"Why {n}?,Since {n}.,Because {n % 4}.,topic {n % 2},site-{n % 3}" for n in range(60)]
     (tmp_path / "tickets.csv").write_text("\n".join(["query,body,reply,topic,site", *tickets]) + "\n")
@@ -139,7 +142,10 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
     comparison = importlib.import_module("bellwether.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
-    yield tmp_path
+    judging = importlib.import_module("bellwether.judge")
+    with serving(lambda asked, number: "8 7\nThe first says more.") as server:
+        monkeypatch.setattr(judging, "judge", functools.partial(short_judge, judging.judge, server.address))
+        yield tmp_path
     sys.modules.pop("my_methods", None)
 
 
@@ -164,6 +170,15 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
     if section["tune"] is not None:
         section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | {"passes": [1]}
     return compare(Recipe.model_validate(values), folder, jobs=1, watch=watch)
+
+
+def short_judge(judge: Any, address: str, *arguments: Any, watch: Any) -> Judgement:
+    """Ask a scripted judge about one short answer."""
+    *models, settings, folder = arguments
+    assert isinstance(settings, Settings)
+    short = replace(settings, judge=replace(settings.judge, address=address), limit=1, max_new_tokens=2)
+    result: Judgement = judge(*models, short, folder, watch=watch)
+    return result
 
 
 def shortened(recipe: Recipe) -> Recipe:
@@ -347,7 +362,7 @@ def test_pages_speak_of_the_project_alone(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     forbidden = (
         r"pip install (-U )?bellwether",
-        r"http://",
+        r"http://(?!127\.0\.0\.1)",
         r"pypi|index-url|pythonhosted",
         r"/work/|/tmp/|/home/|/root\b|~/",
         r"(?i)\b(this|the) (issue|session|task|brief|instructions? (i|we) (was|were))\b",

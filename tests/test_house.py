@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 # Top floor first; a module may import from its own floor or from floors below.
 FLOORS = [
     {"cli", "__main__"},
-    {"compare_show"},
-    {"compare_table", "answerers"},
+    {"judge_table"},
+    {"compare_show", "judge"},
+    {"compare_table", "answerers", "answers", "judge_folder"},
     {"compare"},
     {"comparison"},
     {"arms", "compare_folder"},
@@ -20,8 +21,8 @@ FLOORS = [
     {"live", "trackers", "model_card", "federate"},
     {"narrate", "engine", "run_folder"},
     {"client", "checkpoint", "lock"},
-    {"cohort", "aggregate", "history", "atomic", "model", "data"},
-    {"functions", "wire", "records", "workers", "spreadsheet"},
+    {"cohort", "aggregate", "history", "atomic", "journal", "model", "data"},
+    {"functions", "wire", "records", "workers", "spreadsheet", "judge_api"},
     {"messages"},
     {"recipe_file", "schedule"},
     {"contradictions"},

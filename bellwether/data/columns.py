@@ -37,7 +37,7 @@ MOST_GROUPS = 20
 class Layout:
     """Which column of a source holds what; None where there is none.
 
-    A layout names either ``messages``, or ``instruction`` and ``response``.
+    A layout names either ``messages``, or ``instruction`` and, but for questions without answers, ``response``.
     """
 
     instruction: str | None = None
@@ -55,7 +55,13 @@ class Layout:
 
 
 def find_layout(
-    columns: Collection[str], settings: recipe.Columns, client: str | None, name: str, groups: Collection[str]
+    columns: Collection[str],
+    settings: recipe.Columns,
+    client: str | None,
+    name: str,
+    groups: Collection[str],
+    *,
+    answered: bool = True,
 ) -> Layout:
     """Return which column holds what.
 
@@ -65,6 +71,7 @@ def find_layout(
         client: the column that names the client; None where none does.
         name: how messages call the source.
         groups: those of the usual names of a group's column that serve, in their order.
+        answered: whether instructions need a response; where they do not, none is read.
 
     Raises:
         DataError: a column that is named, or needed, is not there.
@@ -80,7 +87,7 @@ def find_layout(
         role: given.get(role) or next((usual for usual in usuals if usual in columns), None)
         for role, usuals in usual_names.items()
     }
-    plain = found["instruction"] is not None and found["response"] is not None
+    plain = found["instruction"] is not None and (found["response"] is not None or not answered)
     if found["messages"] is not None and ("messages" in given or not plain):
         return Layout(category=found["category"], messages=found["messages"], client=client, group=found["group"])
     if not plain:
@@ -92,7 +99,7 @@ def find_layout(
     return Layout(
         instruction=found["instruction"],
         context=found["context"],
-        response=found["response"],
+        response=found["response"] if answered else None,
         category=found["category"],
         client=client,
         group=found["group"],
@@ -132,10 +139,9 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
         turns = _turns(values, layout.messages)
         return Row(turns[-2].text, turns[-1].text, "", category, turns, client, place, group)
     assert layout.instruction
-    assert layout.response
     return Row(
         instruction=_needed(values, layout.instruction),
-        response=_needed(values, layout.response),
+        response=_needed(values, layout.response) if layout.response else "",
         context=_optional(values, layout.context) if layout.context else "",
         category=category,
         client=client,
