@@ -6,7 +6,6 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from rich import box
 from rich.console import Group
@@ -117,15 +116,11 @@ def _orders(orders: Orders) -> str:
     """Return the sentence on how often the two orders disagree."""
     if orders.share is None:
         return "No pair of answers has a verdict in both orders."
-    share = _shown(_in_percent(orders.share), 1)
     return (
-        f"The two orders disagree in {orders.inconsistent} of {orders.pairs} pairs of verdicts ({share} %); in "
-        f"{orders.first} of them the answer shown first was better both times, in {orders.second} the second."
+        f"The two orders disagree in {orders.inconsistent} of {orders.pairs} pairs of verdicts "
+        f"({100 * orders.share:.1f} %): in {orders.first} the answer shown first was better both times, in "
+        f"{orders.second} the second."
     )
-
-
-def _in_percent(share: Interval) -> Interval:
-    return replace(share, mean=100 * share.mean, low=100 * share.low, high=100 * share.high)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

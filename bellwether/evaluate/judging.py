@@ -115,14 +115,14 @@ class Orders:
         inconsistent: how many of them do not agree on which model is better, or whether any is.
         first: how many of these prefer the first place both times.
         second: how many prefer the second place both times.
-        share: of the inconsistent ones; None where there are no pairs.
+        share: of the inconsistent ones among them; None where there are no pairs.
     """
 
     pairs: int
     inconsistent: int
     first: int
     second: int
-    share: Interval | None
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def tally(verdicts: Sequence[Verdict], categories: Mapping[str, str], generator:
         judged=judged,
         left_out=left_out,
         sums=add_up(judged, generator) if judged else None,
-        orders=_orders(verdicts, generator),
+        orders=_orders(verdicts),
         verdicts=len(verdicts),
         unreadable=sum(one.scores is None for one in verdicts),
     )
@@ -226,32 +226,20 @@ def _scaled(found: Interval, factor: float, questions: int) -> Interval:
     return Interval(factor * found.mean, factor * found.low, factor * found.high, found.p)
 
 
-def _orders(verdicts: Sequence[Verdict], generator: np.random.Generator) -> Orders:
+def _orders(verdicts: Sequence[Verdict]) -> Orders:
     """Compare verdicts on the same answers in both orders."""
     winners = {(one.question, one.repeat, one.swapped): _winner(one.scores) for one in verdicts if one.scores}
-    pairs: Counter[str] = Counter()
-    kinds: dict[str, Counter[tuple[str, str]]] = {}
-    for (question, repeat, swapped), winner in winners.items():
-        other = winners.get((question, repeat, True))
-        if not swapped and other is not None:
-            pairs[question] += 1
-            if winner != other:
-                kinds.setdefault(question, Counter())[winner, other] += 1
-    found = sum(kinds.values(), start=Counter[tuple[str, str]]())
-    share = None
-    if pairs:
-        wrong_P = [kinds[question].total() if question in kinds else 0 for question in pairs]
-        estimate = interval(wrong_P, ["question"] * len(pairs), generator, denominators_P=list(pairs.values()))
-        share = _within(_scaled(estimate, 1, len(pairs)))
-    return Orders(pairs.total(), found.total(), found["A", "B"], found["B", "A"], share)
+    pairs = Counter(
+        (winner, winners[question, repeat, True])
+        for (question, repeat, swapped), winner in winners.items()
+        if not swapped and (question, repeat, True) in winners
+    )
+    count = pairs.total()
+    inconsistent = sum(number for (first, second), number in pairs.items() if first != second)
+    return Orders(count, inconsistent, pairs["A", "B"], pairs["B", "A"], inconsistent / count if count else None)
 
 
 def _winner(scores: Scores) -> str:
     """Return which model a verdict prefers."""
     a, b = scores
     return "A" if a > b else "B" if b > a else "neither"
-
-
-def _within(share: Interval) -> Interval:
-    """Return the interval of a share, which lies between nothing and all."""
-    return Interval(share.mean, max(0.0, share.low), min(1.0, share.high), share.p)
