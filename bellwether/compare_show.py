@@ -172,16 +172,24 @@ def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: 
         tables.append(("What each client gains by the federated model", *gain_cells(gains[:SHOWN_CLIENTS])))
     if any(line.cost for line in lines):
         tables.append(("What an adapter cost", *cost_cells(lines)))
-    return Group(*(_rich(*table, ascii_only) for table in tables))
+    return Group(*(rich_table(*table, ascii_only=ascii_only) for table in tables))
 
 
-def _rich(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], ascii_only: bool) -> Table:
-    """Return a table for the terminal."""
+def rich_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, ascii_only: bool = False) -> Table:
+    """Return a table for the terminal, in which nothing is taken for markup.
+
+    Args:
+        title: stands above it.
+        heads: of the columns.
+        rows: as many cells each.
+        ascii_only: whether the terminal shows ASCII alone.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
+    shown = Text(clean(title, ascii_only))
+    table = Table(title=shown, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", overflow="fold", min_width=0 if number else 12)
     for row in rows:

@@ -7,12 +7,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from bellwether.compare_table import markdown
+from bellwether.compare_show import markdown, rich_table
 from bellwether.evaluate.intervals import Interval
 from bellwether.evaluate.judging import Judged, Orders, Tally
 from bellwether.history import plain
@@ -47,11 +45,7 @@ def table(judgement: Judgement, names: Mapping[str, str], *, ascii_only: bool = 
         names: what the two models, A and B, are called.
         ascii_only: whether only ASCII can be shown.
     """
-    shown = Table(title=Text(clean(_title(judgement), ascii_only)), box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD)
-    for number, head in enumerate(HEADS):
-        shown.add_column(head, justify="right" if number else "left", overflow="fold")
-    for row in _rows(judgement.tally, names):
-        shown.add_row(*(Text(clean(cell, ascii_only)) for cell in row))
+    shown = rich_table(_title(judgement), HEADS, _rows(judgement.tally, names), ascii_only=ascii_only)
     return Group(shown, *(Text(clean(sentence, ascii_only)) for sentence in _sentences(judgement)))
 
 
@@ -88,7 +82,7 @@ def _category_rows(tally: Tally) -> list[tuple[str, str, str, str, str]]:
 
 def _shown(found: Interval, digits: int) -> str:
     """Return a figure with its interval, where there is one."""
-    ends = f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if math.isfinite(found.high - found.low) else ""
+    ends = "" if math.isnan(found.low) else f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"{found.mean:.{digits}f}{ends}"
 
 

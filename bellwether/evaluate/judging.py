@@ -206,7 +206,7 @@ def add_up(judged: Sequence[Judged], generator: np.random.Generator) -> Sums:
     """Return the sums over questions, with intervals of 95 % over questions.
 
     Args:
-        judged: at least one; of a single question, intervals know no bounds.
+        judged: at least one; of a single question, intervals have no ends (NaN).
         generator: draws the resamples.
     """
     count, strata = len(judged), ["question"] * len(judged)
@@ -222,7 +222,7 @@ def add_up(judged: Sequence[Judged], generator: np.random.Generator) -> Sums:
 def _scaled(found: Interval, factor: float, questions: int) -> Interval:
     """Return an interval times a factor; one question says nothing of others."""
     if questions == 1:
-        return Interval(factor * found.mean, -math.inf, math.inf, 1.0)
+        return Interval(factor * found.mean, math.nan, math.nan, 1.0)
     return Interval(factor * found.mean, factor * found.low, factor * found.high, found.p)
 
 
