@@ -32,7 +32,7 @@ types: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 slow: install
 	$(BIN)/pytest -m slow

@@ -16,8 +16,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +250,42 @@ def _number(stored: Mapping[str, Any], name: str, default: float | None = None) 
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} in {CONFIG_FILE} is {repr(value)[:40]}, but a finite number is wanted")
     return float(value)
+
+
+def side_by_side(adapters: Sequence[Adapter | None]) -> tuple[AdapterConfig, list[Tensors]]:
+    """Return a configuration that several adapters of one base can share, and the tensors of each in it.
+
+    The rank is the largest, the scaling is 1 and taken up by B, and what an adapter lacks of rank or modules is zero:
+    each computes what it did, but for one rounding of B where its scaling is no power of two.
+
+    Args:
+        adapters: at least one; None is the untuned base, zeros throughout.
+
+    Raises:
+        ValueError: all are None, or the sizes of a module are not the same everywhere.
+    """
+    tuned = [adapter for adapter in adapters if adapter is not None]
+    rank = max(adapter.config.rank for adapter in tuned)
+    sizes = {
+        module: (adapter.tensors[key_a(module)].shape[1], adapter.tensors[key_b(module)].shape[0])
+        for adapter in tuned
+        for module in adapter.config.modules
+    }
+    config = replace(
+        tuned[0].config, rank=rank, alpha=float(rank), rslora=False, modules=tuple(sizes), target_modules=()
+    )
+    return config, [_filled_up(adapter, rank, sizes) for adapter in adapters]
+
+
+def _filled_up(adapter: Adapter | None, rank: int, sizes: Mapping[str, tuple[int, int]]) -> Tensors:
+    """Return an adapter's tensors with zeros for what it lacks, for a scaling of 1."""
+    own: Tensors = {} if adapter is None else adapter.tensors
+    dtype = np.result_type(np.float32, *(value.dtype for value in own.values()))
+    tensors: dict[str, NDArray[Any]] = {}
+    for module, (inputs, outputs) in sizes.items():
+        a_RI, b_OR = np.zeros((rank, inputs), dtype), np.zeros((outputs, rank), dtype)
+        if adapter is not None and key_a(module) in own:
+            a_RI[: adapter.config.rank] = own[key_a(module)]
+            b_OR[:, : adapter.config.rank] = adapter.config.scaling * own[key_b(module)].astype(np.float64)
+        tensors |= {key_a(module): a_RI, key_b(module): b_OR}
+    return tensors

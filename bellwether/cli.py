@@ -44,11 +44,18 @@ SeedFlag = Annotated[int | None, typer.Option("--seed", help="The number that al
 RoundsFlag = Annotated[int | None, typer.Option("--rounds", help="Number of rounds.")]
 DeviceFlag = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
+TalkFolder = Annotated[Path, typer.Argument(help="Folder of a run, a comparison, an adapter or a model.")]
+TalkSeed = Annotated[int | None, typer.Option("--seed", help="Of a comparison: whose adapters; else the first seed's.")]
+
+LOCAL = "127.0.0.1"
 INTERRUPTED = 130
 _GO_ON = "if rounds were committed, go on with --resume FOLDER."
-_GO_ON_WITH = {
+# What is said after an interrupt, of commands that are not resumed so.
+_AFTERWARDS = {
     "compare": "finished arms are kept, and the same command goes on with the others.",
     "judge": "answers and verdicts are kept, and the same command goes on with the others.",
+    "chat": "nothing was asked.",
+    "ui": "the page was not opened.",
 }
 
 # Fields of the recipe that other rows by --data empty, unless the command line sets them itself.
@@ -258,6 +265,37 @@ def judge_answers(
     _say(f"Result, answers and verdicts are in {out}.")
 
 
+@app.command(short_help="Talk to the result in the terminal.")
+def chat(
+    folder: TalkFolder,
+    who: Annotated[list[str] | None, typer.Option("--who", help="Who answers; may be given several times.")] = None,
+    model: ModelFlag = None,
+    device: DeviceFlag = None,
+    seed: TalkSeed = None,
+) -> None:
+    """Ask the untuned base and the adapters of a folder side by side; without a terminal, one instruction per line."""
+    from bellwether.chat import chat as talk
+
+    refused = talk(folder, who or (), seed=seed, model=model, device=device, console=_console())
+    if refused:
+        raise typer.Exit(2)
+
+
+@app.command(short_help="Talk to the result on a web page.")
+def ui(
+    folder: TalkFolder,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")] = LOCAL,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes one that is free.")] = 7860,
+    model: ModelFlag = None,
+    device: DeviceFlag = None,
+    seed: TalkSeed = None,
+) -> None:
+    """Serve a web page that asks the untuned base and the adapters of a folder side by side."""
+    from bellwether.ui import serve
+
+    serve(folder, host=host, port=port, seed=seed, model=model, device=device, say=_say)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every error of ours becomes one sentence on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -275,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer turns an interrupt into this code, and says nothing
             command = next(iter(arguments if arguments is not None else sys.argv[1:]), "")
-            _complain(f"interrupted; {_GO_ON_WITH.get(command, _GO_ON)}")
+            _complain(f"interrupted; {_AFTERWARDS.get(command, _GO_ON)}")
         raise
 
 

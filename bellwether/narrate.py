@@ -331,6 +331,11 @@ def clean(text: str, ascii_only: bool = False) -> str:
     return shown.encode("ascii", "backslashreplace").decode() if ascii_only else shown
 
 
+def clean_lines(text: str, ascii_only: bool = False) -> str:
+    """Return a text without such characters, its line breaks kept and its tabs as spaces."""
+    return "\n".join(clean(line, ascii_only) for line in text.expandtabs(4).split("\n"))
+
+
 def pairs(before: Scores, after: Scores) -> list[tuple[str, Show, float | None, float | None, int]]:
     """Return name, format, old and new value, and the sign of an improvement, per score."""
     return [

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,3 +180,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, dolly_l
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[Any]:
+    """A selenium driver of a fresh headless Chromium; downloads go to the folder ``downloads``."""
+    from browser import browser, missing
+
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    (tmp_path / "downloads").mkdir()
+    with browser(downloads=tmp_path / "downloads") as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def tiny_comparison(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, dolly_like: Path) -> Path:
+    """A finished comparison of the tiny recipe: base, two clients alone, federated. Read only."""
+    place = tmp_path_factory.mktemp("compared")
+    arms = "base: {trains: nobody}, local: {trains: alone, clients: [client-01, client-02]}, federated: {}"
+    text = TINY_RECIPE.format(model=tiny_llama, data=dolly_like) + f"compare: {{seeds: [3], arms: {{{arms}}}}}\n"
+    (place / "tiny.yaml").write_text(text)
+    outcome = call("compare", place / "tiny.yaml", "--out", place / "comparison")
+    assert outcome.code == 0, outcome.err
+    return place / "comparison"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -30,6 +31,7 @@ import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
 from judge_server import serving
 
+from bellwether.answerers import find_answerers
 from bellwether.judge import Judgement, Settings
 from bellwether.recipe import Recipe, Section
 from bellwether.recipe_file import load_recipe, shipped
@@ -142,6 +144,8 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
     comparison = importlib.import_module("bellwether.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/set max-new-tokens 2\n/examples 1\n/quit\n"))
+    monkeypatch.setattr("bellwether.ui.serve", lambda folder, **_: find_answerers(folder))
     judging = importlib.import_module("bellwether.judge")
     with serving(lambda asked, number: "8 7\nThe first says more.") as server:
         monkeypatch.setattr(judging, "judge", functools.partial(short_judge, judging.judge, server.address))
@@ -224,6 +228,10 @@ def follow(words: list[str]) -> None:
         case ["make", *targets]:
             known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
             assert {target for target in targets if "=" not in target} <= known, words
+        case ["echo", text, "|", "bellwether", *arguments]:
+            sys.stdin = io.StringIO(f"{text}\n")
+            outcome = call(*arguments)
+            assert outcome.code == 0, f"{shlex.join(words)}: {outcome.err}"
         case [".venv/bin/pip", "install", "-e", extra]:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             assert extra.strip(".[]") in project["optional-dependencies"], words

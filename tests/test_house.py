@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 FLOORS = [
     {"cli", "__main__"},
     {"judge_table"},
-    {"compare_show", "judge"},
+    {"chat", "ui", "compare_show", "judge"},
+    {"talk"},
     {"compare_table", "answerers", "answers", "judge_folder"},
     {"compare"},
     {"comparison"},
@@ -21,6 +22,7 @@ FLOORS = [
     {"live", "trackers", "model_card", "federate"},
     {"narrate", "engine", "run_folder"},
     {"client", "checkpoint", "lock"},
+    {"questions"},
     {"cohort", "aggregate", "history", "atomic", "journal", "model", "data"},
     {"functions", "wire", "records", "workers", "spreadsheet", "judge_api"},
     {"messages"},
@@ -34,6 +36,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What a room may not know, whatever its floor.
 FORBIDDEN = {
     "cli": {"torch", "numpy"},
+    "chat": {"torch", "bellwether.model", "bellwether.client"},
+    "ui": {"torch", "bellwether.model", "bellwether.client"},
+    "questions": {"torch", "bellwether.model"},
     "federate": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
     "wire": {"torch"},
     "compare_table": {"torch", "bellwether.runner", "bellwether.model", "bellwether.client", "bellwether.data"},

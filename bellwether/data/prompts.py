@@ -117,7 +117,7 @@ def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None
     specials, problems = sorted(_special_texts(tokenizer)), Problems()
     for row in rows:
         texts = [turn.text for turn in row.turns] or [row.instruction, row.context, row.response]
-        found = next((special for special in specials if any(special in text for text in texts)), None)
+        found = _first_written(texts, specials)
         if found is not None:
             problems.add(
                 row.place or "row",
@@ -125,6 +125,15 @@ def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None
                 "or remove the row.",
             )
     problems.check()
+
+
+def written_special(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return a special token that one of the texts writes out, and which it would become; None where there is none."""
+    return _first_written(texts, sorted(_special_texts(tokenizer)))
+
+
+def _first_written(texts: Sequence[str], specials: Sequence[str]) -> str | None:
+    return next((special for special in specials if any(special in text for text in texts)), None)
 
 
 def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:

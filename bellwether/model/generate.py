@@ -1,16 +1,18 @@
-"""Greedy generation in batches, with a KV cache.
+"""Generation in batches, greedy or drawn, with a KV cache.
 
 Prompts are sorted by length, so that a batch has little padding, and padded at the left, so that every
 row goes on at the same column. The loop itself is transformers' own.
 
-Shape legend: N rows of a batch, T tokens.
+Shape legend: N rows of a batch, T tokens, V entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +20,23 @@ from bellwether.errors import ModelError
 from bellwether.model.base import Base
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
+from bellwether.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        temperature: the logits are divided by it; above 0.
+        top_p: only the likeliest tokens that together have this probability can be drawn (Holtzman et al. 2020,
+            arXiv 1904.09751); 1 leaves all.
+        seed: what is drawn derives from it.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -30,8 +49,10 @@ def generate(
     layers: LoraLayers | None = None,
     slots: Sequence[int] | None = None,
     stop: Collection[int] = (),
+    sampling: Sampling | None = None,
+    on_step: Callable[[Mapping[int, int]], None] | None = None,
 ) -> list[list[int]]:
-    """Return the greedy continuation of each prompt.
+    """Return the continuation of each prompt.
 
     Args:
         base: the base model; LoRA layers that are attached to it take part as they are routed.
@@ -41,6 +62,9 @@ def generate(
         layers: the attached layers, needed where ``slots`` is given.
         slots: the slot of each prompt's adapter; None leaves the routing to the caller.
         stop: further token ids that end an answer, beside those of the model and its tokenizer.
+        sampling: how tokens are drawn; None takes the likeliest.
+        on_step: is told the new token of each prompt of a batch after every step, by the prompt's number; one whose
+            answer has ended is left out. What it raises ends the generation.
 
     Returns:
         New token ids in the order of the prompts, without the one that ended the answer.
@@ -51,11 +75,65 @@ def generate(
     ends = {*base.stop_ids, *stop}
     answers: list[list[int]] = [[] for _ in prompts]
     for numbers, allowed in _batches(base, prompts, max_new_tokens, batch_size):
+        streamer = _Steps(numbers, ends, on_step) if on_step is not None else None
         with _route(base, layers, [slots[number] for number in numbers] if slots is not None else None):
-            new = _continue(base, [prompts[number] for number in numbers], allowed, ends)
+            new = _continue(base, [prompts[number] for number in numbers], allowed, ends, _drawn(sampling), streamer)
         for number, ids in zip(numbers, new, strict=True):
             answers[number] = list(itertools.takewhile(lambda token: token not in ends, ids))
     return answers
+
+
+class _Steps:
+    """Takes what transformers streams, the prompts first and then one token per row, and tells the new tokens.
+
+    Args:
+        numbers: the prompt of each row.
+        ends: tokens that end an answer.
+        tell: what to tell.
+    """
+
+    def __init__(self, numbers: Sequence[int], ends: Collection[int], tell: Callable[[Mapping[int, int]], None]):
+        self._rows: dict[int, int] | None = None
+        self._numbers, self._ends, self._tell = numbers, ends, tell
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Take the prompts, or the next token of each row; what follows the end of an answer is padding."""
+        if self._rows is None:
+            self._rows = dict(enumerate(self._numbers))
+            return
+        self._rows = {row: number for row, number in self._rows.items() if int(tokens[row]) not in self._ends}
+        self._tell({number: int(tokens[row]) for row, number in self._rows.items()})
+
+    def end(self) -> None:
+        """Take the end, of which there is nothing to tell."""
+
+
+class _Noise:
+    """Adds Gumbel noise to scores, so that the likeliest is one drawn from their softmax (Maddison et al. 2014,
+    arXiv 1411.0030).
+
+    transformers draws from torch's global generator, and for each row with other numbers. Here nothing global is
+    touched, and all rows of a step are drawn with the same numbers: no answer depends on its neighbours, and models
+    that think alike answer alike.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = Randomness(seed).torch("answers")
+
+    def __call__(self, input_ids: torch.Tensor, scores_NV: torch.Tensor) -> torch.Tensor:
+        waited_V = torch.empty(scores_NV.shape[1], dtype=torch.float64).exponential_(generator=self._generator)
+        noise_V = -waited_V.clamp_min_(torch.finfo(torch.float64).tiny).log()
+        return scores_NV + noise_V.to(scores_NV)
+
+
+def _drawn(sampling: Sampling | None) -> list[Any]:
+    """Return what transformers shall do with the scores of each step, before it takes the likeliest token."""
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    if sampling is None:
+        return []
+    narrowed = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    return [TemperatureLogitsWarper(sampling.temperature), *narrowed, _Noise(sampling.seed)]
 
 
 def _batches(
@@ -96,9 +174,16 @@ def _route(
     return layers.routed(slots)
 
 
-def _continue(base: Base, prompts: Sequence[Sequence[int]], allowed: int, ends: set[int]) -> list[list[int]]:
+def _continue(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    allowed: int,
+    ends: set[int],
+    processors: list[Any],
+    streamer: _Steps | None,
+) -> list[list[int]]:
     """Return the new tokens of one batch, padding after the end included."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     width = max(map(len, prompts))
     pad = int(base.tokenizer.pad_token_id)
@@ -115,6 +200,12 @@ def _continue(base: Base, prompts: Sequence[Sequence[int]], allowed: int, ends: 
         pad_token_id=pad,
     )
     with quiet_transformers():
-        out_NT = base.model.generate(inputs=ids_NT, attention_mask=attention_NT, generation_config=settings)
+        out_NT = base.model.generate(
+            inputs=ids_NT,
+            attention_mask=attention_NT,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(processors),
+            streamer=streamer,
+        )
     new: list[list[int]] = out_NT[:, width:].tolist()
     return new

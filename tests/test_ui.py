@@ -1,0 +1,337 @@
+"""The web page for talking, in a real browser, and what it tells other machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import DESKTOP, PHONE, browser, console, foreign, missing, picture, resize
+from conftest import Command
+
+pytest.importorskip("gradio", reason="gradio is not installed; pip install -e '.[ui]'")
+
+# Where several processes share the tests, one of them takes all of these: they share a server and a browser.
+pytestmark = pytest.mark.xdist_group("browser")
+
+EVIL = (
+    "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'></textarea></script>"
+    "<svg onload='window.hacked=3'> **bold** \u202eright to left\u202c שלום [x](javascript:window.hacked=4)"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tiny_comparison):
+    """The address of a page that a process of its own serves."""
+    command = [sys.executable, "-m", "bellwether", "ui", str(tiny_comparison), "--port", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as done:
+        try:
+            said = done.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+", said)
+            assert found, said + done.stdout.read()
+            yield found[0]
+        finally:
+            done.send_signal(signal.SIGINT)
+            rest, code = done.stdout.read(), done.wait(30)
+    assert (rest, code) == ("", 0), "the page does not end quietly"
+
+
+def in_a_field(text):
+    """A text as a browser's text field gives it back."""
+    return re.sub(r"\r\n?", "\n", text)
+
+
+class Tab:
+    """The page as somebody sees and uses it."""
+
+    def __init__(self, driver, address):
+        self.driver = driver
+        driver.get(address)
+        parts = ("#instruction textarea", "#ask", "#who input", "#examples input", "#conversation button")
+        self.until(lambda: all(map(self.find, parts)), "the page does not open")
+
+    def find(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def until(self, condition, what, seconds=20):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(Exception):  # a field that is being drawn anew
+                if found := condition():
+                    return found
+            time.sleep(0.02)
+        raise AssertionError(what)
+
+    def write(self, name, text):
+        """Put a text into a field as pasting does, since a driver's keys know few scripts."""
+        (field,) = self.find(f"#{name} textarea, #{name} input[type=number]")
+        self.driver.execute_script(
+            "const [field, text] = arguments, kind = Object.getPrototypeOf(field);"
+            "Object.getOwnPropertyDescriptor(kind, 'value').set.call(field, text);"
+            "field.dispatchEvent(new Event('input', {bubbles: true}));",
+            field,
+            text,
+        )
+
+    def value(self, name):
+        return self.find(f"#{name} textarea")[0].get_property("value")
+
+    def press(self, name):
+        (button,) = self.until(lambda: self.find(f"#{name}"), f"there is no {name}")
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        self.until(button.is_enabled, f"{name} cannot be pressed")
+        button.click()
+
+    def answers(self):
+        """The answers by who gave them."""
+        boxes = [box for box in self.find(".answer") if box.is_displayed()]
+        labels = [box.find_element("css selector", "[data-testid=block-info]").text for box in boxes]
+        texts = [box.find_element("css selector", "textarea").get_property("value") for box in boxes]
+        return dict(zip(labels, texts, strict=True))
+
+    def ask(self, text, context=""):
+        """Ask, and return the answers when they are there."""
+        self.write("instruction", text)
+        self.write("context", context)
+        self.press("ask")
+        return self.until(self.finished, "no answers")
+
+    def open_settings(self):
+        self.find("#settings button")[0].click()
+        self.until(lambda: self.find("#seed input") and self.find("#seed input")[0].is_displayed(), "they stay closed")
+
+    def finished(self):
+        answers = self.answers()
+        over = self.find("#ask")[0].is_enabled()
+        return answers if over and answers and all("token" in label for label in answers) else None
+
+    def problem(self):
+        return self.until(
+            lambda: self.find("#problem textarea") and self.value("problem"), "nothing is said to be wrong"
+        )
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def driver(downloads):
+    """One browser for all tests of the page, since it takes a while to start."""
+    if reason := missing():
+        pytest.skip(reason)
+    with browser(downloads=downloads) as driver:
+        yield driver
+
+
+@pytest.fixture
+def tab(driver, page):
+    """The page, opened anew."""
+    return Tab(driver, page)
+
+
+def test_several_answer_one_question_side_by_side(tab):
+    answers = tab.ask("Task 1?", "Note 1.")
+    names = [label.split(" · ")[0] for label in answers]
+    assert names == ["base", "local, client-01", "federated"]
+    assert all(answers.values())
+    boxes = [box.rect for box in tab.find(".answer") if box.is_displayed()]
+    assert len({box["y"] for box in boxes}) == 1
+    assert len({box["x"] for box in boxes}) == 3
+
+
+def test_answers_are_those_of_the_terminal(tab, bellwether: Command, tiny_comparison, monkeypatch):
+    import io
+
+    shown = tab.ask("Task 2?")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Task 2?\n/save talk.json\n"))
+    assert bellwether("chat", tiny_comparison).code == 0
+    (exchange,) = json.loads(Path("talk.json").read_text())["exchanges"]
+    wanted = [in_a_field(answer["text"]) for answer in exchange["answers"]]
+    assert list(shown.values()) == wanted
+
+
+def test_answers_grow_while_they_are_made(tab):
+    tab.open_settings()
+    tab.write("tokens", "400")
+    tab.write("instruction", "Task 3?")
+    tab.press("ask")
+    lengths = set()
+
+    def watched():
+        lengths.update(map(len, tab.answers().values()))
+        return tab.finished()
+
+    tab.until(watched, "no answers")
+    assert len(lengths - {0}) > 6
+
+
+def test_stop_ends_an_answer_and_the_next_can_be_asked(tab):
+    tab.open_settings()
+    tab.write("tokens", "1024")
+    tab.write("instruction", "Task 3?")
+    tab.press("ask")
+    tab.until(lambda: any(tab.answers().values()), "no answer begins")
+    tab.press("stop")
+    tab.until(tab.find("#ask")[0].is_enabled, "nothing can be asked after a stop")
+    before = tab.answers()
+    time.sleep(0.5)
+    assert tab.answers() == before, "the answer goes on"
+    tab.write("tokens", "5")
+    assert tab.ask("Task 1?")
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "words"),
+    [
+        ("", "", "The instruction is empty"),
+        ("   ", "", "The instruction is empty"),
+        ("Why? " * 600, "", "512 positions"),
+        ("Clear\u001b[2J", "", "control character U+001B"),
+        ("Why?", "a\u0000b", "control character U+0000"),
+        ("Why?</s>", "", "special token"),
+    ],
+)
+def test_bad_questions_are_refused_in_a_sentence_and_the_next_can_be_asked(tab, text, context, words):
+    tab.write("instruction", text)
+    tab.write("context", context)
+    tab.press("ask")
+    assert words in tab.problem()
+    assert all(tab.ask("Task 1?").values())
+    assert not [one for one in tab.find("#problem textarea") if one.is_displayed()]
+
+
+def test_a_setting_that_is_empty_is_refused(tab):
+    tab.open_settings()
+    tab.write("seed", "")
+    tab.write("instruction", "Task 1?")
+    tab.press("ask")
+    assert "give every one a number" in tab.problem()
+
+
+def test_markup_is_shown_as_text_and_never_run(tab):
+    answers = tab.ask(EVIL, EVIL)
+    assert all(answers.values())
+    tab.find("#conversation button")[0].click()
+    tab.until(lambda: EVIL in tab.value("said"), "the conversation does not show what was asked")
+    assert tab.driver.execute_script("return window.hacked") is None
+    assert not tab.find("img[src=x], svg[onload]")
+
+
+def test_examples_fill_the_fields_and_show_the_answer_in_the_data(tab):
+    tab.find("#examples input")[0].click()
+    option = tab.until(lambda: tab.find("ul[role=listbox] li"), "there are no examples")[0]
+    label = option.get_attribute("aria-label")
+    option.click()
+    tab.until(lambda: tab.value("instruction"), "the example is not taken")
+    assert label.endswith(tab.value("instruction"))
+    tab.press("ask")
+    tab.until(tab.finished, "no answers")
+    category = label.split(":")[0]
+    assert tab.value("reference").startswith(category[:4])
+
+
+def test_the_conversation_can_be_downloaded_and_forgotten(tab, downloads):
+    first, second = tab.ask("Task 1?"), tab.ask("Wie heißt </script>?", "Köln")
+    tab.find("#conversation button")[0].click()
+    tab.press("download")
+    path = downloads / "conversation.json"
+    tab.until(path.is_file, "nothing is downloaded")
+    exchanges = json.loads(path.read_text())["exchanges"]
+    assert [one["question"]["instruction"] for one in exchanges] == ["Task 1?", "Wie heißt </script>?"]
+    for exchange, shown in zip(exchanges, (first, second), strict=True):
+        assert [in_a_field(answer["text"]) for answer in exchange["answers"]] == list(shown.values())
+    tab.press("clear")
+    tab.until(lambda: not tab.value("said"), "the conversation is still there")
+    tab.ask("Task 3?")
+    tab.until(lambda: tab.value("said").startswith("1. Task 3?"), "the conversation does not begin anew")
+
+
+def test_who_answers_can_be_chosen(tab):
+    (field,) = tab.find("#who input")
+    for _ in range(2):
+        field.send_keys("\ue003")  # backspace takes away the last
+    tab.until(lambda: list(tab.answers()) == ["base"], "those who were taken away are still there")
+    field.send_keys("\ue00c")  # escape closes the list
+    assert [label.split(" · ")[0] for label in tab.ask("Task 1?")] == ["base"]
+
+
+def test_the_page_asks_nothing_of_other_machines_and_says_nothing_of_errors(driver, page):
+    driver.get("about:blank")
+    console(driver), foreign(driver)  # of the page before
+    Tab(driver, page).ask("Task 1?")
+    assert foreign(driver) == []
+    assert [line for line in console(driver) if line.startswith("SEVERE")] == []
+
+
+@pytest.fixture
+def phone(driver, page):
+    """The page, opened anew on a phone."""
+    resize(driver, *PHONE)
+    yield Tab(driver, page)
+    resize(driver, *DESKTOP)
+
+
+def test_the_page_fits_a_phone(phone, tmp_path):
+    tab, chromium = phone, phone.driver
+    tab.ask("Task 1?")
+    boxes = [box.rect for box in tab.find(".answer") if box.is_displayed()]
+    assert len({box["y"] for box in boxes}) == 3, "answers stand below each other"
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= PHONE[0] for box in boxes)
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+    assert picture(chromium, tmp_path / "phone.png").stat().st_size > 1000
+
+
+# Without a browser --------------------------------------------------------------------------------
+
+
+def test_a_name_of_another_machine_is_not_answered(page):
+    request = urllib.request.Request(page, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=20)
+
+
+def test_every_answer_of_the_server_carries_the_policy(page):
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert "fonts.googleapis.com/css" not in answer.read().decode()
+
+
+def test_an_address_that_is_taken_or_wrong_is_refused_in_a_sentence(bellwether: Command, tiny_run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = bellwether("ui", tiny_run[0], "--port", port)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"bellwether: command line: no page can be served at 127.0.0.1, port {port} (")
+    assert bellwether("ui", tiny_run[0], "--host", "no such host", "--port", 0).code == 2
+
+
+def test_without_gradio_the_command_says_how_to_get_it(bellwether: Command, tiny_run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = bellwether("ui", tiny_run[0])
+    assert outcome.code == 2
+    assert "pip install -e '.[ui]'" in outcome.err
+
+
+def test_a_page_for_other_machines_comes_with_a_warning(tiny_run, monkeypatch):
+    from bellwether import ui
+
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    said = []
+    ui.serve(tiny_run[0], host="0.0.0.0", port=0, say=said.append)
+    assert said[0].startswith("Talk at http://0.0.0.0:")
+    assert "everybody who can reach this address" in said[1]
