@@ -119,7 +119,7 @@ def compare(
     from bellwether.compare_table import client_gains, make_lines
     from bellwether.narrate import plain_lines
 
-    recipe = _recipe(words, _flags(model, data, None, None, None))
+    recipe = _recipe(words, _flags(model, data, None, None, None), "default-table")
     comparison = run_comparison(recipe, out, jobs=jobs, watch=plain_lines(_say))
     lines, gains = make_lines(comparison), client_gains(comparison)
     for name, content in describe(lines, gains, comparison).items():
@@ -376,8 +376,8 @@ def _quoted(value: Any) -> str:
     return json.dumps(value)
 
 
-def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
-    """Return the recipe that the command line describes; flags win over fields, fields over the file."""
+def _recipe(words: list[str] | None, flags: list[str], default: str = "default") -> Recipe:
+    """Return the recipe that the command line describes, or that default; flags win over fields, fields over it."""
     fields = [word for word in words or [] if "=" in word]
     given = {field.partition("=")[0] for field in fields}
     flags = [flag for flag in flags if flag not in _CLEARED or flag.partition("=")[0] not in given]
@@ -398,7 +398,7 @@ def _recipe(words: list[str] | None, flags: list[str]) -> Recipe:
         )
         fields.insert(0, f"training.learning_rate={USUAL_RATE}")
     if _only_embedded([word for word in [*fields, *flags] if word.startswith("data.sources=")]):
-        return load_recipe("default", [*fields, *flags])
+        return load_recipe(default, [*fields, *flags])
     recipe = load_recipe(None, [*fields, *flags])
     sys.stderr.write(
         "bellwether: fields that you do not set have their own defaults, since the default recipe's partition and "

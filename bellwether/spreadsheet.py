@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # The wide forms are what some spreadsheets take for the narrow ones.
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+_FORMULA = tuple("=+-@\t\n＝＋－＠")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def csv_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Return a table as CSV in UTF-8, in which no text can be taken for a formula.
+    """Return a table as CSV in UTF-8, in which no text can be taken for a formula; all line breaks become line feeds.
 
     Args:
         heads: the names of the columns.
@@ -36,6 +36,7 @@ def csv_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 def _cell(value: Any) -> Any:
     """Return a value as the writer shall write it."""
     if isinstance(value, str):
+        value = value.replace("\r\n", "\n").replace("\r", "\n")  # which the writer does not quote
         return f"'{value}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else value
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -100,6 +100,7 @@ def test_recipe_prints_every_field_with_its_meaning_and_can_be_read_back(bellwet
 def test_recipe_lists_the_shipped_ones(bellwether: Command) -> None:
     assert ok(bellwether("recipe", "--list")).split() == [
         "default",
+        "default-table",
         "fedit-10",
         "fedit-100",
         "fedit-dolly",

@@ -14,6 +14,7 @@ from bellwether.recipe_file import RECIPES, load_recipe, shipped
 # 240 made-up ones, or of the embedded ones.
 EXPECTED = {
     "default": (10, 5, 5 * 20, 5 * 60),
+    "default-table": (10, 5, 5 * 20, 5 * 60),
     "fedit-10": (10, 5, 120 - 5, 120 + 5),
     "fedit-100": (100, 5, 5 * 6, 5 * 8),
     "fedit-dolly": (100, 5, 12 - 5, 12 + 5),
@@ -25,7 +26,7 @@ EXPECTED = {
     "two-languages": (10, 5, 5 * 20, 5 * 60),
 }
 BILINGUAL = ("languages-table", "two-languages")
-EMBEDDED = ("default", "fedit-100", "fedit-table", "fedit-trials", "quality-against-cost", *BILINGUAL)
+EMBEDDED = ("default", "default-table", "fedit-100", "fedit-table", "fedit-trials", "quality-against-cost", *BILINGUAL)
 
 
 def test_every_shipped_recipe_is_expected_here() -> None:
@@ -37,6 +38,7 @@ def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None
     first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
     command = {
         "default": "bellwether run",
+        "default-table": "bellwether compare",
         "fedit-table": "bellwether compare fedit-table --out table --jobs 2",
         "fedit-trials": "bellwether compare fedit-trials --out trials --jobs 2",
         "languages-table": "bellwether compare languages-table --out languages --jobs 2",

@@ -28,7 +28,6 @@ def read(table: bytes) -> list[list[str]]:
         "-2+3+cmd|' /C calc'!A0",
         "@SUM(A1:A9)",
         "\t=1+1",
-        "\r=1+1",
         "\n=1+1",
         "＝1+1",
         "--1",
@@ -48,6 +47,11 @@ def test_numbers_stay_numbers(value: Any) -> None:
 @pytest.mark.parametrize("text", ["a=b", "'=1+1", "plain", "a,b", 'say "x"', "two\nlines", "1-2", "ä€😀", " =1"])
 def test_other_texts_are_written_as_they_are(text: str) -> None:
     assert read(csv_table(["t"], [[text]])) == [["t"], [text]]
+
+
+def test_a_carriage_return_begins_no_line() -> None:
+    texts = ["\r=1+1", "a\r=1+1", "a\r\n=1+1"]
+    assert read(csv_table(["t"], [[text] for text in texts]))[1:] == [["'\n=1+1"], ["a\n=1+1"], ["a\n=1+1"]]
 
 
 def test_heads_are_defused_too() -> None:
