@@ -21,7 +21,7 @@ from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
 from bellwether.evaluate.rivals import most_frequent, nearest
 from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
-from bellwether.history import plain
+from bellwether.history import load_rows, plain
 from bellwether.prepare import Prepared, prepare
 from bellwether.recipe import Arm, Recipe, Section
 from bellwether.recipe_file import with_overrides
@@ -213,9 +213,7 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
         result = run(with_overrides(recipe, {"output.folder": str(folder)}))
     prepared = prepare(recipe)
     last = result.folder / "answers" / f"{result.evaluations[-1].round:04d}.jsonl"
-    lines = [json.loads(line) for line in last.read_text(encoding="utf-8").splitlines()]
-    answers = tuple(line.pop("answer") for line in lines)
-    totals = tuple(Totals(**line) for line in lines)
+    rows = load_rows(last.read_bytes())
     curve, cost = _course(result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
@@ -225,8 +223,8 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
             seed=recipe.seed,
             client="",
             categories=_categories(prepared),
-            totals=totals,
-            answers=answers,
+            totals=tuple(row.totals for row in rows),
+            answers=tuple(row.answer for row in rows),
             cost=cost,
             curve=curve,
             groups=_groups(prepared),

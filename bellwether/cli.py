@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from bellwether import __version__
-from bellwether.errors import BellwetherError, JudgeAway, RecipeError, RoundFailed
+from bellwether.errors import BellwetherError, CheckpointError, JudgeAway, RecipeError, RoundFailed
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import dump_recipe, find_recipe, load_recipe, shipped
 
@@ -127,6 +127,7 @@ def compare(
     console = _console()
     console.print(terminal(lines, gains, ascii_only=console.options.ascii_only))
     _say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
+    _report(out)
 
 
 @app.command(short_help="Say what a run will need.")
@@ -202,6 +203,17 @@ def init(
     text = propose(files)
     write_atomic(out, text.encode())
     _say(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}")
+
+
+@app.command("report", short_help="Write the report on a run or comparison.")
+def write_report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or comparison.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; else report.html in the folder.")] = None,
+) -> None:
+    """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
+    from bellwether.report import report
+
+    _say(f"Report: {report(folder, out)}")
 
 
 @app.command(short_help="Merge an adapter into its base model.")
@@ -344,6 +356,24 @@ def _run(recipe: Recipe | None, resume: Path | None) -> None:
         result = run_recipe(recipe, resume=resume, watch=watcher)
     console.print(summary([*result.rounds, *result.evaluations], ascii_only=console.options.ascii_only))
     _say(f"Adapter, scores and records are in {result.folder}.")
+    _report(result.folder)
+
+
+def _report(folder: Path) -> None:
+    """Write the report on what is finished in a folder, and say where it is.
+
+    Raises:
+        CheckpointError: it cannot be written; what is finished stays as it is.
+    """
+    from bellwether.report import report
+
+    try:
+        path = report(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"Results are in {folder}, but their report is not; bellwether report {folder}. {error}"
+        ) from error
+    _say(f"Report: {path}")
 
 
 def _flags(

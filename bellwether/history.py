@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from bellwether.errors import CheckpointError
-from bellwether.evaluate.scores import Scores, macro, means
+from bellwether.evaluate.scores import Scores, Totals, macro, means
 from bellwether.records import EvaluationRecord, RoundRecord
 from bellwether.spreadsheet import csv_table
 
@@ -86,6 +87,45 @@ def json_lines(values: Iterable[Any]) -> bytes:
 def round_lines(records: Iterable[Record]) -> bytes:
     """Return one line of JSON per round."""
     return json_lines(record for record in records if isinstance(record, RoundRecord))
+
+
+# Scored rows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One scored row, as a run keeps it.
+
+    Args:
+        category: of the row.
+        answer: what the model answered; None where no answer was generated.
+        totals: of this row alone.
+    """
+
+    category: str
+    answer: str | None
+    totals: Totals
+
+
+def dump_rows(rows: Iterable[ScoredRow]) -> bytes:
+    """Return scored rows as lines of JSON: category, answer and totals."""
+    return json_lines({"category": row.category, "answer": row.answer, **plain(row.totals)} for row in rows)
+
+
+def load_rows(data: bytes) -> tuple[ScoredRow, ...]:
+    """Return the scored rows behind the lines of ``dump_rows``.
+
+    Raises:
+        ValueError: a line holds no scored row.
+        TypeError: the same.
+        KeyError: the same.
+    """
+    rows = []
+    for line in data.decode().splitlines():
+        values = json.loads(line)
+        category, answer, loss = (values.pop(name) for name in ("category", "answer", "loss"))
+        rows.append(ScoredRow(category, answer, Totals(**values, loss=float(loss))))
+    return tuple(rows)
 
 
 # Tables -------------------------------------------------------------------------------------------

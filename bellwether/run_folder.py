@@ -11,9 +11,10 @@
         manifest.json                                     size and SHA-256 of the files above
     rounds.jsonl       one line per round
     evaluation.jsonl, evaluation.csv   scores per evaluation and category
-    answers/0003.jsonl answers to the held-out rows, one file per evaluation
+    answers/0003.jsonl category, answer and totals of every scored row, one file per evaluation
     samples.jsonl      some answers before and after
     adapter/           the result in PEFT's format, with a model card
+    report.html        all this as a page, by bellwether.report
     log.txt            what was told while it ran
     .lock, .owner      held by the process that writes here
 
@@ -58,6 +59,7 @@ ADAPTER = "adapter"
 ANSWERS = "answers"
 LOG = "log.txt"
 CLIENTS = "clients.json"
+SAMPLES = "samples.jsonl"
 
 __all__ = ["Checkpoint", "RunFolder", "check_new", "describe_environment", "next_folder", "write_atomic"]
 
@@ -219,7 +221,7 @@ class RunFolder:
         """
         self._prune()  # a process that was killed right after its last commit could not
         self._write_tables(records)
-        write_atomic(self.path / "samples.jsonl", json_lines(samples))
+        write_atomic(self.path / SAMPLES, json_lines(samples))
         files = {**adapter_files(adapter), "README.md": card.encode("utf-8", "backslashreplace")}
         if not _holds(self.path / ADAPTER, files):
             write_folder_atomic(self.path / ADAPTER, files)

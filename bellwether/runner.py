@@ -10,7 +10,6 @@ This is also the Python interface:
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError
 from bellwether.evaluate.scores import Scores, Totals, macro
 from bellwether.federate import Engine, Federation, Progress, federate
-from bellwether.history import json_lines, plain
+from bellwether.history import ScoredRow, dump_rows, load_rows
 from bellwether.messages import TrainTask
 from bellwether.model.base import Base, fingerprint, load_base
 from bellwether.model.forward import runs_end_to_end
@@ -290,7 +289,7 @@ def _federation(
             return {}, {}
         layers.load(0, adapter.tensors)
         scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-        _write_answers(folder, round, scored)
+        _write_answers(folder, prepared, round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
@@ -319,11 +318,15 @@ def _answers_file(folder: RunFolder, round: int) -> Path:
     return folder.path / "answers" / f"{round:04d}.jsonl"
 
 
-def _write_answers(folder: RunFolder, round: int, scored: Sequence[Scored]) -> None:
-    """Keep each row's totals and answer, one line per scored row in the order of the rows."""
+def _write_answers(folder: RunFolder, prepared: Prepared, round: int, scored: Sequence[Scored]) -> None:
+    """Keep each row's category, answer and totals, one line per scored row in the order of the rows."""
     path = _answers_file(folder, round)
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, json_lines({"answer": result.answer, **plain(result.totals)} for result in scored))
+    kept = (
+        ScoredRow(row.category, result.answer, result.totals)
+        for row, result in zip(prepared.scored.rows, scored, strict=True)
+    )
+    write_atomic(path, dump_rows(kept))
 
 
 def _samples(folder: RunFolder, prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
@@ -332,13 +335,13 @@ def _samples(folder: RunFolder, prepared: Prepared, progress: Progress) -> list[
     if not evaluation.generate or not prepared.scored.rows:
         return []
     before, after = (
-        [json.loads(line)["answer"] for line in _answers_file(folder, round).read_text(encoding="utf-8").splitlines()]
-        for round in (0, progress.round)
+        [row.answer for row in load_rows(_answers_file(folder, round).read_bytes())] for round in (0, progress.round)
     )
     chosen = _in_turn([row.category for row in prepared.scored.rows], evaluation.samples)
     rows = prepared.scored.rows
     return [
         {
+            "row": number,
             "category": rows[number].category,
             "instruction": rows[number].row.instruction,
             "context": rows[number].row.context,

@@ -126,9 +126,8 @@ def test_training_alone_or_together_is_a_federation_of_one_client_with_these_row
     assert len(of_run) == len(arm)
     answers = [json.loads(line) for line in (result.folder / "answers" / "0001.jsonl").read_text().splitlines()]
     outcome = found["" if trains == "together" else client]
-    assert [{"answer": answer, **plain(row)} for answer, row in zip(outcome.answers, outcome.totals, strict=True)] == (
-        answers
-    )
+    kept = zip(outcome.categories, outcome.answers, outcome.totals, strict=True)
+    assert [{"category": name, "answer": answer, **plain(row)} for name, answer, row in kept] == answers
 
 
 def test_equal_passes_and_equal_steps_are_what_they_say(sites: Recipe, tmp_path: Path) -> None:

@@ -181,7 +181,9 @@ class _Scores:
             )
         if not np.isfinite(values_SP).all() or not (np.isfinite(weights_P) & (weights_P > 0)).all():
             raise ValueError("Scores must be finite, and denominators finite and positive.")
-        names, category_P, sizes_C = np.unique(np.asarray(strata_P), return_inverse=True, return_counts=True)
+        names, category_P, sizes_C = np.unique(
+            np.array(strata_P, dtype=object), return_inverse=True, return_counts=True
+        )
         ratios_SC = _sums(values_SP, category_P) / _sums(weights_P[None], category_P)
         return _Scores(values_SP, weights_P, names.tolist(), category_P, sizes_C.astype(np.float64), ratios_SC)
 

@@ -1,0 +1,540 @@
+"""Reports: what stands on the page, that nothing in data can act there, and that it reads well in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import console, foreign, resize
+from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
+
+from bellwether.describe import ClientSummary, Description
+from bellwether.evaluate.scores import Totals
+from bellwether.finished import FinishedRun, read_run
+from bellwether.history import ScoredRow
+from bellwether.page.draw import drawing
+from bellwether.page.metrics import EXACT, LOSS, changes, middle_curve
+from bellwether.page.parts import named, visible
+from bellwether.page.render import render
+from bellwether.page.run import run_page
+from bellwether.randomness import Randomness
+from bellwether.recipe_file import dump_recipe, load_recipe
+from bellwether.records import ClientRecord, EvaluationRecord, RoundRecord
+from bellwether.report import report
+
+# What would act if a page did not show it as what it is.
+NASTY = (
+    "<script>document.title='pwned'</script>",
+    "\"><img src=x onerror=document.title='pwned'>",
+    "</script></style></title><h1 id=pwned>",
+    "<svg onload=document.title='pwned'>",
+    "\x1b]0;pwned\x07\x1b[31mred",
+    "\u202elive\u202c \u2067x",
+    "{{ 7*7 }}{% raw %}",
+    "$\\frac{1}{2}$ &lt;b&gt;",
+    "]]> --> <!--",
+    "_hidden 'onclick=x' `",
+    "fill: #010101; url(#p1)",
+    "\U000e0041tag\ufeff\u2028\ufffe",
+)
+# Names of clients cannot have control characters or parts of a path.
+SITES = (NASTY[1], NASTY[3], "<h1 id=pwned>", "_{{ 7*7 }}")
+ARMS = {
+    "base": {"trains": "nobody"},
+    "local": {"trains": "alone"},
+    "centralized <b>": {"trains": "together"},
+    "federated": {"trains": "federation"},
+}
+
+
+class Reader(HTMLParser):
+    """Reads a page: its tags with their attributes, and its text."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def nasty_run(clients: int = 12, rounds: int = 6, categories: tuple[str, ...] = NASTY) -> FinishedRun:
+    """Return a run in which every text from elsewhere would act if it could."""
+    generator = np.random.default_rng(0)
+    names = [f"{NASTY[number % len(NASTY)]} {number}" for number in range(clients)]
+    held = [{name: int(generator.integers(1, 9)) for name in generator.permutation(categories)[:3]} for _ in names]
+    pooled = {name: sum(one.get(name, 0) for one in held) for name in categories}
+    summaries = [
+        ClientSummary(name, sum(one.values()), 3, one, 0.4, groups={NASTY[0]: 3, NASTY[5]: 2})
+        for name, one in zip(names, held, strict=True)
+    ]
+    records, evaluations = [], []
+    for round in range(1, rounds + 1):
+        cohort = tuple(generator.permutation(names)[: max(2, clients // 3)])
+        took = tuple(ClientRecord(name, 9, 9, 90, 2.0 / round, 0.1) for name in cohort[1:])
+        records.append(
+            RoundRecord(
+                round, cohort, took, {cohort[0]: f"it said {NASTY[1]}"}, 1e-3, 2.0 / round, 9, 9, 90, 1000, 900,
+                {"train": 0.5, "aggregate": 0.1, "evaluate": 0.2}, 1.0, "f",
+            )
+        )  # fmt: skip
+    for round in (0, rounds):
+        totals = {name: Totals(4, 40, 80.0 / (round + 1), 4, 1.0 + round / 10, min(round, 4)) for name in categories}
+        own = {name: {categories[0]: Totals(3, 30, 60.0 / (round + 1), 3, 1.5, min(round, 3))} for name in names}
+        evaluations.append(
+            EvaluationRecord(round, "test", totals, 0.1, groups={NASTY[0]: Totals(4, 40, 9.0, 4, 1.0, 1)})
+        )
+        evaluations.append(EvaluationRecord(round, "clients", own[names[0]], 0.1, own))
+    scored = [
+        [
+            ScoredRow(name, NASTY[2], Totals(1, 10, 20.0 / (round + 1), 1, 0.2 + round / 10, min(round, 1)))
+            for name in categories
+            for _ in range(4)
+        ]
+        for round in (0, rounds)
+    ]
+    whole = load_tiny()
+    return dataclasses.replace(
+        whole,
+        environment={"command": [*NASTY], "versions": {NASTY[0]: NASTY[1]}},
+        description=Description(summaries, pooled, 0, 8, False, (f"A note: {NASTY[3]}",)),
+        rounds=records,
+        evaluations=evaluations,
+        before=scored[0],
+        after=scored[1],
+        samples=[
+            dataclasses.replace(
+                _SAMPLE,
+                row=number,
+                category=text,
+                instruction=text,
+                context=text,
+                reference=text,
+                before=text,
+                after=text,
+            )
+            for number, text in enumerate(NASTY)
+        ],
+    )
+
+
+def load_tiny() -> FinishedRun:
+    """Return a run of which everything but the recipe is to be replaced."""
+    from bellwether.recipe import Model, Recipe
+
+    return FinishedRun(
+        Recipe(name="nasty", model=Model(path=NASTY[0])), {}, Description([], {}, 0, 0, False), [], [], [], [], []
+    )
+
+
+def _sample() -> Any:
+    from bellwether.finished import Sample
+
+    return Sample(0, "", "", "", "", "", "")
+
+
+_SAMPLE = _sample()
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, dolly_like: Path) -> tuple[Path, Outcome]:
+    """A finished comparison of four arms under two seeds: its folder, and what the command said. Read only."""
+    from conftest import call
+
+    place = tmp_path_factory.mktemp("compared")
+    arms = "".join(f"    {json.dumps(name)}: {json.dumps(arm)}\n" for name, arm in ARMS.items())
+    text = TINY_RECIPE.format(model=tiny_llama, data=dolly_like).replace(
+        "samples: 2", "samples: 2, max_rows_per_category: 1"
+    )
+    text = text.replace("clients: 4}", "clients: 4, client_test_fraction: 0.3}")
+    (place / "arms.yaml").write_text(f"{text}compare:\n  seeds: [3, 4]\n  arms:\n{arms}")
+    outcome = call("compare", place / "arms.yaml", "--out", place / "out")
+    assert outcome.code == 0, outcome.err
+    return place / "out", outcome
+
+
+@pytest.fixture
+def own_run(tmp_path: Path, tiny_run: tuple[Path, Outcome]) -> Path:
+    """A copy of a finished run that may be spoilt."""
+    return Path(shutil.copytree(tiny_run[0], tmp_path / "own"))
+
+
+# Where it comes from ------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_the_path_of_its_report(tiny_run: tuple[Path, Outcome]) -> None:
+    folder, outcome = tiny_run
+    assert outcome.out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_a_comparison_ends_with_the_path_of_its_report(compared: tuple[Path, Outcome]) -> None:
+    folder, outcome = compared
+    assert outcome.out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("kind", ["tiny_run", "compared"])
+def test_the_same_folder_gives_the_same_bytes(kind: str, request: Any, bellwether: Command, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(kind)[0]
+    assert bellwether("report", folder, "--out", "again.html").code == 0
+    assert (tmp_path / "again.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_a_persons_own_matplotlibrc_changes_nothing(tiny_run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False, "lines.linewidth": 9, "text.usetex": True}):
+        again = report(tiny_run[0], tmp_path / "again.html")
+    assert again.read_bytes() == (tiny_run[0] / "report.html").read_bytes()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_results(
+    bellwether: Command, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    assert bellwether("run", tiny_recipe, "--out", "out").code == 0
+    (tmp_path / "out" / "report.html").unlink()
+    (tmp_path / "out" / "report.html").mkdir()
+    (tmp_path / "out" / "report.html" / "mine").touch()
+    outcome = bellwether("run", "--resume", "out")
+    assert outcome.code == 2
+    assert outcome.err.startswith("bellwether: Results are in out, but their report is not")
+    assert len(outcome.err.splitlines()) == 1
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def spoil(path: str, content: bytes | None) -> Callable[[Path], None]:
+    def spoiled(folder: Path) -> None:
+        (folder / path).unlink()
+        if content is not None:
+            (folder / path).write_bytes(content)
+
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (shutil.rmtree, "own holds no run and no comparison; give a folder that bellwether wrote."),
+        (lambda folder: shutil.rmtree(folder / "checkpoints"), "own holds no run and no comparison"),
+        (lambda folder: shutil.rmtree(folder / "adapter"), "is not finished; go on with bellwether run --resume own."),
+        (lambda folder: shutil.rmtree(folder / "checkpoints" / "0002"), "history.jsonl ends with round 1 of 2"),
+        (spoil("clients.json", None), "own/clients.json cannot be read (No such file or directory"),
+        (spoil("clients.json", b"{"), "own/clients.json cannot be read ("),
+        (spoil("samples.jsonl", b"[]\n"), "own/samples.jsonl cannot be read ("),
+        (spoil("samples.jsonl", b'{"row": 0}\n'), "own/samples.jsonl cannot be read ("),
+        (spoil("environment.json", b"[]"), "own/environment.json cannot be read ("),
+        (spoil("recipe.yaml", b"seed: x"), "own/recipe.yaml cannot be read ("),
+        (spoil("answers/0000.jsonl", b'{"answer": "x"}\n'), "own/answers/0000.jsonl cannot be read ("),
+        (spoil("answers/0002.jsonl", b""), "own/answers/0002.jsonl has 0 rows, and"),
+        (spoil("checkpoints/0002/history.jsonl", b"\xff"), "own/checkpoints/0002/history.jsonl cannot be read ("),
+    ],
+)  # fmt: skip
+def test_what_is_not_finished_or_broken_gets_one_sentence(
+    change: Callable[[Path], None], sentence: str, own_run: Path, bellwether: Command
+) -> None:
+    (own_run / "report.html").unlink()
+    change(own_run)
+    outcome = bellwether("report", "own")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert len(outcome.err.splitlines()) == 1
+    assert sentence in outcome.err
+    assert not (own_run / "report.html").exists()
+
+
+def test_a_comparison_that_is_not_finished_is_said_to_be_so(compared: tuple[Path, Outcome], tmp_path: Path) -> None:
+    from conftest import call
+
+    folder = shutil.copytree(compared[0], tmp_path / "begun")
+    (folder / "comparison.json").unlink()
+    outcome = call("report", folder)
+    assert outcome.code == 2
+    assert "holds no finished comparison" in outcome.err
+
+
+# What stands there --------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_tables_of_the_run_say(tiny_run: tuple[Path, Outcome]) -> None:
+    folder, _ = tiny_run
+    text = Reader((folder / "report.html").read_bytes()).text
+    rows = list(csv.DictReader((folder / "evaluation.csv").read_text().splitlines()))
+    last = [row for row in rows if row["round"] == "2" and row["part"] == "test"]
+    for row in last:
+        if row["category"] != "(macro)":
+            assert row["category"] in text
+        assert f"{float(row['loss']):.3f}" in text
+        assert f"{100 * float(row['rouge_l']):.1f}" in text
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert all(sample["instruction"] in text for sample in samples)
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert f"{sum(round['tokens'] for round in rounds):,} tokens" in text
+    assert dump_recipe(load_recipe(folder / "recipe.yaml")) in text
+
+
+def test_the_page_of_a_comparison_names_all_arms_and_their_scores(compared: tuple[Path, Outcome]) -> None:
+    folder, _ = compared
+    text = Reader((folder / "report.html").read_bytes()).text
+    lines = json.loads((folder / "table.json").read_text())["lines"]
+    for line in lines:
+        assert line["name"] in text
+        assert f"{line['scores']['loss']['mean']:.3f}" in text
+    for title in (
+        "Learning curves",
+        "Scores by category",
+        "Who holds what",
+        "Gain per client",
+        "Cohorts",
+        "Answers side by side",
+    ):
+        assert title in text
+
+
+def test_a_page_loads_nothing_and_runs_nothing(tiny_run: tuple[Path, Outcome], compared: tuple[Path, Outcome]) -> None:
+    for folder in (tiny_run[0], compared[0]):
+        page = (folder / "report.html").read_bytes()
+        tags = Reader(page).tags
+        assert not {"script", "link", "img", "iframe", "object", "form", "base", "foreignobject"} & {
+            tag for tag, _ in tags
+        }
+        assert not [
+            key for _, attributes in tags for key in attributes if key.startswith("on") or key in ("src", "style")
+        ]
+        assert {value[0] for _, attributes in tags if (value := attributes.get("href"))} == {"#"}
+        assert b"http://" not in page
+        assert b"https://" not in page
+        policy = next(found["content"] for tag, found in tags if tag == "meta" and "http-equiv" in found)
+        assert re.fullmatch(
+            r"default-src 'none'; style-src 'sha256-[\w+/]{43}='; base-uri 'none'; form-action 'none'", policy or ""
+        )
+
+
+def test_identifiers_on_a_page_are_unlike_each_other(compared: tuple[Path, Outcome]) -> None:
+    tags = Reader((compared[0] / "report.html").read_bytes()).tags
+    names = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    targets = {value[1:] for _, attributes in tags if (value := attributes.get("href"))}
+    assert targets <= set(names)
+
+
+def test_hidden_characters_are_shown_and_others_kept() -> None:
+    assert visible("a\x1b[31m\x00\x7f") == "a‹U+001B›[31m‹U+0000›‹U+007F›"
+    assert visible("\u202eb\u2066\ufeff") == "‹U+202E›b‹U+2066›‹U+FEFF›"
+    assert visible("\ud800\ufffe\x85") == "‹U+D800›‹U+FFFE›‹U+0085›"
+    kept = "é 中文 עברית العربية 👩\u200d👧 می\u200cخواهم\n\ttwo\u00a0words"
+    assert visible(kept) == kept
+    assert str(named("<b>\u202e")) == "<bdi>&lt;b&gt;‹U+202E›</bdi>"
+
+
+def test_an_interval_is_that_of_paired_rows() -> None:
+    def rows(losses: list[float], exact: int) -> list[ScoredRow]:
+        return [
+            ScoredRow(name, "", Totals(1, 10, loss, 1, 0.5, exact)) for name, loss in zip("aabb", losses, strict=True)
+        ]
+
+    # Every row gains the same, so there is no doubt: 0.3 nats per token, and all answers right.
+    found = changes(rows([9, 5, 7, 8], 0), rows([6, 2, 4, 5], 1), Randomness(0))
+    assert [getattr(found["loss"].gap, end) for end in ("mean", "low", "high")] == pytest.approx([-0.3] * 3)
+    assert [getattr(found["exact"].gap, end) for end in ("mean", "low", "high")] == pytest.approx([1.0] * 3)
+    assert found["loss"].before["a"].mean == pytest.approx(0.7)
+    # Rows that gain 0 or 0.6: the mean is the same, and the interval holds more than it.
+    found = changes(rows([9, 5, 7, 8], 0), rows([9, -1, 7, 2], 0), Randomness(0))
+    assert found["loss"].gap.mean == pytest.approx(-0.3)
+    assert found["loss"].gap.low < -0.35 < -0.25 < found["loss"].gap.high
+
+
+def test_scores_that_are_not_finite_or_not_there_have_no_interval() -> None:
+    before = [ScoredRow("a", None, Totals(1, 10, 20.0)), ScoredRow("a", None, Totals(1, 10, 20.0))]
+    after = [ScoredRow("a", None, Totals(1, 10, float("inf"))), ScoredRow("a", None, Totals(1, 10, 20.0))]
+    assert changes(before, after, Randomness(0)) == {}
+    assert changes([], [], Randomness(0)) == {}
+    assert list(changes(before, before, Randomness(0))) == ["loss"]
+
+
+def test_numbers_are_written_with_their_signs() -> None:
+    assert [EXACT.number(value, sign=True) for value in (64.31, -3.0, 0.0, -0.04)] == ["+64.3", "−3.0", "+0.0", "+0.0"]
+    assert [LOSS.number(value) for value in (0.1936, float("nan"), float("inf"))] == ["0.194", "–", "∞"]
+
+
+def test_the_middle_of_curves_is_their_median() -> None:
+    curves = [[(1.0, level), (2.0, level + 1.0), (3.0, level + 2.0)] for level in (0.0, 1.0, 10.0)]
+    x, middle, low, high = middle_curve(curves)
+    assert (x, middle) == ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert low[0] == pytest.approx(0.2)
+    assert high[0] == pytest.approx(8.2)
+    assert middle_curve(curves[:1])[2:] == ([], [])
+
+
+def test_a_text_in_a_chart_that_looks_like_a_style_stays_a_text() -> None:
+    text = 'fill: #010101" style="fill:#010101;stroke:url(#x)'
+    svg = str(drawing("one", "a chart", (200, 100), lambda figure: figure.text(0.1, 0.5, text) and None))
+    assert 'fill: #010101" style="fill:#010101;stroke:url(#x)</text>' in svg
+    assert 'style="' not in re.sub(r">[^<]*<", "><", svg)
+    assert "var(--ink)" in svg
+
+
+def test_a_run_without_scores_or_answers_has_a_page(bellwether: Command, tiny_recipe: Path, tmp_path: Path) -> None:
+    words = ["data.test_rows_per_category=0", "--out", "none"]
+    assert bellwether("run", tiny_recipe, *words).code == 0
+    assert "Nothing was scored" in Reader((tmp_path / "none" / "report.html").read_bytes()).text
+    assert bellwether("run", tiny_recipe, "evaluation.generate=false", "--out", "loss").code == 0
+    text = Reader((tmp_path / "loss" / "report.html").read_bytes()).text
+    assert re.search(r"Loss (rose|fell) from \d", text)
+    assert "Answers side by side" not in text
+
+
+def test_gains_of_clients_that_hold_rows_out_are_shown(bellwether: Command, tiny_recipe: Path, tmp_path: Path) -> None:
+    words = ["partition.client_test_fraction=0.3", "data.test_rows_per_category=0"]
+    assert bellwether("run", tiny_recipe, *words, "--out", "own").code == 0
+    text = Reader((tmp_path / "own" / "report.html").read_bytes()).text
+    assert "Gain per client" in text
+    assert re.search(r"\d of 4 clients are better off", text)
+    run = read_run(tmp_path / "own")
+    for client, totals in run.scored("clients")[-1].clients.items():
+        assert client in text
+        rows = sum(part.rows for part in totals.values())
+        assert f"{rows:,}" in text
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(100, 20), (300, 200)])
+def test_very_many_clients_and_categories_stay_readable_and_small(clients: int, rounds: int) -> None:
+    categories = tuple(f"category {number}" for number in range(40))
+    page = render(run_page(nasty_run(clients, rounds, categories)))
+    assert len(page) < 1_500_000
+    assert "clients, in the order of their largest category" in page.decode()
+
+
+# In a browser -------------------------------------------------------------------------------------
+
+
+def opened(driver: Any, page: bytes, path: Path) -> Any:
+    path.write_bytes(page)
+    driver.get(path.as_uri())
+    return driver
+
+
+def test_nothing_in_data_acts_on_a_page(chromium: Any, tmp_path: Path) -> None:
+    page = run_page(nasty_run())
+    driver = opened(chromium, render(page), tmp_path / "nasty.html")
+    count = "return document.querySelectorAll(arguments[0]).length"
+    assert driver.title == "bellwether run: nasty"
+    assert (
+        driver.execute_script(count, "script, img, iframe, h1[id], svg[onload], [onerror], [onclick], link, base") == 0
+    )
+    assert driver.execute_script(count, "h1") == 1
+    assert driver.execute_script(count, "main > section") == len(page.sections)
+    assert driver.execute_script(count, "article.exchange") == len(NASTY)
+    assert driver.execute_script(count, "svg.chart") == driver.execute_script(count, "svg")
+    text = " ".join(driver.execute_script("return document.body.textContent").split())
+    for nasty in NASTY:
+        assert " ".join(visible(nasty).split()) in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", driver.page_source)
+    assert [line for line in console(driver) if not line.startswith("INFO")] == []
+    assert not foreign(driver)
+
+
+def test_the_policy_of_a_page_stops_what_would_slip_through(chromium: Any, tmp_path: Path, tiny_run: Any) -> None:
+    page = (tiny_run[0] / "report.html").read_bytes()
+    slip = b"<script>document.title='pwned'</script>"
+    slip += b"<img src=x onerror=document.title='pwned'><p id=p style='color:red'>x</p>"
+    driver = opened(chromium, page.replace(b"</main>", slip + b"</main>"), tmp_path / "slip.html")
+    assert driver.title == "bellwether run: tiny"
+    red = "return getComputedStyle(document.getElementById('p')).color == 'rgb(255, 0, 0)'"
+    assert driver.execute_script(red) is False
+    assert len([line for line in console(driver) if "Content Security Policy" in line]) >= 3
+
+
+def test_a_name_written_from_right_to_left_keeps_its_neighbours_in_place(chromium: Any, tmp_path: Path) -> None:
+    run = nasty_run(categories=("עברית", "العربية", "plain"))
+    driver = opened(chromium, render(run_page(run)), tmp_path / "rtl.html")
+    isolated = """
+        return [...document.querySelectorAll("tbody th, td, .tag, dd")]
+            .every(e => e.closest('[dir=auto]') || e.querySelector('bdi'))
+    """
+    assert driver.execute_script(isolated)
+
+
+@pytest.mark.parametrize("kind", ["tiny_run", "compared"])
+def test_a_page_fits_a_phone_and_a_desktop(kind: str, request: Any, chromium: Any) -> None:
+    chromium.get((request.getfixturevalue(kind)[0] / "report.html").as_uri())
+    for width in (360, 390, 768, 1280):
+        resize(chromium, width, 844)
+        wide = "return [document.documentElement.scrollWidth, innerWidth]"
+        found, room = chromium.execute_script(wide)
+        assert found <= room == width
+    assert console(chromium) == []
+    assert not foreign(chromium)
+
+
+def media(driver: Any, kind: str, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": kind, "features": features})
+
+
+def test_a_page_is_light_or_dark_as_asked_and_its_charts_with_it(chromium: Any, tiny_run: tuple[Path, Outcome]) -> None:
+    chromium.get((tiny_run[0] / "report.html").as_uri())
+    shades = """
+        const of = e => getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color'];
+        const light = e => of(e).match(/[\\d.]+/g).slice(0, 3).map(Number);
+        const back = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number);
+        return [back, light(document.querySelector('h1')), light(document.querySelector('svg.chart text'))]
+            .map(c => c.reduce((a, b) => a + b) / 3);
+    """
+    media(chromium, "", "light")
+    ground, head, label = chromium.execute_script(shades)
+    assert ground > 230 > 130 > label > 0
+    assert head < 60
+    media(chromium, "", "dark")
+    ground, head, label = chromium.execute_script(shades)
+    assert ground < 40 < 140 < label
+    assert head > 200
+    media(chromium, "print", "dark")
+    assert chromium.execute_script("return getComputedStyle(document.querySelector('h1')).color") == "rgb(22, 32, 43)"
+
+
+def test_what_is_folded_is_open_in_print(chromium: Any, tiny_run: tuple[Path, Outcome]) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    chromium.get((tiny_run[0] / "report.html").as_uri())
+    shown = "return document.querySelector('#recipe pre').checkVisibility({contentVisibilityAuto: true})"
+    assert chromium.execute_script(shown) is False
+    media(chromium, "print", "light")
+    WebDriverWait(chromium, 20).until(lambda driver: driver.execute_script(shown))
+    size = "return document.querySelector('#recipe details').getBoundingClientRect().height"
+    assert chromium.execute_script(size) > 500
+
+
+def test_data_full_of_markup_goes_through_a_whole_run(
+    bellwether: Command, tiny_llama: Path, tmp_path: Path, chromium: Any
+) -> None:
+    rows = dolly_rows([f"{text.strip()} {number}" for number, text in enumerate(NASTY[:6])], 8)
+    sites = [
+        row | {"site": SITES[number % 4], "instruction": NASTY[number % len(NASTY)] + row["instruction"]}
+        for number, row in enumerate(rows)
+    ]
+    write_rows(tmp_path / "rows.jsonl", sites)
+    text = TINY_RECIPE.format(model=tiny_llama, data=tmp_path / "rows.jsonl").replace(
+        "method: iid, clients: 4", "method: column, column: site"
+    )
+    (tmp_path / "nasty.yaml").write_text(text.replace("samples: 2", "samples: 6"))
+    outcome = bellwether("run", "nasty.yaml", "--out", "run")
+    assert outcome.code == 0, outcome.err
+    chromium.get((tmp_path / "run" / "report.html").as_uri())
+    assert chromium.title == "bellwether run: tiny"
+    assert chromium.execute_script("return document.querySelectorAll('script, img, h1[id]').length") == 0
+    shown = " ".join(chromium.execute_script("return document.body.textContent").split())
+    assert all(" ".join(visible(name).split()) in shown for name in (*SITES, *NASTY[:6]))
