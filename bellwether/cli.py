@@ -330,8 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(text: str) -> None:
-    """Write a sentence to stdout, on one line."""
+    """Write a sentence to stdout, on one line, at once."""
     sys.stdout.write(f"{printable(text)}\n")
+    sys.stdout.flush()
 
 
 def _complain(text: str) -> None:

@@ -94,23 +94,18 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         say(f"Talk at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends).")
         if host not in THIS_MACHINE:
-            say("warning: everybody who can reach this address can ask these models and read their answers.")
+            say("warning: everybody who can reach this address can ask these models.")
         # A page that is still open when this ends is no error to tell about.
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
 
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens at an address."""
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen()
-            yield listener
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         raise RecipeError(
             f"command line: no page can be served at {host}, port {port} ({error.strerror or error}); "
@@ -159,6 +154,7 @@ def make_app(talk: Talk, place: Path, host: str = THIS_MACHINE[0]) -> Any:
         footer_links=[],
         show_error=False,
         run_history=False,
+        max_file_size=1,  # nothing is uploaded
     )
 
 

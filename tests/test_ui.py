@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -34,10 +33,7 @@ EVIL = (
 def page(tiny_comparison):
     """The address of a page that a process of its own serves."""
     command = [sys.executable, "-m", "bellwether", "ui", str(tiny_comparison), "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as done:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as done:
         try:
             said = done.stdout.readline()
             found = re.search(r"http://127\.0\.0\.1:\d+", said)
