@@ -207,7 +207,8 @@ def test_a_run_tells_its_rounds_scores_and_where_the_results_are(tiny_run: tuple
     assert "untuned base against round 2" in text
     for category in CATEGORIES[:4]:
         assert f"  {category} " in text
-    assert text.endswith(f"\nAdapter, scores and records are in {folder}.\n")
+    end = f"\nAdapter, scores and records are in {folder}.\nReport: {folder / 'report.html'}\n"
+    assert text.endswith(end)
 
 
 def test_scores_are_told_by_group_of_the_servers_rows_and_of_those_at_clients_of_one_group(

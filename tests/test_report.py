@@ -18,6 +18,7 @@ from browser import console, foreign, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
 
 from bellwether.describe import ClientSummary, Description
+from bellwether.errors import CheckpointError
 from bellwether.evaluate.scores import Totals
 from bellwether.finished import FinishedRun, read_run
 from bellwether.history import ScoredRow
@@ -395,6 +396,30 @@ def test_a_run_without_scores_or_answers_has_a_page(bellwether: Command, tiny_re
     text = Reader((tmp_path / "loss" / "report.html").read_bytes()).text
     assert re.search(r"Loss (rose|fell) from \d", text)
     assert "Answers side by side" not in text
+
+
+def test_a_comparison_without_a_federation_or_answers_has_a_page(
+    bellwether: Command, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    arms = "{base: {trains: nobody}, everything: {trains: together, passes: 2}}"
+    words = ["evaluation.generate=false", f"compare={{seeds: [3], arms: {arms}}}", "--out", "out"]
+    outcome = bellwether("compare", tiny_recipe, *words)
+    assert outcome.code == 0, outcome.err
+    text = Reader((tmp_path / "out" / "report.html").read_bytes()).text
+    assert re.search(r"The best loss has the arm \w+: \d", text)
+    assert "Who holds what" not in text
+    assert "base model" in text  # of inputs.json, since there is no run
+
+
+def test_figures_of_a_comparison_are_those_of_its_table_or_made_anew(
+    compared: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(compared[0], tmp_path / "copy"))
+    (folder / "table.json").unlink()
+    assert report(folder).read_bytes() == (compared[0] / "report.html").read_bytes()
+    (folder / "table.json").write_text('{"lines": [], "clients": []}')
+    with pytest.raises(CheckpointError, match=r"table.json cannot be read \(it lacks an arm\)"):
+        report(folder)
 
 
 def test_gains_of_clients_that_hold_rows_out_are_shown(bellwether: Command, tiny_recipe: Path, tmp_path: Path) -> None:
