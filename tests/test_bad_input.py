@@ -234,7 +234,7 @@ def several_mistakes_together(place: Place) -> list[str]:
     return [*place.recipe("seed: 1\nlora:\n  rnak: 4\nseed: 2\n"), "training.batch_size=0"]
 
 
-@case("nowhere.yaml: there is no such recipe; give the path of a YAML file or one of default, fedit-10")
+@case("nowhere.yaml: there is no such recipe; give the path of a YAML file or one of default, default-table")
 def missing_recipe(place: Place) -> list[str]:
     return ["run", "nowhere.yaml"]
 
