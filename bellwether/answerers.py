@@ -6,7 +6,7 @@ A folder is that of a run, of a comparison, of an adapter in PEFT's format, or o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bellwether.adapter import CONFIG_FILE, Adapter, read_adapter
@@ -28,11 +28,15 @@ class Answerer:
         name: such as ``base``, ``federated`` or ``local, client-03``.
         recipe: says how its base is loaded and how prompts are made.
         adapter: what stands over the base; None is the untuned base.
+        arm: the arm of a comparison that made it; else empty.
+        client: the client that trained it alone; else empty.
     """
 
     name: str
     recipe: Recipe
     adapter: Adapter | None
+    arm: str = ""
+    client: str = ""
 
 
 def find_answerer(text: str, *, seed: int | None = None, model: str | None = None) -> Answerer:
@@ -42,15 +46,15 @@ def find_answerer(text: str, *, seed: int | None = None, model: str | None = Non
         text: a folder, or ``FOLDER:NAME`` for one of those that it holds; of a folder alone the federated one, or the
             only one beside the base, or else the base.
         seed: of a comparison, the seed whose adapters are meant; None takes the first.
-        model: path or hub name of the base, where the folder holds an adapter alone; None takes the one it names.
+        model: path or hub name of the base; None takes the one that the folder names.
 
     Raises:
         CheckpointError: there is nothing finished in the folder.
         ModelError: an adapter cannot be read.
         RecipeError: the folder holds nothing of that name, or several that could be meant.
     """
-    folder, _, name = (text, "", "") if Path(text).exists() else text.rpartition(":")
-    found = {one.name: one for one in find_answerers(Path(folder or text), seed=seed, model=model)}
+    folder, name = _split(text)
+    found = {one.name: one for one in find_answerers(Path(folder), seed=seed, model=model)}
     if not name:
         tuned = [other for other in found if other != BASE]
         name = FEDERATED if FEDERATED in found else tuned[0] if len(tuned) == 1 else "" if tuned else BASE
@@ -62,37 +66,77 @@ def find_answerer(text: str, *, seed: int | None = None, model: str | None = Non
     raise RecipeError(f"{text} holds several models; name one, as in {text!r}:NAME, of {known}.")
 
 
+def _split(text: str) -> tuple[str, str]:
+    """Return folder and name of ``FOLDER:NAME``; both may hold colons, the folder is the shortest that exists."""
+    parts = text.split(":")
+    whole = Path(text).exists()
+    for count in range(1, len(parts)):
+        folder = ":".join(parts[:count])
+        if not whole and folder and Path(folder).exists():
+            return folder, ":".join(parts[count:])
+    return text, ""
+
+
 def find_answerers(folder: Path, *, seed: int | None = None, model: str | None = None) -> list[Answerer]:
-    """Return all that can be asked of a folder, the untuned base first.
+    """Return all that can be asked of a folder, the untuned base first, each under a name of its own.
 
     Args:
         folder: of a finished run or comparison, of an adapter, or of a model.
         seed: of a comparison, the seed whose adapters are meant; None takes the first.
-        model: path or hub name of the base, where the folder holds an adapter alone; None takes the one it names.
+        model: path or hub name of the base; None takes the one that the folder names.
 
     Raises:
         CheckpointError: there is nothing finished in the folder.
         ModelError: an adapter cannot be read, or does not name its base.
-        RecipeError: the comparison does not have the seed.
+        RecipeError: the comparison does not have the seed, or a seed or model is given that has no effect.
     """
-    if is_comparison(folder):
-        comparison = read_comparison(folder)
-        return [Answerer(BASE, comparison.recipe, None), *_compared(folder, comparison, seed)]
+    compared = is_comparison(folder)
+    if seed is not None and not compared:
+        raise RecipeError(
+            f"{folder} holds no comparison, so there is no seed {seed} of it to choose; leave the seed out."
+        )
+    found = _of_comparison(folder, seed) if compared else _of_one(folder, model)
+    if model is not None:
+        changes = {"path": model, "revision": None}
+        found = [replace(one, recipe=_with_model(one.recipe, changes)) for one in found]
+    return found
+
+
+def _with_model(recipe: Recipe, changes: dict[str, str | None]) -> Recipe:
+    """Return a recipe over another base."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+
+def _of_one(folder: Path, model: str | None) -> list[Answerer]:
+    """Return what can be asked of the folder of a run, an adapter or a model."""
     if (folder / RECIPE).is_file():
         if not (folder / ADAPTER).is_dir():
             raise CheckpointError(f"What is in {folder} is not finished; go on with it first.")
         recipe = load_recipe(folder / RECIPE)
         return [Answerer(BASE, recipe, None), Answerer(FEDERATED, recipe, read_adapter(folder / ADAPTER))]
     if (folder / CONFIG_FILE).is_file():
-        adapter = read_adapter(folder)
+        adapter, name = read_adapter(folder), folder.absolute().name
         path = model or adapter.config.base_model
         if not path:
             raise ModelError(f"The adapter in {folder} does not name its base model; give it with --model.")
         recipe = Recipe(model=Model(path=path))
-        return [Answerer(BASE, recipe, None), Answerer(folder.absolute().name, recipe, adapter)]
+        return [Answerer(BASE, recipe, None), Answerer(_tuned(name), recipe, adapter)]
     if (folder / "config.json").is_file():
+        if model is not None:
+            raise RecipeError(f"{folder} is a model itself, so the model {model} has no effect; leave one of them out.")
         return [Answerer(BASE, Recipe(model=Model(path=str(folder))), None)]
     raise CheckpointError(f"{folder} holds no run, comparison, adapter or model; give a folder with one of them.")
+
+
+def _tuned(name: str) -> str:
+    """Return the name of what is tuned; that of the untuned base is taken."""
+    return f"{name} (tuned)" if name == BASE else name
+
+
+def _of_comparison(folder: Path, seed: int | None) -> list[Answerer]:
+    """Return what can be asked of a comparison under a seed."""
+    comparison = read_comparison(folder)
+    return [Answerer(BASE, comparison.recipe, None), *_compared(folder, comparison, seed)]
 
 
 def _compared(folder: Path, comparison: Comparison, seed: int | None) -> Iterator[Answerer]:
@@ -105,4 +149,5 @@ def _compared(folder: Path, comparison: Comparison, seed: int | None) -> Iterato
         if outcome.seed == seed and outcome.adapter:
             recipe = with_overrides(comparison.recipe, {"compare": None, **comparison.arms[outcome.arm].set})
             adapter = read_adapter(arm_folder(folder, outcome.arm, seed) / outcome.adapter)
-            yield Answerer(", ".join(filter(None, (outcome.arm, outcome.client))), recipe, adapter)
+            name = _tuned(", ".join(filter(None, (outcome.arm, outcome.client))))
+            yield Answerer(name, recipe, adapter, outcome.arm, outcome.client)

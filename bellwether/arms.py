@@ -21,11 +21,11 @@ from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
 from bellwether.evaluate.rivals import most_frequent, nearest
 from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
-from bellwether.history import load_rows, plain
+from bellwether.history import ScoredRow, load_rows, plain
 from bellwether.prepare import Prepared, prepare
 from bellwether.recipe import Arm, Recipe, Section
 from bellwether.recipe_file import with_overrides
-from bellwether.run_folder import ADAPTER
+from bellwether.run_folder import ADAPTER, ANSWERS
 
 if TYPE_CHECKING:
     from bellwether.adapter import Adapter
@@ -53,8 +53,8 @@ class Outcome:
         totals: of each row.
         answers: to each row; None where none was generated.
         own: the categories of the client's training rows; empty where an arm makes only one adapter.
-        cost: rows held for training, and by all clients; rows and tokens seen; seconds of training; bytes sent, and
-            those that sending the whole base instead would take.
+        cost: rows held for training, and by all clients of the arm; rows and tokens seen; seconds of training; bytes
+            sent, and those that sending the whole base instead would take.
         curve: how the training loss fell: passes over the rows held so far, and nats per token.
         groups: of the scored rows (language or domain), in their order; empty where rows name fewer than two.
         clients: totals of the rows that clients hold out of their own, by client; of a client's own adapter only its
@@ -212,8 +212,7 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
     else:
         result = run(with_overrides(recipe, {"output.folder": str(folder)}))
     prepared = prepare(recipe)
-    last = result.folder / "answers" / f"{result.evaluations[-1].round:04d}.jsonl"
-    rows = load_rows(last.read_bytes())
+    rows = _read_answers(result.folder / ANSWERS / f"{result.evaluations[-1].round:04d}.jsonl")
     curve, cost = _course(result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
@@ -232,6 +231,16 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
             adapter=f"{folder.name}/{ADAPTER}",
         )
     ]
+
+
+def _read_answers(path: Path) -> tuple[ScoredRow, ...]:
+    """Return what a run keeps of every scored row."""
+    try:
+        return tuple(load_rows(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({first_line(error)}); remove its run folder, and this arm is trained anew."
+        ) from error
 
 
 def _course(rounds: Sequence[RoundRecord], prepared: Prepared) -> tuple[tuple[tuple[float, float], ...], Costs]:

@@ -185,7 +185,7 @@ def _check_clients(name: str, arm: Arm, prepared: Prepared) -> None:
 def _check_finite(outcomes: Sequence[Outcome]) -> None:
     """Refuse scores of a training that diverged, of which there is no mean."""
     for outcome in outcomes:
-        if not all(math.isfinite(row.loss) for row in outcome.totals):
+        if not all(math.isfinite(row.loss) for row in (*outcome.totals, *outcome.clients.values())):
             raise RecipeError(
                 f"compare.arms.{outcome.arm}: the training diverged under seed {outcome.seed} (its loss is not "
                 "finite); give a smaller learning rate, and another folder with --out."

@@ -7,6 +7,7 @@ table.json                          the same for programs
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,15 +36,19 @@ _LEGEND = (
     "Means over seeds, with intervals of 95 %. A difference marked with = cannot be told from none (p > 0.05, adjusted "
     "by Holm's method)."
 )
-_GAINS = (
-    "What each client gains: the federated model minus the client's own, on the shared test rows, and on the rows that "
-    "the client holds out of its own, where it does."
-)
-_DIFFERENCES = "Federated minus the arm (= cannot be told from none), and federated divided by it"
+_DIFFERENCES = "Federated minus the arm (= cannot be told from none), and divided by it"
 _COST = "What an adapter of each arm cost, mean over seeds; what would be sent with the whole base instead, in float32"
-_COST_HEADS = ("arm", "rows used, % of all", "rows seen", "tokens trained", "seconds of training", "sent", "whole base")
+_COST_HEADS = (
+    "arm",
+    "rows used, % of the arm's",
+    "rows seen",
+    "tokens trained",
+    "seconds of training",
+    "sent",
+    "whole base",
+)
 _FIGURE_HEADS = ("line", "what", "of", "metric", "mean", "low", "high", "p")
-_GAIN_HEADS = ("client", "rows", "metric", "gain", "low", "high", "p")
+_GAIN_HEADS = ("arm", "minus", "client", "rows", "metric", "gain", "low", "high", "p")
 
 
 def _shown(found: Interval | None, metric: str) -> str:
@@ -191,7 +196,7 @@ def rich_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], 
     shown = Text(clean(title, ascii_only))
     table = Table(title=shown, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", overflow="fold", min_width=0 if number else 12)
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell, ascii_only)) for cell in row))
     return table
@@ -199,8 +204,13 @@ def rich_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as Markdown."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heads, ["---"] * len(heads), *rows)]
+    escaped = [[_escaped(cell) for cell in row] for row in (heads, ["---"] * len(heads), *rows)]
     return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell in which nothing is taken for markup, nor for the end of the cell or its line."""
+    return html.escape(clean(cell), quote=False).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def describe(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> dict[str, bytes]:
@@ -226,18 +236,27 @@ def describe(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Com
 
 def _sections(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> Iterator[str]:
     """Yield the parts of the Markdown file."""
-    yield f"{markdown(*cells(lines))}\n{_LEGEND}{_references(comparison)}\n\n{_made_of(comparison)}"
+    yield f"{markdown(*cells(lines))}\n{_LEGEND}{references(comparison)}\n\n{_made_of(comparison)}"
     for part, title in (("groups", "group"), ("categories", "category")):
         if any(getattr(line, part) for line in lines):
             for metric in METRICS:
                 yield f"{_HEADS[metric]} by {title}\n\n" + markdown(*part_cells(lines, metric, part))
     if gains:
-        yield f"{_GAINS}\n\n" + markdown(*gain_cells(gains))
+        yield f"{_gains(gains)}\n\n" + markdown(*gain_cells(gains))
     if any(line.cost for line in lines):
         yield f"{_COST}\n\n" + markdown(*cost_cells(lines))
     if comparison.trials:
         rows = [[t.arm, f"{t.learning_rate:g}", str(t.passes), f"{t.score:.4f}"] for t in comparison.trials]
         yield "Trials on validation rows\n\n" + markdown(["arm", "learning rate", "passes", "score"], rows)
+
+
+def _gains(gains: Sequence[ClientGain]) -> str:
+    """Return what the table of gains shows."""
+    first = gains[0]
+    return (
+        f"What each client gains: the arm {first.reference} minus the client's own model of the arm {first.arm}, on "
+        "the shared test rows, and on the rows that the client holds out of its own, where it does."
+    )
 
 
 def _figures(lines: Sequence[Line]) -> Iterator[tuple[Any, ...]]:
@@ -260,7 +279,8 @@ def _gain_figures(gains: Sequence[ClientGain]) -> Iterator[tuple[Any, ...]]:
     for gain in gains:
         for rows, found in (("shared test rows", gain.shared), ("its own held-out rows", gain.own)):
             for metric, one in found.items():
-                yield gain.client, rows, metric, one.mean, *_ends(one), one.p
+                p = "" if math.isnan(one.p) else one.p
+                yield gain.reference, gain.arm, gain.client, rows, metric, one.mean, *_ends(one), p
 
 
 def _ends(found: Interval) -> tuple[float | str, float | str]:
@@ -268,8 +288,12 @@ def _ends(found: Interval) -> tuple[float | str, float | str]:
     return ("", "") if math.isnan(found.low) else (found.low, found.high)
 
 
-def _references(comparison: Comparison) -> str:
-    """Return the sentences that name the arms that others are compared with; empty where there are none."""
+def references(comparison: Comparison) -> str:
+    """Return the sentences that name the arms that others are compared with, a blank in front; empty without any.
+
+    Args:
+        comparison: what it gave.
+    """
     names = [(comparison.reference(counts_steps), counts_steps) for counts_steps in (False, True)]
     arms = ("Arms", "Arms that count steps")
     return "".join(f" {arms[steps]} are compared with the arm {name}." for name, steps in names if name is not None)

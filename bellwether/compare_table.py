@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 METRICS = ("loss", "rouge_l", "exact")
 OWN = "own categories"
-SAMPLES_BY_CATEGORY = 2000  # resamples; of these intervals there are many
+SAMPLES, SAMPLES_BY_CATEGORY = 10_000, 2_000  # resamples; of intervals by category and client there are many
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,18 @@ class ClientGain:
     """What a client gains by the federation: the shared model against the one that it trains alone.
 
     Args:
+        arm: the arm that trains it alone.
+        reference: the federated arm.
         client: its name.
         alone: mean scores of its own model on the shared test rows, by metric.
         shared: how much higher the federated model scores there, with adjusted p-values.
         own: how much higher the federated model scores on the rows that the client holds out of its own, means over
             all of them; empty where none are held out. Under every seed these may be other rows, so the interval
-            speaks of seeds; with one seed its ends are no numbers.
+            speaks of seeds; with one seed its ends and p-value are no numbers.
     """
 
+    arm: str
+    reference: str
     client: str
     alone: Mapping[str, float]
     shared: Mapping[str, Interval]
@@ -151,6 +155,7 @@ def _line(
     referred: Sequence[_Counted],
     strata: Sequence[str],
     randomness: Randomness,
+    samples: int = SAMPLES,
 ) -> Line:
     """Return a line: scores, and how much higher those of what is referred to are."""
     scores, gaps, ratios = {}, {}, {}
@@ -159,11 +164,18 @@ def _line(
         if found is None:
             continue
         generator = randomness.numpy(f"interval of {metric} of {name}")
-        scores[metric] = interval(found.numerators_SP, strata, generator, denominators_P=found.denominators_P)
+        scores[metric] = interval(
+            found.numerators_SP, strata, generator, denominators_P=found.denominators_P, samples=samples
+        )
         # Losses per token of different tokenizers have no difference.
         if other is not None and np.array_equal(other.denominators_P, found.denominators_P):
             gaps[metric] = difference(
-                other.numerators_SP, found.numerators_SP, strata, generator, denominators_P=found.denominators_P
+                other.numerators_SP,
+                found.numerators_SP,
+                strata,
+                generator,
+                denominators_P=found.denominators_P,
+                samples=samples,
             )
             if metric != "loss" and scores[metric].mean:
                 ratios[metric] = (scores[metric].mean + gaps[metric].mean) / scores[metric].mean
@@ -234,12 +246,17 @@ def _adjusted(lines: Sequence[Line]) -> list[Line]:
 
 
 def adjust(families: Sequence[Mapping[str, Interval]]) -> list[dict[str, Interval]]:
-    """Return differences with p-values adjusted by Holm's method over all of them.
+    """Return differences with p-values adjusted by Holm's method over all of them that have one.
 
     Args:
         families: differences by metric, of each line.
     """
-    places = [(number, metric) for number, gaps in enumerate(families) for metric in gaps]
+    places = [
+        (number, metric)
+        for number, gaps in enumerate(families)
+        for metric, gap in gaps.items()
+        if not math.isnan(gap.p)
+    ]
     values = holm([families[number][metric].p for number, metric in places])
     adjusted = [dict(gaps) for gaps in families]
     for (number, metric), p in zip(places, values, strict=True):
@@ -271,9 +288,12 @@ def client_gains(comparison: Comparison) -> list[ClientGain]:
     for client in dict.fromkeys(outcome.client for outcome in by_arm[name]):
         mine = [outcome for outcome in by_arm[name] if outcome.client == client]
         theirs = [federated[outcome.seed] for outcome in mine]
-        line = _line(f"{name}, {client}", _everywhere(mine), _everywhere(theirs), strata, randomness)
+        line = _line(
+            f"{name}, {client}", _everywhere(mine), _everywhere(theirs), strata, randomness, SAMPLES_BY_CATEGORY
+        )
         alone = {metric: score.mean for metric, score in line.scores.items()}
-        gains.append(ClientGain(client, alone, line.gaps, _own_gains(client, mine, theirs, randomness)))
+        on_own = _own_gains(client, mine, theirs, randomness)
+        gains.append(ClientGain(name, reference, client, alone, line.gaps, on_own))
     shared, own = adjust([gain.shared for gain in gains]), adjust([gain.own for gain in gains])
     return [replace(gain, shared=s, own=o) for gain, s, o in zip(gains, shared, own, strict=True)]
 
@@ -296,6 +316,6 @@ def _own_gains(
         gains_S1 = np.array([[federated - alone] for alone, federated in known])
         generator = randomness.numpy(f"interval of {metric} of the own rows of {client}")
         found = interval(gains_S1, [client], generator, samples=SAMPLES_BY_CATEGORY)
-        unknown = replace(found, low=math.nan, high=math.nan, p=1.0)
+        unknown = replace(found, low=math.nan, high=math.nan, p=math.nan)
         gains[metric] = found if len(known) > 1 else unknown
     return gains

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Group
 from rich.text import Text
@@ -29,11 +29,11 @@ def describe(judgement: Judgement, names: Mapping[str, str]) -> dict[str, str]:
         names: what the two models, A and B, are called.
     """
     tally = judgement.tally
-    parts = [_plain(_title(judgement)), _markdown(HEADS, _rows(tally, names)), _plain(" ".join(_sentences(judgement)))]
+    parts = [_plain(_title(judgement)), markdown(HEADS, _rows(tally, names)), _plain(" ".join(_sentences(judgement)))]
     if len({one.category for one in tally.judged}) > 1:
-        parts.append(_markdown(("category", "questions", A, B, f"{B} / {A}"), _category_rows(tally)))
+        parts.append(markdown(("category", "questions", A, B, f"{B} / {A}"), _category_rows(tally)))
     rows = [(one.question, one.category, f"{one.a:.2f}", f"{one.b:.2f}") for one in tally.judged]
-    parts.append(_markdown(("question", "category", A, B), rows))
+    parts.append(markdown(("question", "category", A, B), rows))
     return {"result.md": "\n".join(parts), "result.json": json.dumps(_figures(judgement, names), indent=1) + "\n"}
 
 
@@ -115,11 +115,6 @@ def _orders(orders: Orders) -> str:
         f"({100 * orders.share:.1f} %): in {orders.first} the answer shown first was better both times, in "
         f"{orders.second} the second."
     )
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
-    return markdown(heads, [[_plain(cell).strip() for cell in row] for row in rows])
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,30 @@ def test_what_cannot_be_asked_is_refused_with_what_there_is(compared: Path, tmp_
     (tmp_path / "recipe.yaml").write_text("name: begun\n")
     with pytest.raises(CheckpointError, match="is not finished; go on with it first"):
         find_answerers(tmp_path)
+
+
+def test_what_would_have_no_effect_is_refused(tiny_run: tuple[Path, Any], tiny_llama: Path) -> None:
+    with pytest.raises(RecipeError, match="holds no comparison, so there is no seed 5 of it to choose"):
+        find_answerers(tiny_run[0], seed=5)
+    with pytest.raises(RecipeError, match="is a model itself, so the model elsewhere has no effect"):
+        find_answerers(tiny_llama, model="elsewhere")
+
+
+def test_another_base_stands_under_all_adapters(compared: Path, tiny_run: tuple[Path, Any]) -> None:
+    for folder in (compared, tiny_run[0]):
+        assert {one.recipe.model.path for one in find_answerers(folder, model="elsewhere")} == {"elsewhere"}
+
+
+def test_an_adapter_named_base_is_not_taken_for_the_untuned_one(tiny_run: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny_run[0] / "adapter", tmp_path / "base")
+    assert [one.name for one in find_answerers(tmp_path / "base")] == ["base", "base (tuned)"]
+    assert find_answerer(str(tmp_path / "base")).adapter is not None
+    assert find_answerer(f"{tmp_path / 'base'}:base").adapter is None
+
+
+def test_folders_and_names_may_hold_colons(tiny_run: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "a:b")
+    assert find_answerer(f"{tmp_path}/a:b").name == "federated"
+    assert find_answerer(f"{tmp_path}/a:b:base").name == "base"
+    with pytest.raises(RecipeError, match="a:b holds no 'x:y'"):
+        find_answerer(f"{tmp_path}/a:b:x:y")

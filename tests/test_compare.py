@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -795,13 +796,31 @@ def test_what_a_client_gains_is_the_federated_score_less_its_own() -> None:
     assert "clients.csv" in tables(comparison)
 
 
+def test_nothing_in_a_category_or_client_is_taken_for_markup_of_the_table() -> None:
+    nasty = [dataclasses.replace(one, categories=("a|b\nc", "a|b\nc", "<i>x\\|")) for one in OUTCOMES_BY_HAND]
+    table = tables(by_hand(TWO, nasty))["table.md"]
+    assert "| arm | &lt;i&gt;x\\\\\\| | a\\|b?c |" in table
+    assert "<i>" not in table
+
+
+def test_a_client_whose_own_rows_have_no_finite_loss_is_named(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = comparing(tiny, [3], base=ARMS["base"])
+    ordinary = compare(recipe, tmp_path / "out").outcomes
+    broken = [dataclasses.replace(one, clients={"c1": Totals(1, 1, math.inf)}) for one in ordinary]
+    monkeypatch.setattr("bellwether.compare._done", lambda *_: [broken])
+    with pytest.raises(RecipeError, match="the training diverged under seed 3"):
+        compare(recipe, tmp_path / "out")
+
+
 def test_with_one_seed_a_gain_on_own_rows_has_no_interval() -> None:
     outcomes = [with_own_rows(outcome) for outcome in OUTCOMES_BY_HAND if outcome.seed == 1]
     (first, _) = client_gains(by_hand(TWO, outcomes))
     assert first.own["loss"].mean == pytest.approx(0.5 - 2.0)
     assert math.isnan(first.own["loss"].low)
     own = [row.split(",") for row in tables(by_hand(TWO, outcomes))["clients.csv"].splitlines() if "held-out" in row]
-    assert own[0][:6] == ["c1", "its own held-out rows", "loss", "-1.5", "", ""]
+    assert own[0] == ["federated", "local", "c1", "its own held-out rows", "loss", "-1.5", "", "", ""]
 
 
 def test_gains_of_all_clients_are_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -829,6 +848,11 @@ def test_the_terminal_shows_scores_differences_gains_and_costs_on_eighty_columns
     console.print(terminal(make_lines(comparison), client_gains(comparison), ascii_only=True))
     text = console.export_text()
     assert all(len(line) <= 80 for line in text.splitlines())
+    _, rows = gain_cells(client_gains(comparison))
+    letters = "".join(text.split())
+    for cell in itertools.chain(*(row[1:] for row in rows)):  # wrapped, but whole
+        assert all(part in letters for part in cell.split())
+    assert "…" not in text
     for title in ("Scores, mean", "Federated minus the arm", "What each client gains"):
         assert title in text
     assert "What an adapter cost" not in text  # none is known
