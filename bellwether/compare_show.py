@@ -36,17 +36,12 @@ _LEGEND = (
     "Means over seeds, with intervals of 95 %. A difference marked with = cannot be told from none (p > 0.05, adjusted "
     "by Holm's method)."
 )
-_DIFFERENCES = "Federated minus the arm (= cannot be told from none), and divided by it"
-_COST = "What an adapter of each arm cost, mean over seeds; what would be sent with the whole base instead, in float32"
-_COST_HEADS = (
-    "arm",
-    "rows used, % of the arm's",
-    "rows seen",
-    "tokens trained",
-    "seconds of training",
-    "sent",
-    "whole base",
+_DIFFERENCES = "Federated minus the arm (= cannot be told from none)"
+_COST = (
+    "What an adapter of each arm cost, mean over seeds: share of the rows of the arm's clients that were used, rows "
+    "and tokens trained, seconds of training, bytes sent, and those of whole bases in float32 instead"
 )
+_COST_HEADS = ("arm", "rows used, %", "rows seen", "tokens", "seconds", "sent", "whole base")
 _FIGURE_HEADS = ("line", "what", "of", "metric", "mean", "low", "high", "p")
 _GAIN_HEADS = ("arm", "minus", "client", "rows", "metric", "gain", "low", "high", "p")
 
@@ -168,13 +163,18 @@ def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: 
     from rich.console import Group
 
     heads, rows = cells(lines)
-    scores, compared = 1 + len(METRICS), [row for row in rows if any(cell != "-" for cell in row[1 + len(METRICS) :])]
+    scores = 1 + len(METRICS)
+    ends = scores + len(METRICS)  # ratios are in the files
+    compared = [row for row in rows if any(cell != "-" for cell in row[scores:ends])]
     tables = [("Scores, mean [95 % interval]", heads[:scores], [row[:scores] for row in rows])]
     if compared:
-        short = [head.removeprefix("federated minus it, ") for head in heads[scores:]]
-        tables.append((_DIFFERENCES, ["arm", *short], [[row[0], *row[scores:]] for row in compared]))
+        short = [head.removeprefix("federated minus it, ") for head in heads[scores:ends]]
+        tables.append((_DIFFERENCES, ["arm", *short], [[row[0], *row[scores:ends]] for row in compared]))
     if gains:
-        tables.append(("What each client gains by the federated model", *gain_cells(gains[:SHOWN_CLIENTS])))
+        heads, rows = gain_cells(gains[:SHOWN_CLIENTS])
+        shown = [number for number, head in enumerate(heads) if not head.startswith("alone, ")]
+        columns = [[row[number] for number in shown] for row in (heads, *rows)]
+        tables.append(("What each client gains by the federated model", columns[0], columns[1:]))
     if any(line.cost for line in lines):
         tables.append(("What an adapter cost", *cost_cells(lines)))
     return Group(*(rich_table(*table, ascii_only=ascii_only) for table in tables))
