@@ -2,7 +2,9 @@
 
 A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break for a formula, which may
 load something from elsewhere or start a program. Names of clients and categories come from other people's files, so
-such texts get an apostrophe in front; numbers stay numbers.
+such texts get an apostrophe in front; numbers stay numbers. Where the list separator is ``;`` or a tab, commas divide
+nothing and quotes within a cell hold nothing together, so that a cell may also begin within a text, behind such a
+separator or a line break; there an apostrophe stands too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # The wide forms are what some spreadsheets take for the narrow ones.
-_FORMULA = tuple("=+-@\t\n＝＋－＠")
+_SIGNS = r"=+\-@＝＋－＠"
+# Where a cell may begin with a formula: in front of the text, and behind what divides cells or lines elsewhere. Blanks
+# and quotes in between are passed over, since a spreadsheet may drop them.
+_FORMULA = re.compile(rf'\A(?=[\t\n{_SIGNS}])|(?<=[;\t\n])(?=([^\S\t\n]|")*[{_SIGNS}])')
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -37,7 +42,7 @@ def _cell(value: Any) -> Any:
     """Return a value as the writer shall write it."""
     if isinstance(value, str):
         value = value.replace("\r\n", "\n").replace("\r", "\n")  # which the writer does not quote
-        return f"'{value}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else value
+        return value if _NUMBER.fullmatch(value) else _FORMULA.sub("'", value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

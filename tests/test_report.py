@@ -17,17 +17,23 @@ import pytest
 from browser import console, foreign, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
 
+from bellwether.arms import Outcome as Scored
+from bellwether.compare_table import ClientGain, Line
+from bellwether.comparison import Comparison
 from bellwether.describe import ClientSummary, Description
 from bellwether.errors import CheckpointError
+from bellwether.evaluate.intervals import Interval
 from bellwether.evaluate.scores import Totals
 from bellwether.finished import FinishedRun, read_run
 from bellwether.history import ScoredRow
+from bellwether.page.comparison import Compared, comparison_page
 from bellwether.page.draw import drawing
 from bellwether.page.metrics import EXACT, LOSS, changes, middle_curve
 from bellwether.page.parts import named, visible
 from bellwether.page.render import render
 from bellwether.page.run import run_page
 from bellwether.randomness import Randomness
+from bellwether.recipe import Arm, Model, Recipe
 from bellwether.recipe_file import dump_recipe, load_recipe
 from bellwether.records import ClientRecord, EvaluationRecord, RoundRecord
 from bellwether.report import report
@@ -133,10 +139,19 @@ def nasty_run(clients: int = 12, rounds: int = 6, categories: tuple[str, ...] = 
     )
 
 
+def compared_page(
+    arms: dict[str, dict[str, Any]], lines: list[Line], gains: tuple[ClientGain, ...] = ()
+) -> tuple[str, str]:
+    """Return the headline and the whole text of a page on a comparison that gave these lines and gains."""
+    outcomes = [Scored(name, 1, "", ("a",), (Totals(1, 10, 20.0),), (None,)) for name in arms]
+    recipe = Recipe(name="made-up", model=Model(path="none"))
+    comparison = Comparison(recipe, {name: Arm(**arm) for name, arm in arms.items()}, outcomes, [])
+    page = comparison_page(Compared(comparison, lines, gains, None, {}))
+    return Reader(str(page.result).encode()).text, Reader(render(page)).text
+
+
 def load_tiny() -> FinishedRun:
     """Return a run of which everything but the recipe is to be replaced."""
-    from bellwether.recipe import Model, Recipe
-
     return FinishedRun(
         Recipe(name="nasty", model=Model(path=NASTY[0])), {}, Description([], {}, 0, 0, False), [], [], [], [], []
     )
@@ -409,6 +424,70 @@ def test_a_comparison_without_a_federation_or_answers_has_a_page(
     assert re.search(r"The best loss has the arm \w+: \d", text)
     assert "Who holds what" not in text
     assert "base model" in text  # of inputs.json, since there is no run
+
+
+def test_the_headline_compares_only_with_arms_that_count_as_the_federation_does() -> None:
+    arms = {
+        "base": {"trains": "nobody"},
+        "together by passes": {"trains": "together"},
+        "together by steps": {"trains": "together", "steps": 5},
+        "federated": {"trains": "federation"},
+        "federated by steps": {"trains": "federation", "set": {"training.local_steps": 5}},
+    }
+    gap = Interval(0.2, 0.1, 0.3, 0.001)
+    lines = [Line(name, {"exact": Interval(0.5, 0.4, 0.6, 1.0)}, {"exact": gap}) for name in arms]
+    headline, text = compared_page(arms, lines)
+    assert "than base" in headline
+    assert "than together by passes" in headline
+    assert "together by steps" not in headline
+    assert "Arms are compared with the arm federated." in text
+    assert "Arms that count steps are compared with the arm federated by steps." in text
+
+
+@pytest.mark.parametrize("trains", ["federation", "together", "nobody"])
+def test_the_headline_speaks_of_a_score_that_a_model_has(trains: str) -> None:
+    arms = {"model": {"trains": trains}, "rule": {"trains": "nearest row"}}
+    rule = Line("rule", {"rouge_l": Interval(0.5, 0.4, 0.6, 1.0), "exact": Interval(0.1, 0.0, 0.2, 1.0)}, {})
+    loss, none = {"loss": Interval(1.25, 1.0, 1.5, 1.0)}, Interval(0.0, 0.0, 0.0, 1.0)
+    headline, _ = compared_page(arms, [Line("model", loss, {}), rule])
+    assert "loss" in headline
+    assert "1.250" in headline
+    headline, _ = compared_page(
+        arms, [Line("model", loss | {"rouge_l": rule.scores["rouge_l"], "exact": none}, {}), rule]
+    )
+    assert "ROUGE-L" in headline
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((-0.162, -0.059), "not distinguishable after Holm's adjustment over the table's 3 differences from all ("),
+        ((0.059, 0.162), "not distinguishable after Holm's adjustment over the table's 3 differences from all ("),
+        ((-0.162, 0.059), "not distinguishable from all ("),
+    ],
+)
+def test_an_interval_without_zero_that_is_in_doubt_is_explained(ends: tuple[float, float], words: str) -> None:
+    arms = {"all": {"trains": "together"}, "each": {"trains": "alone"}, "federated": {"trains": "federation"}}
+    score, sure = Interval(0.5, 0.4, 0.6, 1.0), Interval(0.2, 0.1, 0.3, 0.001)
+    gaps = [{"exact": Interval(sum(ends) / 2, *ends, 0.2)}, {"exact": sure, "rouge_l": sure}, {}]
+    lines = [Line(name, {"exact": score}, gap) for name, gap in zip(arms, gaps, strict=True)]
+    headline, _ = compared_page(arms, lines)
+    assert words in headline
+    assert "20.0 points more than each" in headline
+
+
+def test_gains_per_client_name_the_arms_that_they_are_of() -> None:
+    arms = {
+        "alone": {"trains": "alone"},
+        "alone for longer": {"trains": "alone", "passes": 9},
+        "federated": {"trains": "federation"},
+        "federated again": {"trains": "federation"},
+    }
+    score, gain = {"loss": Interval(1.25, 1.0, 1.5, 1.0)}, {"loss": Interval(-0.25, -0.5, -0.1, 0.01)}
+    gains = (ClientGain("alone", "federated", "north", {"loss": 1.5}, gain, {}),)
+    _, text = compared_page(arms, [Line(name, score, {}) for name in arms], gains)
+    assert "The score of the federated model (arm federated) minus" in text
+    assert "that a client trains alone (arm alone)." in text
 
 
 def test_figures_of_a_comparison_are_those_of_its_table_or_made_anew(

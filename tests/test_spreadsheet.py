@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from typing import Any
 
@@ -27,8 +28,8 @@ def read(table: bytes) -> list[list[str]]:
         "+1+1",
         "-2+3+cmd|' /C calc'!A0",
         "@SUM(A1:A9)",
-        "\t=1+1",
-        "\n=1+1",
+        "\tx",
+        "\nx",
         "＝1+1",
         "--1",
         "-Infinity",
@@ -36,6 +37,24 @@ def read(table: bytes) -> list[list[str]]:
 )
 def test_what_a_spreadsheet_could_compute_is_a_text(text: str) -> None:
     assert read(csv_table(["name"], [[text]])) == [["name"], [f"'{text}"]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", [";", "\t", "\n", "\r", "\r\n"])
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_divides_lines(separator: str, end: str) -> None:
+    begins = ["x", "", '"', "x, y", 'say "x"', "x;", "\t", "-1"]
+    gaps = ["", "  ", "\u00a0", '"', ' " "', ";", "\t"]
+    for begin, gap, sign in itertools.product(begins, gaps, "=+-@＝＋－＠"):
+        text = f"{begin}{end}{gap}{sign}1+cmd|'/C calc'!A0{end}y"
+        table = csv_table(["n", text], [[text, "x", text, text], ["x", text, 0.3, text]]).decode()
+        for line in csv.reader(io.StringIO(table, newline=""), delimiter=separator):
+            assert not [cell for cell in line if cell.strip('" \t\n\u00a0').startswith(tuple("=+-@＝＋－＠"))]
+
+
+def test_only_what_a_formula_follows_is_changed() -> None:
+    texts = ["x;=1+cmd|'/C calc'!A0;y", "a; b\tc\nd", "a;1", "x; -1\n@y", "\t=1+1", "\n=1+1"]
+    told = ["x;'=1+cmd|'/C calc'!A0;y", "a; b\tc\nd", "a;1", "x;' -1\n'@y", "'\t'=1+1", "'\n'=1+1"]
+    assert read(csv_table(["t"], [[text] for text in texts]))[1:] == [[text] for text in told]
 
 
 @pytest.mark.parametrize("value", [-0.3, -12, 1e-9, "-0.3", "+5", "-1.5e-7", "-.5", 0])
@@ -51,7 +70,7 @@ def test_other_texts_are_written_as_they_are(text: str) -> None:
 
 def test_a_carriage_return_begins_no_line() -> None:
     texts = ["\r=1+1", "a\r=1+1", "a\r\n=1+1"]
-    assert read(csv_table(["t"], [[text] for text in texts]))[1:] == [["'\n=1+1"], ["a\n=1+1"], ["a\n=1+1"]]
+    assert read(csv_table(["t"], [[text] for text in texts]))[1:] == [["'\n'=1+1"], ["a\n'=1+1"], ["a\n'=1+1"]]
 
 
 def test_heads_are_defused_too() -> None:

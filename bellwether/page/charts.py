@@ -157,18 +157,7 @@ def dots(
             axes.axvline(0, color=MUTED, linewidth=1)
         for number, one in enumerate(series):
             shift = (number - (len(series) - 1) / 2) * 0.72 / len(series)
-            style = look(one.look) | {"linestyle": "none"}
-            ends: dict[str, Any] = {"xerr": _ends(one), "elinewidth": 1.2 if named else 0.5} if len(one.low) else {}
-            places = [place + shift for place in one.x]
-            axes.errorbar(
-                one.y,
-                places,
-                label=legend_name(one.name),
-                markersize=5 if named else 2,
-                markeredgewidth=0,
-                **style,
-                **ends,
-            )
+            _add_dots(axes, one, shift, small=not named)
         if named:
             name_rows(axes, names)
         else:
@@ -182,6 +171,14 @@ def dots(
 
     below = legend_height([one.name for one in series], extent(wide))
     return drawing(name, label, (extent(wide), 50 + len(names) * row + below), draw)
+
+
+def _add_dots(axes: Any, one: Series, shift: float, *, small: bool) -> None:
+    """Draw a series' points with their intervals, beside the rows whose numbers are in ``x``."""
+    style = look(one.look) | {"linestyle": "none", "markersize": 2 if small else 5, "markeredgewidth": 0}
+    if len(one.low):
+        style |= {"xerr": _ends(one), "elinewidth": 0.5 if small else 1.2}
+    axes.errorbar(one.y, [row + shift for row in one.x], label=legend_name(one.name), **style)
 
 
 def scatter(

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bellwether.arms import Outcome
-from bellwether.compare_show import cells, part_cells
+from bellwether.compare_show import cells, part_cells, references
 from bellwether.compare_table import Line
 from bellwether.comparison import Comparison
 from bellwether.evaluate.intervals import Interval
@@ -65,11 +65,18 @@ class Compared:
 
     @property
     def metric(self) -> Metric:
-        """The score that speaks for the comparison: exact match where there is any, else ROUGE-L, else the loss."""
-        best = max((line.scores["exact"].mean for line in self.of_arms if "exact" in line.scores), default=0.0)
-        if best >= 0.01:
+        """The score that speaks for the comparison: exact match where there is any, else ROUGE-L, else the loss.
+
+        Only scores count that the reference has, or without one the arms that learn; rules have scores of their own.
+        """
+        arms = self.comparison.arms
+        models = [line for line in self.of_arms if arms[line.name].learns or arms[line.name].trains == "nobody"]
+        learned = [line for line in models if arms[line.name].learns]
+        known = [self.reference] if self.reference else learned or models or self.of_arms
+        best = max((line.scores["exact"].mean for line in models or known if "exact" in line.scores), default=0.0)
+        if best >= 0.01 and any("exact" in line.scores for line in known):
             return EXACT
-        return ROUGE_L if any("rouge_l" in line.scores for line in self.of_arms) else LOSS
+        return ROUGE_L if any("rouge_l" in line.scores for line in known) else LOSS
 
 
 def comparison_page(compared: Compared) -> Page:
@@ -136,30 +143,36 @@ def _result(compared: Compared) -> Markup:
         return Markup("The best {} has the arm {}: {}, with a 95 % interval of {}.").format(
             metric.name, named(best.name), *_said(best.scores[metric.key], metric)
         )
+    arms = compared.comparison.arms
     others = [
         line
         for line in compared.of_arms
-        if metric.key in line.gaps and compared.comparison.arms[line.name].trains in ("nobody", "alone", "together")
+        if metric.key in line.gaps
+        and arms[line.name].trains in ("nobody", "alone", "together")
+        and arms[line.name].counts_steps == arms[reference.name].counts_steps  # else its gap is to another arm
     ]
     text = Markup("The arm {} has a mean {} of {} (95 % interval {})").format(
         named(reference.name), metric.name, *_said(reference.scores[metric.key], metric)
     )
     if not others:
         return text + "."
-    return text + ": " + Markup(", ").join(_against(line, metric) for line in others[:4]) + "."
+    family = sum(len(line.gaps) for line in compared.lines)
+    return text + ": " + Markup(", ").join(_against(line, metric, family) for line in others[:4]) + "."
 
 
 def _said(found: Interval, metric: Metric) -> tuple[str, str]:
     return metric.text(found.mean * metric.scale), metric.range(found)
 
 
-def _against(line: Line, metric: Metric) -> Markup:
-    """Return how far the federation is from another arm, as a part of a sentence."""
+def _against(line: Line, metric: Metric, family: int) -> Markup:
+    """Return how far the federation is from another arm, one difference of a family, as a part of a sentence."""
     gap = line.gaps[metric.key]
     if gap.p > 0.05:
         mean = metric.number(gap.mean * metric.scale, sign=True)
-        return Markup("not distinguishable from {} ({}, {})").format(
-            named(line.name), mean, metric.range(gap, sign=True)
+        # The interval is of this difference alone, and may exclude 0 though the adjusted p-value is large.
+        why = "" if gap.low <= 0 <= gap.high else f" after Holm's adjustment over the table's {family:,} differences"
+        return Markup("not distinguishable{} from {} ({}, {})").format(
+            why, named(line.name), mean, metric.range(gap, sign=True)
         )
     size = gap if gap.mean > 0 else Interval(-gap.mean, -gap.high, -gap.low, gap.p)
     return Markup("{} {} {} than {} ({})").format(
@@ -202,7 +215,8 @@ def _scores(compared: Compared) -> Section:
     if len(heads) > split:
         compared_with = [row for row in rows if any(cell != "-" for cell in row[split:])]
         differences = [[row[0], *row[split:]] for row in compared_with]
-        parts.append(_table("Differences", [heads[0], *heads[split:]], differences, _DOUBT))
+        note = _DOUBT + references(compared.comparison)
+        parts.append(_table("Differences", [heads[0], *heads[split:]], differences, note))
     lead = "Means over categories, then clients, then seeds, with 95 % intervals over seeds and questions."
     return Section("scores", "Scores", parts, lead)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from bellwether.compare_show import cost_cells, gain_cells
 from bellwether.compare_table import ClientGain, Line
 from bellwether.evaluate.intervals import Interval
 from bellwether.page.charts import Series, dots, framed, scatter
 from bellwether.page.metrics import LOSS, Metric, capital
-from bellwether.page.parts import Cell, Figure, Part, Section, Table, words
+from bellwether.page.parts import Cell, Figure, Part, Section, Table, named, words
 
 _FOLDED = 12  # clients whose table is still open
 _OWN = "gain on its own rows"  # how heads of such columns begin
@@ -35,7 +37,10 @@ def gains_section(gains: Sequence[ClientGain], metric: Metric) -> list[Section]:
         if len(columns) > 1:
             table = [[words(row[0]), *(Cell(row[column]) for column in columns[1:])] for row in rows]
             parts.append(Table(title, [heads[column] for column in columns], table, _DOUBT, len(rows) > _FOLDED))
-    lead = "Did joining help? The federated model's score minus that of the model that a client trains alone."
+    lead = Markup(
+        "Did joining help? The score of the federated model (arm {}) minus that of the model that a client trains "
+        "alone (arm {})."
+    ).format(named(gains[0].reference), named(gains[0].arm))
     return [Section("gains", "Gain per client", parts, lead)]
 
 

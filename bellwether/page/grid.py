@@ -61,21 +61,8 @@ def grid(
     high = 14.0 * len(rows) if named else min(420.0, max(200.0, 4.0 * len(rows)))
 
     def draw(figure: Figure) -> None:
-        from matplotlib.patches import Patch, PathPatch
-
         axes = figure.add_subplot()
-        handles = []
-        for tint in tints:
-            colour = look(tint.look)["color"]
-            style: dict[str, Any] = {
-                "facecolor": "none" if tint.hollow else colour,
-                "edgecolor": colour if tint.hollow else "none",
-            }
-            style |= {"linewidth": 1.2 if tint.hollow else 0, "alpha": tint.strength}
-            if tint.cells:
-                axes.add_patch(PathPatch(_squares(tint.cells, first, 0.2 if tint.hollow else 0.07), **style))
-            if tint.name:
-                handles.append(Patch(label=legend_name(tint.name), **style))
+        handles = [handle for tint in tints if (handle := _add_tint(axes, tint, first)) is not None]
         axes.set_xlim(first - 0.5, first + columns - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False)
@@ -91,6 +78,21 @@ def grid(
 
     below = legend_height([tint.name for tint in tints if tint.name], extent(wide))
     return drawing(name, label, (extent(wide), high + 50 + below), draw)
+
+
+def _add_tint(axes: Any, tint: Tint, first: int) -> Any:
+    """Draw the cells of a tint; return what stands for it in the legend, None where it has no name."""
+    from matplotlib.patches import Patch, PathPatch
+
+    colour = look(tint.look)["color"]
+    style: dict[str, Any] = {
+        "facecolor": "none" if tint.hollow else colour,
+        "edgecolor": colour if tint.hollow else "none",
+    }
+    style |= {"linewidth": 1.2 if tint.hollow else 0, "alpha": tint.strength}
+    if tint.cells:
+        axes.add_patch(PathPatch(_squares(tint.cells, first, 0.2 if tint.hollow else 0.07), **style))
+    return Patch(label=legend_name(tint.name), **style) if tint.name else None
 
 
 def _squares(cells: Sequence[tuple[int, int]], first: int, gap: float) -> Any:
