@@ -88,7 +88,7 @@ def chat(
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused with its line
     with console.status("Loading the base …") if live else contextlib.nullcontext():
         talk = open_talk(folder, seed=seed, model=model, device=device)
-    names = list(who) or first_asked(talk.names)
+    names = list(who) or first_asked(talk.answerers.values())
     check_names(names, talk.names)
     session = Session(talk, console, _typed(console) if live else _piped, live, names)
     for note in talk.notes:
@@ -116,14 +116,16 @@ def _piped(prompt: str) -> str:
 
 
 def _step(session: Session) -> None:
-    """Take a line and do what it says; the end of the input, or an interrupt at the prompt, ends the conversation."""
+    """Take a line and do what it says; the end of the input, or an interrupt of a person, ends the conversation."""
     try:
         line = session.read("ask (with context)> " if session.context else "ask> ")
         if line.startswith("/"):
             _command(session, line)
         elif line.strip():
             _ask(session, make_question(line, session.context))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, KeyboardInterrupt) as end:
+        if isinstance(end, KeyboardInterrupt) and not session.live:
+            raise  # a program learns of it by the exit code
         session.over = True
         if session.live:
             session.console.print()
@@ -272,10 +274,11 @@ def _set(session: Session, rest: str) -> None:
 
 def _examples(session: Session, rest: str) -> None:
     """List held-out rows, or ask one."""
-    if session.examples is None:
+    if not session.examples:
         session.examples, note = find_examples(session.talk)
-        if note:
+        if not session.examples:
             _tell(session, note)
+            return
     if rest:
         row = session.examples[_number(rest, len(session.examples), "there are examples")]
         if session.live:

@@ -8,7 +8,8 @@
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
     ├── JudgeError        a language model that shall judge answers cannot be asked, or refuses
-    │   └── JudgeAway     it did not answer, however often it was asked; later it may
+    │   ├── JudgeAway     it did not answer, however often it was asked; later it may
+    │   └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
     └── FederationError   a real federation cannot start or go on
 
 Every message says what is wrong, the value, where it stands and what to do about it, in one or
@@ -54,6 +55,14 @@ class JudgeError(BellwetherError):
 
 class JudgeAway(JudgeError):
     """A judge did not answer, however often it was asked; later it may."""
+
+
+class JudgeRefused(JudgeError):
+    """A judge refuses one request; ``said`` holds its words, all of them."""
+
+    def __init__(self, problem: str, said: str) -> None:
+        self.said = said
+        super().__init__(problem)
 
 
 class FederationError(BellwetherError):

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from bellwether.answerers import Answerer
 from bellwether.answers import answer
 from bellwether.data.questions import Question, choose, read_questions
+from bellwether.errors import JudgeRefused
 from bellwether.evaluate.judging import Scores, Tally, judge_prompt, parse_scores, tally
-from bellwether.judge_api import Judge, ask, check, connect
+from bellwether.judge_api import Judge, Reply, ask, check, connect
 from bellwether.judge_folder import A, Attempt, B, JudgeFolder, claimed, facts_of, verdicts
 from bellwether.randomness import Randomness
 from bellwether.recipe_file import with_overrides
@@ -132,7 +133,7 @@ def judge(
         settings=settings,
         questions=questions.name,
         tally=tally(verdicts(counted), categories, Randomness(SEED).numpy("intervals of a judgement")),
-        judges=sorted({one.reply.model for one in counted}),
+        judges=sorted({one.reply.model for one in counted if one.reply.model}),  # a refusal names none
         replies=len(counted),
         prompt_tokens=_total([one.reply.prompt_tokens for one in counted]),
         reply_tokens=_total([one.reply.reply_tokens for one in counted]),
@@ -213,8 +214,13 @@ async def _ask(
     name, swapped = place.question.name, place.swapped
     first, second = (kept.answers[model, name] for model in ((B, A) if swapped else (A, B)))
     for number in range(before + 1, ATTEMPTS + 1):
-        reply = await ask(client, judge, judge_prompt(place.question.text, first, second, reminded=number > 1))
-        scores = parse_scores(reply.text)
+        try:
+            reply = await ask(client, judge, judge_prompt(place.question.text, first, second, reminded=number > 1))
+            scores = parse_scores(reply.text)
+        except JudgeRefused as refusal:
+            if not kept.attempts:  # nothing was ever answered, so all requests may be wrong
+                raise
+            reply, scores = Reply(refusal.said, model="", prompt_tokens=None, reply_tokens=None), None
         if scores and swapped:
             scores = scores[1], scores[0]
         kept.keep_attempt(Attempt(name, swapped, place.repeat, number, scores, reply))

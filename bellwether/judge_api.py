@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bellwether.errors import JudgeAway, JudgeError, first_line
+from bellwether.errors import JudgeAway, JudgeError, JudgeRefused, first_line
 
 if TYPE_CHECKING:
     import openai
@@ -141,6 +141,7 @@ async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
 
     Raises:
         JudgeError: the server refuses, or answers something else than a reply.
+        JudgeRefused: the server refuses this request, and may take others.
         JudgeAway: it does not answer, however often it is asked.
     """
     import openai
@@ -202,6 +203,8 @@ def translated(error: Exception, judge: Judge) -> JudgeError:
             return JudgeAway(f"{where} cannot be reached ({without_key(reason)}); start it, or mend --address.")
         case openai.RateLimitError() | openai.InternalServerError():
             return JudgeAway(f"{where} still does not answer after {tries} ({_said(error)}).")
+        case openai.APIStatusError(status_code=400 | 413 | 422):
+            return JudgeRefused(f"{where} refuses the request ({_said(error)}).", without_key(str(error)))
     return JudgeError(f"{where} refuses the request ({_said(error)}).")
 
 

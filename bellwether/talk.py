@@ -14,7 +14,7 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -164,7 +164,8 @@ class Talk:
         steps, stopped = queue.SimpleQueue[_Step | BaseException | None](), threading.Event()
         said = [_Said(name, self.base) for name in names]
         work = (names, prompts, settings, steps, stopped)
-        threading.Thread(target=self._speak, args=work, daemon=True).start()
+        thread = threading.Thread(target=self._speak, args=work, daemon=True)
+        thread.start()
         try:
             going_on = True
             while going_on:
@@ -178,6 +179,7 @@ class Talk:
                 yield [one.answer(final=not going_on) for one in said]
         finally:
             stopped.set()
+            thread.join()  # a thread that is still within torch when the program ends would abort it
 
     def _speak(
         self,
@@ -316,13 +318,19 @@ def _moved(answerer: Answerer, model: str | None, device: str | None) -> Answere
     return replace(answerer, recipe=recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)}))
 
 
-def first_asked(names: Sequence[str]) -> list[str]:
-    """Return who answers at first: one of each arm, the federated one among them, four at most."""
-    arms = {name.rpartition(", ")[0] or name: name for name in reversed(names)}
-    chosen = [name for name in names if name in arms.values()]
+def first_asked(found: Iterable[Answerer]) -> list[str]:
+    """Return the names of those who answer at first: one of each arm, the federated one among them, four at most.
+
+    Args:
+        found: all who can be asked.
+    """
+    arms: dict[str, str] = {}
+    for one in found:
+        arms.setdefault(one.arm or one.name, one.name)
+    chosen = list(arms.values())
     must = [name for name in (BASE, FEDERATED) if name in chosen]
     others = [name for name in chosen if name not in must]
-    return [name for name in names if name in (*must, *others[: SHOWN - len(must)])]
+    return [name for name in chosen if name in (*must, *others[: SHOWN - len(must)])]
 
 
 # Examples -----------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import ipaddress
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
@@ -26,7 +28,6 @@ from bellwether.questions import Settings, make_question
 from bellwether.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, open_talk, tokens_said
 
 SIDE_BY_SIDE = 6  # answers that the page has room for
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 # gradio's pages have scripts and styles inside; nothing may come from elsewhere, nor may another page frame this one.
 POLICY = (
@@ -88,12 +89,13 @@ def serve(
         )
     with _listening(host, port) as listener, tempfile.TemporaryDirectory() as place:
         talk = open_talk(folder, seed=seed, model=model, device=device)
-        app = make_app(talk, Path(place), host)
+        address, number = listener.getsockname()[:2]
+        app = make_app(talk, Path(place), host if _of_this_machine(address) else None)
         import uvicorn
 
         shown = f"[{host}]" if ":" in host else host
-        say(f"Talk at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends).")
-        if host not in THIS_MACHINE:
+        say(f"Talk at http://{shown}:{number} (Ctrl-C ends).")
+        if not _of_this_machine(address):
             say("warning: everybody who can reach this address can ask these models.")
         # A page that is still open when this ends is no error to tell about.
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
@@ -113,25 +115,24 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_app(talk: Talk, place: Path, host: str = THIS_MACHINE[0]) -> Any:
+def make_app(talk: Talk, place: Path, host: str | None = "localhost") -> Any:
     """Return the page as an ASGI application.
 
     Args:
         talk: who can be asked.
         place: an empty folder for conversations to be downloaded.
-        host: the address that it is served at; a page for this machine alone answers to no other name.
+        host: the name of this machine that it is served at, and that it answers to beside this machine's own
+            addresses; None answers to every name, for other machines.
     """
     # Read by gradio when it is imported and when it makes files.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(place), "HF_HUB_DISABLE_TELEMETRY": "1"}
     import gradio
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Policy)
-    if host in THIS_MACHINE[:2]:
-        # Else a page elsewhere could reach this one under a name of its own that leads to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(THIS_MACHINE[:2]))
+    if host is not None:
+        app.add_middleware(_OwnNames, host=host)
     theme = gradio.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
@@ -171,6 +172,38 @@ class _Policy:
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
+
+
+class _OwnNames:
+    """Refuses requests under other names than this machine's; starlette's own check does not understand ``[::1]``.
+
+    Else a page elsewhere could reach this one under a name of its own that leads to this machine.
+    """
+
+    def __init__(self, app: Any, host: str) -> None:
+        self._app, self._host = app, host.lower()
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        from starlette.responses import PlainTextResponse
+
+        app = self._app
+        if scope["type"] in ("http", "websocket") and not self._known(dict(scope["headers"]).get(b"host", b"")):
+            app = PlainTextResponse("This page does not answer to that name.", status_code=400)
+        await app(scope, receive, send)
+
+    def _known(self, header: bytes) -> bool:
+        # A name or an address, in brackets if it has colons, and perhaps a port.
+        found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d*)?", header.decode("latin-1").lower())
+        name = found[1] or found[2] if found else ""
+        return bool(name) and (name == self._host or _of_this_machine(name))
+
+
+def _of_this_machine(name: str) -> bool:
+    """Return whether nothing but this machine has a name or an address."""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -235,7 +268,7 @@ class Page:
         gr, names = self.gr, self.talk.names
         self.who = gr.Dropdown(
             [(clean(name), name) for name in names],
-            value=first_asked(names),
+            value=first_asked(self.talk.answerers.values()),
             multiselect=True,
             max_choices=SIDE_BY_SIDE,
             label="Who answers",
@@ -259,7 +292,7 @@ class Page:
 
     def _build_answers(self) -> None:
         """Make the fields of the answers."""
-        gr, asked = self.gr, first_asked(self.talk.names)
+        gr, asked = self.gr, first_asked(self.talk.answerers.values())
         with gr.Row(elem_id="answers"):
             self.boxes = [
                 gr.Textbox(

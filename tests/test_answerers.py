@@ -52,6 +52,7 @@ def test_of_a_comparison_all_adapters_of_a_seed_can_be_asked(compared: Path) -> 
     names = ["base", "local, client-01", "local, client-03", "federated", "rank 3"]
     found = find_answerers(compared)
     assert [one.name for one in found] == names
+    assert (found[2].arm, found[2].client, found[4].arm, found[4].client) == ("local", "client-03", "rank 3", "")
     assert same(found[2].adapter, read_adapter(compared / "local" / "seed-3" / "adapters" / "2-client-03"))
     assert same(found[3].adapter, read_adapter(compared / "federated" / "seed-3" / "run" / "adapter"))
     assert (found[3].recipe.lora.rank, found[4].recipe.lora.rank) == (2, 3)

@@ -191,6 +191,25 @@ def test_an_interrupt_at_the_prompt_ends_the_conversation():
     assert not it.exchanges
 
 
+def test_an_interrupt_of_piped_questions_is_told_by_the_exit_code(bellwether: Command, tiny_run, typed, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    typed("Task 1?", "Task 2?")
+    monkeypatch.setattr(chatting, "make_question", interrupted)
+    outcome = bellwether("chat", tiny_run[0])
+    assert outcome.code == 130
+    assert "> Task" not in outcome.out
+
+
+def test_without_examples_a_number_of_one_is_answered_by_the_reason_alone(monkeypatch):
+    monkeypatch.setattr(chatting, "find_examples", lambda _: ([], "There are no examples, since none are."))
+    shown, it = play(FakeTalk("yes"), "/examples 1", "/examples")
+    assert shown.count("There are no examples, since none are.") == 2
+    assert "is none of them" not in shown
+    assert (it.refused, it.exchanges) == (0, [])
+
+
 def test_help_lists_every_command_and_who_answers_can_be_chosen():
     talk = FakeTalk("a", "b", "c")
     shown, _ = play(talk, "/help", "/who 3, 1", "Why?", "/quit")

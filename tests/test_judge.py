@@ -353,7 +353,34 @@ def test_an_unknown_model_ends_it_at_once_and_another_may_take_its_place(judged:
         assert judged(server, "--judge", "gpt-5").code == 0
 
 
-def test_a_refused_request_ends_it_at_once(judged: Judged) -> None:
+def test_one_refused_pair_counts_as_unreadable_and_the_others_are_judged(judged: Judged, tmp_path: Path) -> None:
+    def filtered(asked: Asked, number: int) -> str | Raw:
+        refused = "Name three colours" in asked.prompt
+        return failure(400, f"content filter, says {SECRET}") if refused else by_length(asked)
+
+    with serving(filtered) as server:
+        outcome = judged(server)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert len(server.asked) == 6 + 2 * 3  # as often as any other that cannot be read
+        assert judged(server).code == 0
+        assert len(server.asked) == 12
+    found = result(tmp_path)
+    assert (found["verdicts"], found["unreadable"], found["replies"]) == (8, 2, 12)
+    assert found["judges"] == ["gpt-4-0613"]
+    assert found["prompt_tokens"] is None
+    kept = [line["reply"] for line in json_lines(tmp_path / "out" / "verdicts.jsonl") if line["question"] == "q1"]
+    assert len(kept) == 6
+    assert all("Error code: 400 - " in one["text"] and "content filter, says [OPENAI" in one["text"] for one in kept)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_key_or_a_model_that_is_refused_later_ends_it_at_once(judged: Judged, tmp_path: Path, status: int) -> None:
+    with serving(lambda asked, number: failure(status, "no") if number > 2 else by_length(asked)) as server:
+        assert judged(server).code == 2
+    assert len(json_lines(tmp_path / "out" / "verdicts.jsonl")) == 3
+
+
+def test_a_refusal_of_the_very_first_request_ends_it_at_once(judged: Judged) -> None:
     with serving(lambda asked, number: failure(400, "context too long")) as server:
         outcome = judged(server)
     assert (outcome.code, len(server.asked)) == (2, 1)
@@ -443,7 +470,7 @@ def test_what_a_server_and_a_file_of_questions_say_cannot_steer_a_terminal_or_a_
 
     def script(asked: Asked, number: int) -> str | Raw:
         return (
-            failure(400, "\x1b[31mred\u202e") if number > 4 else "\x1b[31m8 7" if number == 0 else "8 7\n\ud800\x1b[2J"
+            failure(404, "\x1b[31mred\u202e") if number > 4 else "\x1b[31m8 7" if number == 0 else "8 7\n\ud800\x1b[2J"
         )
 
     with serving(script) as server:

@@ -7,6 +7,9 @@ import copy
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -257,6 +260,38 @@ def test_who_stops_listening_stops_the_answers(crowd, monkeypatch):
     assert len(steps) < 50
 
 
+@pytest.mark.parametrize("heard", ["all", "one step"])
+def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
+    before = set(threading.enumerate())
+    stream = crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=300 if heard != "all" else 4))
+    collections.deque(stream, maxlen=0) if heard == "all" else next(stream)
+    stream.close()
+    assert set(threading.enumerate()) <= before
+
+
+ENDING = """
+import sys
+from pathlib import Path
+from bellwether.questions import Settings, make_question
+from bellwether.talk import open_talk
+
+talk = open_talk(Path(sys.argv[1]))
+stream = talk.answer(make_question("Task 1?"), ["federated"], Settings(max_new_tokens=200))
+next(stream)
+if sys.argv[2] == "finished":
+    list(stream)
+else:
+    stream.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["finished", "stopped"])
+def test_a_program_ends_in_order_right_after_an_answer(tiny_run, how):
+    command = [sys.executable, "-c", ENDING, str(tiny_run[0]), how]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_answer_says_whether_it_came_to_its_end(crowd):
     question, name = make_question("Task 1?"), "local, client-01"
     (cut,) = last(crowd, question, [name], Settings(max_new_tokens=4))
@@ -410,14 +445,27 @@ def test_rows_that_cannot_be_asked_are_no_examples(tiny_talk, tmp_path):
     assert [row.instruction for row in found] == ["Why?", "Markup <b>"], note
 
 
+def in_arms(arms):
+    """Those who can be asked of a comparison, by arm and client."""
+    asked = {(arm, client): ", ".join(filter(None, (arm, client))) for arm, client in arms}
+    return [Answerer(name, None, None, arm=arm, client=client) for (arm, client), name in asked.items()]
+
+
 def test_at_first_one_of_each_arm_answers_and_the_federated_one_among_them():
-    locals_ = [f"local, client-{number:02}" for number in range(1, 11)]
-    assert first_asked(["base", *locals_, "centralized", "federated"]) == [
+    locals_ = [("local", f"client-{number:02}") for number in range(1, 11)]
+    assert first_asked(in_arms([("base", ""), *locals_, ("centralized", ""), ("federated", "")])) == [
         "base", "local, client-01", "centralized", "federated",
     ]  # fmt: skip
     many = ["base", "a", "b", "c", "d", "federated"]
-    assert first_asked(many) == ["base", "a", "b", "federated"]
-    assert first_asked(["base"]) == ["base"]
+    assert first_asked([Answerer(name, None, None) for name in many]) == ["base", "a", "b", "federated"]
+    assert first_asked([Answerer("base", None, None)]) == ["base"]
+
+
+def test_an_arm_with_a_comma_in_its_name_is_an_arm_of_its_own():
+    arms = [("lora, rank 2", ""), ("lora, rank 4", ""), ("alone, long", "client-01"), ("alone, long", "client-02")]
+    assert first_asked([Answerer("base", None, None), *in_arms(arms)]) == [
+        "base", "lora, rank 2", "lora, rank 4", "alone, long, client-01",
+    ]  # fmt: skip
 
 
 # Keeping ------------------------------------------------------------------------------------------

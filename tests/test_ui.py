@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import signal
@@ -299,6 +300,44 @@ def test_a_name_of_another_machine_is_not_answered(page):
     request = urllib.request.Request(page, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(request, timeout=20)
+
+
+@contextlib.contextmanager
+def served(folder, host):
+    """A page at some address of this machine, and its port."""
+    command = [sys.executable, "-m", "bellwether", "ui", str(folder), "--host", host, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as done:
+        try:
+            said = done.stdout.readline()
+            found = re.search(r"http://\S+:(\d+) \(", said)
+            assert found, said + done.stdout.read()
+            yield int(found[1])
+        finally:
+            done.send_signal(signal.SIGINT)
+            rest = done.stdout.read()
+    assert rest == "", "what this machine alone can reach needs no warning, and the page ends quietly"
+
+
+def status(address, port, named):
+    """What a request that names a host gets from the server at an address."""
+    connection = http.client.HTTPConnection(address, port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"Host": named})
+        return connection.getresponse().status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_every_address_of_this_machine_alone_answers_to_this_machines_names_only(tiny_run, host):
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with served(tiny_run[0], host) as port:
+        good = [f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "[::1]", f"127.0.0.2:{port}", "LOCALHOST"]
+        bad = ["evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example",
+               "[::1].evil.example", "[::1", "192.0.2.7", "[2001:db8::1]:80", ""]  # fmt: skip
+        assert {name: status(host, port, name) for name in good} == dict.fromkeys(good, 200)
+        assert {name: status(host, port, name) for name in bad} == dict.fromkeys(bad, 400)
 
 
 def test_every_answer_of_the_server_carries_the_policy(page):
