@@ -54,7 +54,7 @@ _GO_ON = "if rounds were committed, go on with --resume FOLDER."
 _AFTERWARDS = {
     "compare": "finished arms are kept, and the same command goes on with the others.",
     "judge": "answers and verdicts are kept, and the same command goes on with the others.",
-    "chat": "nothing was asked.",
+    "chat": "what was answered was shown.",
     "ui": "the page was not opened.",
 }
 

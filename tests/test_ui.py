@@ -164,17 +164,19 @@ def test_answers_are_those_of_the_terminal(tab, bellwether: Command, tiny_compar
 
 def test_answers_grow_while_they_are_made(tab):
     tab.open_settings()
-    tab.write("tokens", "400")
+    tab.write("tokens", "1024")
     tab.write("instruction", "Task 3?")
     tab.press("ask")
-    lengths = set()
+    lengths: dict[str, set[int]] = {}
 
     def watched():
-        lengths.update(map(len, tab.answers().values()))
+        for name, text in tab.answers().items():
+            lengths.setdefault(name, set()).add(len(text))
         return tab.finished()
 
     tab.until(watched, "no answers")
-    assert len(lengths - {0}) > 6
+    # A busy machine looks seldom, but more often than when it is empty and when it is whole.
+    assert any(len(seen - {0}) > 1 for seen in lengths.values())
 
 
 def test_stop_ends_an_answer_and_the_next_can_be_asked(tab):
