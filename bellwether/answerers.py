@@ -96,15 +96,21 @@ def find_answerers(folder: Path, *, seed: int | None = None, model: str | None =
             f"{folder} holds no comparison, so there is no seed {seed} of it to choose; leave the seed out."
         )
     found = _of_comparison(folder, seed) if compared else _of_one(folder, model)
-    if model is not None:
-        changes = {"path": model, "revision": None}
-        found = [replace(one, recipe=_with_model(one.recipe, changes)) for one in found]
-    return found
+    return found if model is None else [moved(one, path=model, revision=None) for one in found]
 
 
-def _with_model(recipe: Recipe, changes: dict[str, str | None]) -> Recipe:
-    """Return a recipe over another base."""
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+def moved(answerer: Answerer, **changes: str | None) -> Answerer:
+    """Return an answerer whose base is loaded otherwise.
+
+    Args:
+        answerer: whose.
+        changes: fields of the recipe's section ``model`` that are others.
+
+    Raises:
+        RecipeError: a field cannot have this value.
+    """
+    fields = {f"model.{field}": value for field, value in changes.items()}
+    return replace(answerer, recipe=with_overrides(answerer.recipe, fields))
 
 
 def _of_one(folder: Path, model: str | None) -> list[Answerer]:

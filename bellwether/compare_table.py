@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bellwether.arms import Outcome
 from bellwether.comparison import Comparison
 from bellwether.evaluate.intervals import Interval, by_category, difference, holm, interval
-from bellwether.evaluate.scores import Totals
+from bellwether.evaluate.scores import fraction
 from bellwether.randomness import Randomness
 from bellwether.recipe import Arm
 
@@ -191,7 +191,7 @@ def _scored(counted: Sequence[_Counted], metric: str, strata: Sequence[str]) -> 
     rows: dict[int, list[Floats]] = {}
     denominators_P = None
     for outcome, categories in counted:
-        pairs = [_values(totals, metric) for totals in outcome.totals]
+        pairs = [fraction(totals, metric) for totals in outcome.totals]
         if any(pair is None for pair in pairs):
             return None
         values = np.array(pairs, dtype=np.float64)
@@ -203,13 +203,6 @@ def _scored(counted: Sequence[_Counted], metric: str, strata: Sequence[str]) -> 
     if denominators_P is None or not rows:
         return None
     return _Scored(np.stack([np.mean(rows[seed], axis=0) for seed in sorted(rows)]), denominators_P)
-
-
-def _values(totals: Totals, metric: str) -> tuple[float, float] | None:
-    """Return numerator and denominator of a row's score; None where the arm has no such score."""
-    if metric == "loss":
-        return (totals.loss, float(totals.tokens)) if totals.tokens else None
-    return (float(getattr(totals, metric)), float(totals.generated)) if totals.generated else None
 
 
 def _by_stratum(
@@ -309,7 +302,7 @@ def _own_gains(
     ]
     gains = {}
     for metric in METRICS:
-        pairs = [[_values(totals, metric) for totals in pair] for pair in held]
+        pairs = [[fraction(totals, metric) for totals in pair] for pair in held]
         known = [[value[0] / value[1] for value in pair if value] for pair in pairs]
         if not known or any(len(pair) < 2 for pair in known):
             continue

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bellwether.answerers import Answerer
+from bellwether.answerers import Answerer, moved
 from bellwether.answers import answer
 from bellwether.data.questions import Question, choose, read_questions
 from bellwether.errors import JudgeRefused
@@ -24,7 +24,6 @@ from bellwether.evaluate.judging import Scores, Tally, judge_prompt, parse_score
 from bellwether.judge_api import Judge, Reply, ask, check, connect
 from bellwether.judge_folder import A, Attempt, B, JudgeFolder, claimed, facts_of, verdicts
 from bellwether.randomness import Randomness
-from bellwether.recipe_file import with_overrides
 from bellwether.records import Note, Watcher
 
 if TYPE_CHECKING:
@@ -142,9 +141,7 @@ def judge(
 
 def _on(answerer: Answerer, device: str | None) -> Answerer:
     """Return an answerer on another device."""
-    if device is None:
-        return answerer
-    return replace(answerer, recipe=with_overrides(answerer.recipe, {"model.device": device}))
+    return answerer if device is None else moved(answerer, device=device)
 
 
 def _wanted(questions: Sequence[Question], repeats: int) -> list[_Place]:

@@ -15,12 +15,12 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bellwether import __version__
 from bellwether.adapter import Adapter, side_by_side
-from bellwether.answerers import BASE, FEDERATED, Answerer, find_answerers
+from bellwether.answerers import BASE, FEDERATED, Answerer, find_answerers, moved
 from bellwether.checkpoint import RECIPE
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template, written_special
@@ -297,7 +297,9 @@ def open_talk(folder: Path, *, seed: int | None = None, model: str | None = None
     Raises:
         BellwetherError: the folder holds nothing that can be asked, or the base or an adapter cannot be used.
     """
-    found = [_moved(one, model, device) for one in find_answerers(folder, seed=seed, model=model)]
+    found = find_answerers(folder, seed=seed, model=model)
+    if device is not None:
+        found = [moved(one, device=device) for one in found]
     settings = found[0].recipe.model
     kept = [one for one in found if one.recipe.model == settings]
     gone = [one.name for one in found if one.recipe.model != settings]
@@ -308,14 +310,6 @@ def open_talk(folder: Path, *, seed: int | None = None, model: str | None = None
             pass
     templates = {one.name: resolve_template(one.recipe.data.template, base.tokenizer) for one in kept}
     return Talk(folder, base, {one.name: one for one in kept}, templates, notes)
-
-
-def _moved(answerer: Answerer, model: str | None, device: str | None) -> Answerer:
-    """Return an answerer over a base that is elsewhere."""
-    changes = {"path": model, "revision": None} if model is not None else {}
-    changes |= {"device": device} if device is not None else {}
-    recipe = answerer.recipe
-    return replace(answerer, recipe=recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)}))
 
 
 def first_asked(found: Iterable[Answerer]) -> list[str]:

@@ -67,6 +67,18 @@ class Scores:
         return None if self.loss is None else math.exp(min(self.loss, 700.0))
 
 
+def fraction(totals: Totals, metric: str) -> tuple[float, float] | None:
+    """Return numerator and denominator of a score, None where there is none.
+
+    Args:
+        totals: of scored rows.
+        metric: ``loss``, ``rouge_l`` or ``exact``.
+    """
+    if metric == "loss":
+        return (totals.loss, float(totals.tokens)) if totals.tokens else None
+    return (float(getattr(totals, metric)), float(totals.generated)) if totals.generated else None
+
+
 def add_up(parts: Iterable[tuple[str, Totals]]) -> dict[str, Totals]:
     """Return the sums of totals that have the same name, such as a category, in alphabetical order."""
     sums: dict[str, Totals] = {}

@@ -114,8 +114,8 @@ def _attend(
 ) -> torch.Tensor:
     """Return the values that each query attends to, row by row; a query sees its row up to its own position.
 
-    Attention itself is never computed in bfloat16: torch's backward pass then takes 15 times as long on a CPU, since it
-    prepares a kernel anew for each length of rows.
+    Attention itself is never computed in bfloat16: on a CPU torch's backward pass of it then took 5 to 9 times as long
+    as in float32, and a process 0.7 to 0.8 GB more.
     """
     groups = query_MHD.shape[1] // key_MGD.shape[1]
     if groups > 1:

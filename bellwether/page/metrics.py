@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bellwether.evaluate.intervals import Interval, by_category, difference
-from bellwether.evaluate.scores import Scores, Totals
+from bellwether.evaluate.scores import Scores, fraction
 from bellwether.history import ScoredRow
 from bellwether.randomness import Randomness
 
@@ -128,7 +128,7 @@ def changes(before: Sequence[ScoredRow], after: Sequence[ScoredRow], randomness:
     samples = max(500, min(_SAMPLES, _DRAWS // max(1, len(strata))))
     found = {}
     for metric in METRICS:
-        values = [[_value(row.totals, metric.key) for row in rows] for rows in (before, after)]
+        values = [[fraction(row.totals, metric.key) for row in rows] for rows in (before, after)]
         if not strata or any(pair is None or not math.isfinite(pair[0]) for rows in values for pair in rows):
             continue
         first_P, last_P = (np.array([pair[0] for pair in rows if pair]) for rows in values)
@@ -141,13 +141,6 @@ def changes(before: Sequence[ScoredRow], after: Sequence[ScoredRow], randomness:
         ]
         found[metric.key] = Change(gap, *parts)
     return found
-
-
-def _value(totals: Totals, key: str) -> tuple[float, float] | None:
-    """Return numerator and denominator of a row's score; None where it has no such score."""
-    if key == "loss":
-        return (totals.loss, float(totals.tokens)) if totals.tokens else None
-    return (float(getattr(totals, key)), float(totals.generated)) if totals.generated else None
 
 
 def middle_curve(
