@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bellwether.errors import RecipeError
-from bellwether.recipe import Arm, Compare, Partition, Recipe
+from bellwether.recipe import Arm, Compare, Partition, Recipe, Selection
 
 Location = tuple[str | int, ...]
 
@@ -66,9 +66,36 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if federation.deadline is not None and federation.availability is None:
         text = "federation.deadline is given, but nobody's speed is simulated; set it, such as"
         yield "federation.deadline", f"{text} federation.availability.rows_per_second=50."
+    yield from _of_selection(recipe.selection)
     if warmup >= federation.rounds:
         text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
         yield "training.warmup_rounds", f"{text} learning rate; give fewer."
+
+
+def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what contradicts another field of the selection."""
+    method = selection.method
+    if method == "full":
+        return
+    if selection.rows is not None and selection.fraction is not None:
+        yield "selection.fraction", "selection.rows and selection.fraction are both given; give one of them."
+    if method != "hierarchical" and selection.rows is None and selection.fraction is None:
+        text = f"selection.method is {method}, which must be told how many rows; give a number, hierarchical, or"
+        yield "selection.rows", f"{text} selection.fraction."
+    if method == "hierarchical" and selection.rows == "hierarchical":
+        yield "selection.rows", "selection.rows hierarchical is for other methods; give a number or null."
+    if (selection.features == "proxy") != (selection.proxy is not None):
+        text = f"selection.features is {selection.features}, and selection.proxy {selection.proxy or 'null'}"
+        yield "selection.proxy", f"{text}; give both or neither."
+    if selection.projection_sources and selection.space != "shared":
+        text = f"selection.projection_sources are given, but selection.space is {selection.space}; set it to shared."
+        yield "selection.projection_sources", text
+    if selection.noise and selection.clip_norm is None:
+        text = "selection.noise is given, but without selection.clip_norm no amount of noise is enough; give both."
+        yield "selection.noise", text
+    if selection.noise and selection.space == "per_client_tsne":
+        text = "selection.noise is given, but a t-SNE may move a centroid anywhere, whatever its rows' norms; set"
+        yield "selection.noise", f"{text} selection.space to shared."
 
 
 def _partition_contradictions(partition: Partition) -> list[tuple[Location, str]]:

@@ -65,8 +65,8 @@ class Update:
         round: the round it trained for.
         tensors: its trained tensors, under the keys of the adapter.
         rows: how many rows it has to train on, the weight of its update in FedAvg.
-        metrics: named figures: ``loss`` (nats per trained token), ``tokens`` and ``rows`` (as trained,
-            repetitions counted).
+        metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
+            ``rows`` (as trained, repetitions counted).
         extras: named arrays beside the adapter, for methods that need them.
     """
 
@@ -90,7 +90,7 @@ class Reply:
         failure: why there is no result, in one clause.
         reached: whether the task came to the client at all.
         groups: its totals by group (language or domain), after an ``EvaluateTask``.
-        losses: mean cross-entropy of each of its optimizer steps, in nats per trained token, after a ``TrainTask``;
+        losses: mean loss of each of its optimizer steps, per trained token, after a ``TrainTask``;
             for those who hold the rows, it is not sent.
     """
 

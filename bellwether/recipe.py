@@ -208,6 +208,17 @@ class Lora(Section):
 class Training(Section):
     """What a client does with its rows in a round."""
 
+    loss: Annotated[str, AfterValidator(_ours_or_own("cross_entropy"))] = Field(
+        "cross_entropy",
+        description="what is minimised, a mean over the trained tokens of a step: cross_entropy, or "
+        "package.module:function, which gets whole logits and so takes more time and memory",
+    )
+    correction: Annotated[str, AfterValidator(_ours_or_own("none", "proximal"))] = Field(
+        "none",
+        description="what corrects each client's gradient before it is clipped: none, proximal (FedProx: the adapter "
+        "is drawn back to the one that the round began with), or package.module:function",
+    )
+    proximal: float = Field(0.01, gt=0, description="FedProx's mu, how strongly it is drawn back (proximal)")
     local_epochs: int = Field(1, ge=1, description="passes over the client's rows per round")
     local_steps: int | None = Field(None, ge=1, description="optimizer steps per round, instead of local_epochs")
     batch_size: int = Field(8, ge=1, description="rows per batch")
@@ -227,6 +238,79 @@ class Training(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute each layer again in the backward pass, which takes less memory and more time"
     )
+
+
+class Selection(Section):
+    """Which of its rows a client trains on in a round."""
+
+    method: Annotated[
+        str, AfterValidator(_ours_or_own("full", "hierarchical", "random", "k_center", "perplexity", "length"))
+    ] = Field(
+        "full",
+        description="full (all rows, as FedIT), hierarchical (a coreset picked at two levels, as FedHDS), random, "
+        "k_center (spread out in the space of features), perplexity (loss nearest the median), length (longest "
+        "responses), or package.module:function; clients that train outside a federation take all their rows",
+    )
+    rows: Annotated[int, Field(ge=1, strict=True)] | Literal["hierarchical"] | None = Field(
+        None,
+        description="rows that a client trains on, at most; hierarchical: as many as that method keeps at the client, "
+        "so that rivals of the same size can be compared; null: rows_per_cluster of each kept cluster (hierarchical) or "
+        "fraction (others)",
+    )
+    fraction: float | None = Field(None, gt=0, le=1, description="share of its rows that a client trains on")
+    weigh_by: Literal["selected", "all"] = Field(
+        "selected",
+        description="what FedAvg weighs a client by: the rows it trained on (as FedHDS's release does), or all it has",
+    )
+    features: Literal["model", "proxy"] = Field(
+        "model",
+        description="whose hidden states stand for a row: the tuned model's, or a frozen proxy's (FedHDS-Turbo)",
+    )
+    proxy: str | None = Field(
+        None, min_length=1, description="folder or hub name of the proxy, a causal model or a sentence encoder (proxy)"
+    )
+    pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean over all")
+    layers: Literal["all"] | Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        "all", description="layers whose hidden states are put side by side: 0 is the embedding, -1 the last layer"
+    )
+    space: Literal["shared", "per_client_tsne", "none"] = Field(
+        "shared",
+        description="where rows are clustered: one projection for all clients, a t-SNE of each client's own (as the "
+        "paper; clients' spaces differ), or the features as they are",
+    )
+    projection_sources: tuple[str, ...] = Field(
+        (),
+        description="sources of public text whose principal components are the shared projection; () draws a random "
+        "orthonormal one from the seed (shared)",
+    )
+    dimensions: int = Field(16, ge=1, description="dimensions of the space that rows are clustered in")
+    min_cluster_rows: int = Field(
+        5, ge=2, description="rows of a cluster at least; no centroid of fewer leaves a client"
+    )
+    min_group_centroids: int = Field(2, ge=2, description="centroids of a group at least, at the server")
+    keep_lone: bool = Field(
+        False, description="also keep centroids that are in no group, such as of topics that one client alone has"
+    )
+    rows_per_cluster: int = Field(1, ge=1, description="rows taken of a kept cluster, those nearest its centroid")
+    refresh: int = Field(
+        1,
+        ge=0,
+        description="rounds after which a client computes its features anew; 0 never; a proxy's stay as they are",
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of a row's features, longer ones are scaled down; null does not clip"
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation of the Gaussian noise on every released centroid, in units of its sensitivity, "
+        "twice clip_norm",
+    )
+
+    @property
+    def surveys(self) -> bool:
+        """Whether clients send centroids before they train."""
+        return self.method == "hierarchical" or self.rows == "hierarchical"
 
 
 class Availability(Section):
@@ -395,6 +479,7 @@ class Recipe(Section):
     partition: Partition = Partition()
     lora: Lora = Lora()
     training: Training = Training()
+    selection: Selection = Selection()
     engine: Engine = Engine()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()

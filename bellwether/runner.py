@@ -189,7 +189,7 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
     with _engine(prepared, base, layers) as engine:
         federation = _federation(folder, prepared, base, layers, engine, watch)
-        for text in (*prepared.notes, *_way_notes(base)):
+        for text in (*prepared.notes, *_way_notes(base, recipe.training.loss)):
             watch(Note(text))
         progress = federate(federation, progress)
     layers.detach()
@@ -221,10 +221,14 @@ def _engine(prepared: Prepared, base: Base, layers: LoraLayers) -> Iterator[Engi
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 
 
-def _way_notes(base: Base) -> list[str]:
-    """Return a note where the faster way through a model, which a CPU has, does not fit."""
-    if base.device.type != "cpu" or runs_end_to_end(base.model):
+def _way_notes(base: Base, loss: str) -> list[str]:
+    """Return a note where the faster way through a model, which a CPU has, or through its last step, does not fit."""
+    if base.device.type != "cpu":
         return []
+    if runs_end_to_end(base.model):
+        if loss == "cross_entropy":
+            return []
+        return [f"training.loss {loss} takes whole logits: the faster step of output layer and loss steps aside."]
     return [
         f"{base.facts.architecture} runs over padded rows, as transformers has it; faster are models built like Llama, "
         "with model.attention auto or sdpa."

@@ -80,7 +80,7 @@ def token_rows(count: int, longest: int = 24) -> list[TokenRow]:
     return rows
 
 
-def train_with_peft(architecture, adapter, rows, task, steps, dropout):
+def train_with_peft(architecture, adapter, rows, task, steps, dropout, *, smoothing=0.0, proximal=0.0):
     """The reference: PEFT's modules, full logits, the model's padding, torch's loss, clipping and AdamW."""
     import peft
 
@@ -100,7 +100,10 @@ def train_with_peft(architecture, adapter, rows, task, steps, dropout):
     optimizer = torch.optim.AdamW(parameters, lr=task.training.learning_rate, weight_decay=task.training.weight_decay)
     # The third round of five: of five parts of the way down, two are behind and three ahead.
     fall = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=3 / 5, end_factor=2 / 5, total_iters=len(steps))
+    begun = [parameter.detach().clone() for parameter in parameters]
     for step in steps:
+        away = sum(((now - then) ** 2).sum() for now, then in zip(parameters, begun, strict=True))
+        (proximal / 2 * away).backward()
         collated = [labelled([rows[number] for number in batch]) for batch in step]
         counted = sum(int((labels != -100).sum()) for _, _, labels in collated)
         for ids, attention, labels in collated:
@@ -108,7 +111,9 @@ def train_with_peft(architecture, adapter, rows, task, steps, dropout):
                 if isinstance(module, MaskedDropout):
                     module.shape = tuple(ids.shape)
             logits = wrapped(input_ids=ids, attention_mask=attention).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum")
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels[:, 1:], reduction="sum", label_smoothing=smoothing
+            )
             (losses / counted).backward()
         torch.nn.utils.clip_grad_norm_(parameters, task.training.clip_norm)
         optimizer.step()

@@ -1,8 +1,8 @@
 """Local training: what clients do with the adapter and their own rows in one round.
 
 The base stays frozen; A and B of the LoRA layers are trained by AdamW, whose state begins afresh in every round, as
-in FedIT (Zhang et al. 2023, arXiv 2305.05644). The loss of a client's step is the mean cross-entropy over all its
-trained tokens, over all its accumulated batches.
+in FedIT (Zhang et al. 2023, arXiv 2305.05644). The loss of a client's step is a mean over all its trained tokens, over
+all its accumulated batches: of the cross-entropy, or of another loss that the recipe names (``objective``).
 
 Several clients are trained together: their adapters stand in slots of the same LoRA layers, the rows of all their
 steps run through the one base in pieces of a given number of tokens, and each keeps its own loss, gradient,
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from bellwether.client.batches import collate, local_steps
+from bellwether.client.objective import Objective, make_objective
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
 from bellwether.messages import Reply, TrainTask, Update
@@ -76,10 +77,15 @@ def train_cohort(
 
     Yields:
         One reply per client, with its update and its share of the wall seconds.
+
+    Raises:
+        RecipeError: the task names a loss or a correction that is not there.
+        RoundFailed: one of a person's own failed.
     """
+    objective = make_objective(task.training)
     plans = [_plan(client, rows, task) for client, rows in cohort.items()]
     for start in range(0, len(plans), layers.slots):
-        yield from _train_together(base, layers, plans[start : start + layers.slots], task, tokens)
+        yield from _train_together(base, layers, plans[start : start + layers.slots], task, objective, tokens)
 
 
 def _plan(client: str, rows: Sequence[TokenRow], task: TrainTask) -> _Plan:
@@ -93,7 +99,12 @@ def _plan(client: str, rows: Sequence[TokenRow], task: TrainTask) -> _Plan:
 
 
 def _train_together(
-    base: Base, layers: LoraLayers, plans: Sequence[_Plan], task: TrainTask, tokens: int | None
+    base: Base,
+    layers: LoraLayers,
+    plans: Sequence[_Plan],
+    task: TrainTask,
+    objective: Objective,
+    tokens: int | None,
 ) -> Iterator[Reply]:
     """Train some clients at the same time; yield their replies in the order of ``plans``."""
     start = time.perf_counter()
@@ -102,6 +113,7 @@ def _train_together(
     for slot in range(len(busy)):
         layers.load(slot, task.adapter.tensors)
     layers.grads_KP.zero_()
+    start_P = layers.values_KP[0].clone()
     optimizer = StackedAdamW(layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)], task.training.weight_decay)
     loss_K, losses = torch.zeros(len(busy), device=base.device), []
     for number in range(len(busy[0].steps)):
@@ -112,8 +124,12 @@ def _train_together(
         )
         before_K = loss_K.clone()
         for piece in _pieces(busy[:active], number, tokens if layers.slots > 1 else None):
-            loss_K += _backward(base, layers, piece, counted_K, task)
+            loss_K += _backward(base, layers, piece, counted_K, task, objective)
         losses.append((loss_K - before_K) / counted_K)
+        if objective.correct is not None:
+            for slot in range(active):
+                grad_P = layers.grads_KP[slot]
+                grad_P.copy_(objective.correct(grad_P, layers.values_KP[slot], start_P))
         if task.training.clip_norm is not None:
             optimizer.clip(active, task.training.clip_norm)
         optimizer.step(
@@ -144,8 +160,8 @@ def _trained(plan: _Plan, number: int) -> int:
 def _metrics(plan: _Plan, loss: float) -> dict[str, float]:
     """Return a client's figures.
 
-    ``loss`` is the mean cross-entropy in nats per trained token as met while training; ``tokens`` the number of those
-    tokens, and ``rows`` that of the rows they stand in, repetitions counted in both.
+    ``loss`` is the mean loss per trained token as met while training, in nats where it is the cross-entropy; ``tokens``
+    the number of those tokens, and ``rows`` that of the rows they stand in, repetitions counted in both.
     """
     trained = [plan.rows[index].trained_tokens for step in plan.steps for batch in step for index in batch]
     return {"loss": loss / max(sum(trained), 1), "tokens": float(sum(trained)), "rows": float(len(trained))}
@@ -175,9 +191,14 @@ def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator
 
 
 def _backward(
-    base: Base, layers: LoraLayers, piece: Sequence[_Used], counted_K: torch.Tensor, task: TrainTask
+    base: Base,
+    layers: LoraLayers,
+    piece: Sequence[_Used],
+    counted_K: torch.Tensor,
+    task: TrainTask,
+    objective: Objective,
 ) -> torch.Tensor:
-    """Add a piece's gradients to its clients' slots; return each client's cross-entropy summed over its tokens there.
+    """Add a piece's gradients to its clients' slots; return each client's loss summed over its tokens there.
 
     A client's loss is a mean over ``counted_K``, the trained tokens of its whole step.
     """
@@ -187,7 +208,7 @@ def _backward(
     if probability > 0:
         dropout = Dropout(probability, torch.tensor([used.seed for used in piece], device=base.device))
     again = task.training.gradient_checkpointing
-    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again)
+    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again, loss=objective.loss)
     slot_S = torch.tensor(slots, device=base.device)[batch.row_M[batch.select_S]]
     loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
     torch.autograd.backward((loss_K / counted_K).sum())

@@ -25,6 +25,10 @@ from bellwether.model.dropout import Dropout
 from bellwether.model.kernels import cross_entropy, wide
 from bellwether.model.lora import LoraLayers
 
+# From logits_SV, targets_S and the number of each position's row to loss_S. Rows are always whole, but which of them
+# share a call depends on what fits, so a loss may look at several positions of a row, never at several rows.
+TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -55,8 +59,9 @@ def token_losses(
     dropout: Dropout | None = None,
     *,
     checkpointing: bool = False,
+    loss: TokenLoss | None = None,
 ) -> torch.Tensor:
-    """Return the cross-entropy at each selected position, in nats.
+    """Return the loss at each selected position: cross-entropy in nats, where no other is given.
 
     Computed in float32 at least: bfloat16 would lose most of the digits.
 
@@ -67,6 +72,7 @@ def token_losses(
         slots: the slot of each row's adapter; None puts all rows into slot 0.
         dropout: what is dropped from the inputs of A; None drops nothing.
         checkpointing: compute each layer again in the backward pass instead of keeping what it needs there.
+        loss: another loss; it gets all logits at once, while the cross-entropy is computed in parts.
 
     Returns:
         loss_S, through which gradients reach the adapters.
@@ -80,9 +86,11 @@ def token_losses(
         with layers.routed(slots, masks, batch.lengths):
             hidden_SD = decoder.hidden_states(model, layers, batch, checkpointing)
             output = model.get_output_embeddings()
-            return cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S)
+            if loss is None:
+                return cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S)
+            return loss(wide(output(hidden_SD)), batch.targets_S, batch.row_M[batch.select_S])
     with _recomputing(model, layers) if checkpointing else contextlib.nullcontext():
-        return _losses_as_transformers(model, layers, batch, slots, dropout)
+        return _losses_as_transformers(model, layers, batch, slots, dropout, loss)
 
 
 @contextlib.contextmanager
@@ -122,7 +130,12 @@ def runs_end_to_end(model: Any, batch: Batch | None = None) -> bool:
 
 
 def _losses_as_transformers(
-    model: Any, layers: LoraLayers, batch: Batch, slots: Sequence[int] | None, dropout: Dropout | None
+    model: Any,
+    layers: LoraLayers,
+    batch: Batch,
+    slots: Sequence[int] | None,
+    dropout: Dropout | None,
+    loss: TokenLoss | None,
 ) -> torch.Tensor:
     """Return the losses of rows that are padded at the right."""
     count, longest = len(batch.lengths), max(batch.lengths)
@@ -135,7 +148,9 @@ def _losses_as_transformers(
         masks = dropout.masks(row_M, torch.arange(longest, device=device).repeat(count))
     with layers.routed(slots, masks, [longest] * count):
         logits_SV = logits_at(model, ids_NT.view(count, longest), place_M[batch.select_S])
-    return torch.nn.functional.cross_entropy(wide(logits_SV), batch.targets_S, reduction="none")
+    if loss is None:
+        return torch.nn.functional.cross_entropy(wide(logits_SV), batch.targets_S, reduction="none")
+    return loss(wide(logits_SV), batch.targets_S, batch.row_M[batch.select_S])
 
 
 def logits_at(model: Any, ids_NT: torch.Tensor, select_S: torch.Tensor) -> torch.Tensor:
