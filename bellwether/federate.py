@@ -1,6 +1,7 @@
 """The one round loop, over any engine and any method.
 
-A round: sample the cohort, ask it to train, check every update, aggregate, evaluate, commit.
+A round: sample the cohort, survey its rows where the recipe selects some, ask it to train, check every update,
+aggregate, evaluate, commit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bellwether.cohort import Sampler
 from bellwether.errors import RoundFailed, UpdateRejected
 from bellwether.evaluate.scores import Totals, add_up
 from bellwether.functions import naming
-from bellwether.messages import EvaluateTask, Reply, Task, TrainTask, Update
+from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask, Update
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
 from bellwether.records import (
@@ -33,6 +34,7 @@ from bellwether.records import (
     Watcher,
 )
 from bellwether.schedule import learning_rate
+from bellwether.survey import Surveyed, survey
 from bellwether.wire import adapter_bytes, check_tensor, check_update
 
 
@@ -141,17 +143,27 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
             sampler or aggregation rule returned what cannot be used.
     """
     recipe, round, before = federation.recipe, progress.round + 1, progress.adapter
-    cohort = _sample(federation, round)
+    drawn = cohort = _sample(federation, round)
     federation.watch(RoundStarted(round, cohort))
 
     rounds, deadline = recipe.federation.rounds, recipe.federation.deadline
-    task = TrainTask(round, before, recipe.training, rounds, recipe.seed, deadline)
+    task = TrainTask(round, before, recipe.training, rounds, recipe.seed, deadline, recipe.selection)
     start = time.perf_counter()
-    answers = _collect(federation, cohort, task)
+    surveyed = _survey(federation, cohort, task) if recipe.selection.surveys else None
+    if surveyed is not None:
+        task = replace(task, kept=surveyed.kept)
+        # A client of whose rows none was selected does not train, and does not count.
+        cohort = tuple(client for client in cohort if surveyed.kept.get(client) or client in surveyed.left_out)
+    asked = time.perf_counter()
+    answers = _collect(federation, cohort, task, surveyed.left_out if surveyed else {})
     trained = time.perf_counter()
 
-    failure = _below_quorum(cohort, answers, recipe)
-    if failure is None:
+    nothing = surveyed is not None and not cohort and bool(drawn)
+    failure = None if nothing else _below_quorum(cohort, answers, recipe)
+    if nothing:
+        federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
+        adapter, state = before, progress.state
+    elif failure is None:
         updates = [update for update, _ in answers.accepted]
         with naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}", RoundFailed):
             adapter, state = federation.aggregate(updates, before, progress.state)
@@ -159,8 +171,11 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     else:
         _tolerate(failure, round, progress.rounds, federation)
         adapter, state = before, progress.state
-    seconds = {"train": trained - start, "aggregate": time.perf_counter() - trained}
-    record = _record(cohort, task, answers, adapter, seconds, failure)
+    seconds = {"survey": asked - start} if surveyed else {}
+    seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
+    record = _record(drawn, task, answers, adapter, seconds, failure)
+    if surveyed is not None:
+        record = _with_survey(record, surveyed)
     return Progress(round, adapter, state, (*progress.rounds, record), progress.evaluations)
 
 
@@ -187,9 +202,27 @@ def _sample(federation: Federation, round: int) -> tuple[str, ...]:
     return cohort
 
 
-def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> _Answers:
-    """Ask the cohort to train; accept each update that passes the check, in time."""
-    answers = _Answers([], {}, 0, 0.0, len(cohort))
+def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> Surveyed:
+    """Ask the cohort where its rows lie, and tell of it."""
+    question = SurveyTask(task.round, task.adapter, task.selection, task.seed)
+    surveyed = survey(federation.engine.ask, cohort, question)
+    federation.watch(Note(f"Round {task.round}: {surveyed.sentence}."))
+    for client, reason in surveyed.left_out.items():
+        federation.watch(ClientFailed(task.round, client, reason))
+    return surveyed
+
+
+def _with_survey(record: RoundRecord, surveyed: Surveyed) -> RoundRecord:
+    """Return a round's record with what was surveyed before."""
+    survey = surveyed.record
+    sent = {"bytes_down": record.bytes_down + survey.bytes_down, "bytes_up": record.bytes_up + survey.bytes_up}
+    return replace(record, survey=survey, **sent)
+
+
+def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask, left_out: Mapping[str, str]) -> _Answers:
+    """Ask those of a cohort to train that are not left out; accept each update that passes the check, in time."""
+    cohort = tuple(client for client in cohort if client not in left_out)
+    answers = _Answers([], dict(left_out), 0, 0.0, len(cohort))
     for reply in federation.engine.ask(cohort, task) if cohort else ():
         answers.reached -= not reply.reached
         if reply.update is not None:
@@ -208,6 +241,7 @@ def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -
             int(update.metrics.get("tokens", 0)),
             float(update.metrics.get("loss", math.nan)),
             reply.seconds,
+            int(update.metrics["selected"]) if "selected" in update.metrics else None,
         )
         answers.accepted.append((update, record))
         federation.watch(ClientFinished(task.round, record))

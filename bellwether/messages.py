@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bellwether.adapter import Adapter, Tensors
 from bellwether.evaluate.scores import Totals
-from bellwether.recipe import Evaluation, Training
+from bellwether.recipe import Evaluation, Selection, Training
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class TrainTask:
         rounds: rounds of the whole run, over which the learning rate follows its schedule.
         seed: the seed of the run, from which the client derives its own draws.
         deadline: seconds after which a reply is of no use; None waits for all.
+        selection: the recipe's selection section, which of their rows they shall train on.
+        kept: for each client the clusters of its survey that the server kept; empty where there was no survey.
     """
 
     round: int
@@ -36,6 +38,25 @@ class TrainTask:
     rounds: int
     seed: int
     deadline: float | None = None
+    selection: Selection = Selection()
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SurveyTask:
+    """Ask clients for the centroids of their rows' clusters, and to remember these for the training of the round.
+
+    Args:
+        round: the round, counted from 1.
+        adapter: the adapter whose hidden states stand for the rows.
+        selection: the recipe's selection section.
+        seed: the seed of the run, from which the shared projection and the client's own draws derive.
+    """
+
+    round: int
+    adapter: Adapter
+    selection: Selection
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class EvaluateTask:
     evaluation: Evaluation
 
 
-Task = TrainTask | EvaluateTask
+Task = TrainTask | SurveyTask | EvaluateTask
 
 
 @dataclass(frozen=True)
@@ -64,9 +85,10 @@ class Update:
         client: the client's name.
         round: the round it trained for.
         tensors: its trained tensors, under the keys of the adapter.
-        rows: how many rows it has to train on, the weight of its update in FedAvg.
+        rows: how many rows it has to train on, the weight of its update in FedAvg; where rows are selected, those
+            selected or all of them, as the recipe says.
         metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
-            ``rows`` (as trained, repetitions counted).
+            ``rows`` (as trained, repetitions counted), ``selected`` (how many of its rows it trained on).
         extras: named arrays beside the adapter, for methods that need them.
     """
 
@@ -79,13 +101,29 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What one client tells of its rows: where their clusters lie, and nothing else.
+
+    Args:
+        client: the client's name.
+        round: the round it answers for.
+        centroids_Cd: a float32 point for each of its C clusters that may leave it, in d dimensions; C may be 0.
+    """
+
+    client: str
+    round: int
+    centroids_Cd: NDArray[Any]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A client's answer to a task: an update, scores, or the reason why there is neither.
+    """A client's answer to a task: an update, a survey, scores, or the reason why there is none of these.
 
     Args:
         client: the client that was asked.
         seconds: how long the client took; simulated seconds where speed is simulated.
         update: its update, after a ``TrainTask``.
+        survey: its centroids, after a ``SurveyTask``.
         totals: its totals by category, after an ``EvaluateTask``.
         failure: why there is no result, in one clause.
         reached: whether the task came to the client at all.
@@ -102,3 +140,4 @@ class Reply:
     reached: bool = True
     groups: Mapping[str, Totals] = field(default_factory=dict)
     losses: Sequence[float] = ()
+    survey: Survey | None = None

@@ -18,6 +18,8 @@ from bellwether.cohort import cohort_size, make_sampler, make_trace
 from bellwether.contradictions import check_recipe
 from bellwether.data.federated import fingerprint as data_fingerprint
 from bellwether.data.federated import load_federated
+from bellwether.data.sources import read_rows
+from bellwether.functions import load_function
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.data.tokens import tokenise
@@ -43,6 +45,7 @@ class Prepared:
         clients: token rows for training, by client.
         held_out: token rows that clients hold out of their own, by client.
         scored: the coordinator's token rows to score: test or validation.
+        public: token rows of public text that the space of a selection is fitted on.
         stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
     """
@@ -55,6 +58,7 @@ class Prepared:
     clients: Mapping[str, Tokenised]
     held_out: Mapping[str, Tokenised]
     scored: Tokenised
+    public: Sequence[TokenRow]
     stop: Sequence[int]
     notes: Sequence[str]
 
@@ -84,19 +88,22 @@ def prepare(recipe: Recipe) -> Prepared:
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     scored = _limited(tokens(federated.test if recipe.evaluation.part == "test" else federated.validation), recipe)
+    public = tokens(read_rows(recipe.selection.projection_sources, recipe.data)[0]).rows
     stop = end_of_turn(template, tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values()), *_counts("scored rows", [scored])]
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
-    return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, stop, notes)
+    return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, public, stop, notes)
 
 
 def fingerprint(prepared: Prepared) -> str:
     """Return the SHA-256 of all that a run makes of data, tokenizer, template and availability trace."""
     digest = hashlib.sha256(data_fingerprint(prepared.federated).encode())
     parts = (*prepared.clients.items(), *prepared.held_out.items(), ("", prepared.scored))
+    if prepared.public:
+        parts = (*parts, ("public", Tokenised(prepared.public)))
     for name, tokenised in parts:
         digest.update(f"{len(name)}|{name}|{len(tokenised.rows)}".encode())
         for row in tokenised.rows:
@@ -122,10 +129,14 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         field: tuple(map(absolute, getattr(recipe.data, field)))
         for field in ("sources", "test_sources", "validation_sources")
     }
+    selection = {"projection_sources": tuple(map(absolute, recipe.selection.projection_sources))}
+    if recipe.selection.proxy is not None:
+        selection["proxy"] = absolute(recipe.selection.proxy)
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"path": absolute(recipe.model.path)}),
             "data": recipe.data.model_copy(update=sources),
+            "selection": recipe.selection.model_copy(update=selection),
             "federation": recipe.federation.model_copy(update={"availability": availability}),
         }
     )
@@ -171,6 +182,11 @@ def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:
     trace = make_trace(availability, clients, Randomness(recipe.seed)) if availability else None
     make_sampler(recipe.federation, trace)
     make_aggregate(recipe.federation.aggregate)
+    for name in (recipe.training.loss, recipe.training.correction, recipe.selection.method):
+        if ":" in name:
+            load_function(name)
+    if recipe.selection.proxy is not None:
+        inspect_proxy(recipe.selection.proxy)
 
 
 def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

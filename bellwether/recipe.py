@@ -254,8 +254,8 @@ class Selection(Section):
     rows: Annotated[int, Field(ge=1, strict=True)] | Literal["hierarchical"] | None = Field(
         None,
         description="rows that a client trains on, at most; hierarchical: as many as that method keeps at the client, "
-        "so that rivals of the same size can be compared; null: rows_per_cluster of each kept cluster (hierarchical) or "
-        "fraction (others)",
+        "so that rivals of the same size can be compared; null: rows_per_cluster of each kept cluster (hierarchical), "
+        "or fraction (others)",
     )
     fraction: float | None = Field(None, gt=0, le=1, description="share of its rows that a client trains on")
     weigh_by: Literal["selected", "all"] = Field(

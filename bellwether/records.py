@@ -22,6 +22,7 @@ class ClientRecord:
         tokens: trained tokens, repetitions counted.
         loss: mean cross-entropy over those tokens while training, in nats.
         seconds: how long it took.
+        selected: how many of its rows it trained on; None where nothing was said of that.
     """
 
     client: str
@@ -30,6 +31,26 @@ class ClientRecord:
     tokens: int
     loss: float
     seconds: float
+    selected: int | None = None
+
+
+@dataclass(frozen=True)
+class SurveyRecord:
+    """What the server learned of the cohort's rows before a round's training, and what it kept.
+
+    Args:
+        centroids: for each client that answered its centroids, in the dimensions of the space.
+        groups: for each client the group of each centroid; -1 is none.
+        kept: for each client the numbers of its centroids that were kept.
+        bytes_down: bytes of tasks and answers from the server to the cohort.
+        bytes_up: bytes of the centroids.
+    """
+
+    centroids: Mapping[str, tuple[tuple[float, ...], ...]]
+    groups: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, tuple[int, ...]]
+    bytes_down: int
+    bytes_up: int
 
 
 @dataclass(frozen=True)
@@ -46,12 +67,13 @@ class RoundRecord:
         rows: rows that the clients have to train on.
         rows_seen: rows trained on, repetitions counted.
         tokens: tokens trained, repetitions counted.
-        bytes_down: bytes from the server to the cohort.
-        bytes_up: bytes from the cohort to the server.
-        seconds: wall seconds by phase: train, aggregate, evaluate.
+        bytes_down: bytes from the server to the cohort, those of a survey included.
+        bytes_up: bytes from the cohort to the server, those of a survey included.
+        seconds: wall seconds by phase: survey where there is one, train, aggregate, evaluate.
         duration: how long the round took its clients, in seconds; simulated where speed is simulated.
         adapter: fingerprint of the adapter after the round.
         failure: why the round kept the adapter as it was; None where it did not fail.
+        survey: what the cohort told of its rows before; None where nobody asked.
     """
 
     round: int
@@ -69,6 +91,7 @@ class RoundRecord:
     duration: float
     adapter: str
     failure: str | None = None
+    survey: SurveyRecord | None = None
 
 
 @dataclass(frozen=True)

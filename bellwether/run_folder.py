@@ -42,6 +42,7 @@ from bellwether.atomic import (
     cannot_write,
     remove,
     remove_leftovers,
+    slug,
     sync_folder,
     write_atomic,
     write_folder_atomic,
@@ -59,6 +60,7 @@ ADAPTER = "adapter"
 ANSWERS = "answers"
 LOG = "log.txt"
 CLIENTS = "clients.json"
+OWN = "clients"
 SAMPLES = "samples.jsonl"
 
 __all__ = ["Checkpoint", "RunFolder", "check_new", "describe_environment", "next_folder", "write_atomic"]
@@ -296,6 +298,16 @@ def check_new(path: Path, *, locked: bool = False) -> None:
     if foreign:
         raise CheckpointError(f"{path} is not empty (it holds {foreign[0]}): give a new or empty folder.")
     _check_writable(path)
+
+
+def client_folders(path: Path, clients: Sequence[str]) -> dict[str, Path]:
+    """Return each client's own part of a run folder, into which nobody else looks; made when it is needed.
+
+    Args:
+        path: the run folder.
+        clients: all clients, in their order; names that are no folder's are told apart by their number.
+    """
+    return {client: path / OWN / f"{number}-{slug(client)}" for number, client in enumerate(clients, start=1)}
 
 
 def next_folder(name: str, under: Path = Path("runs")) -> Path:

@@ -41,7 +41,16 @@ from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import load_recipe
 from bellwether.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
-from bellwether.run_folder import CLIENTS, LOG, RunFolder, check_new, describe_environment, next_folder, write_atomic
+from bellwether.run_folder import (
+    CLIENTS,
+    LOG,
+    RunFolder,
+    check_new,
+    client_folders,
+    describe_environment,
+    next_folder,
+    write_atomic,
+)
 from bellwether.trackers import open_trackers
 
 
@@ -187,7 +196,7 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     recipe = folder.recipe
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
     layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
-    with _engine(prepared, base, layers) as engine:
+    with _engine(prepared, base, layers, folder.path) as engine:
         federation = _federation(folder, prepared, base, layers, engine, watch)
         for text in (*prepared.notes, *_way_notes(base, recipe.training.loss)):
             watch(Note(text))
@@ -199,8 +208,8 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
 
 
 @contextlib.contextmanager
-def _engine(prepared: Prepared, base: Base, layers: LoraLayers) -> Iterator[Engine]:
-    """Yield the engine of a recipe; check afterwards that no copy of the base was changed.
+def _engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path) -> Iterator[Engine]:
+    """Yield the engine of a recipe, whose clients have folders of their own in a run's folder; check afterwards that no copy of the base was changed.
 
     Raises:
         ModelError: one was.
@@ -208,11 +217,14 @@ def _engine(prepared: Prepared, base: Base, layers: LoraLayers) -> Iterator[Engi
     model, engine = prepared.recipe.model, prepared.recipe.engine
     rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
     held_out = {client: tokenised.rows for client, tokenised in prepared.held_out.items()}
+    folders = client_folders(folder, list(prepared.clients))
     copies: list[str] = []
     if engine.processes == 1:
-        yield LocalEngine(base, layers, rows, held_out, prepared.stop, engine.tokens)
+        yield LocalEngine(base, layers, rows, held_out, prepared.stop, engine.tokens, folders, prepared.public)
     else:
-        work = Work(layers.config, _slots(prepared), rows, held_out, prepared.stop, engine.tokens)
+        work = Work(
+            layers.config, _slots(prepared), rows, held_out, prepared.stop, engine.tokens, folders, prepared.public
+        )
         models = worker_models(model, base.device, engine.processes)
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers

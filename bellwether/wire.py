@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from bellwether.adapter import Adapter, Tensors
 from bellwether.errors import UpdateRejected
-from bellwether.messages import Update
+from bellwether.messages import Reply, SurveyTask, Update
+
+MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for hours
 
 
 def adapter_bytes(tensors: Tensors) -> int:
@@ -57,6 +59,44 @@ def check_update(
         raise UpdateRejected(f"its tensors are not the adapter's: {_some(missing)} missing, {_some(unknown)} unknown")
     for key, expected in adapter.tensors.items():
         check_tensor(key, update.tensors[key], expected)
+
+
+def check_survey(
+    reply: Reply, task: SurveyTask, cohort: Collection[str], taken: Collection[str], width: int | None
+) -> int | None:
+    """Refuse a survey that must not be clustered; return the dimensions that all surveys of the round must have.
+
+    Args:
+        reply: what the client sent.
+        task: what it was asked.
+        cohort: the clients that were asked in this round.
+        taken: the clients whose surveys were accepted already.
+        width: dimensions of the surveys before; None where there was no centroid yet.
+
+    Raises:
+        UpdateRejected: the reason, as one clause; the caller adds round and client.
+    """
+    survey = reply.survey
+    if reply.failure is not None or survey is None:
+        raise UpdateRejected(reply.failure or "it sent no survey")
+    if survey.client != reply.client or survey.client not in cohort:
+        raise UpdateRejected(f"its survey is signed {survey.client!r}")
+    if survey.client in taken:
+        raise UpdateRejected("the client has answered already")
+    if survey.round != task.round:
+        raise UpdateRejected(f"its survey belongs to round {survey.round}, not {task.round}")
+    points_Cd = survey.centroids_Cd
+    if not isinstance(points_Cd, np.ndarray) or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
+        raise UpdateRejected("its centroids are no float32 matrix")
+    if len(points_Cd) > MOST_CENTROIDS:
+        raise UpdateRejected(f"it sent {len(points_Cd)} centroids, where {MOST_CENTROIDS} are taken")
+    if not len(points_Cd):
+        return width
+    if not np.isfinite(points_Cd).all():
+        raise UpdateRejected("a centroid holds values that are not finite")
+    if width is not None and points_Cd.shape[1] != width:
+        raise UpdateRejected(f"its centroids have {points_Cd.shape[1]} dimensions, and others {width}")
+    return int(points_Cd.shape[1])
 
 
 def check_tensor(key: str, value: NDArray[Any], expected: NDArray[Any]) -> None:

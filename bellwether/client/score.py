@@ -40,7 +40,7 @@ def score(
     Returns:
         One result per row, in the order of ``rows``.
     """
-    losses = _losses(base, layers, rows, evaluation.batch_size)
+    losses = row_losses(base, layers, rows, evaluation.batch_size)
     answers = _answers(base, layers, rows, evaluation, stop) if evaluation.generate else [None] * len(rows)
     return [_scored(row, loss, answer) for row, loss, answer in zip(rows, losses, answers, strict=True)]
 
@@ -65,8 +65,15 @@ def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
 
 
 @torch.no_grad()
-def _losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int) -> list[float]:
-    """Return each row's cross-entropy summed over its response tokens, in nats."""
+def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int) -> list[float]:
+    """Return each row's cross-entropy summed over its response tokens, in nats.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers that hold the adapter in slot 0.
+        rows: the rows.
+        size: rows that run through the base at once.
+    """
     losses = [0.0] * len(rows)
     for numbers in by_length([len(row) for row in rows], size):
         batch = collate([rows[number] for number in numbers], base.device, responses=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
+from bellwether.client.choose import Chooser, train_chosen
 from bellwether.client.score import by_category, by_group, score
-from bellwether.client.train import train_cohort
 from bellwether.data.rows import TokenRow
-from bellwether.messages import EvaluateTask, Reply, Task, TrainTask
+from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 
@@ -23,6 +25,8 @@ class LocalEngine:
         held_out: rows that clients hold out of their own, by client; may be empty.
         stop: token ids that end an answer beside the model's own.
         tokens: tokens that run through the base at once where the layers have several slots.
+        folders: each client's own folder, for what it remembers where rows are selected.
+        public: rows of public text that the space of a selection is fitted on.
     """
 
     def __init__(
@@ -33,9 +37,12 @@ class LocalEngine:
         held_out: Mapping[str, Sequence[TokenRow]],
         stop: Collection[int] = (),
         tokens: int | None = None,
+        folders: Mapping[str, Path] = MappingProxyType({}),
+        public: Sequence[TokenRow] = (),
     ) -> None:
         self._base, self._layers = base, layers
         self._rows, self._held_out = rows, held_out
+        self._chooser = Chooser(base, layers, folders, public)
         self._stop, self._tokens = stop, tokens
 
     def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
@@ -48,11 +55,14 @@ class LocalEngine:
         Yields:
             One reply per client, in the order of the cohort.
         """
-        if isinstance(task, TrainTask):
-            rows = {client: self._rows[client] for client in cohort}
-            yield from train_cohort(self._base, self._layers, rows, task, self._tokens)
-        else:
-            yield from self._evaluate(cohort, task)
+        match task:
+            case TrainTask():
+                rows = {client: self._rows[client] for client in cohort}
+                yield from train_chosen(self._chooser, self._base, self._layers, rows, task, self._tokens)
+            case SurveyTask():
+                yield from (self._chooser.survey(client, self._rows[client], task) for client in cohort)
+            case EvaluateTask():
+                yield from self._evaluate(cohort, task)
 
     def _evaluate(self, cohort: Sequence[str], task: EvaluateTask) -> Iterator[Reply]:
         """Let clients score the rows that they hold out themselves."""

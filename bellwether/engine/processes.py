@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from bellwether.data.rows import TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.resources import rows_to_train
 from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_line
-from bellwether.messages import EvaluateTask, Reply, Task
+from bellwether.messages import EvaluateTask, Reply, Task, TrainTask
 from bellwether.model.base import fingerprint, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.workers import begin_worker
@@ -41,6 +42,8 @@ class Work:
         held_out: rows that clients hold out of their own, by client; may be empty.
         stop: token ids that end an answer beside the model's own.
         tokens: tokens that run through a base at once where the layers have several slots.
+        folders: each client's own folder, for what it remembers where rows are selected.
+        public: rows of public text that the space of a selection is fitted on.
     """
 
     config: AdapterConfig
@@ -49,6 +52,8 @@ class Work:
     held_out: Rows
     stop: Collection[int] = ()
     tokens: int | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    public: Sequence[TokenRow] = ()
 
 
 class ProcessEngine:
@@ -178,7 +183,7 @@ def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
 def _cost(rows: Sequence[TokenRow], task: Task) -> float:
     """Return about how many tokens a client will go through."""
     tokens = float(sum(map(len, rows)))
-    return tokens if isinstance(task, EvaluateTask) else tokens * rows_to_train(len(rows), task) / len(rows)
+    return tokens * rows_to_train(len(rows), task) / len(rows) if isinstance(task, TrainTask) else tokens
 
 
 def _replies(busy: dict[_Worker, int]) -> Iterator[Reply]:
@@ -257,7 +262,9 @@ def _serve(parent: Connection) -> None:
         model, work = parent.recv()
         base = load_base(model)
         layers = LoraLayers(base.model, work.config, work.slots)
-        engine = LocalEngine(base, layers, work.rows, work.held_out, work.stop, work.tokens)
+        engine = LocalEngine(
+            base, layers, work.rows, work.held_out, work.stop, work.tokens, work.folders, work.public
+        )
         parent.send(base.fingerprint)
         while True:
             asked = parent.recv()

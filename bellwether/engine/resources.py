@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from bellwether.cohort import Trace
 from bellwether.data.rows import TokenRow
-from bellwether.messages import Reply, Task, TrainTask
+from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.recipe import Selection
+from bellwether.select.budget import share
 
 Ask = Callable[[Sequence[str], Task], Iterator[Reply]]
 
@@ -29,12 +31,13 @@ class UnevenClients:
 
         Args:
             cohort: names of clients.
-            task: what they shall do; every client can evaluate at any time.
+            task: what they shall do; every client can evaluate at any time, and those that are there answer a survey,
+                which takes them no simulated time.
 
         Yields:
             One reply per client, those of the others first; seconds of training are simulated ones.
         """
-        if not isinstance(task, TrainTask):
+        if isinstance(task, EvaluateTask):
             yield from self._ask(cohort, task)
             return
         fates = {client: self._fate(client, task) for client in cohort}
@@ -43,12 +46,15 @@ class UnevenClients:
         for reply in self._ask(able, task) if able else ():
             yield replace(reply, seconds=fates[reply.client].seconds)
 
-    def _fate(self, client: str, task: TrainTask) -> Reply:
+    def _fate(self, client: str, task: TrainTask | SurveyTask) -> Reply:
         """Return the reply of a client that will not answer in time, or else one with its simulated seconds only."""
         condition = self._trace(client, task.round)
         if not condition.available:
             return Reply(client, 0.0, failure="it is away", reached=False)
-        seconds = rows_to_train(len(self._rows[client]), task) / condition.rows_per_second
+        if isinstance(task, SurveyTask):
+            return Reply(client, 0.0)
+        rows = selected_rows(len(self._rows[client]), len(task.kept.get(client, ())), task.selection)
+        seconds = rows_to_train(rows, task) / condition.rows_per_second
         if condition.drops_out:
             return Reply(client, seconds, failure="it dropped out in mid-round")
         if task.deadline is not None and seconds > task.deadline:
@@ -57,8 +63,25 @@ class UnevenClients:
         return Reply(client, seconds)
 
 
+def selected_rows(rows: int, clusters: int, selection: Selection) -> int:
+    """Return how many of a client's rows it will train on, at most.
+
+    Args:
+        rows: how many it has.
+        clusters: how many of its clusters the server kept.
+        selection: the recipe's selection section.
+    """
+    if selection.method == "full":
+        return rows
+    if selection.fraction is not None:
+        return share(rows, selection.fraction)
+    if isinstance(selection.rows, int):
+        return min(rows, selection.rows)
+    return min(rows, clusters * selection.rows_per_cluster)
+
+
 def rows_to_train(rows: int, task: TrainTask) -> int:
-    """Return how many rows a client will go through in a round, repetitions counted."""
+    """Return how many of so many rows a client will go through in a round, repetitions counted."""
     training = task.training
     if training.local_steps is None:
         return rows * training.local_epochs

@@ -1,0 +1,303 @@
+"""A client's half of data selection: the centroids that it sends, and the rows that it then trains on.
+
+What it must remember from a survey to the training of the same round, and features that need not be computed anew,
+stand in a folder of its own, since another process may train it than surveyed it:
+
+NAME/survey.npz            where its rows lie, and their clusters
+NAME/selected/0003.json    the rows that it trained on in round 3, which no one else sees
+
+Shape legend: N rows of the client, F features, d dimensions of the space, C clusters.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellwether.atomic import write_atomic
+from bellwether.client.score import row_losses
+from bellwether.client.train import train_cohort
+from bellwether.data.rows import TokenRow
+from bellwether.errors import ModelError, RoundFailed, first_line
+from bellwether.functions import load_function, naming
+from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.model.base import Base
+from bellwether.model.features import pooled_states
+from bellwether.model.lora import LoraLayers
+from bellwether.model.proxy import Proxy, load_proxy
+from bellwether.randomness import Randomness
+from bellwether.recipe import Selection
+from bellwether.select import rules, space
+from bellwether.select.budget import deal, share
+from bellwether.select.cluster import Clusters, cluster, nearest_first
+from bellwether.select.privacy import release
+
+SURVEY, SELECTED = "survey.npz", "selected"
+SCORED_TOGETHER = 16  # rows whose loss is taken in one pass
+
+
+class Chooser:
+    """Answers surveys and chooses rows for the clients of one process.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers over it; slot 0 is overwritten.
+        folders: each client's own folder, by its name; made where it is missing.
+        public: rows of public text that the shared projection is fitted on; none draws a random one.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        layers: LoraLayers,
+        folders: Mapping[str, Path],
+        public: Sequence[TokenRow] = (),
+    ) -> None:
+        self._base, self._layers = base, layers
+        self._folders, self._public = folders, public
+        self._proxy = functools.cache(self._load_proxy)
+        self._projection = functools.cache(self._make_projection)
+
+    def survey(self, client: str, rows: Sequence[TokenRow], task: SurveyTask) -> Reply:
+        """Cluster a client's rows, remember the clusters, and reply with those centroids that may leave it.
+
+        Args:
+            client: the client's name.
+            rows: its training rows.
+            task: what it is asked.
+        """
+        start = time.perf_counter()
+        settings = task.selection
+        try:
+            points_Nd = self._points(client, rows, task)
+        except ModelError as error:
+            return Reply(client, time.perf_counter() - start, failure=first_line(error))
+        clusters = cluster(points_Nd, settings.min_cluster_rows)
+        noise = Randomness(task.seed).numpy("centroid noise", round=task.round, client=client)
+        sizes_C = np.bincount(clusters.labels_N[clusters.labels_N >= 0], minlength=len(clusters.centroids_Cd))
+        released_Cd, numbers = release(
+            clusters.centroids_Cd,
+            sizes_C,
+            settings.min_cluster_rows,
+            noise,
+            noise=settings.noise,
+            norm=settings.clip_norm if settings.noise else None,
+        )
+        self._remember(
+            client,
+            clusters=task.round,
+            labels=clusters.labels_N,
+            strengths=clusters.strengths_N,
+            centroids=clusters.centroids_Cd,
+            released=np.asarray(numbers, np.int64),
+        )
+        survey = Survey(client, task.round, released_Cd.astype(np.float32))
+        return Reply(client, time.perf_counter() - start, survey=survey)
+
+    def choose(self, client: str, rows: Sequence[TokenRow], task: TrainTask) -> list[int]:
+        """Return the numbers of the rows that a client trains on in a round, rising, and keep them in its folder.
+
+        Args:
+            client: the client's name.
+            rows: its training rows.
+            task: what it is asked; where there was a survey, at least one of the client's clusters was kept.
+
+        Raises:
+            RoundFailed: a person's own method failed or chose what is not there, or features are not finite.
+        """
+        if task.selection.method == "full":
+            return list(range(len(rows)))
+        chosen = self._chosen(client, rows, task)
+        folder = self._folders[client] / SELECTED
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {"round": task.round, "rows": chosen, "places": [rows[number].row.place for number in chosen]}
+        write_atomic(folder / f"{task.round:04d}.json", (json.dumps(kept) + "\n").encode())
+        return chosen
+
+    def _chosen(self, client: str, rows: Sequence[TokenRow], task: TrainTask) -> list[int]:
+        """Return the numbers of the chosen rows."""
+        settings = task.selection
+        kept = self._kept_clusters(client, task) if settings.surveys else []
+        budget = self._budget(len(rows), kept, settings)
+        generator = Randomness(task.seed).numpy("selection", round=task.round, client=client)
+        match settings.method:
+            case "hierarchical":
+                return deal(kept, budget, settings.rows_per_cluster)
+            case "random":
+                return rules.random_rows(len(rows), budget or 0, generator)
+            case "k_center":
+                return rules.k_center(self._points(client, rows, task), budget or 0, generator)
+            case "perplexity":
+                return rules.middle_loss(self._losses(rows, task), budget or 0)
+            case "length":
+                return rules.longest(np.array([int(row.response_T.sum()) for row in rows]), budget or 0)
+        function = load_function(settings.method)
+        with naming(f"selection.method {settings.method}", RoundFailed):
+            chosen = function(rows, functools.partial(self._points, client, rows, task), budget, generator)
+        return _checked(chosen, len(rows), settings.method)
+
+    def _kept_clusters(self, client: str, task: TrainTask) -> list[list[int]]:
+        """Return the rows of each cluster that the server kept, nearest to its centroid first."""
+        memory = self._memory(client)
+        if memory is None or int(memory["clusters"]) != task.round:
+            raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
+        clusters = Clusters(memory["labels"], memory["strengths"], memory["centroids"])
+        released = memory["released"].tolist()
+        numbers = [released[number] for number in task.kept[client]]
+        return [nearest_first(memory["points"], clusters, number) for number in numbers]
+
+    def _budget(self, count: int, kept: Sequence[Sequence[int]], settings: Selection) -> int | None:
+        """Return how many rows shall be chosen; None takes so many of each cluster."""
+        if settings.rows == "hierarchical":
+            return len(deal(kept, None, settings.rows_per_cluster))
+        if settings.fraction is not None:
+            return share(count, settings.fraction)
+        return settings.rows
+
+    def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
+        """Return each row's mean cross-entropy per response token under the round's adapter."""
+        self._layers.load(0, task.adapter.tensors)
+        summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
+        return np.array(
+            [loss / max(1, int(row.response_T[1:].sum())) for loss, row in zip(summed, rows, strict=True)], np.float64
+        )
+
+    # Features and the space --------------------------------------------------------------------------
+
+    def _points(self, client: str, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
+        """Return where a client's rows lie in the space, as remembered while that is fresh enough."""
+        settings = task.selection
+        key = self._key(rows, settings, task.seed)
+        memory = self._memory(client)
+        if memory is not None and str(memory["key"]) == key:
+            since = int(memory["computed"])
+            lasts = settings.features == "proxy" or settings.refresh == 0
+            if since <= task.round and (lasts or task.round < since + settings.refresh):
+                return memory["points"]
+        self._layers.load(0, task.adapter.tensors)
+        points_Nd = self._reduced(client, self._features(rows, settings), task).astype(np.float32)
+        space.check_finite(points_Nd)
+        self._remember(client, key=key, computed=task.round, points=points_Nd)
+        return points_Nd
+
+    def _features(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
+        """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
+        if settings.proxy is not None:
+            return self._proxy(settings.proxy).features([text(row) for row in rows], settings.pooling)
+        chosen = None if settings.layers == "all" else settings.layers
+        return pooled_states(
+            self._base, self._layers, [row.ids_T for row in rows], pooling=settings.pooling, chosen=chosen
+        )
+
+    def _reduced(self, client: str, features_NF: NDArray[Any], task: SurveyTask | TrainTask) -> NDArray[Any]:
+        """Return features in the space that the recipe names."""
+        settings = task.selection
+        mean_F, projection_Fd = np.zeros(features_NF.shape[1], features_NF.dtype), None
+        if settings.space == "shared":
+            mean_F, projection_Fd = self._projection(settings, task.seed, features_NF.shape[1])
+        features_NF = features_NF - mean_F
+        if settings.clip_norm is not None:
+            features_NF = space.clip_rows(features_NF, settings.clip_norm)
+        if settings.space == "per_client_tsne":
+            seed = Randomness(task.seed).small_seed("t-SNE", round=task.round, client=client)
+            return space.per_client_tsne(features_NF, settings.dimensions, seed)
+        return features_NF if projection_Fd is None else features_NF @ projection_Fd
+
+    def _make_projection(self, settings: Selection, seed: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the mean and the projection that all clients share."""
+        if not self._public:
+            draw = Randomness(seed).numpy("selection space")
+            return np.zeros(width, np.float32), space.random_projection(width, settings.dimensions, draw)
+        # Of the untuned base, so that the space stays where it is over all rounds.
+        with self._layers.disabled():
+            return space.fit_projection(self._features(self._public, settings), settings.dimensions)
+
+    def _load_proxy(self, name: str) -> Proxy:
+        return load_proxy(name, device=str(self._base.device))
+
+    # Memory ------------------------------------------------------------------------------------------
+
+    def _key(self, rows: Sequence[TokenRow], settings: Selection, seed: int) -> str:
+        """Return a hash of all that a client's points depend on, but for the adapter."""
+        model = self._base.fingerprint if settings.proxy is None else self._proxy(settings.proxy).fingerprint
+        names = ("features", "pooling", "layers", "space", "dimensions", "clip_norm")
+        digest = hashlib.sha256(repr((model, seed, [getattr(settings, name) for name in names])).encode())
+        for row in (*self._public, *rows):
+            digest.update(row.ids_T.tobytes() + text(row).encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+    def _memory(self, client: str) -> dict[str, NDArray[Any]] | None:
+        """Return what a client remembers; None where it remembers nothing."""
+        path = self._folders[client] / SURVEY
+        if not path.exists():
+            return None
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _remember(self, client: str, **arrays: Any) -> None:
+        """Add arrays to what a client remembers, or replace them."""
+        folder = self._folders[client]
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, **{**(self._memory(client) or {}), **arrays})
+        write_atomic(folder / SURVEY, buffer.getvalue())
+
+
+def text(row: TokenRow) -> str:
+    """Return a row's prompt and response as text without a template, for a proxy that knows none."""
+    said = [turn.text for turn in row.row.turns] or [row.row.instruction, row.row.context, row.row.response]
+    return "\n\n".join(part for part in said if part)
+
+
+def _checked(chosen: Any, count: int, name: str) -> list[int]:
+    """Return what a person's own method chose, refusing what is no set of row numbers."""
+    try:
+        numbers = sorted(int(number) for number in chosen)
+    except (TypeError, ValueError):
+        raise RoundFailed(f"selection.method {name} returned {type(chosen).__name__}; return row numbers.") from None
+    wrong = [number for number in numbers if not 0 <= number < count]
+    if wrong or len(set(numbers)) < len(numbers) or not numbers:
+        what = f"row {wrong[0]} of {count}" if wrong else "a row twice" if numbers else "no row"
+        raise RoundFailed(f"selection.method {name} chose {what}; choose at least one of 0 to {count - 1}, each once.")
+    return numbers
+
+
+def train_chosen(
+    chooser: Chooser,
+    base: Base,
+    layers: LoraLayers,
+    cohort: Mapping[str, Sequence[TokenRow]],
+    task: TrainTask,
+    tokens: int | None = None,
+) -> Iterator[Reply]:
+    """Train every client of a cohort on the rows that it chooses.
+
+    Args:
+        chooser: chooses them.
+        base: the frozen base model.
+        layers: LoRA layers over it.
+        cohort: all token rows by client name.
+        task: what the clients are asked.
+        tokens: see ``train_cohort``.
+
+    Yields:
+        One reply per client, in the order of the cohort.
+    """
+    chosen = {client: chooser.choose(client, rows, task) for client, rows in cohort.items()}
+    selected = {client: [cohort[client][number] for number in numbers] for client, numbers in chosen.items()}
+    for reply in train_cohort(base, layers, selected, task, tokens):
+        update = reply.update
+        assert update is not None
+        weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
+        metrics = {**update.metrics, "selected": float(update.rows)}
+        yield replace(reply, update=replace(update, rows=weight, metrics=metrics))
