@@ -1,0 +1,1 @@
+"""Choosing the rows to train on: arrays in, arrays out."""
