@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bellwether.data.rows import TokenRow
-from bellwether.model.forward import Batch
+from bellwether.model.forward import Batch, pack
 from bellwether.recipe import Training
 
 
@@ -67,15 +67,8 @@ def collate(rows: Sequence[TokenRow], device: torch.device, *, responses: bool =
         responses: select response tokens (for scores) instead of trained tokens.
     """
     counted = [row.response_T if responses else row.trained_T for row in rows]
-    ids_M = np.concatenate([row.ids_T for row in rows])
+    packed = pack([row.ids_T for row in rows], device)
     # A token counts where its *next* one does; nothing stands before a row's first token to predict it from.
     select_M = np.concatenate([np.append(counted_T[1:], False) for counted_T in counted])
-    (select_S,) = select_M.nonzero()
-    arrays = (
-        ids_M,
-        np.concatenate([np.arange(len(row)) for row in rows]),
-        np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
-        select_S,
-        ids_M[select_S + 1],
-    )
-    return Batch([len(row) for row in rows], *(torch.from_numpy(array).to(device) for array in arrays))
+    select_S = torch.from_numpy(select_M.nonzero()[0]).to(device)
+    return Batch(packed.lengths, packed.ids_M, packed.position_M, packed.row_M, select_S, packed.ids_M[select_S + 1])

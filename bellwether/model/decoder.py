@@ -12,7 +12,8 @@ G heads of keys and values.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from bellwether.model.kernels import gated_mlp, rms_norm, rotate, wide
 from bellwether.model.lora import LoraLayers
 
 if TYPE_CHECKING:
-    from bellwether.model.forward import Batch
+    from bellwether.model.forward import Batch, Packed
 
 # Only these: others have parts of the same names and put them together in another way.
 _BUILT_SO = {
@@ -58,15 +59,36 @@ def hidden_states(model: Any, layers: LoraLayers, batch: Batch, checkpointing: b
         batch: rows that fit into the model's window.
         checkpointing: compute each layer again in the backward pass instead of keeping what it needs there.
     """
+    steps = layer_states(model, layers, batch, batch.select_S, checkpointing)
+    hidden_SD: torch.Tensor = deque(steps, maxlen=1).pop()
+    return hidden_SD
+
+
+def layer_states(
+    model: Any, layers: LoraLayers, batch: Packed, select_S: torch.Tensor | None, checkpointing: bool = False
+) -> Iterator[torch.Tensor]:
+    """Yield the hidden states that transformers numbers 0 to L: the embedding, and each layer's, the last one normed.
+
+    Args:
+        model: a model that ``fits``.
+        layers: the LoRA layers over it, routed for the batch for as long as states are asked for.
+        batch: rows that fit into the model's window.
+        select_S: at which positions the last state is wanted, in rising order; None wants all.
+        checkpointing: compute each layer again in the backward pass instead of keeping what it needs there.
+
+    Yields:
+        hidden_MD, and hidden_SD at last.
+    """
     inner = model.get_decoder()
     hidden_MD = inner.embed_tokens(batch.ids_M)
     cos_1MD, sin_1MD = inner.rotary_emb(hidden_MD[None], batch.position_M[None])
     angles = cos_1MD[0], sin_1MD[0]
     *most, last = inner.layers
-    for layer, select_S in (*((layer, None) for layer in most), (last, batch.select_S)):
-        arguments = layer, layers, hidden_MD, angles, batch, select_S
+    for layer, chosen_S in (*((layer, None) for layer in most), (last, select_S)):
+        yield hidden_MD
+        arguments = layer, layers, hidden_MD, angles, batch, chosen_S
         hidden_MD = layers.recomputed(_layer, *arguments) if checkpointing else _layer(*arguments)
-    return _norm(inner.norm, hidden_MD)
+    yield _norm(inner.norm, hidden_MD)
 
 
 def _layer(
@@ -74,7 +96,7 @@ def _layer(
     layers: LoraLayers,
     hidden_MD: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor],
-    batch: Batch,
+    batch: Packed,
     select_S: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return what a layer gives, at selected positions where these are given."""
@@ -109,7 +131,7 @@ def _attend(
     key_MGD: torch.Tensor,
     value_MGD: torch.Tensor,
     counts: list[int],
-    batch: Batch,
+    batch: Packed,
     select_S: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the values that each query attends to, row by row; a query sees its row up to its own position.

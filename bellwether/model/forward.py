@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bellwether.errors import ModelError
 from bellwether.model import decoder
@@ -31,24 +33,61 @@ TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows end to end, and the positions at which a loss is taken.
+class Packed:
+    """Rows end to end.
 
     Args:
         lengths: tokens of each row, at least one.
         ids_M: token ids, row after row.
         position_M: each token's position in its row.
         row_M: each token's row.
-        select_S: numbers of the tokens, of M, whose *next* token counts, in rising order.
-        targets_S: those next tokens.
     """
 
     lengths: Sequence[int]
     ids_M: torch.Tensor
     position_M: torch.Tensor
     row_M: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch(Packed):
+    """Rows end to end, and the positions at which a loss is taken.
+
+    Args:
+        select_S: numbers of the tokens, of M, whose *next* token counts, in rising order.
+        targets_S: those next tokens.
+    """
+
     select_S: torch.Tensor
     targets_S: torch.Tensor
+
+
+def pack(rows: Sequence[NDArray[np.int64]], device: torch.device) -> Packed:
+    """Put the token ids of rows end to end.
+
+    Args:
+        rows: token ids of each row, at least one.
+        device: where the tensors shall be.
+    """
+    lengths = [len(ids_T) for ids_T in rows]
+    arrays = (
+        np.concatenate(rows),
+        np.concatenate([np.arange(length) for length in lengths]),
+        np.repeat(np.arange(len(rows)), lengths),
+    )
+    return Packed(lengths, *(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def padded(batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of packed rows padded at the right, and where among them each token stands.
+
+    Returns:
+        ids_NT, and place_M, the number of each token's position, counted row after row.
+    """
+    count, longest = len(batch.lengths), max(batch.lengths)
+    place_M = batch.row_M * longest + batch.position_M
+    blank = torch.zeros(count * longest, dtype=torch.int64, device=batch.ids_M.device)
+    return blank.index_copy_(0, place_M, batch.ids_M).view(count, longest), place_M
 
 
 def token_losses(
@@ -117,7 +156,7 @@ def _recomputed(layers: LoraLayers, forward: Callable[..., Any], *arguments: Any
     return layers.recomputed(functools.partial(forward, **named), *arguments)
 
 
-def runs_end_to_end(model: Any, batch: Batch | None = None) -> bool:
+def runs_end_to_end(model: Any, batch: Packed | None = None) -> bool:
     """Return whether rows run through a model end to end, without padding.
 
     Args:
@@ -138,16 +177,15 @@ def _losses_as_transformers(
     loss: TokenLoss | None,
 ) -> torch.Tensor:
     """Return the losses of rows that are padded at the right."""
-    count, longest = len(batch.lengths), max(batch.lengths)
-    device = batch.ids_M.device
-    place_M = batch.row_M * longest + batch.position_M
-    ids_NT = torch.zeros(count * longest, dtype=torch.int64, device=device).index_copy_(0, place_M, batch.ids_M)
+    ids_NT, place_M = padded(batch)
+    count, longest = ids_NT.shape
+    device = ids_NT.device
     masks = None
     if dropout is not None:
         row_M = torch.arange(count, device=device).repeat_interleave(longest)
         masks = dropout.masks(row_M, torch.arange(longest, device=device).repeat(count))
     with layers.routed(slots, masks, [longest] * count):
-        logits_SV = logits_at(model, ids_NT.view(count, longest), place_M[batch.select_S])
+        logits_SV = logits_at(model, ids_NT, place_M[batch.select_S])
     if loss is None:
         return torch.nn.functional.cross_entropy(wide(logits_SV), batch.targets_S, reduction="none")
     return loss(wide(logits_SV), batch.targets_S, batch.row_M[batch.select_S])
@@ -178,11 +216,16 @@ def logits_at(model: Any, ids_NT: torch.Tensor, select_S: torch.Tensor) -> torch
 
     handle = output.register_forward_pre_hook(choose)
     try:
-        positions_1T = torch.arange(ids_NT.shape[1], device=ids_NT.device)[None]
-        # No mask of padding: it stands at the right, where a causal model cannot see it. With one, a position whose
-        # whole attention window is padding would have nothing to attend to and become NaN (Gemma 2).
-        result = model(input_ids=ids_NT, position_ids=positions_1T, use_cache=False)
+        result = run_padded(model, ids_NT)
     finally:
         handle.remove()
     logits_SV: torch.Tensor = result.logits
     return logits_SV
+
+
+def run_padded(model: Any, ids_NT: torch.Tensor) -> Any:
+    """Return what a causal model of transformers, or the decoder in it, gives for rows that are padded at the right."""
+    positions_1T = torch.arange(ids_NT.shape[1], device=ids_NT.device)[None]
+    # No mask of padding: it stands at the right, where a causal model cannot see it. With one, a position whose
+    # whole attention window is padding would have nothing to attend to and become NaN (Gemma 2).
+    return model(input_ids=ids_NT, position_ids=positions_1T, use_cache=False)
