@@ -215,8 +215,8 @@ def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) ->
 def _with_survey(record: RoundRecord, surveyed: Surveyed) -> RoundRecord:
     """Return a round's record with what was surveyed before."""
     survey = surveyed.record
-    sent = {"bytes_down": record.bytes_down + survey.bytes_down, "bytes_up": record.bytes_up + survey.bytes_up}
-    return replace(record, survey=survey, **sent)
+    down, up = record.bytes_down + survey.bytes_down, record.bytes_up + survey.bytes_up
+    return replace(record, survey=survey, bytes_down=down, bytes_up=up)
 
 
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask, left_out: Mapping[str, str]) -> _Answers:

@@ -38,7 +38,7 @@ class TrainTask:
     rounds: int
     seed: int
     deadline: float | None = None
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 

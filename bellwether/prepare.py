@@ -18,14 +18,14 @@ from bellwether.cohort import cohort_size, make_sampler, make_trace
 from bellwether.contradictions import check_recipe
 from bellwether.data.federated import fingerprint as data_fingerprint
 from bellwether.data.federated import load_federated
-from bellwether.data.sources import read_rows
-from bellwether.functions import load_function
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.data.sources import read_rows
 from bellwether.data.tokens import tokenise
 from bellwether.errors import DataError, RecipeError
+from bellwether.functions import load_function
 from bellwether.randomness import Randomness
-from bellwether.recipe import Recipe
+from bellwether.recipe import Model, Recipe
 from bellwether.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         field: tuple(map(absolute, getattr(recipe.data, field)))
         for field in ("sources", "test_sources", "validation_sources")
     }
-    selection = {"projection_sources": tuple(map(absolute, recipe.selection.projection_sources))}
+    selection: dict[str, Any] = {"projection_sources": tuple(map(absolute, recipe.selection.projection_sources))}
     if recipe.selection.proxy is not None:
         selection["proxy"] = absolute(recipe.selection.proxy)
     return recipe.model_copy(
@@ -186,7 +186,9 @@ def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:
         if ":" in name:
             load_function(name)
     if recipe.selection.proxy is not None:
-        inspect_proxy(recipe.selection.proxy)
+        from bellwether.model.proxy import check_proxy
+
+        check_proxy(Model(path=recipe.selection.proxy))
 
 
 def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

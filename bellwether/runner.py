@@ -209,10 +209,10 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
 
 @contextlib.contextmanager
 def _engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path) -> Iterator[Engine]:
-    """Yield the engine of a recipe, whose clients have folders of their own in a run's folder; check afterwards that no copy of the base was changed.
+    """Yield the engine of a recipe, its clients' own folders in the run's; check the copies of the base afterwards.
 
     Raises:
-        ModelError: one was.
+        ModelError: one was changed.
     """
     model, engine = prepared.recipe.model, prepared.recipe.engine
     rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}

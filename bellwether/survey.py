@@ -55,7 +55,7 @@ def survey(
         task: what they are asked.
     """
     arrived: dict[str, Reply] = {}
-    left_out = {client: "it did not answer" for client in cohort}
+    left_out = dict.fromkeys(cohort, "it did not answer")
     reached = len(cohort)
     width: int | None = None
     for reply in ask(cohort, task):

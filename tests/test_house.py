@@ -22,6 +22,7 @@ FLOORS = [
     {"runner", "init", "plan", "describe", "export"},
     {"prepare"},
     {"live", "trackers", "model_card", "federate"},
+    {"survey"},
     {"narrate", "engine", "run_folder"},
     {"client", "checkpoint", "lock"},
     {"questions"},

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,15 @@ from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
 from bellwether.model.base import Base
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
-from bellwether.model.proxy import Proxy, load_proxy
 from bellwether.randomness import Randomness
-from bellwether.recipe import Selection
+from bellwether.recipe import Model, Selection
 from bellwether.select import rules, space
 from bellwether.select.budget import deal, share
 from bellwether.select.cluster import Clusters, cluster, nearest_first
 from bellwether.select.privacy import release
+
+if TYPE_CHECKING:
+    from bellwether.model.proxy import Proxy
 
 SURVEY, SELECTED = "survey.npz", "selected"
 SCORED_TOGETHER = 16  # rows whose loss is taken in one pass
@@ -183,7 +185,8 @@ class Chooser:
             since = int(memory["computed"])
             lasts = settings.features == "proxy" or settings.refresh == 0
             if since <= task.round and (lasts or task.round < since + settings.refresh):
-                return memory["points"]
+                remembered_Nd: NDArray[Any] = memory["points"]
+                return remembered_Nd
         self._layers.load(0, task.adapter.tensors)
         points_Nd = self._reduced(client, self._features(rows, settings), task).astype(np.float32)
         space.check_finite(points_Nd)
@@ -192,9 +195,10 @@ class Chooser:
 
     def _features(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
-        if settings.proxy is not None:
-            return self._proxy(settings.proxy).features([text(row) for row in rows], settings.pooling)
         chosen = None if settings.layers == "all" else settings.layers
+        if settings.proxy is not None:
+            texts = [text(row) for row in rows]
+            return self._proxy(settings.proxy).features(texts, pooling=settings.pooling, chosen=chosen).features_NF
         return pooled_states(
             self._base, self._layers, [row.ids_T for row in rows], pooling=settings.pooling, chosen=chosen
         )
@@ -211,7 +215,8 @@ class Chooser:
         if settings.space == "per_client_tsne":
             seed = Randomness(task.seed).small_seed("t-SNE", round=task.round, client=client)
             return space.per_client_tsne(features_NF, settings.dimensions, seed)
-        return features_NF if projection_Fd is None else features_NF @ projection_Fd
+        points_Nd: NDArray[Any] = features_NF if projection_Fd is None else features_NF @ projection_Fd
+        return points_Nd
 
     def _make_projection(self, settings: Selection, seed: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the mean and the projection that all clients share."""
@@ -223,7 +228,10 @@ class Chooser:
             return space.fit_projection(self._features(self._public, settings), settings.dimensions)
 
     def _load_proxy(self, name: str) -> Proxy:
-        return load_proxy(name, device=str(self._base.device))
+        from bellwether.model.proxy import load_proxy
+
+        proxy: Proxy = load_proxy(Model(path=name, device=str(self._base.device)))
+        return proxy
 
     # Memory ------------------------------------------------------------------------------------------
 

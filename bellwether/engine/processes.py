@@ -262,9 +262,7 @@ def _serve(parent: Connection) -> None:
         model, work = parent.recv()
         base = load_base(model)
         layers = LoraLayers(base.model, work.config, work.slots)
-        engine = LocalEngine(
-            base, layers, work.rows, work.held_out, work.stop, work.tokens, work.folders, work.public
-        )
+        engine = LocalEngine(base, layers, work.rows, work.held_out, work.stop, work.tokens, work.folders, work.public)
         parent.send(base.fingerprint)
         while True:
             asked = parent.recv()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
+
+
+def share(count: int, fraction: float) -> int:
+    """Return how many of so many rows a share of them is: rounded up, and at least one."""
+    # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
+    return max(1, math.ceil(fraction * count - 1e-9))
 
 
 def deal(candidates: Sequence[Sequence[int]], rows: int | None, per_cluster: int) -> list[int]:
