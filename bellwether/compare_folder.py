@@ -65,7 +65,7 @@ def inputs(prepared: Mapping[str, Prepared]) -> Inputs:
 
 def _of_model(settings: Model) -> dict[str, str]:
     """Return what scores of a model rest on beside the rows."""
-    from bellwether.model.base import pick_device
+    from bellwether.model.loading import pick_device
 
     versions = describe_environment()["versions"].items()
     return {

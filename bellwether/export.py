@@ -84,7 +84,8 @@ def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> An
     """Return the base model with the adapter added to its weights."""
     import torch
 
-    from bellwether.model.base import linear_shapes, load_weights
+    from bellwether.model.base import linear_shapes
+    from bellwether.model.loading import load_weights
     from bellwether.model.lora import LoraLayers
 
     model = load_weights(source, settings, torch.device("cpu"))

@@ -336,7 +336,7 @@ def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: 
     """Return the arithmetic of a round and how fast this machine is expected to do it."""
     import torch
 
-    from bellwether.model.base import pick_device
+    from bellwether.model.loading import pick_device
 
     device = str(pick_device(recipe.model.device))
     flops = train_flops(facts, adapter, work.tokens, work.square, work.trained)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_folder, tiny_tokenizer
 
 from bellwether.errors import ModelError
-from bellwether.model.base import fingerprint, inspect_base, load_base, load_tokenizer, pick_device
+from bellwether.model.base import fingerprint, inspect_base, load_base, load_tokenizer
+from bellwether.model.loading import pick_device
 from bellwether.recipe import Model
 
 

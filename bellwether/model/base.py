@@ -9,7 +9,7 @@ Shape legend: I inputs, O outputs of a linear module.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,9 @@ import torch
 
 from bellwether import recipe
 from bellwether.errors import ModelError, first_line
-from bellwether.model.folder import (
-    ModelFolder,
-    check_tokenizer_files,
-    find_folder,
-    quiet_transformers,
-    stored_weights,
-    weight_files,
-)
-from bellwether.model.memory import keep_freed_memory
-from bellwether.model.quantized import check_quantization, keep_layout, loading_arguments
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# Buffers that old checkpoints carry and today's models compute.
-_BENIGN_KEYS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
-# Tokens of a tokenizer for pictures and sound, which a text model's embedding leaves out (Gemma 3).
-_MEDIA_TOKENS = ("image_token", "audio_token", "video_token", "boi_token", "eoi_token", "boa_token", "eoa_token")
+from bellwether.model.folder import ModelFolder, find_folder, quiet_transformers, weight_files
+from bellwether.model.loading import attention_of, load_weights, pick_device, read_config, read_tokenizer, ready_device
+from bellwether.model.quantized import check_quantization
 
 
 @dataclass(frozen=True)
@@ -116,7 +102,7 @@ def inspect_base(settings: recipe.Model) -> ModelFacts:
             be quantised here.
     """
     folder = find_folder(settings, weights=False)
-    config = _config(folder, settings)
+    config = read_config(folder, settings)
     model = _skeleton(folder, config, settings)
     facts = _facts(folder, model, weight_files(folder, settings))
     _tokenizer(folder, settings, facts.vocabulary)
@@ -136,7 +122,7 @@ def load_tokenizer(settings: recipe.Model) -> Any:
             tokens than the model's embedding.
     """
     folder = find_folder(settings, weights=False)
-    config = _config(folder, settings)
+    config = read_config(folder, settings)
     return _tokenizer(folder, settings, int(config.get_text_config().vocab_size))
 
 
@@ -147,13 +133,9 @@ def load_base(settings: recipe.Model) -> Base:
         ModelError: what ``inspect_base`` raises; the device is not there; a weight is missing, has
             another shape, or is not finite.
     """
-    device = pick_device(settings.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    device = ready_device(settings)
     folder = find_folder(settings, weights=True)
-    config = _config(folder, settings)
+    config = read_config(folder, settings)
     facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
     tokenizer = _tokenizer(folder, settings, facts.vocabulary)
     if settings.quantization != "none":
@@ -162,61 +144,6 @@ def load_base(settings: recipe.Model) -> Base:
     stop_ids = _stop_ids(model, tokenizer)
     _plain_generation(model, stop_ids, tokenizer)
     return Base(model, tokenizer, device, folder.name, fingerprint(model), facts, stop_ids)
-
-
-def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.device) -> Any:
-    """Return a transformers model from a folder: frozen, in evaluation mode, every weight checked.
-
-    Raises:
-        ModelError: a weight is missing, unexpected, of another shape, or not finite.
-    """
-    from transformers import AutoModelForCausalLM
-
-    quantized, dtype = settings.quantization != "none", DTYPES[settings.dtype]
-    if quantized:
-        # Before they are quantised: in few bits, what is not finite would look like a number.
-        _check_finite(folder, stored_weights(folder, settings))
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder.path,
-                dtype=dtype,
-                attn_implementation=_attention(settings),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=settings.trust_remote_code,
-                output_loading_info=True,
-                **(loading_arguments(settings, device, dtype) if quantized else {}),
-            )
-    # transformers and safetensors raise many types here; all mean that the files do not make a model.
-    except Exception as error:
-        raise ModelError(f"The model in {folder.path} cannot be loaded: {first_line(error)}.") from error
-    _check_report(folder, report)
-    model.requires_grad_(False)
-    model.eval()
-    if quantized:
-        keep_layout(model)
-        return model
-    _check_finite(folder, model.state_dict().items())
-    return model.to(device)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device that a recipe names; ``auto`` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        ModelError: that device is not there.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not (cuda and (device.index or 0) < torch.cuda.device_count()):
-        count = torch.cuda.device_count() if cuda else 0
-        raise ModelError(f"model.device is {name}, but torch sees {count} CUDA devices here; give auto or cpu.")
-    if device.type == "mps" and not mps:
-        raise ModelError("model.device is mps, but torch sees no Apple GPU here; give auto or cpu.")
-    return device
 
 
 def fingerprint(model: Any) -> str:
@@ -271,43 +198,6 @@ def _linear_shape(path: str, module: torch.nn.Module) -> LinearShape | None:
     return None
 
 
-def _attention(settings: recipe.Model) -> str | None:
-    """Return the attention implementation to ask transformers for; None lets the architecture decide."""
-    return None if settings.attention == "auto" else settings.attention
-
-
-def _config(folder: ModelFolder, settings: recipe.Model) -> Any:
-    """Return the configuration of a model as transformers reads it."""
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    kind = folder.config.get("model_type")
-    if not settings.trust_remote_code and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
-        if "auto_map" in folder.config:
-            raise ModelError(
-                f"The model {folder.name} brings its own Python code ({kind}); if you trust it, "
-                "set model.trust_remote_code to true."
-            )
-        raise ModelError(
-            f"{folder.path / 'config.json'}: model_type is {kind!r}, an architecture that transformers does not know."
-        )
-    if "quantization_config" in folder.config:
-        raise ModelError(
-            f"The model {folder.name} is quantised; give one with float weights, "
-            "which model.quantization can hold in few bits."
-        )
-    if "vision_config" in folder.config or "audio_config" in folder.config:
-        raise ModelError(f"The model {folder.name} also takes pictures or sound; give a text model.")
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
-            )
-    # Configurations check themselves with errors of many types.
-    except Exception as error:
-        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {first_line(error)}.") from error
-
-
 def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
     """Return the model without weights, on the meta device."""
     from transformers import AutoModelForCausalLM
@@ -315,7 +205,7 @@ def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
     try:
         with quiet_transformers(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(
-                config, attn_implementation=_attention(settings), trust_remote_code=settings.trust_remote_code
+                config, attn_implementation=attention_of(settings), trust_remote_code=settings.trust_remote_code
             )
     # Building a model from a wrong configuration fails with errors of many types.
     except Exception as error:
@@ -347,25 +237,8 @@ def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> 
 
 
 def _tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> Any:
-    """Load and check a tokenizer against the rows of an embedding."""
-    from transformers import AutoTokenizer
-
-    check_tokenizer_files(folder)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
-            )
-    # Tokenizers of different families fail with errors of many types.
-    except Exception as error:
-        raise ModelError(f"The tokenizer in {folder.path} cannot be read: {first_line(error)}.") from error
-    media = {getattr(tokenizer, name, None) for name in _MEDIA_TOKENS}
-    largest = max((index for token, index in tokenizer.get_vocab().items() if token not in media), default=-1)
-    if largest >= vocabulary:
-        raise ModelError(
-            f"The tokenizer in {folder.path} knows tokens up to number {largest}, but the model's embedding ends at "
-            f"{vocabulary - 1}; give the tokenizer that the model was trained with."
-        )
+    """Return a base model's tokenizer, which must be able to end an answer and to pad."""
+    tokenizer = read_tokenizer(folder, settings, vocabulary)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer in {folder.path} has no end-of-sequence token, so the model could not learn to stop; "
@@ -388,23 +261,3 @@ def _plain_generation(model: Any, stop_ids: tuple[int, ...], tokenizer: Any) -> 
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id)
-
-
-def _check_report(folder: ModelFolder, report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that does not hold exactly the model's weights."""
-    missing = sorted(report["missing_keys"])
-    unexpected = sorted(key for key in report["unexpected_keys"] if not key.endswith(_BENIGN_KEYS))
-    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    for keys, what in ((missing, "lacks"), (unexpected, "holds unknown"), (mismatched, "has another shape for")):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ModelError(
-                f"The checkpoint in {folder.path} {what} {keys[0]}{more}; it does not belong to its config.json."
-            )
-
-
-def _check_finite(folder: ModelFolder, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse weights that are not numbers."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"The weight {name} in {folder.path} holds NaN or infinity; copy the model again.")
