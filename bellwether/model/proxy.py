@@ -10,9 +10,10 @@ Shape legend: N texts, T tokens of the longest text of a batch, D hidden size, F
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,11 +118,27 @@ def load_proxy(settings: recipe.Model) -> Proxy:
         ModelError: as ``load_base``; the folder states a way to pool that is not known here, or holds a model that
             encodes and decodes.
     """
-    try:
+    with _naming_its_field():
         folder = find_folder(settings, weights=True)
         return _causal(folder, settings) if kind_of(folder) == "causal" else _encoder(folder, settings)
+
+
+def check_proxy(settings: recipe.Model) -> None:
+    """Refuse a proxy whose folder cannot be used, before anything is loaded.
+
+    Raises:
+        ModelError: there is no such folder or hub name, or it does not say what it holds.
+    """
+    with _naming_its_field():
+        kind_of(find_folder(settings, weights=False))
+
+
+@contextlib.contextmanager
+def _naming_its_field() -> Iterator[None]:
+    """Name, in errors raised inside, the field of a recipe that a proxy stands in, which is not a base's."""
+    try:
+        yield
     except ModelError as error:
-        # What stands for a base's name in a recipe is another field for a proxy's.
         raise ModelError(str(error).replace("model.path", "selection.proxy")) from error
 
 
