@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_is_refused_with_the_row():
 
 def test_the_longest_responses_are_taken_and_of_equal_ones_the_earlier():
     assert longest(np.array([5, 9, 5, 7, 5]), 3) == [0, 1, 3]
-    assert longest(np.array([5, 9, 5], dtype=np.uint16), 1) == [1]
+    assert longest(np.array([0, 9, 5], dtype=np.uint16), 1) == [1]
 
 
 @pytest.mark.parametrize("rows", [3, 50])

@@ -34,7 +34,7 @@ class Clusters:
     centroids_Cd: NDArray[np.float64]
 
 
-def cluster(points_Nd: NDArray[np.floating[Any]], least: int) -> Clusters:
+def cluster(points_Nd: NDArray[np.floating[Any]], least: int, min_samples: int | None = None) -> Clusters:
     """Cluster one client's rows by density; its level of selection in FedHDS (Qin et al. 2024, arXiv 2410.10926).
 
     A client of fewer rows than a cluster needs has no cluster. Where there are enough rows but HDBSCAN sees no
@@ -44,28 +44,33 @@ def cluster(points_Nd: NDArray[np.floating[Any]], least: int) -> Clusters:
     Args:
         points_Nd: the rows' points, (N, d).
         least: the fewest rows of a cluster, at least 2.
+        min_samples: as in ``find_clusters``.
 
     Raises:
         ModelError: a point is not finite.
         ValueError: ``least`` is below 2.
     """
-    labels_N, strengths_N = find_clusters(points_Nd, least)
+    labels_N, strengths_N = find_clusters(points_Nd, least, min_samples)
     if len(labels_N) >= least and (labels_N == NOISE).all():
         labels_N, strengths_N = np.zeros_like(labels_N), np.ones_like(strengths_N)
     return Clusters(labels_N, strengths_N, weighted_means(points_Nd, labels_N, strengths_N))
 
 
-def find_clusters(points_Nd: NDArray[np.floating[Any]], least: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def find_clusters(
+    points_Nd: NDArray[np.floating[Any]], least: int, min_samples: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Run HDBSCAN (Campello et al. 2013) with its usual choice of clusters, never one cluster of everything.
 
-    Two things differ from a bare call of scikit-learn. A point's core distance is that to its ``least``-th
-    neighbour without counting the point itself, as the hdbscan package has it that FedHDS was released with;
-    scikit-learn counts the point. And the points are clustered in lexicographic order: equal distances are
-    common in HDBSCAN, whose tree breaks them by row number, so the order of the rows would change the clusters.
+    The points are clustered in lexicographic order: equal distances are common in HDBSCAN, whose tree breaks them by
+    row number, so that otherwise the order of the rows would change the clusters.
 
     Args:
         points_Nd: the points, (N, d).
         least: the fewest points of a cluster, at least 2.
+        min_samples: how many points, itself counted, lie within a point's core distance; None takes ``least``, so
+            that ``least`` points by themselves can be a cluster. The hdbscan package, which FedHDS was released with,
+            does not count the point itself: ``least + 1`` here is its default, under which exactly ``least`` points
+            far from all others, such as one topic of two clients, are never a cluster.
 
     Returns:
         The cluster of each point, or -1, and its membership strength, 0 to 1.
@@ -79,13 +84,14 @@ def find_clusters(points_Nd: NDArray[np.floating[Any]], least: int) -> tuple[NDA
     if least < 2:
         raise ValueError(f"a cluster has at least 2 rows, not {least}")
     check_finite(points_Nd)
+    min_samples = min_samples or least
     labels_N, strengths_N = np.full(len(points_Nd), NOISE, dtype=np.int64), np.zeros(len(points_Nd))
-    if len(points_Nd) < 2 * least:
+    if len(points_Nd) < max(2 * least, min_samples):
         return labels_N, strengths_N
     order_N = np.lexsort(points_Nd.T[::-1])
     sorted_Nd = np.asarray(points_Nd, dtype=np.float64)[order_N]
     # Its default of ``copy`` warns of a change that does not concern points.
-    found = HDBSCAN(min_cluster_size=least, min_samples=least + 1, copy=True).fit(sorted_Nd)
+    found = HDBSCAN(min_cluster_size=least, min_samples=min_samples, copy=True).fit(sorted_Nd)
     labels_N[order_N], strengths_N[order_N] = found.labels_, found.probabilities_
     return labels_N, strengths_N
 

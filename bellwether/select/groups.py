@@ -30,19 +30,25 @@ class Kept:
     groups: Mapping[str, list[int]]
 
 
-def keep(centroids: Mapping[str, NDArray[np.floating[Any]]], least: int = 2, lone: bool = False) -> Kept:
+def keep(
+    centroids: Mapping[str, NDArray[np.floating[Any]]],
+    least: int = 2,
+    lone: bool = False,
+    min_samples: int | None = None,
+) -> Kept:
     """Keep one centroid of every group of similar ones, as FedHDS's server does (Qin et al. 2024, arXiv 2410.10926).
 
     All clients' centroids are clustered together by HDBSCAN; of each group the one nearest to the group's mean,
-    weighted by strength of membership, is kept, of equally near ones the first in order. As in the paper nothing
+    weighted by strength of membership, is kept. As in the paper nothing
     is kept of fewer than twice ``least`` centroids, nor where HDBSCAN sees no two groups, unless ``lone`` is set.
 
     Args:
-        centroids: each client's centroids, (C, d), with d equal for all; C may be 0. The order of the clients
-            decides among equally near centroids only.
+        centroids: each client's centroids, (C, d), with d equal for all; C may be 0. Of equally near centroids
+            ``nearest_first`` tells which is kept; the order of the clients decides among equal ones only.
         least: the fewest centroids of a group, at least 2.
         lone: whether a centroid in no group is kept as a group of its own, so that a topic which only one client
             has is not lost; the paper drops it.
+        min_samples: as in ``find_clusters``; ``least + 1`` groups as FedHDS was released.
 
     Raises:
         UpdateRejected: a client's centroids are no finite table of the same width as the others'.
@@ -54,7 +60,7 @@ def keep(centroids: Mapping[str, NDArray[np.floating[Any]]], least: int = 2, lon
     for client, centroids_Cd in centroids.items():
         check_centroids(client, centroids_Cd, dimensions)
     stacked_Md = np.concatenate([np.zeros((0, dimensions)), *(array for array in centroids.values() if len(array))])
-    labels_M, kept = _representatives(stacked_Md, least)
+    labels_M, kept = _representatives(stacked_Md, least, min_samples)
     if lone:
         alone = np.flatnonzero(labels_M == NOISE)
         labels_M[alone] = labels_M.max(initial=NOISE) + 1 + np.arange(len(alone))
@@ -84,9 +90,11 @@ def check_centroids(client: str, centroids_Cd: NDArray[np.floating[Any]], dimens
         raise UpdateRejected(f"Client {client} sent centroids that are not finite in float32, first number {wrong[0]}.")
 
 
-def _representatives(stacked_Md: NDArray[np.float64], least: int) -> tuple[NDArray[np.int64], set[int]]:
+def _representatives(
+    stacked_Md: NDArray[np.float64], least: int, min_samples: int | None
+) -> tuple[NDArray[np.int64], set[int]]:
     """Return the group of each centroid, or -1, and the one centroid that stands for each group."""
-    labels_M, strengths_M = find_clusters(stacked_Md, least)
+    labels_M, strengths_M = find_clusters(stacked_Md, least, min_samples)
     groups = Clusters(labels_M, strengths_M, weighted_means(stacked_Md, labels_M, strengths_M))
     return labels_M, {nearest_first(stacked_Md, groups, number)[0] for number in range(len(groups.centroids_Cd))}
 

@@ -80,10 +80,7 @@ def fit_projection(
     check_finite(features_ND)
     solver = "full" if min(rows, width) <= _EXACT_SIDE else "randomized"
     pca = PCA(dimensions, svd_solver=solver, random_state=0).fit(np.asarray(features_ND, dtype=np.float64))
-    components_dD = pca.components_
-    # Which of the two signs a decomposition returns is the library's whim; a shared space must not hang on it.
-    largest_d = components_dD[np.arange(dimensions), np.abs(components_dD).argmax(axis=1)]
-    return pca.mean_, np.ascontiguousarray((components_dD * np.sign(largest_d)[:, None]).T)
+    return pca.mean_, np.ascontiguousarray(pca.components_.T)
 
 
 def per_client_tsne(features_ND: NDArray[np.floating[Any]], dimensions: int, seed: int) -> NDArray[np.float64]:
@@ -97,7 +94,8 @@ def per_client_tsne(features_ND: NDArray[np.floating[Any]], dimensions: int, see
     Args:
         features_ND: features of the client's rows, (N, D); N may be 0.
         dimensions: dimensions of the space, d; above 3 the exact method is used, whose time grows with N².
-        seed: a 32-bit seed of this client and round.
+        seed: a 32-bit seed of this client and round; it matters where there are fewer rows or features than
+            dimensions, so that the start is random, and in the start's decomposition of very large clients.
 
     Returns:
         The points, (N, d).
