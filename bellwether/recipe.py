@@ -291,6 +291,11 @@ class Selection(Section):
     keep_lone: bool = Field(
         False, description="also keep centroids that are in no group, such as of topics that one client alone has"
     )
+    count_itself: bool = Field(
+        True,
+        description="whether HDBSCAN counts a point among its own neighbours, so that groups of exactly "
+        "min_group_centroids are found; false as in the paper's release",
+    )
     rows_per_cluster: int = Field(1, ge=1, description="rows taken of a kept cluster, those nearest its centroid")
     refresh: int = Field(
         1,
@@ -306,6 +311,10 @@ class Selection(Section):
         description="standard deviation of the Gaussian noise on every released centroid, in units of its sensitivity, "
         "twice clip_norm",
     )
+
+    def min_samples(self, least: int) -> int:
+        """Return HDBSCAN's number of neighbours, as scikit-learn counts them, for clusters of so many points at least."""
+        return least if self.count_itself else least + 1
 
     @property
     def surveys(self) -> bool:

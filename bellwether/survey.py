@@ -70,7 +70,8 @@ def survey(
     # The order of the cohort, not of arrival, so that the same centroids make the same groups.
     centroids = {c: arrived[c].survey.centroids_Cd for c in cohort if c in arrived}  # type: ignore[union-attr]
     settings = task.selection
-    found = keep(centroids, settings.min_group_centroids, lone=settings.keep_lone)
+    least = settings.min_group_centroids
+    found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
     sent_down = adapter_bytes(task.adapter.tensors) * reached if settings.features == "model" else 0
     record = SurveyRecord(
         {c: tuple(tuple(point) for point in points.astype(float).tolist()) for c, points in centroids.items()},

@@ -84,7 +84,8 @@ class Chooser:
             points_Nd = self._points(client, rows, task)
         except ModelError as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
-        clusters = cluster(points_Nd, settings.min_cluster_rows)
+        least = settings.min_cluster_rows
+        clusters = cluster(points_Nd, least, settings.min_samples(least))
         noise = Randomness(task.seed).numpy("centroid noise", round=task.round, client=client)
         sizes_C = np.bincount(clusters.labels_N[clusters.labels_N >= 0], minlength=len(clusters.centroids_Cd))
         released_Cd, numbers = release(
