@@ -313,7 +313,7 @@ class Selection(Section):
     )
 
     def min_samples(self, least: int) -> int:
-        """Return HDBSCAN's number of neighbours, as scikit-learn counts them, for clusters of at least so many points."""
+        """Return HDBSCAN's number of neighbours, as scikit-learn counts them, where clusters have so many points."""
         return least if self.count_itself else least + 1
 
     @property
