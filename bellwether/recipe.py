@@ -7,73 +7,33 @@ resolved, with the results. It travels downwards only: rooms receive the section
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from bellwether.recipe_compare import Arm, Compare, Tune
+from bellwether.recipe_section import Section, folder_name, ours_or_own, whole_numbers
 
-def _ours_or_own(*ours: str) -> Callable[[str], str]:
-    """Return a validator that takes one of our names or ``package.module:function``."""
-
-    def check(value: str) -> str:
-        module, _, function = value.partition(":")
-        own = function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-        if value in ours or own:
-            return value
-        raise ValueError(f"{value!r} is not one of {', '.join(ours)}, nor package.module:function")
-
-    return check
-
-
-def _folder_name(value: str) -> str:
-    """Check what no system takes as the name of a folder."""
-    if not value or "\0" in value:
-        raise ValueError("this cannot be the name of a folder")
-    return value
-
-
-def _arm_name(value: str) -> str:
-    """Check what cannot stand in a line of a table."""
-    if not 0 < len(value.strip()) <= 64 or not value.isprintable() or value != value.strip():
-        raise ValueError("the name of an arm has 1 to 64 printable characters, and no space at its ends")
-    return value
-
-
-def _whole_numbers(single: bool) -> Callable[[Any], Any]:
-    """Return a validator that takes two whole numbers of at least 1, or a single one where that is allowed."""
-    wanted = "a whole number of at least 1, or two such as [1, 3]" if single else "two of at least 1, such as [20, 60]"
-
-    def check(value: Any) -> Any:
-        several = isinstance(value, (list, tuple)) and len(value) == 2
-        for number in value if several else [value]:
-            if type(number) is not int or number < 1 or not (single or several):
-                raise ValueError(f"give {wanted}")
-        return value
-
-    return check
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, no unknown fields, no infinite or undefined numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number is wanted, which pydantic would take as 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false are not wanted here")
-        return value
+__all__ = [
+    "Arm",
+    "Availability",
+    "Columns",
+    "Compare",
+    "Data",
+    "Engine",
+    "Evaluation",
+    "Federation",
+    "Lora",
+    "Model",
+    "Output",
+    "Partition",
+    "Recipe",
+    "Section",
+    "Selection",
+    "Training",
+    "Tune",
+]
 
 
 class Model(Section):
@@ -161,7 +121,7 @@ class Partition(Section):
 
     method: Annotated[
         str,
-        AfterValidator(_ours_or_own("auto", "iid", "dirichlet", "categories", "shards", "quantity", "column", "files")),
+        AfterValidator(ours_or_own("auto", "iid", "dirichlet", "categories", "shards", "quantity", "column", "files")),
     ] = Field(
         "auto",
         description="auto, iid, dirichlet (by category), categories (k per client), shards (sorted by category), "
@@ -171,13 +131,13 @@ class Partition(Section):
     )
     clients: int = Field(10, ge=1, le=100_000, description="number of clients; column and files find their own")
     alpha: float = Field(0.5, gt=0, description="Dirichlet's concentration; small is uneven (dirichlet, quantity)")
-    categories_per_client: Annotated[int | tuple[int, int], BeforeValidator(_whole_numbers(single=True))] = Field(
+    categories_per_client: Annotated[int | tuple[int, int], BeforeValidator(whole_numbers(single=True))] = Field(
         2, description="categories at each client, or [least, most] to draw their number for each (categories)"
     )
     shards_per_client: int = Field(2, ge=1, description="shards at each client (shards)")
     column: str | None = Field(None, description="name of the column that names the client (column)")
     min_rows: int = Field(1, ge=1, description="rows that each client must get")
-    rows_per_client: Annotated[tuple[int, int], BeforeValidator(_whole_numbers(single=False))] | None = Field(
+    rows_per_client: Annotated[tuple[int, int], BeforeValidator(whole_numbers(single=False))] | None = Field(
         None,
         description="[least, most] rows that a client keeps of those it is dealt, their number drawn for each; "
         "null keeps all",
@@ -208,12 +168,12 @@ class Lora(Section):
 class Training(Section):
     """What a client does with its rows in a round."""
 
-    loss: Annotated[str, AfterValidator(_ours_or_own("cross_entropy"))] = Field(
+    loss: Annotated[str, AfterValidator(ours_or_own("cross_entropy"))] = Field(
         "cross_entropy",
         description="what is minimised, a mean over the trained tokens of a step: cross_entropy, or "
         "package.module:function, which gets whole logits and so takes more time and memory",
     )
-    correction: Annotated[str, AfterValidator(_ours_or_own("none", "proximal"))] = Field(
+    correction: Annotated[str, AfterValidator(ours_or_own("none", "proximal"))] = Field(
         "none",
         description="what corrects each client's gradient before it is clipped: none, proximal (FedProx: the adapter "
         "is drawn back to the one that the round began with), or package.module:function",
@@ -244,7 +204,7 @@ class Selection(Section):
     """Which of its rows a client trains on in a round."""
 
     method: Annotated[
-        str, AfterValidator(_ours_or_own("full", "hierarchical", "random", "k_center", "perplexity", "length"))
+        str, AfterValidator(ours_or_own("full", "hierarchical", "random", "k_center", "perplexity", "length"))
     ] = Field(
         "full",
         description="full (all rows, as FedIT), hierarchical (a coreset picked at two levels, as FedHDS), random, "
@@ -365,12 +325,12 @@ class Federation(Section):
     """Rounds: who takes part, how long the server waits, how updates become the next adapter."""
 
     rounds: int = Field(20, ge=1, description="number of rounds")
-    sampler: Annotated[str, AfterValidator(_ours_or_own("uniform", "available"))] = Field(
+    sampler: Annotated[str, AfterValidator(ours_or_own("uniform", "available"))] = Field(
         "uniform", description="how the cohort is drawn: uniform, available, or package.module:function"
     )
     fraction: float = Field(0.5, gt=0, le=1, description="share of the clients in a cohort; at least one is taken")
     cohort_size: int | None = Field(None, ge=1, description="clients in a cohort, instead of fraction")
-    aggregate: Annotated[str, AfterValidator(_ours_or_own("fedavg", "uniform"))] = Field(
+    aggregate: Annotated[str, AfterValidator(ours_or_own("fedavg", "uniform"))] = Field(
         "fedavg", description="fedavg (weighted by rows), uniform, or package.module:function"
     )
     quorum: float = Field(0.5, gt=0, le=1, description="share of the cohort whose updates a round needs")
@@ -403,79 +363,13 @@ class Evaluation(Section):
 class Output(Section):
     """Where results go."""
 
-    folder: Annotated[str, AfterValidator(_folder_name)] | None = Field(
+    folder: Annotated[str, AfterValidator(folder_name)] | None = Field(
         None, description="run folder; null makes runs/NAME-N"
     )
     keep_checkpoints: int = Field(2, ge=2, description="rounds whose checkpoints are kept")
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = Field(
         (), description="experiment trackers to write to as well"
     )
-
-
-class Arm(Section):
-    """One arm of a comparison: who trains, and how long."""
-
-    trains: Literal["nobody", "alone", "together", "federation", "most frequent answer", "nearest row"] = Field(
-        "federation",
-        description="nobody (untuned), alone (each client on its own rows), together (all rows in one place), "
-        "federation, or a rule that needs no model: most frequent answer (of a category), nearest row (its answer)",
-    )
-    clients: tuple[str, ...] | None = Field(None, min_length=1, description="clients that train alone; null: all")
-    learning_rate: float | None = Field(None, gt=0, description="AdamW's step size; null takes the recipe's")
-    passes: int | None = Field(
-        None, ge=1, description="passes over each client's rows, on average; null: as many as the recipe's rounds make"
-    )
-    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of passes (alone, together)")
-    set: Mapping[str, Any] = Field({}, description="dotted fields of the recipe that are others in this arm")
-
-    @property
-    def learns(self) -> bool:
-        """Whether anything is trained."""
-        return self.trains in ("alone", "together", "federation")
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether its own settings count optimizer steps instead of passes."""
-        return self.steps is not None or self.set.get("training.local_steps") is not None
-
-
-class Tune(Section):
-    """Trials on validation rows, equally many for each arm that trains."""
-
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (0, 1, 2), min_length=1, description="seeds of the trials"
-    )
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (2e-3, 4e-3, 8e-3, 16e-3), min_length=1, description="AdamW's step sizes to try"
-    )
-    passes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (10, 20, 40), min_length=1, description="passes over each client's rows to try"
-    )
-    choose_by: Literal["loss", "rouge_l", "exact"] = Field("loss", description="macro score that chooses")
-
-
-class Compare(Section):
-    """What ``bellwether compare`` compares; a single run does not look at it."""
-
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (0, 1, 2, 3, 4), min_length=1, description="seeds of the runs"
-    )
-    arms: Mapping[Annotated[str, AfterValidator(_arm_name)], Arm] = Field(
-        {
-            "base": Arm(trains="nobody"),
-            "local": Arm(trains="alone"),
-            "centralized": Arm(trains="together"),
-            "federated": Arm(trains="federation"),
-        },
-        min_length=1,
-        description="the arms by name",
-    )
-    tune: Tune | None = Field(None, description="trials for learning rate and passes; null takes the arms' own")
-
-    @property
-    def tuned(self) -> dict[str, Arm]:
-        """The arms that take part in the trials: those that train and do not count steps."""
-        return {name: arm for name, arm in self.arms.items() if self.tune and arm.learns and not arm.counts_steps}
 
 
 class Recipe(Section):

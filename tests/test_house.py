@@ -32,6 +32,8 @@ FLOORS = [
     {"recipe_file", "schedule"},
     {"contradictions"},
     {"evaluate", "adapter", "recipe", "randomness", "starter"},
+    {"recipe_compare"},
+    {"recipe_section"},
     {"errors"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
