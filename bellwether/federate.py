@@ -31,6 +31,7 @@ from bellwether.records import (
     RoundFinished,
     RoundRecord,
     RoundStarted,
+    SurveyFinished,
     Watcher,
 )
 from bellwether.schedule import learning_rate
@@ -158,7 +159,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     answers = _collect(federation, cohort, task, surveyed.left_out if surveyed else {})
     trained = time.perf_counter()
 
-    nothing = surveyed is not None and not cohort and bool(drawn)
+    nothing = surveyed is not None and _nothing_selected(drawn, surveyed, recipe)
     failure = None if nothing else _below_quorum(cohort, answers, recipe)
     if nothing:
         federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
@@ -206,7 +207,7 @@ def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) ->
     """Ask the cohort where its rows lie, and tell of it."""
     question = SurveyTask(task.round, task.adapter, task.selection, task.seed)
     surveyed = survey(federation.engine.ask, cohort, question)
-    federation.watch(Note(f"Round {task.round}: {surveyed.sentence}."))
+    federation.watch(SurveyFinished(task.round, surveyed.record))
     for client, reason in surveyed.left_out.items():
         federation.watch(ClientFailed(task.round, client, reason))
     return surveyed
@@ -215,8 +216,18 @@ def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) ->
 def _with_survey(record: RoundRecord, surveyed: Surveyed) -> RoundRecord:
     """Return a round's record with what was surveyed before."""
     survey = surveyed.record
-    down, up = record.bytes_down + survey.bytes_down, record.bytes_up + survey.bytes_up
-    return replace(record, survey=survey, bytes_down=down, bytes_up=up)
+    return replace(
+        record,
+        survey=survey,
+        bytes_down=record.bytes_down + survey.bytes_down,
+        bytes_up=record.bytes_up + survey.bytes_up,
+        duration=record.duration + surveyed.duration,
+    )
+
+
+def _nothing_selected(cohort: Sequence[str], surveyed: Surveyed, recipe: Recipe) -> bool:
+    """Return whether a survey was answered by a quorum of its cohort, of whose rows none was selected."""
+    return not any(surveyed.kept.values()) and len(surveyed.kept) >= _quorum(cohort, recipe)
 
 
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask, left_out: Mapping[str, str]) -> _Answers:
@@ -271,10 +282,15 @@ def _leave_out(federation: Federation, answers: _Answers, round: int, client: st
     federation.watch(ClientFailed(round, client, reason))
 
 
+def _quorum(cohort: Sequence[str], recipe: Recipe) -> int:
+    """Return how many clients of a cohort must answer."""
+    # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
+    return max(1, math.ceil(recipe.federation.quorum * len(cohort) - 1e-9))
+
+
 def _below_quorum(cohort: Sequence[str], answers: _Answers, recipe: Recipe) -> str | None:
     """Return why a round cannot be aggregated, or None."""
-    # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
-    needed = max(1, math.ceil(recipe.federation.quorum * len(cohort) - 1e-9))
+    needed = _quorum(cohort, recipe)
     if len(answers.accepted) >= needed:
         return None
     reasons = "; ".join(f"{client}: {reason}" for client, reason in answers.left_out.items()) or "no client was there"

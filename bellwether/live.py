@@ -109,7 +109,7 @@ def _rounds(progress: Progress) -> RenderableType:
     line.add_column(no_wrap=True, justify="right")
     rounds = progress.run.rounds
     here = progress.round if progress.in_round else progress.done
-    answered = len(progress.finished) + len(progress.failed)
+    answered = len(progress.finished) + len(progress.failed) + len(progress.idle)
     part = min(1.0, answered / len(progress.cohort)) if progress.in_round and progress.cohort else 0.0
     if progress.over:
         times = f"{duration(progress.elapsed)}"
@@ -172,13 +172,16 @@ def _clients(progress: Progress, room: int, ascii_only: bool) -> RenderableType:
         elif record is not None:
             mark, style = done, "green"
             text = f"loss {record.loss:.3f}, {record.rows_seen:,} rows, {record.seconds:.1f} s"
+        elif name in progress.idle:
+            mark, text, style = done, "no row was selected", "dim"
         else:
             mark, text, style = waiting, "asked", "dim"
         table.add_row(Text(mark, style=style), Text(clean(name, ascii_only), style=style), Text(text, style=style))
     hidden = len(progress.cohort) - len(names)
     if hidden > 0:
-        asked = len([name for name in progress.cohort if name not in progress.finished | progress.failed])
+        asked = len(set(progress.cohort) - {*progress.finished, *progress.failed, *progress.idle})
         counts = f"{len(progress.finished)} done, {len(progress.failed)} left out, {asked} asked"
+        counts += f", {len(progress.idle)} of no selected row" if progress.idle else ""
         table.add_row(Text(), Text(f"and {hidden} more", style="dim"), Text(counts, style="dim"))
     return table
 
@@ -187,7 +190,7 @@ def _shown(progress: Progress, room: int) -> list[str]:
     """Return the clients to show: all, or those that answered last and then those still asked."""
     if len(progress.cohort) <= room:
         return list(progress.cohort)
-    answered = [name for name in (*progress.finished, *progress.failed) if name in set(progress.cohort)]
+    answered = [name for name in (*progress.idle, *progress.finished, *progress.failed) if name in set(progress.cohort)]
     last = answered[-max(1, (room - 1) // 2) :]
     waiting = [name for name in progress.cohort if name not in set(answered)]
     return (last + waiting)[: room - 1] if waiting else answered[-(room - 1) :] if room > 1 else []

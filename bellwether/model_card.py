@@ -49,7 +49,7 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 
 ## What this does and does not protect
 
-In a federation the text of a client's rows stays at its site; only adapters and totals travel. That is no guarantee of
+In a federation the text of a client's rows stays at its site; only {what} travel. That is no guarantee of
 privacy: an adapter can still reveal some of the text it was trained on, and no noise was added to hide it. Answers can
 be wrong or harmful wherever those of the base model can; the scores above hold for the rows they were measured on.
 
@@ -84,6 +84,9 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         clients=clients,
         aggregate=_code(recipe.federation.aggregate),
         rounds=recipe.federation.rounds,
+        what="adapters, centroids of clusters of rows and totals"
+        if recipe.selection.surveys
+        else "adapters and totals",
         data=_data(recipe, kept),
         scores=_scores([record for record in kept if isinstance(record, EvaluationRecord)]),
         seed=recipe.seed,

@@ -33,6 +33,8 @@ from bellwether.records import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    SurveyFinished,
+    SurveyRecord,
     Watcher,
 )
 
@@ -54,6 +56,7 @@ class Progress:
     cohort: tuple[str, ...] = ()
     finished: dict[str, ClientRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
     losses: list[float] = field(default_factory=list)
     base: dict[str, EvaluationRecord] = field(default_factory=dict)
     now: dict[str, EvaluationRecord] = field(default_factory=dict)
@@ -78,7 +81,10 @@ class Progress:
             case RoundStarted():
                 self.first_round = self.first_round if self.done_here else now
                 self.round, self.cohort, self.in_round, self.mark = event.round, event.cohort, True, now
-                self.finished, self.failed = {}, {}
+                self.finished, self.failed, self.idle = {}, {}, frozenset()
+            case SurveyFinished():
+                self.idle = frozenset(client for client, kept in event.record.kept.items() if not kept)
+                self.mark = now
             case ClientFinished():
                 self.finished[event.record.client] = event.record
                 self.rows, self.tokens = self.rows + event.record.rows_seen, self.tokens + event.record.tokens
@@ -90,7 +96,7 @@ class Progress:
                 self.done, self.done_here, self.in_round = event.record.round, self.done_here + 1, False
                 self.last_round = now
                 self.failed |= event.record.left_out
-                if event.record.failure is None:
+                if event.record.failure is None and event.record.clients:
                     self.losses.append(event.record.loss)
             case Evaluated():
                 self._evaluated(event.record)
@@ -180,6 +186,8 @@ def _lines(event: Event, progress: Progress) -> list[str]:
                 f"run {clean(event.name)} {verb} in {clean(event.folder)}: "
                 f"{event.rounds} rounds, {event.cohort} of {event.clients} clients in each"
             ]
+        case SurveyFinished():
+            return [f"round {event.round}: {survey_line(event.record)}"]
         case RoundFinished():
             return [_round_line(event.record, progress), *_left_out(event.record)]
         case Evaluated():
@@ -199,12 +207,21 @@ def _round_line(record: RoundRecord, progress: Progress) -> str:
     times = "" if not left else f"; about {duration(left)} left"
     if record.failure is not None:
         return f"round {record.round}{total} failed, the adapter stays as it was: {clean(record.failure)}{times}"
+    if not record.clients:
+        return f"round {record.round}{total}: no row was selected, the adapter stays as it was{times}"
     speed = progress.rows_per_second
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
     return (
         f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of {len(record.cohort)} clients, "
         f"{record.rows_seen:,} rows{pace}, {byte_size(record.bytes_up)} up, {byte_size(record.bytes_down)} down{times}"
     )
+
+
+def survey_line(record: SurveyRecord) -> str:
+    """Return what came of a survey."""
+    sent, kept = (sum(map(len, numbers.values())) for numbers in (record.centroids, record.kept))
+    where = sum(map(bool, record.kept.values()))
+    return f"{sent:,} centroids of {len(record.centroids)} clients, {kept:,} kept at {where} of them"
 
 
 def _left_out(record: RoundRecord) -> list[str]:

@@ -168,7 +168,7 @@ def plan(recipe: Recipe) -> Plan:
         train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency * timing.devices),
         evaluate_seconds=timing.evaluate_seconds,
         device=timing.device,
-        notes=[*prepared.notes, *_doubts(timing.device)],
+        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_doubts(timing.device)],
     )
 
 
@@ -418,6 +418,21 @@ def _description_bytes(modules: Sequence[str], shapes: Mapping[str, tuple[int, i
     layout = [(key_a(path), (rank, shapes[path][0])) for path in modules]
     layout += [(key_b(path), (shapes[path][1], rank)) for path in modules]
     return len(json.dumps(sorted(layout)).encode())
+
+
+def _selected(recipe: Recipe) -> list[str]:
+    """Return what a person should know of rows, bytes and time where clients train on some of their rows."""
+    selection = recipe.selection
+    if selection.method == "full":
+        return []
+    text = (
+        f"Rows are selected (selection.method {selection.method}), but rows, tokens and training time are given as if"
+    )
+    notes = [f"{text} clients trained on all of theirs, so they are upper bounds; choosing the rows comes on top."]
+    if selection.surveys:
+        again = ", and the adapter once more down" if selection.features == "model" else ""
+        notes.append(f"A survey comes before each round: clients also send centroids, 4 bytes a dimension{again}.")
+    return notes
 
 
 def _doubts(device: str) -> list[str]:

@@ -25,11 +25,14 @@ from bellwether.data.tokens import tokenise
 from bellwether.errors import DataError, RecipeError
 from bellwether.functions import load_function
 from bellwether.randomness import Randomness
-from bellwether.recipe import Model, Recipe
+from bellwether.recipe import Model, Recipe, Selection
 from bellwether.trackers import check_trackers
 
 if TYPE_CHECKING:
     from bellwether.model.base import ModelFacts
+
+
+SAFE_ROWS = 5  # centroids of fewer rows are warned of
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Prepared:
         public: token rows of public text that the space of a selection is fitted on.
         stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
+        warnings: sentences for the log that a person should look at.
     """
 
     recipe: Recipe
@@ -61,6 +65,7 @@ class Prepared:
     public: Sequence[TokenRow]
     stop: Sequence[int]
     notes: Sequence[str]
+    warnings: Sequence[str]
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -78,6 +83,7 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_cohort_size(recipe, len(federated.clients))
     _check_methods(recipe, list(federated.clients))
     facts, tokenizer = _inspect(recipe)
+    _check_features(recipe.selection, facts)
     template = resolve_template(recipe.data.template, tokenizer)
 
     def tokens(rows: Sequence[Row]) -> Tokenised:
@@ -95,7 +101,10 @@ def prepare(recipe: Recipe) -> Prepared:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
-    return Prepared(recipe, facts, tokenizer, template, federated, clients, held_out, scored, public, stop, notes)
+    warnings = _selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    return Prepared(
+        recipe, facts, tokenizer, template, federated, clients, held_out, scored, public, stop, notes, warnings
+    )
 
 
 def fingerprint(prepared: Prepared) -> str:
@@ -155,6 +164,39 @@ def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
             f"{facts.max_positions} positions; set data.max_tokens={facts.max_positions} or less."
         )
     return facts, load_tokenizer(recipe.model)
+
+
+def _check_features(selection: Selection, facts: ModelFacts) -> None:
+    """Refuse layers that the model does not have, and a shared space of more dimensions than its features."""
+    if selection.method == "full" or selection.features == "proxy":
+        return
+    from bellwether.model.features import state_numbers
+
+    chosen = None if selection.layers == "all" else selection.layers
+    width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+    if selection.space == "shared" and selection.dimensions > width:
+        raise RecipeError(
+            f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
+        )
+
+
+def _selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
+    """Return what a person should know of a survey of clients with so many rows."""
+    if not selection.surveys:
+        return []
+    warnings, least = [], selection.min_cluster_rows
+    if least < SAFE_ROWS:
+        warnings.append(
+            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
+            "in one of them to whoever gets it."
+        )
+    few = [client for client, count in rows.items() if count < least]
+    if few:
+        warnings.append(
+            f"{len(few)} of {len(rows)} clients have fewer than selection.min_cluster_rows={least} rows "
+            f"({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that nothing of theirs is ever selected."
+        )
+    return warnings
 
 
 def _check_scored(recipe: Recipe, federated: Federated) -> None:

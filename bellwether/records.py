@@ -145,6 +145,14 @@ class RoundStarted:
 
 
 @dataclass(frozen=True)
+class SurveyFinished:
+    """The cohort of a round has told of its rows, and the server what it kept."""
+
+    round: int
+    record: SurveyRecord
+
+
+@dataclass(frozen=True)
 class ClientFinished:
     """A client of the cohort has answered."""
 
@@ -191,5 +199,15 @@ class RunFinished:
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
-Event = RunStarted | RoundStarted | ClientFinished | ClientFailed | RoundFinished | Evaluated | Note | RunFinished
+Event = (
+    RunStarted
+    | RoundStarted
+    | SurveyFinished
+    | ClientFinished
+    | ClientFailed
+    | RoundFinished
+    | Evaluated
+    | Note
+    | RunFinished
+)
 Watcher = Callable[[Event], None]

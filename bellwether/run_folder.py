@@ -3,6 +3,7 @@
     recipe.yaml        the resolved recipe
     environment.json   versions, threads, device
     clients.json       what each client holds: counts by category
+    clients/3-NAME/    where rows are selected, the client's own files, which nobody else reads: see client/choose.py
     checkpoints/0003/  one commit per round, complete in itself:
         adapter_model.safetensors, adapter_config.json    the adapter after the round
         state.safetensors, state.json                     what the method remembers
@@ -135,7 +136,10 @@ class RunFolder:
         try:
             if recipe is not None:
                 _check_same(path, folder.recipe, recipe)
-            for place in (path, path / CHECKPOINTS, path / ANSWERS):
+            own = [
+                place for place in (path / OWN).rglob("*") if place.is_dir() and not place.name.startswith(TEMPORARY)
+            ]
+            for place in (path, path / CHECKPOINTS, path / ANSWERS, *own):
                 remove_leftovers(place)
         except BaseException:
             folder.close()

@@ -200,6 +200,8 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         federation = _federation(folder, prepared, base, layers, engine, watch)
         for text in (*prepared.notes, *_way_notes(base, recipe.training.loss)):
             watch(Note(text))
+        for text in prepared.warnings:
+            watch(Note(text, warning=True))
         progress = federate(federation, progress)
     layers.detach()
     card = model_card(recipe, _records(progress), len(federation.clients), folder.environment)

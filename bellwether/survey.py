@@ -30,18 +30,13 @@ class Surveyed:
         kept: for each client that answered, the numbers of its centroids that were kept; often none.
         left_out: client and reason of those that gave nothing that can be used.
         record: what is written of it.
+        duration: how long the slowest client took, in seconds; simulated where speed is simulated.
     """
 
     kept: Mapping[str, Sequence[int]]
     left_out: Mapping[str, str]
     record: SurveyRecord
-
-    @property
-    def sentence(self) -> str:
-        """What a person is told."""
-        sent = sum(map(len, self.record.centroids.values()))
-        kept, clients = sum(map(len, self.kept.values())), sum(map(bool, self.kept.values()))
-        return f"{sent} centroids of {len(self.record.centroids)} clients, {kept} kept at {clients} of them"
+    duration: float
 
 
 def survey(
@@ -56,14 +51,16 @@ def survey(
     """
     arrived: dict[str, Reply] = {}
     left_out = dict.fromkeys(cohort, "it did not answer")
-    reached = len(cohort)
-    width: int | None = None
+    reached, duration = len(cohort), 0.0
+    # Features as they are have as many dimensions as the model or the proxy makes them.
+    width = None if task.selection.space == "none" else task.selection.dimensions
     for reply in ask(cohort, task):
-        reached -= not reply.reached
+        reached, duration = reached - (not reply.reached), max(duration, reply.seconds)
         try:
             width = check_survey(reply, task, cohort, arrived, width)
         except UpdateRejected as reason:
-            left_out[reply.client] = str(reason)
+            if reply.client not in arrived:  # what came first counts, whatever comes after it
+                left_out[reply.client] = str(reason)
             continue
         arrived[reply.client] = reply
         left_out.pop(reply.client)
@@ -80,4 +77,4 @@ def survey(
         sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
         sum(int(np.asarray(points).nbytes) for points in centroids.values()),
     )
-    return Surveyed(found.numbers, left_out, record)
+    return Surveyed(found.numbers, left_out, record, duration)

@@ -96,7 +96,8 @@ def scalars(record: RoundRecord | EvaluationRecord) -> dict[str, float]:
         "traffic/bytes_down": record.bytes_down,
         **{f"seconds/{_name(phase)}": seconds for phase, seconds in record.seconds.items()},
     }
-    return values if record.failure is not None else {"train/loss": record.loss, **values}
+    trained = record.failure is None and record.clients
+    return {"train/loss": record.loss, **values} if trained else values
 
 
 def _evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:

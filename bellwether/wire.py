@@ -71,23 +71,27 @@ def check_survey(
         task: what it was asked.
         cohort: the clients that were asked in this round.
         taken: the clients whose surveys were accepted already.
-        width: dimensions of the surveys before; None where there was no centroid yet.
+        width: dimensions that the recipe asks for, or those of the surveys before; None where neither is known.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
     """
     survey = reply.survey
+    if reply.client not in cohort:
+        raise UpdateRejected("the client was not asked in this round")
+    if reply.client in taken:
+        raise UpdateRejected("the client has answered already")
     if reply.failure is not None or survey is None:
         raise UpdateRejected(reply.failure or "it sent no survey")
-    if survey.client != reply.client or survey.client not in cohort:
+    if survey.client != reply.client:
         raise UpdateRejected(f"its survey is signed {survey.client!r}")
-    if survey.client in taken:
-        raise UpdateRejected("the client has answered already")
     if survey.round != task.round:
         raise UpdateRejected(f"its survey belongs to round {survey.round}, not {task.round}")
     points_Cd = survey.centroids_Cd
     if not isinstance(points_Cd, np.ndarray) or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
         raise UpdateRejected("its centroids are no float32 matrix")
+    if not points_Cd.shape[1]:
+        raise UpdateRejected("its centroids have no dimension")
     if len(points_Cd) > MOST_CENTROIDS:
         raise UpdateRejected(f"it sent {len(points_Cd)} centroids, where {MOST_CENTROIDS} are taken")
     if not len(points_Cd):
@@ -95,7 +99,7 @@ def check_survey(
     if not np.isfinite(points_Cd).all():
         raise UpdateRejected("a centroid holds values that are not finite")
     if width is not None and points_Cd.shape[1] != width:
-        raise UpdateRejected(f"its centroids have {points_Cd.shape[1]} dimensions, and others {width}")
+        raise UpdateRejected(f"its centroids have {points_Cd.shape[1]} dimensions, where {width} are due")
     return int(points_Cd.shape[1])
 
 

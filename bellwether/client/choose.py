@@ -1,10 +1,9 @@
 """A client's half of data selection: the centroids that it sends, and the rows that it then trains on.
 
-What it must remember from a survey to the training of the same round, and features that need not be computed anew,
-stand in a folder of its own, since another process may train it than surveyed it:
+Both keep files in the client's own folder, which no one else sees:
 
-NAME/survey.npz            where its rows lie, and their clusters
-NAME/selected/0003.json    the rows that it trained on in round 3, which no one else sees
+NAME/survey.npz            where its rows lie, and their clusters; see ``bellwether.client.memory``
+NAME/selected/0003.json    the rows that it trained on in round 3
 
 Shape legend: N rows of the client, F features, d dimensions of the space, C clusters.
 """
@@ -13,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
+import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.atomic import write_atomic
+from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.client.train import train_cohort
 from bellwether.data.rows import TokenRow
@@ -79,31 +79,14 @@ class Chooser:
             task: what it is asked.
         """
         start = time.perf_counter()
-        settings = task.selection
         try:
-            points_Nd = self._points(client, rows, task)
+            memory = self._fresh(client, rows, task)
         except ModelError as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
-        least = settings.min_cluster_rows
-        clusters = cluster(points_Nd, least, settings.min_samples(least))
-        noise = Randomness(task.seed).numpy("centroid noise", round=task.round, client=client)
-        sizes_C = np.bincount(clusters.labels_N[clusters.labels_N >= 0], minlength=len(clusters.centroids_Cd))
-        released_Cd, numbers = release(
-            clusters.centroids_Cd,
-            sizes_C,
-            settings.min_cluster_rows,
-            noise,
-            noise=settings.noise,
-            norm=settings.clip_norm if settings.noise else None,
-        )
-        self._remember(
-            client,
-            clusters=task.round,
-            labels=clusters.labels_N,
-            strengths=clusters.strengths_N,
-            centroids=clusters.centroids_Cd,
-            released=np.asarray(numbers, np.int64),
-        )
+        least = task.selection.min_cluster_rows
+        clusters = cluster(memory.points_Nd, least, task.selection.min_samples(least))
+        released_Cd, numbers = _released(client, clusters, task)
+        remember(self._path(client), replace(memory, surveyed=task.round, clusters=clusters, released=tuple(numbers)))
         survey = Survey(client, task.round, released_Cd.astype(np.float32))
         return Reply(client, time.perf_counter() - start, survey=survey)
 
@@ -116,7 +99,9 @@ class Chooser:
             task: what it is asked; where there was a survey, at least one of the client's clusters was kept.
 
         Raises:
-            RoundFailed: a person's own method failed or chose what is not there, or features are not finite.
+            RoundFailed: a person's own method failed, or chose what is not there or too much.
+            ModelError: features or losses are not finite.
+            CheckpointError: what the client remembers was damaged.
         """
         if task.selection.method == "full":
             return list(range(len(rows)))
@@ -130,72 +115,76 @@ class Chooser:
     def _chosen(self, client: str, rows: Sequence[TokenRow], task: TrainTask) -> list[int]:
         """Return the numbers of the chosen rows."""
         settings = task.selection
-        kept = self._kept_clusters(client, task) if settings.surveys else []
-        budget = self._budget(len(rows), kept, settings)
+        kept = self._kept_clusters(client, rows, task) if settings.surveys else []
+        if settings.method == "hierarchical":
+            return deal(kept, _budget(len(rows), settings), settings.rows_per_cluster)
+        budget = _budget(len(rows), settings) or len(deal(kept, None, settings.rows_per_cluster))
         generator = Randomness(task.seed).numpy("selection", round=task.round, client=client)
         match settings.method:
-            case "hierarchical":
-                return deal(kept, budget, settings.rows_per_cluster)
             case "random":
-                return rules.random_rows(len(rows), budget or 0, generator)
+                return rules.random_rows(len(rows), budget, generator)
             case "k_center":
-                return rules.k_center(self._points(client, rows, task), budget or 0, generator)
+                return rules.k_center(self._fresh(client, rows, task).points_Nd, budget, generator)
             case "perplexity":
-                return rules.middle_loss(self._losses(rows, task), budget or 0)
+                return rules.middle_loss(self._losses(rows, task), budget)
             case "length":
-                return rules.longest(np.array([int(row.response_T.sum()) for row in rows]), budget or 0)
+                return rules.longest(np.array([int(row.response_T.sum()) for row in rows]), budget)
         function = load_function(settings.method)
         with naming(f"selection.method {settings.method}", RoundFailed):
-            chosen = function(rows, functools.partial(self._points, client, rows, task), budget, generator)
-        return _checked(chosen, len(rows), settings.method)
+            chosen = function(rows, lambda: self._fresh(client, rows, task).points_Nd, budget, generator)
+            return _checked(chosen, len(rows), budget, settings.method)
 
-    def _kept_clusters(self, client: str, task: TrainTask) -> list[list[int]]:
+    def _kept_clusters(self, client: str, rows: Sequence[TokenRow], task: TrainTask) -> list[list[int]]:
         """Return the rows of each cluster that the server kept, nearest to its centroid first."""
-        memory = self._memory(client)
-        if memory is None or int(memory["clusters"]) != task.round:
+        memory = recall(self._path(client))
+        if (
+            memory is None
+            or memory.clusters is None
+            or memory.surveyed != task.round
+            or not self._fits(memory, rows, task)
+        ):
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
-        clusters = Clusters(memory["labels"], memory["strengths"], memory["centroids"])
-        released = memory["released"].tolist()
-        numbers = [released[number] for number in task.kept[client]]
-        return [nearest_first(memory["points"], clusters, number) for number in numbers]
-
-    def _budget(self, count: int, kept: Sequence[Sequence[int]], settings: Selection) -> int | None:
-        """Return how many rows shall be chosen; None takes so many of each cluster."""
-        if settings.rows == "hierarchical":
-            return len(deal(kept, None, settings.rows_per_cluster))
-        if settings.fraction is not None:
-            return share(count, settings.fraction)
-        return settings.rows
+        numbers = [memory.released[number] for number in task.kept[client]]
+        return [nearest_first(memory.points_Nd, memory.clusters, number) for number in numbers]
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
         self._layers.load(0, task.adapter.tensors)
         summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
-        return np.array(
-            [loss / max(1, int(row.response_T[1:].sum())) for loss, row in zip(summed, rows, strict=True)], np.float64
-        )
+        tokens = [max(1, int(row.response_T[1:].sum())) for row in rows]
+        losses_N: NDArray[np.float64] = np.array(summed, np.float64) / np.array(tokens)
+        _require_finite("losses", losses_N)
+        return losses_N
 
     # Features and the space --------------------------------------------------------------------------
 
-    def _points(self, client: str, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
-        """Return where a client's rows lie in the space, as remembered while that is fresh enough."""
+    def _fresh(self, client: str, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> Memory:
+        """Return where a client's rows lie, as remembered while that is fresh enough, or else computed and kept."""
         settings = task.selection
-        key = self._key(rows, settings, task.seed)
-        memory = self._memory(client)
-        if memory is not None and str(memory["key"]) == key:
-            since = int(memory["computed"])
+        memory = recall(self._path(client))
+        if memory is not None and memory.computed <= task.round and self._fits(memory, rows, task):
             lasts = settings.features == "proxy" or settings.refresh == 0
-            if since <= task.round and (lasts or task.round < since + settings.refresh):
-                remembered_Nd: NDArray[Any] = memory["points"]
-                return remembered_Nd
-        self._layers.load(0, task.adapter.tensors)
-        points_Nd = self._reduced(client, self._features(rows, settings), task).astype(np.float32)
-        space.check_finite(points_Nd)
-        self._remember(client, key=key, computed=task.round, points=points_Nd)
-        return points_Nd
+            if lasts or task.round < memory.computed + settings.refresh:
+                return memory
+        features_NF = self._features(rows, task)
+        _require_finite("features", features_NF)
+        points_Nd = self._reduced(client, features_NF, task).astype(np.float32)
+        memory = Memory(self._key(rows, settings, task.seed), task.round, points_Nd)
+        remember(self._path(client), memory)
+        return memory
 
-    def _features(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
+    def _fits(self, memory: Memory, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> bool:
+        """Return whether a memory is of these rows, in this space."""
+        return memory.key == self._key(rows, task.selection, task.seed) and len(memory.points_Nd) == len(rows)
+
+    def _features(self, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
+        if task.selection.proxy is None:
+            self._layers.load(0, task.adapter.tensors)
+        return self._states(rows, task.selection)
+
+    def _states(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
+        """Return the hidden states of rows, of the model with whatever stands in its layers, or of the proxy."""
         chosen = None if settings.layers == "all" else settings.layers
         if settings.proxy is not None:
             texts = [text(row) for row in rows]
@@ -226,7 +215,7 @@ class Chooser:
             return np.zeros(width, np.float32), space.random_projection(width, settings.dimensions, draw)
         # Of the untuned base, so that the space stays where it is over all rounds.
         with self._layers.disabled():
-            return space.fit_projection(self._features(self._public, settings), settings.dimensions)
+            return space.fit_projection(self._states(self._public, settings), settings.dimensions)
 
     def _load_proxy(self, name: str) -> Proxy:
         from bellwether.model.proxy import load_proxy
@@ -245,21 +234,9 @@ class Chooser:
             digest.update(row.ids_T.tobytes() + text(row).encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
 
-    def _memory(self, client: str) -> dict[str, NDArray[Any]] | None:
-        """Return what a client remembers; None where it remembers nothing."""
-        path = self._folders[client] / SURVEY
-        if not path.exists():
-            return None
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return dict(arrays)
-
-    def _remember(self, client: str, **arrays: Any) -> None:
-        """Add arrays to what a client remembers, or replace them."""
-        folder = self._folders[client]
-        folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **{**(self._memory(client) or {}), **arrays})
-        write_atomic(folder / SURVEY, buffer.getvalue())
+    def _path(self, client: str) -> Path:
+        """Return the file of what a client remembers."""
+        return self._folders[client] / SURVEY
 
 
 def text(row: TokenRow) -> str:
@@ -268,17 +245,49 @@ def text(row: TokenRow) -> str:
     return "\n\n".join(part for part in said if part)
 
 
-def _checked(chosen: Any, count: int, name: str) -> list[int]:
-    """Return what a person's own method chose, refusing what is no set of row numbers."""
-    try:
-        numbers = sorted(int(number) for number in chosen)
-    except (TypeError, ValueError):
-        raise RoundFailed(f"selection.method {name} returned {type(chosen).__name__}; return row numbers.") from None
+def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the centroids that may leave a client, and the numbers of their clusters."""
+    settings = task.selection
+    sizes_C = np.bincount(clusters.labels_N[clusters.labels_N >= 0], minlength=len(clusters.centroids_Cd))
+    return release(
+        clusters.centroids_Cd,
+        sizes_C,
+        settings.min_cluster_rows,
+        Randomness(task.seed).numpy("centroid noise", round=task.round, client=client),
+        noise=settings.noise,
+        norm=settings.clip_norm if settings.noise else None,
+    )
+
+
+def _budget(count: int, settings: Selection) -> int | None:
+    """Return how many of a client's rows shall be chosen; None leaves that to its clusters."""
+    if settings.fraction is not None:
+        return share(count, settings.fraction)
+    return min(count, settings.rows) if isinstance(settings.rows, int) else None
+
+
+def _require_finite(what: str, values: NDArray[Any]) -> None:
+    """Refuse figures of rows that are not finite, naming none of the rows, since the sentence leaves the client."""
+    if not np.isfinite(values).all():
+        raise ModelError(f"the {what} of some of its rows are not finite, so none can be chosen by them")
+
+
+def _checked(chosen: Any, count: int, budget: int, name: str) -> list[int]:
+    """Return what a person's own method chose, rising, refusing what is no set of row numbers or too large a one."""
+    if isinstance(chosen, str | bytes | Mapping) or not isinstance(chosen, Iterable):
+        raise RoundFailed(f"selection.method {name} returned {type(chosen).__name__}; return row numbers.")
+    numbers: list[int] = []
+    for number in chosen:
+        if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
+            raise RoundFailed(f"selection.method {name} returned {number!r} among its rows; return row numbers.")
+        numbers.append(operator.index(number))
     wrong = [number for number in numbers if not 0 <= number < count]
-    if wrong or len(set(numbers)) < len(numbers) or not numbers:
-        what = f"row {wrong[0]} of {count}" if wrong else "a row twice" if numbers else "no row"
-        raise RoundFailed(f"selection.method {name} chose {what}; choose at least one of 0 to {count - 1}, each once.")
-    return numbers
+    if wrong or len(set(numbers)) < len(numbers) or not 0 < len(numbers) <= budget:
+        what = f"row {wrong[0]} of {count}" if wrong else f"{len(numbers)} rows, {len(set(numbers))} of them different"
+        raise RoundFailed(
+            f"selection.method {name} chose {what}; choose from 1 to {budget} of 0 to {count - 1}, each once."
+        )
+    return sorted(numbers)
 
 
 def train_chosen(
@@ -300,13 +309,21 @@ def train_chosen(
         tokens: see ``train_cohort``.
 
     Yields:
-        One reply per client, in the order of the cohort.
+        One reply per client, those that could not choose first, the others in the order of the cohort; seconds are
+        those of choosing and of training.
     """
-    chosen = {client: chooser.choose(client, rows, task) for client, rows in cohort.items()}
-    selected = {client: [cohort[client][number] for number in numbers] for client, numbers in chosen.items()}
+    selected: dict[str, list[TokenRow]] = {}
+    seconds: dict[str, float] = {}
+    for client, rows in cohort.items():
+        start = time.perf_counter()
+        try:
+            selected[client] = [rows[number] for number in chooser.choose(client, rows, task)]
+        except ModelError as error:
+            yield Reply(client, time.perf_counter() - start, failure=first_line(error))
+        seconds[client] = time.perf_counter() - start
     for reply in train_cohort(base, layers, selected, task, tokens):
         update = reply.update
         assert update is not None
         weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
-        metrics = {**update.metrics, "selected": float(update.rows)}
-        yield replace(reply, update=replace(update, rows=weight, metrics=metrics))
+        update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
+        yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)

@@ -19,7 +19,7 @@ from bellwether.page.scores import BASE, OWN, Changes, categories, gains, headli
 from bellwether.randomness import Randomness
 from bellwether.records import RoundRecord
 
-_PHASES = ("train", "aggregate", "evaluate")
+_PHASES = ("survey", "train", "aggregate", "evaluate")
 
 
 def run_page(run: FinishedRun) -> Page:
@@ -56,13 +56,15 @@ def _summary(run: FinishedRun) -> Markup:
         if training.local_steps
         else f"{training.local_epochs} pass{'es' if training.local_epochs > 1 else ''} over their rows"
     )
+    if recipe.selection.method != "full":
+        work += f", chosen by the method {recipe.selection.method},"
     sizes = sorted({len(record.cohort) for record in run.rounds}) or [0]
     cohort = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     scored = f" {len(run.after):,} {recipe.evaluation.part} rows that no client holds were scored." if run.after else ""
     return Markup(
         "The recipe {} tuned the base model {} to follow instructions, with LoRA adapters of rank {}. {} simulated "
         "clients hold {} rows of {} categories; in each of {} rounds {} of them trained {} with AdamW at a learning "
-        "rate of {}, and a server aggregated their adapters ({}). Only adapters travelled, and the base stayed "
+        "rate of {}, and a server aggregated their adapters ({}). Only {} travelled, and the base stayed "
         "frozen.{} Seed {}."
     ).format(
         named(recipe.name),
@@ -76,6 +78,7 @@ def _summary(run: FinishedRun) -> Markup:
         work,
         f"{training.learning_rate:g}",
         named(recipe.federation.aggregate),
+        "adapters, and centroids of clusters of rows," if recipe.selection.surveys else "adapters",
         scored,
         recipe.seed,
     )
@@ -174,7 +177,10 @@ def _cost(rounds: Sequence[RoundRecord]) -> Section:
         Table("Sums over all rounds", ["what", "sum", "mean of a round"], sums),
     ]
     return Section(
-        "cost", "Cost", parts, "Seconds are of this machine; bytes are those of the adapters that travelled."
+        "cost",
+        "Cost",
+        parts,
+        "Seconds are of this machine; bytes are those of adapters, and of the centroids where there were surveys.",
     )
 
 

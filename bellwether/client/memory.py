@@ -1,0 +1,82 @@
+"""What a client remembers of its rows, from a survey to the training of the same round and to later surveys.
+
+It stands in a file of the client's own, since another process may train it than surveyed it, and is read by nobody
+else.
+
+Shape legend: N rows of the client, d dimensions of the space.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellwether.atomic import write_atomic
+from bellwether.errors import CheckpointError, first_line
+from bellwether.select.cluster import Clusters
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where a client's rows lie, and their clusters.
+
+    Args:
+        key: a hash of all that the points depend on, but for the adapter.
+        computed: the round whose adapter the points were computed with.
+        points_Nd: where the rows lie in the space.
+        surveyed: the round of the survey that the clusters were made for; 0 where there was none with these points.
+        clusters: the clusters of that survey.
+        released: the numbers of the clusters whose centroids left the client, in the order in which they did.
+    """
+
+    key: str
+    computed: int
+    points_Nd: NDArray[Any]
+    surveyed: int = 0
+    clusters: Clusters | None = None
+    released: tuple[int, ...] = ()
+
+
+def remember(path: Path, memory: Memory) -> None:
+    """Write what a client remembers; its folder is made where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    arrays: dict[str, Any] = {"key": memory.key, "computed": memory.computed, "points": memory.points_Nd}
+    clusters = memory.clusters
+    if clusters is not None:
+        arrays |= {"surveyed": memory.surveyed, "released": np.array(memory.released, np.int64)}
+        arrays |= {"labels": clusters.labels_N, "strengths": clusters.strengths_N, "centroids": clusters.centroids_Cd}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def recall(path: Path) -> Memory | None:
+    """Return what a client remembers; None where there is no such file.
+
+    Raises:
+        CheckpointError: the file is not as ``remember`` wrote it.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])
+            if "surveyed" not in arrays:
+                return memory
+            clusters = Clusters(arrays["labels"], arrays["strengths"], arrays["centroids"])
+            released = tuple(int(number) for number in arrays["released"])
+            return Memory(memory.key, memory.computed, memory.points_Nd, int(arrays["surveyed"]), clusters, released)
+    except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
+        raise CheckpointError(
+            f"{path} is not as it was written ({type(error).__name__}: {first_line(error)}); remove it, and its client "
+            "computes its features anew."
+        ) from error

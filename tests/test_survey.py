@@ -1,0 +1,354 @@
+"""The survey before a round: what the server gets, what it keeps, who then trains, and what a person is told."""
+
+import io
+import json
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
+
+from bellwether.cohort import Condition
+from bellwether.contradictions import contradictions
+from bellwether.engine.resources import UnevenClients, rows_to_train, selected_rows
+from bellwether.errors import RoundFailed, UpdateRejected
+from bellwether.federate import federate
+from bellwether.history import dump_records, load_records
+from bellwether.live import view
+from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.narrate import Progress, plain_lines
+from bellwether.recipe import Recipe, Selection, Training
+from bellwether.records import ClientFailed, Note, RunStarted, SurveyFinished
+from bellwether.survey import survey
+from bellwether.trackers import scalars
+from bellwether.wire import MOST_CENTROIDS, adapter_bytes, check_survey
+
+# Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.
+CENTROIDS = {
+    "a": [[0, 0], [10, 11]],
+    "b": [[0, 1], [10, 9]],
+    "c": [[0, -1]],
+    "d": [[10, 10]],
+}
+NONE = np.zeros((0, 2), np.float32)
+ADAPTER = adapter_bytes(START.tensors)
+
+
+class SurveyedEngine(AddingEngine):
+    """Clients that send given centroids; ``answers`` replaces the replies of single clients to a survey."""
+
+    def __init__(self, faults=None, answers=None, centroids=CENTROIDS):
+        super().__init__(faults)
+        self.answers, self.centroids = answers or {}, centroids
+
+    def ask(self, cohort, task):
+        if not isinstance(task, SurveyTask):
+            yield from super().ask(cohort, task)
+            return
+        self.tasks.append((tuple(cohort), task))
+        for client in cohort:
+            points_Cd = np.array(self.centroids.get(client, NONE), np.float32).reshape(-1, 2)
+            reply = Reply(client, 0.5, survey=Survey(client, task.round, points_Cd))
+            yield from self.answers.get(client, lambda reply: [reply])(reply)
+
+
+def away(reply):
+    return [Reply(reply.client, 0.0, failure="it is away", reached=False)]
+
+
+def selecting(*words, **more):
+    chosen = ["selection.method=hierarchical", "selection.dimensions=2", "federation.rounds=1"]
+    return federation(*chosen, *words, **more)
+
+
+# Who trains ---------------------------------------------------------------------------------------
+
+
+def test_only_clients_with_a_kept_centroid_train_and_only_they_count():
+    engine, events = SurveyedEngine(), []
+    progress = federate(selecting("federation.quorum=1", engine=engine, events=events), begin())
+    tasks = [(cohort, task) for cohort, task in engine.tasks if not isinstance(task, SurveyTask)]
+    assert [cohort for cohort, _ in tasks] == [("a", "d")]
+    assert tasks[0][1].kept == {"a": [0], "b": [], "c": [], "d": [0]}
+    record = progress.rounds[0]
+    # By hand: of a and d alone, (10·10 + 40·40) / 50.
+    np.testing.assert_allclose(progress.adapter.tensors[A], 34.0)
+    assert ([client.client for client in record.clients], dict(record.left_out)) == (["a", "d"], {})
+    assert (record.cohort, record.rows, record.failure) == (tuple("abcd"), 50, None)
+    assert not [event for event in events if isinstance(event, ClientFailed)]
+
+
+def test_the_server_gets_four_bytes_a_dimension_and_counts_all_that_travelled():
+    record = federate(selecting(engine=SurveyedEngine()), begin()).rounds[0]
+    # By hand: six centroids of two numbers of four bytes; the adapter to four, two numbers, the adapter to two more.
+    assert record.survey.bytes_up == 6 * 2 * 4
+    assert record.survey.bytes_down == 4 * ADAPTER + 2 * 4
+    assert (record.bytes_up, record.bytes_down) == (48 + 2 * ADAPTER, 4 * ADAPTER + 8 + 2 * ADAPTER)
+    proxy = ("selection.features=proxy", "selection.proxy=p")
+    assert federate(selecting(*proxy, engine=SurveyedEngine()), begin()).rounds[0].survey.bytes_down == 8
+
+
+def test_nothing_that_a_survey_sends_or_writes_has_room_for_rows():
+    assert [field.name for field in fields(Survey)] == ["client", "round", "centroids_Cd"]
+    record = federate(selecting(engine=SurveyedEngine()), begin()).rounds[0]
+    assert [field.name for field in fields(record.survey)] == ["centroids", "groups", "kept", "bytes_down", "bytes_up"]
+    assert record.survey.centroids == {c: tuple(map(tuple, points)) for c, points in CENTROIDS.items()}
+    assert record.survey.groups["a"][0] == record.survey.groups["c"][0] != record.survey.groups["d"][0]
+    assert load_records(dump_records([record])) == (record,)
+
+
+def test_seconds_and_duration_of_a_round_hold_its_survey():
+    record = federate(selecting(engine=SurveyedEngine()), begin()).rounds[0]
+    assert set(record.seconds) == {"survey", "train", "aggregate", "evaluate"}
+    assert record.duration == 0.5 + 1.0
+
+
+def test_the_order_in_which_surveys_arrive_decides_nothing():
+    def backwards(cohort, task):
+        return iter(list(SurveyedEngine().ask(cohort, task))[::-1])
+
+    task = SurveyTask(1, START, Selection(method="hierarchical", dimensions=2), 0)
+    there, back = (survey(ask, tuple("abcd"), task) for ask in (SurveyedEngine().ask, backwards))
+    assert (there.kept, there.record) == (back.kept, back.record)
+
+
+def test_without_a_survey_nobody_is_asked_for_one_and_the_record_holds_none():
+    engine = SurveyedEngine()
+    record = federate(selecting("selection.method=random", "selection.rows=3", engine=engine), begin()).rounds[0]
+    assert not [task for _, task in engine.tasks if isinstance(task, SurveyTask)]
+    assert (record.survey, set(record.seconds)) == (None, {"train", "aggregate", "evaluate"})
+
+
+def test_rivals_of_the_same_size_are_surveyed_too():
+    engine = SurveyedEngine()
+    federate(selecting("selection.method=random", "selection.rows=hierarchical", engine=engine), begin())
+    assert [isinstance(task, SurveyTask) for _, task in engine.tasks] == [True, False]
+
+
+# Nothing selected, and faults ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [{}, {"b": away}])
+def test_where_nothing_is_selected_the_adapter_stays_and_the_round_does_not_fail(answers):
+    events = []
+    start = replace(begin(), adapter=START.with_tensors({key: value + 3 for key, value in START.tensors.items()}))
+    engine = SurveyedEngine(answers=answers, centroids={"a": [[0, 0]], "d": [[9, 9]]})
+    progress = federate(selecting("federation.rounds=2", engine=engine, events=events), start)
+    assert progress.round == 2
+    np.testing.assert_array_equal(progress.adapter.tensors[A], 3.0)
+    assert [(one.failure, one.clients, one.rows) for one in progress.rounds] == [(None, (), 0)] * 2
+    assert {one.adapter for one in progress.rounds} == {start.adapter.fingerprint()}
+    assert [dict(one.left_out) for one in progress.rounds] == [dict.fromkeys(answers, "it is away")] * 2
+    said = [event.text for event in events if isinstance(event, Note) and event.warning]
+    assert said == [f"Round {number}: no row was selected, so the adapter stays as it is." for number in (1, 2)]
+
+
+@pytest.mark.parametrize("silent", ["abcd", "bcd"])
+def test_a_survey_that_too_few_answer_is_a_failed_round_with_all_reasons(silent):
+    engine = SurveyedEngine(answers=dict.fromkeys(silent, away))
+    with pytest.raises(RoundFailed, match=r"Round 1 failed: 0 of . updates can be used") as caught:
+        federate(selecting(engine=engine), begin())
+    assert all(f"{client}: it is away" in str(caught.value) for client in silent)
+    tolerant = federate(selecting("federation.failed_rounds=1", engine=engine), begin())
+    assert tolerant.rounds[0].failure is not None
+    np.testing.assert_array_equal(tolerant.adapter.tensors[A], START.tensors[A])
+
+
+def test_an_empty_cohort_is_a_failed_round():
+    with pytest.raises(RoundFailed, match="no client was there"):
+        federate(selecting(engine=SurveyedEngine(), sample=lambda clients, round, randomness: []), begin())
+
+
+def test_a_client_whose_survey_fails_does_not_train_and_counts_for_the_quorum():
+    broken = {"c": lambda reply: [Reply("c", 1.0, failure="its disk is full")]}
+    events = []
+    progress = federate(selecting(engine=SurveyedEngine(answers=broken), events=events), begin())
+    assert dict(progress.rounds[0].left_out) == {"c": "its disk is full"}
+    assert [event.client for event in events if isinstance(event, ClientFailed)] == ["c"]
+    # Now three count: c, and two that train.
+    with pytest.raises(RoundFailed, match=r"2 of 3 updates can be used, and 3 are needed \(c: its disk is full\)"):
+        federate(selecting("federation.quorum=1", engine=SurveyedEngine(answers=broken)), begin())
+
+
+def test_a_client_that_answers_the_survey_twice_is_heard_once_and_trains():
+    def twice(reply):
+        return [reply, replace(reply, survey=replace(reply.survey, centroids_Cd=reply.survey.centroids_Cd + 50))]
+
+    once = federate(selecting(engine=SurveyedEngine()), begin())
+    progress = federate(selecting(engine=SurveyedEngine(answers={"a": twice})), begin())
+    assert progress.rounds[0].survey == once.rounds[0].survey
+    assert (progress.rounds[0].clients, progress.rounds[0].left_out) == (once.rounds[0].clients, {})
+
+
+def test_a_client_with_one_bad_survey_spoils_none_of_the_others():
+    wide = {"a": lambda reply: [replace(reply, survey=Survey("a", 1, np.zeros((3, 7), np.float32)))]}
+    record = federate(selecting(engine=SurveyedEngine(answers=wide)), begin()).rounds[0]
+    assert dict(record.left_out) == {"a": "its centroids have 7 dimensions, where 2 are due"}
+    assert set(record.survey.centroids) == set("bcd")
+
+
+def good(**changes):
+    return replace(Survey("a", 3, np.ones((2, 4), np.float32)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply("a", 1, failure="no power"), "no power"),
+        (Reply("a", 1), "it sent no survey"),
+        (Reply("z", 1, survey=good(client="z")), "the client was not asked in this round"),
+        (Reply("a", 1, survey=good(client="b")), "its survey is signed 'b'"),
+        (Reply("c", 1, survey=good(client="c")), "the client has answered already"),
+        (Reply("a", 1, survey=good(round=2)), "belongs to round 2, not 3"),
+        (Reply("a", 1, survey=good(centroids_Cd=[[1.0] * 4])), "no float32 matrix"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 4)))), "no float32 matrix"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones(4, np.float32))), "no float32 matrix"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 0), np.float32))), "no dimension"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((MOST_CENTROIDS + 1, 4), np.float32))), "10001 centroids"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.nan, np.float32))), "not finite"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.inf, np.float32))), "not finite"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 5), np.float32))), "5 dimensions, where 4 are due"),
+    ],
+)
+def test_a_bad_survey_is_refused_with_its_reason(reply, reason):
+    with pytest.raises(UpdateRejected) as caught:
+        check_survey(reply, SurveyTask(3, START, Selection(), 0), ("a", "b", "c"), ("c",), 4)
+    assert reason in str(caught.value)
+
+
+def test_good_surveys_pass_and_the_first_decides_on_dimensions_where_nothing_else_does():
+    task = SurveyTask(3, START, Selection(), 0)
+    assert check_survey(Reply("a", 1, survey=good()), task, ("a",), (), None) == 4
+    empty = Reply("a", 1, survey=good(centroids_Cd=np.zeros((0, 4), np.float32)))
+    assert check_survey(empty, task, ("a",), (), None) is None
+    assert check_survey(empty, task, ("a",), (), 9) == 9
+
+
+# Simulated resources ------------------------------------------------------------------------------
+
+
+def test_who_is_away_answers_no_survey_and_who_drops_out_or_is_late_does_so_after_it():
+    # Every kept cluster gives 30 rows: a needs 30/5 s, d 30/100 s; only a is too slow for 2 s.
+    conditions = {"a": Condition(True, 5.0, False), "b": Condition(False, 5.0, False)}
+    trace = lambda client, round: conditions.get(client, Condition(True, 100.0, client == "d"))  # noqa: E731
+    centroids = {"a": [[0, 0]], "b": [[0, 0.5]], "c": [[0, 1], [10, 9]], "d": [[10, 10], [10, 11], [0, -1]]}
+    engine = SurveyedEngine(centroids=centroids)
+    uneven = UnevenClients(engine.ask, {client: [None] * 40 for client in ROWS}, trace)
+    words = ("selection.rows_per_cluster=30", "federation.availability.away=0", "federation.deadline=2")
+    record = federate(selecting(*words, "federation.failed_rounds=1", engine=uneven), begin()).rounds[0]
+    assert engine.tasks[0][0] == ("a", "c", "d")
+    assert record.survey.kept == {"a": (0,), "c": (), "d": (0,)}
+    assert dict(record.left_out) == {
+        "b": "it is away",
+        "a": "it would need 6.0 s, and the deadline is 2 s",
+        "d": "it dropped out in mid-round",
+    }
+    assert record.survey.bytes_down == 3 * ADAPTER + 2 * 4  # b was not reached
+
+
+@pytest.mark.parametrize(
+    ("selection", "rows"),
+    [
+        (Selection(), 40),
+        (Selection(method="hierarchical"), 3),
+        (Selection(method="hierarchical", rows_per_cluster=20), 40),
+        (Selection(method="hierarchical", rows=7), 7),
+        (Selection(method="random", rows=100), 40),
+        (Selection(method="random", rows="hierarchical", rows_per_cluster=2), 6),
+        (Selection(method="random", fraction=0.11), 5),
+    ],
+)
+def test_simulated_work_is_that_of_the_selected_rows(selection, rows):
+    assert selected_rows(40, 3, selection) == rows
+    assert rows_to_train(rows, TrainTask(1, START, Training(local_epochs=2), 1, 0)) == 2 * rows
+
+
+# What a person sees -------------------------------------------------------------------------------
+
+
+def empty_round():
+    return federate(selecting(engine=SurveyedEngine(centroids={})), begin()).rounds[0]
+
+
+def test_lines_and_trackers_say_in_words_that_nothing_was_selected():
+    lines: list[str] = []
+    watch = plain_lines(lines.append, clock=lambda: 0.0)
+    watch(RunStarted("n", "f", 1, 0, 4, 4))
+    federate(selecting(engine=SurveyedEngine(centroids={}), events=(events := [])), begin())
+    for event in events:
+        watch(event)
+    assert "round 1: 0 centroids of 4 clients, 0 kept at 0 of them" in lines
+    assert "round 1 of 1: no row was selected, the adapter stays as it was" in lines
+    assert not [line for line in lines if "nan" in line.lower()]
+    assert "train/loss" not in scalars(empty_round())
+    assert "nan" not in json.dumps(scalars(empty_round())).lower()
+
+
+def drawn(events, ascii_only=False):
+    ticks = iter(range(1000))
+    progress, out = Progress(clock=lambda: float(next(ticks))), io.StringIO()
+    for event in [RunStarted("n", "f", 1, 0, 4, 4), *events]:
+        progress.take(event)
+    Console(file=out, width=100).print(view(progress, 100, 30, ascii_only))
+    return progress, out.getvalue()
+
+
+def test_the_live_view_tells_who_has_no_selected_row_and_counts_them_as_done():
+    federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
+    told = next(number for number, event in enumerate(events) if isinstance(event, SurveyFinished))
+    progress, text = drawn(events[: told + 1])
+    assert progress.idle == {"b", "c"}
+    assert text.count("no row was selected") == 2
+    assert text.count("asked") == 2
+    federate(selecting(engine=SurveyedEngine(centroids={}), events=(events := [])), begin())
+    progress, text = drawn(events)
+    assert (progress.losses, "nan" in text) == ([], False)
+
+
+def test_the_speed_is_that_of_training_without_the_survey():
+    federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
+    seconds = iter([0.0, 100.0])  # of the round's begin and of the survey's end; then one second an event
+    progress = Progress(clock=lambda: next(seconds, None) or progress.mark + 1)
+    for event in events[1:]:
+        progress.take(event)
+    assert progress.training == 2.0
+
+
+# Fields that contradict each other ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("selection", "field", "text"),
+    [
+        ({"method": "random", "rows": 3, "fraction": 0.5}, "fraction", "both given; give one of them"),
+        ({"method": "k_center"}, "rows", "is k_center, which must be told how many rows"),
+        ({"method": "a.b:c"}, "rows", "is a.b:c, which must be told how many rows"),
+        ({"method": "hierarchical", "rows": "hierarchical"}, "rows", "is for other methods; give a number or null"),
+        ({"method": "hierarchical", "features": "proxy"}, "proxy", "features is proxy, and selection.proxy null"),
+        ({"method": "hierarchical", "proxy": "p"}, "proxy", "features is model, and selection.proxy p"),
+        (
+            {"method": "hierarchical", "projection_sources": ["p"], "space": "none"},
+            "projection_sources",
+            "space is none; set it to shared",
+        ),
+        ({"method": "hierarchical", "noise": 1}, "noise", "without selection.clip_norm no amount of noise is enough"),
+        (
+            {"method": "hierarchical", "noise": 1, "clip_norm": 1, "space": "per_client_tsne"},
+            "noise",
+            "a t-SNE may move a centroid anywhere",
+        ),
+    ],
+)
+def test_fields_of_a_selection_that_cannot_stand_together_are_told_in_a_sentence(selection, field, text):
+    found = contradictions(Recipe.model_validate({"selection": selection}))
+    assert [location for location, _ in found] == [("selection", field)]
+    assert text in found[0][1]
+    assert found[0][1].endswith(".")
+
+
+def test_full_needs_none_of_the_fields_of_selection():
+    assert not contradictions(Recipe.model_validate({"selection": {"rows": 3, "fraction": 0.5, "noise": 1}}))
+    assert math.isnan(empty_round().loss)
+    assert set(START.tensors) == {A, B}
