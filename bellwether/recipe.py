@@ -257,6 +257,11 @@ class Selection(Section):
         "min_group_centroids are found; false as in the paper's release",
     )
     rows_per_cluster: int = Field(1, ge=1, description="rows taken of a kept cluster, those nearest its centroid")
+    rotate: bool = Field(
+        False,
+        description="take rows first that the client has trained on least often, before those nearest the centroid; "
+        "else the same typical rows are taken round after round (hierarchical, random)",
+    )
     refresh: int = Field(
         1,
         ge=0,

@@ -15,6 +15,7 @@ import hashlib
 import json
 import operator
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,13 +117,15 @@ class Chooser:
         """Return the numbers of the chosen rows."""
         settings = task.selection
         kept = self._kept_clusters(client, rows, task) if settings.surveys else []
+        used = self._used(client, task.round) if settings.rotate else Counter[int]()
+        kept = [sorted(cluster, key=used.__getitem__) for cluster in kept]
         if settings.method == "hierarchical":
             return deal(kept, _budget(len(rows), settings), settings.rows_per_cluster)
         budget = _budget(len(rows), settings) or len(deal(kept, None, settings.rows_per_cluster))
         generator = Randomness(task.seed).numpy("selection", round=task.round, client=client)
         match settings.method:
             case "random":
-                return rules.random_rows(len(rows), budget, generator)
+                return rules.random_rows(len(rows), budget, generator, used)
             case "k_center":
                 return rules.k_center(self._fresh(client, rows, task).points_Nd, budget, generator)
             case "perplexity":
@@ -146,6 +149,12 @@ class Chooser:
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
         numbers = [memory.released[number] for number in task.kept[client]]
         return [nearest_first(memory.points_Nd, memory.clusters, number) for number in numbers]
+
+    def _used(self, client: str, round: int) -> Counter[int]:
+        """Return how often a client has trained on each of its rows before a round."""
+        files = sorted((self._folders[client] / SELECTED).glob("*.json"))
+        earlier = [json.loads(path.read_bytes())["rows"] for path in files if int(path.stem) < round]
+        return Counter(number for rows in earlier for number in rows)
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""

@@ -7,6 +7,7 @@ Shape legend: N rows, d dimensions or features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,20 @@ from bellwether.errors import DataError
 from bellwether.select.space import check_finite
 
 
-def random_rows(count: int, rows: int, generator: np.random.Generator) -> list[int]:
+def random_rows(
+    count: int, rows: int, generator: np.random.Generator, used: Mapping[int, int] | None = None
+) -> list[int]:
     """Choose rows at random, every set of so many rows equally likely.
 
     Args:
         count: rows there are.
         rows: rows to choose.
         generator: the source of the draw.
+        used: how often rows were chosen before, by their number; those chosen least often come first. None: never.
     """
-    return _rising(generator.permutation(count)[:rows])
+    order_N = generator.permutation(count)
+    times_N = np.array([(used or {}).get(int(row), 0) for row in order_N])
+    return _rising(order_N[np.argsort(times_N, kind="stable")][:rows])
 
 
 def k_center(points_ND: NDArray[np.floating[Any]], rows: int, generator: np.random.Generator) -> list[int]:

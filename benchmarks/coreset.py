@@ -1,0 +1,110 @@
+"""How good a coreset is before anything is trained on it, on rows whose topics are known.
+
+python -m benchmarks.coreset default selection.min_cluster_rows=2 [--seeds 0 1 2]
+
+Of the first round's survey, by all clients: do the server's groups agree with the topics (adjusted Rand index and
+normalised mutual information of the centroids), are rows chosen of the topic that their cluster stands for, and how
+many topics do the chosen rows cover, against as many rows drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bellwether import load_recipe
+from bellwether.client.choose import SURVEY, Chooser
+from bellwether.messages import Reply, SurveyTask, TrainTask
+from bellwether.model.base import load_base
+from bellwether.model.lora import LoraLayers, initial_adapter
+from bellwether.prepare import prepare
+from bellwether.randomness import Randomness
+from bellwether.recipe import Recipe
+from bellwether.run_folder import client_folders
+from bellwether.select.measure import agreement, expected_cover, topics_covered
+from bellwether.survey import survey
+
+FIGURES = ("centroids", "kept", "rows", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
+
+
+def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Survey all clients of a recipe once, let them choose, and measure what they chose.
+
+    Args:
+        recipe: with a selection of two levels.
+        folder: where clients may keep what they remember.
+    """
+    prepared = prepare(recipe)
+    rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+    base = load_base(recipe.model)
+    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+    layers = LoraLayers(base.model, adapter.config)
+    folders = client_folders(folder, list(rows))
+    chooser = Chooser(base, layers, folders, prepared.public)
+
+    def ask(cohort: Sequence[str], task: SurveyTask) -> Iterator[Reply]:
+        return (chooser.survey(client, rows[client], task) for client in cohort)
+
+    surveyed = survey(ask, list(rows), SurveyTask(1, adapter, recipe.selection, recipe.seed))
+    task = TrainTask(1, adapter, recipe.training, 1, recipe.seed, None, recipe.selection, surveyed.kept)
+    topics = {client: [row.category for row in some] for client, some in rows.items()}
+    groups, labels, wrong, chosen = [], [], [], []
+    for client, kept in surveyed.kept.items():
+        of_cluster = _topics_of_clusters(folders[client], topics[client])
+        groups += surveyed.record.groups[client]
+        labels += of_cluster
+        if kept:
+            numbers = chooser.choose(client, rows[client], task)
+            chosen += [topics[client][number] for number in numbers]
+            wrong += [topics[client][number] not in {of_cluster[one] for one in kept} for number in numbers]
+    layers.detach()
+    everything = [topic for some in topics.values() for topic in some]
+    ari, nmi = agreement(groups, labels) if labels else (float("nan"), float("nan"))
+    figures = (
+        len(labels),
+        sum(map(len, surveyed.kept.values())),
+        len(chosen),
+        ari,
+        nmi,
+        float(np.mean(wrong)) if wrong else float("nan"),
+        topics_covered(chosen, everything),
+        expected_cover(list(Counter(everything).values()), len(chosen)),
+    )
+    return dict(zip(FIGURES, figures, strict=True))
+
+
+def _topics_of_clusters(folder: Path, topics: Sequence[str]) -> list[str]:
+    """Return the most frequent topic of each released cluster of a client, by what it remembers."""
+    with np.load(folder / SURVEY, allow_pickle=False) as memory:
+        labels_N, released = memory["labels"], memory["released"].tolist()
+    members = [[topics[row] for row in np.flatnonzero(labels_N == number)] for number in released]
+    return [Counter(some).most_common(1)[0][0] for some in members]
+
+
+def main() -> None:
+    """Measure a recipe under some seeds, and print the figures as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coreset", description="Measure a coreset's quality.")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    for seed in given.seeds:
+        recipe = load_recipe(given.recipe, ["selection.method=hierarchical", *given.overrides, f"seed={seed}"])
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(measure(recipe, Path(folder)))
+    means = {name: round(float(np.nanmean([one[name] for one in found])), 3) for name in FIGURES}
+    print(json.dumps({"seeds": list(given.seeds), "means": means}))
+
+
+if __name__ == "__main__":
+    main()
