@@ -458,6 +458,21 @@ def test_random_rows_differ_between_rounds_and_repeat_within_one(make):
     assert len(set(drawn)) == 3
 
 
+def test_rows_that_were_trained_least_often_come_first_also_in_a_round_that_is_run_again(make):
+    client, turned = make(), {"rotate": True, "refresh": 0}
+    chosen = []
+    for round in (1, 2, 3, 3):
+        client.survey(round, **turned)
+        chosen.append(client.choose(round, kept=[0], **turned))
+    # By hand: the nearest, the next one, the one after it; round 3 again does not count its first attempt.
+    client.survey(4, refresh=0)
+    nearest = client.choose(4, kept=[0], rows_per_cluster=3, refresh=0)
+    assert sorted({number for [number] in chosen}) == nearest
+    assert chosen[2] == chosen[3]
+    drawn = [client.choose(round, method="random", rows=7, rotate=True) for round in (11, 12)]
+    assert not set(drawn[0]) & set(drawn[1])
+
+
 # A method of one's own ----------------------------------------------------------------------------
 
 OWN = """

@@ -120,10 +120,14 @@ def test_names_of_clients_that_are_no_folders_stay_within_the_run_and_apart(tmp_
 # Processes and crashes ----------------------------------------------------------------------------
 
 
-def test_two_processes_choose_and_train_to_the_bytes_of_one(finished, place):
-    outcome = call("run", place / "tiny.yaml", *SELECT, "engine.processes=2", "--out", place / "two")
-    assert outcome.code == 0, outcome.err
-    same(place / "two", finished)
+def test_two_processes_choose_and_train_to_the_bytes_of_one(place, tmp_path):
+    public = write_rows(tmp_path / "public.jsonl", dolly_rows(("qa",), 12))
+    words = [*SELECT, f"selection.projection_sources=[{public}]", "federation.rounds=2"]
+    for name, processes in (("one", 1), ("two", 2)):
+        outcome = call("run", place / "tiny.yaml", *words, f"engine.processes={processes}", "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+    assert own_files(tmp_path / "one")
+    same(tmp_path / "two", tmp_path / "one")
 
 
 def crashed(place: Path, path: Path, when, *words: str) -> None:

@@ -106,12 +106,16 @@ def test_seconds_and_duration_of_a_round_hold_its_survey():
 
 
 def test_the_order_in_which_surveys_arrive_decides_nothing():
+    alike = SurveyedEngine(centroids={client: [[0, 0], [10, 10]] for client in "abcd"})
+
     def backwards(cohort, task):
-        return iter(list(SurveyedEngine().ask(cohort, task))[::-1])
+        return iter(list(alike.ask(cohort, task))[::-1])
 
     task = SurveyTask(1, START, Selection(method="hierarchical", dimensions=2), 0)
-    there, back = (survey(ask, tuple("abcd"), task) for ask in (SurveyedEngine().ask, backwards))
-    assert (there.kept, there.record) == (back.kept, back.record)
+    there, back = (survey(ask, tuple("abcd"), task) for ask in (alike.ask, backwards))
+    # Of centroids that are the same, the first client's is kept.
+    assert there.kept == back.kept == {"a": [0, 1], "b": [], "c": [], "d": []}
+    assert there.record == back.record
 
 
 def test_without_a_survey_nobody_is_asked_for_one_and_the_record_holds_none():
@@ -309,11 +313,12 @@ def test_the_live_view_tells_who_has_no_selected_row_and_counts_them_as_done():
 
 def test_the_speed_is_that_of_training_without_the_survey():
     federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
-    seconds = iter([0.0, 100.0])  # of the round's begin and of the survey's end; then one second an event
-    progress = Progress(clock=lambda: next(seconds, None) or progress.mark + 1)
-    for event in events[1:]:
+    now = 0.0
+    progress = Progress(clock=lambda: now)
+    for event in events:
+        now += 100.0 if isinstance(event, SurveyFinished) else 1.0
         progress.take(event)
-    assert progress.training == 2.0
+    assert progress.training == 2.0  # of two clients
 
 
 # Fields that contradict each other ----------------------------------------------------------------
