@@ -458,6 +458,17 @@ def test_random_rows_differ_between_rounds_and_repeat_within_one(make):
     assert len(set(drawn)) == 3
 
 
+@pytest.mark.parametrize("content", ["", "[", "{}", '{"rows": ["x"]}', '{"rows": 3}'])
+def test_a_damaged_list_of_chosen_rows_is_one_sentence_that_names_the_file(make, content):
+    client = make()
+    client.choose(1, method="random", rows=3, rotate=True)
+    (client.folder / "selected" / "0001.json").write_text(content)
+    with pytest.raises(
+        CheckpointError, match=r"0001\.json is not as it was written .*; remove it, and a no longer knows"
+    ):
+        client.choose(2, method="random", rows=3, rotate=True)
+
+
 def test_rows_that_were_trained_least_often_come_first_also_in_a_round_that_is_run_again(make):
     client, turned = make(), {"rotate": True, "refresh": 0}
     chosen = []

@@ -29,7 +29,7 @@ from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.client.train import train_cohort
 from bellwether.data.rows import TokenRow
-from bellwether.errors import ModelError, RoundFailed, first_line
+from bellwether.errors import CheckpointError, ModelError, RoundFailed, first_line
 from bellwether.functions import load_function, naming
 from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
 from bellwether.model.base import Base
@@ -152,9 +152,16 @@ class Chooser:
 
     def _used(self, client: str, round: int) -> Counter[int]:
         """Return how often a client has trained on each of its rows before a round."""
-        files = sorted((self._folders[client] / SELECTED).glob("*.json"))
-        earlier = [json.loads(path.read_bytes())["rows"] for path in files if int(path.stem) < round]
-        return Counter(number for rows in earlier for number in rows)
+        used = Counter[int]()
+        for path in (self._folders[client] / SELECTED).glob("[0-9]*.json"):
+            try:
+                used.update(int(number) for number in json.loads(path.read_bytes())["rows"] if int(path.stem) < round)
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(
+                    f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
+                    f"what it trained on in that round."
+                ) from error
+        return used
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
