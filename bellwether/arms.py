@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bellwether.adapter import adapter_files
 from bellwether.atomic import cannot_write, slug, write_atomic, write_folder_atomic
 from bellwether.checkpoint import RECIPE
+from bellwether.chosen import read_chosen
 from bellwether.cohort import clients_together, cohort_size
 from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
 from bellwether.evaluate.rivals import most_frequent, nearest
@@ -25,7 +26,7 @@ from bellwether.history import ScoredRow, load_rows, plain
 from bellwether.prepare import Prepared, prepare
 from bellwether.recipe import Arm, Recipe, Section
 from bellwether.recipe_file import with_overrides
-from bellwether.run_folder import ADAPTER, ANSWERS
+from bellwether.run_folder import ADAPTER, ANSWERS, client_folders
 
 if TYPE_CHECKING:
     from bellwether.adapter import Adapter
@@ -53,8 +54,9 @@ class Outcome:
         totals: of each row.
         answers: to each row; None where none was generated.
         own: the categories of the client's training rows; empty where an arm makes only one adapter.
-        cost: rows held for training, and by all clients of the arm; rows and tokens seen; seconds of training; bytes
-            sent, and those that sending the whole base instead would take.
+        cost: rows used for training (where clients choose rows, those that were ever chosen), and held by all clients
+            of the arm; rows and tokens seen; seconds of training, and of surveys where there are any; bytes sent, and
+            those that sending the whole base instead would take.
         curve: how the training loss fell: passes over the rows held so far, and nats per token.
         groups: of the scored rows (language or domain), in their order; empty where rows name fewer than two.
         clients: totals of the rows that clients hold out of their own, by client; of a client's own adapter only its
@@ -213,7 +215,7 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
         result = run(with_overrides(recipe, {"output.folder": str(folder)}))
     prepared = prepare(recipe)
     rows = _read_answers(result.folder / ANSWERS / f"{result.evaluations[-1].round:04d}.jsonl")
-    curve, cost = _course(result.rounds, prepared)
+    curve, cost = _course(result.folder, result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
     return [
@@ -243,18 +245,25 @@ def _read_answers(path: Path) -> tuple[ScoredRow, ...]:
         ) from error
 
 
-def _course(rounds: Sequence[RoundRecord], prepared: Prepared) -> tuple[tuple[tuple[float, float], ...], Costs]:
+def _course(
+    folder: Path, rounds: Sequence[RoundRecord], prepared: Prepared
+) -> tuple[tuple[tuple[float, float], ...], Costs]:
     """Return how a federation's training loss fell over its passes, and what it cost; bases would travel in float32."""
     held = sum(len(one.rows) for one in prepared.clients.values())
     passes = [seen / held for seen in itertools.accumulate(one.rows_seen for one in rounds)]
     asked = {record.client for one in rounds for record in one.clients}
+    rows = sum(len(prepared.clients[client].rows) for client in asked)
+    if prepared.recipe.selection.method != "full":
+        rows = sum(one.distinct for one in read_chosen(client_folders(folder, list(prepared.clients)), rounds).values())
     messages = sum(len(one.cohort) + len(one.clients) for one in rounds)
+    surveys = [one.seconds["survey"] for one in rounds if "survey" in one.seconds]
     cost = {
-        "rows": sum(len(prepared.clients[client].rows) for client in asked),
+        "rows": rows,
         "rows_of_all": held,
         "rows_seen": sum(one.rows_seen for one in rounds),
         "tokens": sum(one.tokens for one in rounds),
         "seconds": sum(one.seconds["train"] + one.seconds["aggregate"] for one in rounds),
+        **({"survey_seconds": sum(surveys)} if surveys else {}),
         "bytes": sum(one.bytes_up + one.bytes_down for one in rounds),
         "bytes_of_whole_base": 4 * messages * prepared.facts.parameters,
     }

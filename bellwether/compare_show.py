@@ -38,10 +38,12 @@ _LEGEND = (
 )
 _DIFFERENCES = "Federated minus the arm (= cannot be told from none)"
 _COST = (
-    "What an adapter of each arm cost, mean over seeds: share of the rows of the arm's clients that were used, rows "
-    "and tokens trained, seconds of training, bytes sent, and those of whole bases in float32 instead"
+    "What an adapter of each arm cost, mean over seeds: share of the rows of the arm's clients that were used (where "
+    "rows are chosen, of those ever chosen), rows and tokens trained, seconds of training, and of surveys where there "
+    "are any, bytes sent, and those of whole bases in float32 instead"
 )
-_COST_HEADS = ("arm", "rows used, %", "rows seen", "tokens", "seconds", "sent", "whole base")
+_SURVEY = "survey, s"
+_COST_HEADS = ("arm", "rows used, %", "rows seen", "tokens", "seconds", _SURVEY, "sent", "whole base")
 _FIGURE_HEADS = ("line", "what", "of", "metric", "mean", "low", "high", "p")
 _GAIN_HEADS = ("arm", "minus", "client", "rows", "metric", "gain", "low", "high", "p")
 
@@ -113,16 +115,17 @@ def cost_cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     Args:
         lines: of ``make_lines``.
     """
-    rows = []
+    rows, surveyed = [], any("survey_seconds" in line.cost for line in lines)
     for line in lines:
         cost = line.cost
         if cost:
+            survey = [f"{cost['survey_seconds']:.1f}" if "survey_seconds" in cost else "-"] if surveyed else []
             sent = byte_size(cost["bytes"]) if "bytes" in cost else "-"
             whole = byte_size(cost["bytes_of_whole_base"]) if "bytes_of_whole_base" in cost else "-"
             share = f"{100 * cost['rows'] / cost['rows_of_all']:.1f}"
             figures = (f"{cost[name]:,.0f}" for name in ("rows_seen", "tokens"))
-            rows.append([line.name, share, *figures, f"{cost['seconds']:.1f}", sent, whole])
-    return list(_COST_HEADS), rows
+            rows.append([line.name, share, *figures, f"{cost['seconds']:.1f}", *survey, sent, whole])
+    return [head for head in _COST_HEADS if surveyed or head != _SURVEY], rows
 
 
 def gain_cells(gains: Sequence[ClientGain]) -> tuple[list[str], list[list[str]]]:

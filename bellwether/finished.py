@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from bellwether.checkpoint import HISTORY, RECIPE
+from bellwether.chosen import Chosen, read_chosen
 from bellwether.describe import Description, load_description
 from bellwether.errors import BellwetherError, CheckpointError, first_line
 from bellwether.history import Record, ScoredRow, load_records, load_rows
 from bellwether.recipe import Recipe
 from bellwether.recipe_file import load_recipe
 from bellwether.records import EvaluationRecord, RoundRecord
-from bellwether.run_folder import ADAPTER, ANSWERS, CHECKPOINTS, CLIENTS, ENVIRONMENT, SAMPLES
+from bellwether.run_folder import ADAPTER, ANSWERS, CHECKPOINTS, CLIENTS, ENVIRONMENT, SAMPLES, client_folders
 
 Read = TypeVar("Read")
 
@@ -58,6 +59,7 @@ class FinishedRun:
         before: the scored rows with the untuned base's answers; empty where nothing was scored.
         after: the same rows with the final answers.
         samples: some rows with their answers.
+        chosen: what clients chose of their rows, by name; empty where none choose, or what they keep is not there.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class FinishedRun:
     before: Sequence[ScoredRow]
     after: Sequence[ScoredRow]
     samples: Sequence[Sample]
+    chosen: Mapping[str, Chosen] = field(default_factory=dict)
 
     def scored(self, part: str) -> list[EvaluationRecord]:
         """Return the evaluations of a part, the untuned base's first."""
@@ -96,15 +99,20 @@ def read_run(folder: Path) -> FinishedRun:
     records = _records(folder, recipe.federation.rounds)
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     before, after = _scored_rows(folder, [record.round for record in evaluations if record.part != "clients"])
+    description = _read(folder / CLIENTS, load_description)
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    chooses = recipe.selection.method != "full"
+    clients = [client.client for client in description.clients]
     return FinishedRun(
         recipe=recipe,
         environment=_read(folder / ENVIRONMENT, TypeAdapter(dict[str, Any]).validate_json),
-        description=_read(folder / CLIENTS, load_description),
-        rounds=[record for record in records if isinstance(record, RoundRecord)],
+        description=description,
+        rounds=rounds,
         evaluations=evaluations,
         before=before,
         after=after,
         samples=_read(folder / SAMPLES, _samples),
+        chosen=read_chosen(client_folders(folder, clients), rounds) if chooses else {},
     )
 
 

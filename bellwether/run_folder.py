@@ -240,7 +240,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove a run of which nothing was committed, and close; a run with commits is only closed."""
         if not self._was_committed():
-            for name in (RECIPE, ENVIRONMENT, CLIENTS, LOG, ANSWERS, CHECKPOINTS, LOCK):
+            for name in (RECIPE, ENVIRONMENT, CLIENTS, LOG, ANSWERS, CHECKPOINTS, OWN, LOCK):
                 remove(self.path / name)
             remove_leftovers(self.path)
         self.close()

@@ -18,6 +18,7 @@ from typing import Any
 
 from bellwether.adapter import Adapter
 from bellwether.aggregate.average import make_aggregate
+from bellwether.chosen import keep_categories
 from bellwether.client.score import Scored, by_category, by_group, score
 from bellwether.cohort import clients_together, cohort_size, make_sampler, make_trace
 from bellwether.describe import describe, dump_description
@@ -195,6 +196,9 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
+    if recipe.selection.method != "full":
+        rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
+        keep_categories(client_folders(folder.path, list(rows)), rows)
     layers = LoraLayers(base.model, progress.adapter.config, _slots(prepared) if recipe.engine.processes == 1 else 1)
     with _engine(prepared, base, layers, folder.path) as engine:
         federation = _federation(folder, prepared, base, layers, engine, watch)

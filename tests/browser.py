@@ -76,10 +76,14 @@ def resize(driver: Any, width: int, height: int) -> None:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def picture(driver: Any, path: Path, *, whole: bool = True) -> Path:
-    """Write a PNG of the page, or of what can be seen of it without scrolling; returns the path."""
-    settings: dict[str, Any] = {"format": "png", "captureBeyondViewport": whole}
-    if whole:
+def picture(driver: Any, path: Path, *, whole: bool = True, part: str = "") -> Path:
+    """Write a PNG of the page, of what is seen of it without scrolling, or of a part by selector; return the path."""
+    settings: dict[str, Any] = {"format": "png", "captureBeyondViewport": whole or bool(part)}
+    if part:
+        place = "const box = document.querySelector(arguments[0]).getBoundingClientRect();"
+        place += "return {x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}"
+        settings["clip"] = driver.execute_script(place, part)
+    elif whole:
         size = driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         settings["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", settings)

@@ -101,6 +101,10 @@ def test_recipe_lists_the_shipped_ones(bellwether: Command) -> None:
     assert ok(bellwether("recipe", "--list")).split() == [
         "default",
         "default-table",
+        "fedhds",
+        "fedhds-paper-dolly-05",
+        "fedhds-paper-dolly-50",
+        "fedhds-paper-ni",
         "fedit-10",
         "fedit-100",
         "fedit-dolly",

@@ -189,6 +189,7 @@ def shortened(recipe: Recipe) -> Recipe:
     values = recipe.model_dump()
     values["federation"]["rounds"] = 1
     values["training"] |= {"local_steps": 1, "batch_size": 2, "accumulation": 1, "warmup_rounds": 0}
+    values["data"]["test_rows_per_category"] = min(10, values["data"]["test_rows_per_category"])
     values["evaluation"] |= {"max_rows_per_category": 1, "max_new_tokens": 2, "every": 0}
     if recipe.partition.rows_per_client is not None:
         values["partition"] |= {"rows_per_client": (4, 12), "min_rows": 1}

@@ -24,7 +24,7 @@ FLOORS = [
     {"live", "trackers", "model_card", "federate"},
     {"survey"},
     {"narrate", "engine", "run_folder"},
-    {"client", "checkpoint", "lock"},
+    {"client", "checkpoint", "lock", "chosen"},
     {"questions"},
     {"cohort", "aggregate", "select", "history", "atomic", "journal", "model", "data"},
     {"functions", "wire", "records", "workers", "spreadsheet", "judge_api"},

@@ -49,7 +49,9 @@ def unselected(place) -> Path:
 
 def own_files(path: Path) -> dict[str, bytes]:
     """What the clients of a run keep for themselves of the rows they trained on."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted((path / "clients").rglob("*.json"))}
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in sorted((path / "clients").rglob("selected/*.json"))
+    }
 
 
 def same(one: Path, other: Path) -> None:

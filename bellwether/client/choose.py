@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.atomic import write_atomic
+from bellwether.chosen import SELECTED, SURVEY
 from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.client.train import train_cohort
@@ -45,7 +46,6 @@ from bellwether.select.privacy import release
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
 
-SURVEY, SELECTED = "survey.npz", "selected"
 SCORED_TOGETHER = 16  # rows whose loss is taken in one pass
 
 

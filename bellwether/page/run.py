@@ -16,6 +16,7 @@ from bellwether.page.clients import holdings, participation
 from bellwether.page.metrics import METRICS, capital, changes, spell_time
 from bellwether.page.parts import Cell, Figure, Page, Part, Section, Table, Tile, named, words
 from bellwether.page.scores import BASE, OWN, Changes, categories, gains, headline, learning, main_scores
+from bellwether.page.selection import selection_section, used_tile
 from bellwether.randomness import Randomness
 from bellwether.records import RoundRecord
 
@@ -31,13 +32,14 @@ def run_page(run: FinishedRun) -> Page:
         name=run.recipe.name,
         summary=_summary(run),
         result=_result(run, found),
-        tiles=[*_score_tiles(run, found), *_cost_tiles(run)],
+        tiles=[*_score_tiles(run, found), *_cost_tiles(run), *used_tile(run)],
         sections=[
             learning(run),
             *categories(run, found),
             holdings(run.description),
             *gains(run),
             participation(run.rounds, clients),
+            *selection_section(run),
             _cost(run.rounds),
             *_answers(run),
             *appendix(run.recipe, run.environment),

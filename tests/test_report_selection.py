@@ -1,0 +1,206 @@
+"""The report of runs and comparisons that choose rows: the space, the shares used, what was trained instead of all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_RECIPE, Command, call, json_lines
+from test_report import NASTY, Reader, nasty_run
+
+from bellwether.arms import read_outcomes
+from bellwether.chosen import Chosen
+from bellwether.compare_show import cost_cells
+from bellwether.compare_table import Line
+from bellwether.errors import CheckpointError
+from bellwether.page.render import render
+from bellwether.page.run import run_page
+from bellwether.page.selection import normalised_entropy
+from bellwether.records import SurveyRecord
+from bellwether.report import report
+
+SELECTION = "selection: {method: hierarchical, min_cluster_rows: 2, keep_lone: true, dimensions: 3, layers: [-1]}\n"
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, dolly_like: Path) -> Path:
+    """A finished run whose clients choose rows; its folder is read only."""
+    place = tmp_path_factory.mktemp("choosing")
+    (place / "tiny.yaml").write_text(TINY_RECIPE.format(model=tiny_llama, data=dolly_like) + SELECTION)
+    outcome = call("run", place / "tiny.yaml", "--out", place / "run")
+    assert outcome.code == 0, outcome.err
+    return place / "run"
+
+
+@pytest.fixture
+def copied(choosing: Path, tmp_path: Path) -> Path:
+    shutil.copytree(choosing, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def chosen_rows(folder: Path) -> dict[str, set[int]]:
+    """Return the numbers of all rows that each client ever chose, as its own files say."""
+    found: dict[str, set[int]] = {}
+    for path in sorted(folder.glob("clients/*/selected/*.json")):
+        found.setdefault(path.parts[-3], set()).update(json.loads(path.read_text())["rows"])
+    return found
+
+
+def label(page: str, name: str) -> str:
+    """Return what a chart shows, as told to those who cannot see it."""
+    return next(text for text in re.findall(r'aria-label="([^"]*)"', page) if text.startswith(name))
+
+
+def test_the_section_says_what_was_trained_beside_what_all_rows_would_have_been(choosing: Path) -> None:
+    text = Reader((choosing / "report.html").read_bytes()).text
+    rounds = json_lines(choosing / "rounds.jsonl")
+    held = {path.parts[-2][2:]: len(json.loads(path.read_text())) for path in choosing.glob("clients/*/rows.json")}
+    seen = sum(one["rows_seen"] for one in rounds)
+    of_all = sum(held[client] for one in rounds for client in one["cohort"])
+    assert 0 < seen < of_all
+    assert f"{seen} rows were trained, repetitions counted; all rows of the same cohorts, with the same 1 pass" in text
+    assert f"would have been {of_all}: so it is {100 * seen / of_all:.1f} % of them" in text
+
+
+def test_the_share_of_rows_used_counts_a_row_once(choosing: Path) -> None:
+    text = Reader((choosing / "report.html").read_bytes()).text
+    used = sum(map(len, chosen_rows(choosing).values()))
+    assert f"Rows used{100 * used / 32:.1f} %{used} of 32 rows, chosen in any round" in text
+
+
+def test_the_picture_shows_all_rows_and_centroids_of_the_last_survey(choosing: Path) -> None:
+    page, last = (choosing / "report.html").read_text(), json_lines(choosing / "rounds.jsonl")[-1]
+    survey, count = last["survey"], sum(one["selected"] for one in last["clients"])
+    sent, kept = (sum(map(len, survey[name].values())) for name in ("centroids", "kept"))
+    rows = sum(len(np.load(path)["points"]) for path in _surveyed(choosing, last["cohort"]))
+    assert label(page, "Points in a plane") == (
+        f"Points in a plane, round 2: {rows} rows of {len(last['cohort'])} clients, {count} of them chosen, and "
+        f"{sent} centroids, {kept} of them kept."
+    )
+    assert "The first two principal components of 3 dimensions; rows by category." in page
+
+
+def _surveyed(folder: Path, cohort: list[str]) -> list[Path]:
+    return [path for path in folder.glob("clients/*/survey.npz") if path.parts[-2].partition("-")[2] in cohort]
+
+
+def test_shares_of_categories_are_those_of_the_rows_in_the_clients_folders(choosing: Path) -> None:
+    chosen: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for one in json_lines(choosing / "rounds.jsonl"):
+        for client in one["cohort"]:
+            own = next(choosing.glob(f"clients/*-{client}"))
+            categories = json.loads((own / "rows.json").read_text())
+            every.update(categories)
+            path = own / "selected" / f"{one['round']:04d}.json"
+            chosen.update(categories[row] for row in json.loads(path.read_text())["rows"]) if path.exists() else None
+    evenness = [normalised_entropy([counts[name] for name in every]) for counts in (chosen, every)]
+    text = Reader((choosing / "report.html").read_bytes()).text
+    assert f"{evenness[0]:.3f} of chosen rows, {evenness[1]:.3f} of all rows" in text
+
+
+def test_a_run_in_which_nothing_was_ever_chosen_has_a_page(
+    bellwether: Command, tiny_llama: Path, dolly_like: Path
+) -> None:
+    Path("tiny.yaml").write_text(TINY_RECIPE.format(model=tiny_llama, data=dolly_like) + SELECTION)
+    outcome = bellwether("run", "tiny.yaml", "selection.min_cluster_rows=9", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    text = Reader(Path("out/report.html").read_bytes()).text
+    assert "0 rows were trained, repetitions counted; all rows of the same cohorts" in text
+    assert "4 of 4 clients trained on none." in text
+    assert "The space of the survey" not in text
+    assert "Categories among chosen rows" not in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "value"),
+    [([3, 3, 3], 1.0), ([5, 0], 0.0), ([1, 1, 2], 1.5 * math.log(2) / math.log(3)), ([1, 1, 0, 0], 0.5)],
+)
+def test_normalised_entropy_is_that_worked_by_hand(counts: list[int], value: float) -> None:
+    assert normalised_entropy(counts) == pytest.approx(value)
+
+
+def test_a_run_on_all_rows_has_no_such_section(tiny_run: tuple[Path, object]) -> None:
+    assert "Rows chosen for training" not in (tiny_run[0] / "report.html").read_text()
+
+
+def test_without_the_clients_own_folders_centroids_alone_are_shown(copied: Path) -> None:
+    shutil.rmtree(copied / "clients")
+    page = report(copied).read_text()
+    assert "0 rows of 0 clients, 0 of them chosen, and " in label(page, "Points in a plane")
+    assert "rows stay in the clients' own folders" in Reader(page.encode()).text
+    assert "Rows used" not in page
+
+
+@pytest.mark.parametrize("name", ["rows.json", "survey.npz", "selected/0002.json"])
+def test_a_broken_file_of_a_client_is_told_by_name(copied: Path, name: str) -> None:
+    path = next(path for path in sorted(copied.glob(f"clients/*/{name}")))
+    path.write_text('{"rows": [999]}' if name.endswith("2.json") else "no")
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} (cannot be read|is not as it was written) .*; "):
+        report(copied)
+
+
+def test_steps_that_are_counted_are_not_said_to_be_saved(copied: Path) -> None:
+    recipe = (copied / "recipe.yaml").read_text()
+    (copied / "recipe.yaml").write_text(re.sub(r"local_steps: null", "local_steps: 2", recipe))
+    text = Reader(report(copied).read_bytes()).text
+    assert "Every client takes 2 steps a round, however many rows it chooses" in text
+    assert "would have been" not in text
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_nothing_in_names_of_clients_or_categories_acts_in_the_section(width: int) -> None:
+    run = nasty_run(clients=70)
+    generator = np.random.default_rng(1)
+    held = {one.client: one.rows for one in run.description.clients}
+    chosen = {
+        name: Chosen([*NASTY, *NASTY, *NASTY][:rows], {6: [0]}, generator.normal(size=(rows, width)))
+        for name, rows in held.items()
+    }
+    cohort = run.rounds[-1].cohort
+    centroids = {name: (tuple(generator.normal(size=width).tolist()),) for name in cohort}
+    survey = SurveyRecord(centroids, dict.fromkeys(cohort, (0,)), {cohort[0]: (0,)}, 1, 1)
+    rounds = [*run.rounds[:-1], dataclasses.replace(run.rounds[-1], survey=survey)]
+    recipe = run.recipe.model_copy(
+        update={"selection": run.recipe.selection.model_copy(update={"method": "hierarchical"})}
+    )
+    page = render(run_page(dataclasses.replace(run, recipe=recipe, rounds=rounds, chosen=chosen)))
+    tags = Reader(page).tags
+    assert not {"script", "img", "image"} & {tag for tag, _ in tags}
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    assert ("section", "selection") in {(tag, attributes.get("id")) for tag, attributes in tags}
+
+
+def test_the_cost_of_an_arm_that_chooses_counts_rows_ever_chosen_and_its_surveys(
+    bellwether: Command, tiny_llama: Path, dolly_like: Path
+) -> None:
+    arms = "full: {}, chosen: {set: {selection.method: hierarchical}}, drawn: {set: {selection.method: random}}"
+    settings = SELECTION.replace("method: hierarchical, ", "rows: 2, ")
+    text = TINY_RECIPE.format(model=tiny_llama, data=dolly_like) + settings
+    Path("c.yaml").write_text(text + f"compare: {{seeds: [3], arms: {{{arms}}}}}\n")
+    outcome = bellwether("compare", "c.yaml", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    costs = {name: read_outcomes(Path("out") / name / "seed-3")[0].cost for name in ("full", "chosen", "drawn")}
+    for name in ("chosen", "drawn"):
+        used = chosen_rows(Path("out") / name / "seed-3" / "run")
+        assert costs[name]["rows"] == sum(map(len, used.values())) < costs["full"]["rows"] <= 32
+    assert costs["chosen"]["survey_seconds"] > 0
+    assert "survey_seconds" not in costs["full"] | costs["drawn"]
+    page = Reader(Path("out/report.html").read_bytes()).text
+    assert "survey, s" in page
+
+
+def test_the_table_of_costs_has_seconds_of_surveys_where_there_were_any() -> None:
+    cost = {"rows": 8.0, "rows_of_all": 32.0, "rows_seen": 9.0, "tokens": 90.0, "seconds": 1.5}
+    lines = [Line("full", {}, {}, cost=cost), Line("chosen", {}, {}, cost={**cost, "survey_seconds": 0.25})]
+    heads, rows = cost_cells(lines)
+    assert heads[heads.index("seconds") + 1] == "survey, s"
+    assert [row[heads.index("survey, s")] for row in rows] == ["-", "0.2"]
+    assert "survey, s" not in cost_cells(lines[:1])[0]
