@@ -15,8 +15,9 @@ from tiny_models import random_adapter, tiny_base
 from bellwether import recipe
 from bellwether.aggregate.average import fedavg
 from bellwether.client import choose
-from bellwether.client.choose import Chooser, train_chosen
+from bellwether.client.choose import Chooser
 from bellwether.client.score import row_losses
+from bellwether.client.train import train_chosen
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, RoundFailed
@@ -201,10 +202,10 @@ def test_the_rows_that_are_trained_are_those_that_were_chosen(make):
     client.survey()
     chosen = client.choose(kept=[0, 1], rows_per_cluster=2)
     task = client.task(kept=[0, 1], rows_per_cluster=2)
-    [ours] = train_chosen(client.chooser, client.base, client.layers, {"a": client.rows}, task)
+    [ours] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
     full = replace(task, selection=recipe.Selection())
     own = {"a": [client.rows[number] for number in chosen]}
-    [theirs] = train_chosen(client.chooser, client.base, client.layers, own, full)
+    [theirs] = train_chosen(client.chooser.choose, client.base, client.layers, own, full)
     assert all(ours.update.tensors[key].tobytes() == value.tobytes() for key, value in theirs.update.tensors.items())
     assert (ours.update.rows, ours.update.metrics["selected"], ours.update.metrics["rows"]) == (4, 4.0, 4.0)
     kept = json.loads((client.folder / "selected" / "0001.json").read_text())
@@ -369,7 +370,7 @@ def test_features_that_are_not_finite_leave_the_client_out_without_naming_rows(m
         "the features of some of its rows are not finite, so none can be chosen by them",
     )
     task = replace(client.task(method="perplexity", rows=2), adapter=broken)
-    [reply] = train_chosen(client.chooser, client.base, client.layers, {"a": client.rows}, task)
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
     assert reply.failure == "the losses of some of its rows are not finite, so none can be chosen by them"
 
 
@@ -385,7 +386,7 @@ def test_clients_weigh_by_their_selected_rows_or_by_all(base, layers, adapter, t
     for name, count, fraction in (("a", 20, 0.1), ("b", 10, 0.5)):
         chosen = settings.model_copy(update={"fraction": fraction})
         task = TrainTask(1, adapter, training, 3, SEED, None, chosen)
-        replies += train_chosen(chooser, base, layers, {name: topic_rows(count, seed=count)}, task)
+        replies += train_chosen(chooser.choose, base, layers, {name: topic_rows(count, seed=count)}, task)
     one, two = (reply.update for reply in replies)
     assert ((one.rows, two.rows), (one.metrics["selected"], two.metrics["selected"])) == (weights, (2, 5))
     mean, _ = fedavg([one, two], adapter, {})
@@ -399,7 +400,7 @@ def test_seconds_of_a_client_hold_its_choice(make, monkeypatch):
     client = make()
     monkeypatch.setattr(choose, "row_losses", lambda *arguments: (choose.time.sleep(0.2), [1.0] * 21)[1])
     task = client.task(method="perplexity", rows=2)
-    [reply] = train_chosen(client.chooser, client.base, client.layers, {"a": client.rows}, task)
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
     assert reply.seconds >= 0.2
 
 

@@ -16,7 +16,7 @@ import json
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ from bellwether.atomic import write_atomic
 from bellwether.chosen import SELECTED, SURVEY
 from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
-from bellwether.client.train import train_cohort
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, ModelError, RoundFailed, first_line
 from bellwether.functions import load_function, naming
@@ -304,42 +303,3 @@ def _checked(chosen: Any, count: int, budget: int, name: str) -> list[int]:
             f"selection.method {name} chose {what}; choose from 1 to {budget} of 0 to {count - 1}, each once."
         )
     return sorted(numbers)
-
-
-def train_chosen(
-    chooser: Chooser,
-    base: Base,
-    layers: LoraLayers,
-    cohort: Mapping[str, Sequence[TokenRow]],
-    task: TrainTask,
-    tokens: int | None = None,
-) -> Iterator[Reply]:
-    """Train every client of a cohort on the rows that it chooses.
-
-    Args:
-        chooser: chooses them.
-        base: the frozen base model.
-        layers: LoRA layers over it.
-        cohort: all token rows by client name.
-        task: what the clients are asked.
-        tokens: see ``train_cohort``.
-
-    Yields:
-        One reply per client, those that could not choose first, the others in the order of the cohort; seconds are
-        those of choosing and of training.
-    """
-    selected: dict[str, list[TokenRow]] = {}
-    seconds: dict[str, float] = {}
-    for client, rows in cohort.items():
-        start = time.perf_counter()
-        try:
-            selected[client] = [rows[number] for number in chooser.choose(client, rows, task)]
-        except ModelError as error:
-            yield Reply(client, time.perf_counter() - start, failure=first_line(error))
-        seconds[client] = time.perf_counter() - start
-    for reply in train_cohort(base, layers, selected, task, tokens):
-        update = reply.update
-        assert update is not None
-        weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
-        update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
-        yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)

@@ -15,8 +15,8 @@ Shape legend: K clients trained together, S selected positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,7 @@ from bellwether.client.batches import collate, local_steps
 from bellwether.client.objective import Objective, make_objective
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
+from bellwether.errors import ModelError, first_line
 from bellwether.messages import Reply, TrainTask, Update
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
@@ -31,6 +32,9 @@ from bellwether.model.forward import token_losses
 from bellwether.model.lora import LoraLayers
 from bellwether.randomness import Randomness
 from bellwether.schedule import learning_rate
+
+# From a client, its rows and what it is asked to the numbers of the rows that it trains on.
+Choose = Callable[[str, Sequence[TokenRow], TrainTask], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,45 @@ def train_cohort(
     plans = [_plan(client, rows, task) for client, rows in cohort.items()]
     for start in range(0, len(plans), layers.slots):
         yield from _train_together(base, layers, plans[start : start + layers.slots], task, objective, tokens)
+
+
+def train_chosen(
+    choose: Choose,
+    base: Base,
+    layers: LoraLayers,
+    cohort: Mapping[str, Sequence[TokenRow]],
+    task: TrainTask,
+    tokens: int | None = None,
+) -> Iterator[Reply]:
+    """Train every client of a cohort on the rows that it chooses.
+
+    Args:
+        choose: chooses them; raises ModelError where it cannot.
+        base: the frozen base model.
+        layers: LoRA layers over it.
+        cohort: all token rows by client name.
+        task: what the clients are asked.
+        tokens: see ``train_cohort``.
+
+    Yields:
+        One reply per client, those that could not choose first, the others in the order of the cohort; seconds are
+        those of choosing and of training.
+    """
+    selected: dict[str, list[TokenRow]] = {}
+    seconds: dict[str, float] = {}
+    for client, rows in cohort.items():
+        start = time.perf_counter()
+        try:
+            selected[client] = [rows[number] for number in choose(client, rows, task)]
+        except ModelError as error:
+            yield Reply(client, time.perf_counter() - start, failure=first_line(error))
+        seconds[client] = time.perf_counter() - start
+    for reply in train_cohort(base, layers, selected, task, tokens):
+        update = reply.update
+        assert update is not None
+        weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
+        update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
+        yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)
 
 
 def _plan(client: str, rows: Sequence[TokenRow], task: TrainTask) -> _Plan:

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from bellwether.client.choose import Chooser, train_chosen
+from bellwether.client.choose import Chooser
 from bellwether.client.score import by_category, by_group, score
+from bellwether.client.train import train_chosen
 from bellwether.data.rows import TokenRow
 from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.model.base import Base
@@ -58,7 +59,7 @@ class LocalEngine:
         match task:
             case TrainTask():
                 rows = {client: self._rows[client] for client in cohort}
-                yield from train_chosen(self._chooser, self._base, self._layers, rows, task, self._tokens)
+                yield from train_chosen(self._chooser.choose, self._base, self._layers, rows, task, self._tokens)
             case SurveyTask():
                 yield from (self._chooser.survey(client, self._rows[client], task) for client in cohort)
             case EvaluateTask():
