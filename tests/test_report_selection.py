@@ -20,6 +20,7 @@ from bellwether.chosen import Chosen
 from bellwether.compare_show import cost_cells
 from bellwether.compare_table import Line
 from bellwether.errors import CheckpointError
+from bellwether.finished import FinishedRun
 from bellwether.page.render import render
 from bellwether.page.run import run_page
 from bellwether.page.selection import normalised_entropy
@@ -155,6 +156,25 @@ def test_steps_that_are_counted_are_not_said_to_be_saved(copied: Path) -> None:
     assert "would have been" not in text
 
 
+def test_clients_of_whom_nothing_was_chosen_count_where_all_rows_would_have_been_trained() -> None:
+    run = nasty_run(clients=12, rounds=1)
+    record = run.rounds[0]
+    survey = SurveyRecord(dict.fromkeys(record.cohort, ()), {}, {}, 1, 1)
+    rounds = [dataclasses.replace(record, survey=survey, clients=record.clients[:1], rows_seen=2)]
+    held = {one.client: one.rows for one in run.description.clients}
+    answered = [name for name in record.cohort if name not in record.left_out]
+    assert len(answered) > 1
+    of_all = sum(held[name] for name in answered)
+    text = Reader(render(run_page(dataclasses.replace(choosing_run(run), rounds=rounds)))).text
+    assert f"would have been {of_all}: so it is {200 / of_all:.1f} % of them" in text
+
+
+def choosing_run(run: FinishedRun) -> FinishedRun:
+    """Return a run whose recipe has the clients choose rows."""
+    selection = run.recipe.selection.model_copy(update={"method": "hierarchical"})
+    return dataclasses.replace(run, recipe=run.recipe.model_copy(update={"selection": selection}))
+
+
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_nothing_in_names_of_clients_or_categories_acts_in_the_section(width: int) -> None:
     run = nasty_run(clients=70)
@@ -168,10 +188,7 @@ def test_nothing_in_names_of_clients_or_categories_acts_in_the_section(width: in
     centroids = {name: (tuple(generator.normal(size=width).tolist()),) for name in cohort}
     survey = SurveyRecord(centroids, dict.fromkeys(cohort, (0,)), {cohort[0]: (0,)}, 1, 1)
     rounds = [*run.rounds[:-1], dataclasses.replace(run.rounds[-1], survey=survey)]
-    recipe = run.recipe.model_copy(
-        update={"selection": run.recipe.selection.model_copy(update={"method": "hierarchical"})}
-    )
-    page = render(run_page(dataclasses.replace(run, recipe=recipe, rounds=rounds, chosen=chosen)))
+    page = render(run_page(dataclasses.replace(choosing_run(run), rounds=rounds, chosen=chosen)))
     tags = Reader(page).tags
     assert not {"script", "img", "image"} & {tag for tag, _ in tags}
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
