@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, phases, picture, report, rounds, startup, ways
+from benchmarks import growth, phases, picture, report, rounds, startup, survey, ways
 from benchmarks.machine import describe
 from benchmarks.setting import TINY, Setting
 
-PARTS = ("startup", "phases", "rounds", "growth")
+PARTS = ("startup", "phases", "rounds", "growth", "survey")
 SHORT_RUN = (
     "federation.rounds=1",
     "training.local_steps=1",
@@ -64,6 +64,8 @@ def parts(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
                 )
     if "growth" in given.only:
         files["growth"] = lambda: growth.measure(Setting(threads=given.threads), min(repeats, 2), given.quick)
+    if "survey" in given.only:
+        files["survey"] = lambda: survey.measure(given.threads, repeats, given.quick)
     return files
 
 

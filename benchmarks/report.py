@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import phases as run_phases
+from benchmarks import survey as surveys
 from benchmarks import ways
 
 FOLDER = Path(__file__).parent
@@ -56,7 +57,7 @@ def render(results: Mapping[str, Measured]) -> str:
     if any(name.startswith("rounds-") for name in results):
         parts.append("![Seconds a round, and how they grow](results/rounds.png)\n")
     parts += [rounds(results[name]) for name in _rounds_names(results)]
-    single = {"growth": growth, "phases": phases, "startup": startup, "gpu": gpu}
+    single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
     parts += [show(results[name]) for name, show in single.items() if name in results]
     return "\n" + "\n".join(parts) + "\n" if parts else f"\n{NOTHING}\n"
 
@@ -190,6 +191,73 @@ def growth(measured: Measured) -> str:
         f"{table(head, points)}\n"
         "Real runs of two rounds on the embedded base, each in a process of its own:\n\n"
         f"{table(('clients', 'in a round', 'peak, MiB', 'times the first'), runs)}"
+    )
+
+
+def survey(measured: Measured) -> str:
+    """Return how fast the survey before training is, beside the released way."""
+    parts = [f"### Survey\n\n{measured['repeats']} timed turns, in turn. {where(measured)}\n"]
+    parts += [_features(one) for one in measured["features"]]
+    lines = [
+        (
+            f"{one['rows']} × {one['features']}",
+            _spread(one["tsne"], 3),
+            f"{1000 * statistics.median(one['product']):.3f}",
+            f"{statistics.median(one['tsne']) / statistics.median(one['product']):,.0f}",
+            f"{1000 * one['drawing']:.1f}",
+        )
+        for one in measured["reduction"]
+    ]
+    head = (
+        "one client's features",
+        "t-SNE, s (least to most)",
+        "product with the shared projection, ms",
+        "times as fast",
+        "drawing that projection, once, ms",
+    )
+    parts.append(table(head, lines))
+    lines = [
+        (f"{one['rows']:,}", *(_mebibytes(one[key]) for key in ("before", "peak", "features")))
+        for one in measured["memory"]
+    ]
+    head = ("rows of a client", "peak before, MiB", "peak with their features, MiB", "the features, MiB")
+    parts.append(table(head, lines))
+    lines = [(f"{one['points']:,} × {one['dimensions']}", f"{one['seconds']:.1f}") for one in measured["clustering"]]
+    parts.append(table(("points clustered", "HDBSCAN, s"), lines))
+    return "\n".join(parts)
+
+
+def _features(measured: Measured) -> str:
+    """Return the table of the ways to make features at one width."""
+    setting, rows = measured["setting"], measured["ways"]
+    lines = []
+    for dtype in ("float32", "bfloat16"):
+        for way in (surveys.RELEASED, surveys.OURS, surveys.MEAN, surveys.BARE):
+            row = rows[surveys.named(way, dtype)]
+            lines.append(
+                (
+                    surveys.named(way, dtype),
+                    _spread(row["seconds"]),
+                    f"{measured['tokens'] / _median(row):,.0f}",
+                    f"{surveys.pace(measured, way, dtype, surveys.RELEASED):.2f}",
+                    f"{surveys.pace(measured, way, dtype, surveys.RELEASED, 'float32'):.2f}",
+                    _percent(surveys.pace(measured, way, dtype, surveys.BARE)),
+                    _mebibytes(row["peak"]),
+                )
+            )
+    head = (
+        "way",
+        "seconds (least to most)",
+        "tokens a second",
+        "times the released way's pace",
+        "in float32",
+        "share of the bare forward pass's pace",
+        "peak, MiB",
+    )
+    return (
+        f"Features of {measured['rows']} rows ({measured['tokens']:,} tokens), hidden {setting['hidden']}, "
+        f"{setting['layers']} layers, vocabulary {setting['vocabulary']}, {setting['threads']} threads:\n\n"
+        f"{table(head, lines)}"
     )
 
 

@@ -62,7 +62,7 @@ def folder(setting, tmp_path_factory):
 @pytest.fixture
 def in_process(monkeypatch):
     """Let what has a process of its own happen here, and spare the collection of garbage before each training."""
-    from benchmarks import gpu, growth, phases, rounds, worker
+    from benchmarks import gpu, growth, phases, rounds, survey, worker
 
     class Here:
         def __init__(self, name, job):
@@ -85,7 +85,7 @@ def in_process(monkeypatch):
             return worker.Turn(time.perf_counter() - start, dict(told or {}), worker.peak_memory())
 
     monkeypatch.setattr(rounds, "Worker", Here)
-    for module in (gpu, growth, phases, rounds):
+    for module in (gpu, growth, phases, rounds, survey):
         monkeypatch.setattr(module, "fresh", lambda name, function, *arguments: function(*arguments))
     monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
 
@@ -270,6 +270,57 @@ def test_starting_is_split_into_imports_and_work():
     command = startup.measure(1, ["import bellwether"])["commands"]["import bellwether"]
     assert 0 < command["imports"] < 5
     assert len(command["seconds"]) == 1
+
+
+# The survey ---------------------------------------------------------------------------------------
+
+
+def test_the_released_way_makes_the_features_that_bellwether_makes(setting, folder, clients):
+    import numpy as np
+
+    from bellwether.model.features import pooled_states
+    from benchmarks import rivals, survey
+
+    model = rivals.with_adapter(rivals.load(folder), setting).eval()
+    base, layers = survey._attached(setting, folder)  # both adapters have B = 0 still
+    rows = [row.ids_T for row in clients["client-000"]]
+    with torch.no_grad():
+        theirs = np.stack([survey._last_states(model, torch.from_numpy(ids_T)[None]) for ids_T in rows])
+    np.testing.assert_allclose(pooled_states(base, layers, rows, pooling="last"), theirs, rtol=0, atol=1e-5)
+
+
+def test_the_bare_forward_pass_sees_every_token_and_no_output_layer(setting, folder, clients, monkeypatch):
+    from transformers import LlamaForCausalLM, LlamaModel
+
+    from benchmarks import survey
+
+    seen = []
+    forward = LlamaModel.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("the output layer ran"))
+    monkeypatch.setattr(
+        LlamaModel, "forward", lambda self, **given: (seen.append(given["input_ids"]), forward(self, **given))[1]
+    )
+    survey.bare(setting, folder, clients)()
+    lengths = [len(row) for rows in clients.values() for row in rows]
+    assert sum(int((ids_NT != 0).sum()) for ids_NT in seen) == sum(lengths), "rows hold no token 0, which pads"
+    assert len(seen) == len(clients), "the short rows of a client fit into one batch"
+
+
+def test_the_survey_can_be_measured_and_shown(in_process, tmp_path, capsys):
+    from benchmarks.__main__ import main
+    from benchmarks.report import read, render
+
+    main(["--quick", "--only", "survey", "--threads", "1", "--out", str(tmp_path)])
+    results = read(tmp_path)
+    assert set(results) == {"survey"}
+    (made,) = results["survey"]["features"]
+    assert len(made["ways"]) == 8
+    assert [one["features"] for one in results["survey"]["memory"]] == [3 * 96 * 4, 6 * 96 * 4]
+    assert all(min(one["product"]) < min(one["tsne"]) for one in results["survey"]["reduction"])
+    shown = capsys.readouterr().out
+    assert shown.strip() == render(results).strip()
+    ratio = made["ways"]["released, float32"]["seconds"][0] / made["ways"]["bellwether, bfloat16"]["seconds"][0]
+    assert f"| {ratio:.2f} | " in shown.split("| bellwether, bfloat16 |")[1].split("\n")[0]
 
 
 # What is shown ------------------------------------------------------------------------------------

@@ -65,6 +65,18 @@ def test_values_and_gradients_are_those_of_autograd(case):
         torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-10)
 
 
+@pytest.mark.parametrize("size", [6, 32, 64, 80])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rotation_in_bfloat16_is_the_same_for_narrow_and_for_wide_heads(size, sign, monkeypatch):
+    angles = torch.cat([drawn(7, 1, size // 2, seed=8)] * 2, -1)
+    x, cos, sin = (value.to(torch.bfloat16) for value in (drawn(7, 2, size), angles.cos(), angles.sin()))
+    found = []
+    for numbers in (0, 1000):
+        monkeypatch.setattr(kernels, "_VECTOR", numbers)
+        found.append(kernels._turned(x, cos, sin, sign))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("numbers", [1, 50 * 16, 50 * 20])
 def test_cross_entropy_in_parts_is_that_of_the_whole(numbers, monkeypatch):
     monkeypatch.setattr(kernels, "_LOGITS", numbers)

@@ -24,6 +24,7 @@ from bellwether.model.kernels import wide
 from bellwether.model.lora import LoraLayers
 
 Pooling = Literal["last", "mean"]
+TOKENS = 2048  # that run through a model at once
 
 
 def pooled_states(
@@ -33,7 +34,7 @@ def pooled_states(
     *,
     pooling: Pooling,
     chosen: Sequence[int] | None = None,
-    tokens: int = 1024,
+    tokens: int = TOKENS,
 ) -> NDArray[Any]:
     """Return the hidden states of the model with the adapter in slot 0, pooled per row and joined over layers.
 

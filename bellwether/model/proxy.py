@@ -26,7 +26,7 @@ from bellwether import recipe
 from bellwether.adapter import AdapterConfig
 from bellwether.errors import ModelError
 from bellwether.model.base import fingerprint, load_base
-from bellwether.model.features import Pooling, by_tokens, pooled_states, pooler
+from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler
 from bellwether.model.folder import SMALL_FILES, ModelFolder, find_folder, read_json, weight_files
 from bellwether.model.forward import pack, padded
 from bellwether.model.kernels import wide
@@ -93,7 +93,7 @@ class Proxy:
     run: Run
 
     def features(
-        self, texts: Sequence[str], *, pooling: Pooling, chosen: Sequence[int] | None = None, tokens: int = 1024
+        self, texts: Sequence[str], *, pooling: Pooling, chosen: Sequence[int] | None = None, tokens: int = TOKENS
     ) -> Described:
         """Return the features of texts.
 
