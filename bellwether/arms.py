@@ -57,7 +57,7 @@ class Outcome:
         cost: rows used for training (where clients choose rows, those that were ever chosen), and held by all clients
             of the arm; rows and tokens seen; seconds of training, and of surveys where there are any; bytes sent, and
             those that sending the whole base instead would take.
-        curve: how the training loss fell: passes over the rows held so far, and nats per token.
+        curve: how the training loss fell: passes over the rows held so far, and loss per token.
         groups: of the scored rows (language or domain), in their order; empty where rows name fewer than two.
         clients: totals of the rows that clients hold out of their own, by client; of a client's own adapter only its
             own.

@@ -87,6 +87,14 @@ def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
     if (selection.features == "proxy") != (selection.proxy is not None):
         text = f"selection.features is {selection.features}, and selection.proxy {selection.proxy or 'null'}"
         yield "selection.proxy", f"{text}; give both or neither."
+    if selection.rotate and method not in ("hierarchical", "random"):
+        yield (
+            "selection.rotate",
+            f"selection.rotate is given, but selection.method {method} chooses by itself; leave it out.",
+        )
+    if selection.noise and not selection.surveys:
+        text = f"selection.noise is given, but with selection.method {method} clients send no centroids; leave it out."
+        yield "selection.noise", text
     if selection.projection_sources and selection.space != "shared":
         text = f"selection.projection_sources are given, but selection.space is {selection.space}; set it to shared."
         yield "selection.projection_sources", text

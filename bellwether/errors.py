@@ -4,6 +4,7 @@
     ├── RecipeError       a recipe or an override is wrong
     ├── DataError         rows cannot be read, rendered or partitioned
     ├── ModelError        a base model or an adapter cannot be used
+    │   └── NotFinite     some rows have hidden states or losses that are not finite
     ├── UpdateRejected    a client's update failed the check before aggregation
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
@@ -35,6 +36,10 @@ class DataError(BellwetherError):
 
 class ModelError(BellwetherError):
     """A base model or an adapter cannot be used."""
+
+
+class NotFinite(ModelError):
+    """Hidden states or losses of some rows are not finite."""
 
 
 class UpdateRejected(BellwetherError):

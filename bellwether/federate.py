@@ -35,6 +35,7 @@ from bellwether.records import (
     Watcher,
 )
 from bellwether.schedule import learning_rate
+from bellwether.select.budget import share
 from bellwether.survey import Surveyed, survey
 from bellwether.wire import adapter_bytes, check_tensor, check_update
 
@@ -144,23 +145,26 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
             sampler or aggregation rule returned what cannot be used.
     """
     recipe, round, before = federation.recipe, progress.round + 1, progress.adapter
-    drawn = cohort = _sample(federation, round)
-    federation.watch(RoundStarted(round, cohort))
+    drawn = _sample(federation, round)
+    federation.watch(RoundStarted(round, drawn))
 
     rounds, deadline = recipe.federation.rounds, recipe.federation.deadline
     task = TrainTask(round, before, recipe.training, rounds, recipe.seed, deadline, recipe.selection)
     start = time.perf_counter()
-    surveyed = _survey(federation, cohort, task) if recipe.selection.surveys else None
+    surveyed = _survey(federation, drawn, task) if recipe.selection.surveys else None
+    cohort, failure = drawn, None
     if surveyed is not None:
         task = replace(task, kept=surveyed.kept)
+        failure = _below_quorum("surveys", len(surveyed.kept), drawn, surveyed.left_out, recipe)
         # A client of whose rows none was selected does not train, and does not count.
-        cohort = tuple(client for client in cohort if surveyed.kept.get(client) or client in surveyed.left_out)
+        cohort = tuple(client for client in drawn if surveyed.kept.get(client) and failure is None)
     asked = time.perf_counter()
     answers = _collect(federation, cohort, task, surveyed.left_out if surveyed else {})
     trained = time.perf_counter()
 
-    nothing = surveyed is not None and _nothing_selected(drawn, surveyed, recipe)
-    failure = None if nothing else _below_quorum(cohort, answers, recipe)
+    nothing = surveyed is not None and failure is None and not cohort
+    if failure is None and not nothing:
+        failure = _below_quorum("updates", len(answers.accepted), cohort, answers.left_out, recipe)
     if nothing:
         federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
         adapter, state = before, progress.state
@@ -176,7 +180,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
     record = _record(drawn, task, answers, adapter, seconds, failure)
     if surveyed is not None:
-        record = _with_survey(record, surveyed)
+        record = surveyed.added_to(record)
     return Progress(round, adapter, state, (*progress.rounds, record), progress.evaluations)
 
 
@@ -213,26 +217,8 @@ def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) ->
     return surveyed
 
 
-def _with_survey(record: RoundRecord, surveyed: Surveyed) -> RoundRecord:
-    """Return a round's record with what was surveyed before."""
-    survey = surveyed.record
-    return replace(
-        record,
-        survey=survey,
-        bytes_down=record.bytes_down + survey.bytes_down,
-        bytes_up=record.bytes_up + survey.bytes_up,
-        duration=record.duration + surveyed.duration,
-    )
-
-
-def _nothing_selected(cohort: Sequence[str], surveyed: Surveyed, recipe: Recipe) -> bool:
-    """Return whether a survey was answered by a quorum of its cohort, of whose rows none was selected."""
-    return not any(surveyed.kept.values()) and len(surveyed.kept) >= _quorum(cohort, recipe)
-
-
 def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask, left_out: Mapping[str, str]) -> _Answers:
-    """Ask those of a cohort to train that are not left out; accept each update that passes the check, in time."""
-    cohort = tuple(client for client in cohort if client not in left_out)
+    """Ask a cohort to train; accept each update that passes the check, in time."""
     answers = _Answers([], dict(left_out), 0, 0.0, len(cohort))
     for reply in federation.engine.ask(cohort, task) if cohort else ():
         answers.reached -= not reply.reached
@@ -282,19 +268,15 @@ def _leave_out(federation: Federation, answers: _Answers, round: int, client: st
     federation.watch(ClientFailed(round, client, reason))
 
 
-def _quorum(cohort: Sequence[str], recipe: Recipe) -> int:
-    """Return how many clients of a cohort must answer."""
-    # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
-    return max(1, math.ceil(recipe.federation.quorum * len(cohort) - 1e-9))
-
-
-def _below_quorum(cohort: Sequence[str], answers: _Answers, recipe: Recipe) -> str | None:
-    """Return why a round cannot be aggregated, or None."""
-    needed = _quorum(cohort, recipe)
-    if len(answers.accepted) >= needed:
+def _below_quorum(
+    what: str, count: int, cohort: Sequence[str], left_out: Mapping[str, str], recipe: Recipe
+) -> str | None:
+    """Return why so many surveys or updates of a cohort are too few, or None."""
+    needed = share(len(cohort), recipe.federation.quorum)
+    if count >= needed:
         return None
-    reasons = "; ".join(f"{client}: {reason}" for client, reason in answers.left_out.items()) or "no client was there"
-    return f"{len(answers.accepted)} of {len(cohort)} updates can be used, and {needed} are needed ({reasons})"
+    reasons = "; ".join(f"{client}: {reason}" for client, reason in left_out.items()) or "no client was there"
+    return f"{count} of {len(cohort)} {what} can be used, and {needed} are needed ({reasons})"
 
 
 def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federation: Federation) -> None:

@@ -214,7 +214,7 @@ class Selection(Section):
     rows: Annotated[int, Field(ge=1, strict=True)] | Literal["hierarchical"] | None = Field(
         None,
         description="rows that a client trains on, at most; hierarchical: as many as that method keeps at the client, "
-        "so that rivals of the same size can be compared; null: rows_per_cluster of each kept cluster (hierarchical), "
+        "so that rivals of like size can be compared; null: rows_per_cluster of each kept cluster (hierarchical), "
         "or fraction (others)",
     )
     fraction: float | None = Field(None, gt=0, le=1, description="share of its rows that a client trains on")
@@ -227,9 +227,14 @@ class Selection(Section):
         description="whose hidden states stand for a row: the tuned model's, or a frozen proxy's (FedHDS-Turbo)",
     )
     proxy: str | None = Field(
-        None, min_length=1, description="folder or hub name of the proxy, a causal model or a sentence encoder (proxy)"
+        None,
+        min_length=1,
+        description="folder or hub name of the proxy, a causal model or a sentence encoder; cuts longer texts (proxy)",
     )
-    pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean over all")
+    pooling: Literal["last", "mean"] = Field(
+        "last",
+        description="the last token's hidden state, or the mean over all; a sentence encoder pools as its folder says",
+    )
     layers: Literal["all"] | Annotated[tuple[int, ...], Field(min_length=1)] = Field(
         "all", description="layers whose hidden states are put side by side: 0 is the embedding, -1 the last layer"
     )
@@ -274,7 +279,7 @@ class Selection(Section):
         0.0,
         ge=0,
         description="standard deviation of the Gaussian noise on every released centroid, in units of its sensitivity, "
-        "twice clip_norm",
+        "twice clip_norm; a simulation draws it from the seed, so whoever knows that can take it off",
     )
 
     def min_samples(self, least: int) -> int:

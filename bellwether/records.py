@@ -17,12 +17,12 @@ class ClientRecord:
 
     Args:
         client: the client's name.
-        rows: rows it has to train on.
+        rows: the weight of its update: rows it has to train on, or those it chose.
         rows_seen: rows it trained on, repetitions counted.
         tokens: trained tokens, repetitions counted.
-        loss: mean cross-entropy over those tokens while training, in nats.
+        loss: mean loss over those tokens while training, in nats where it is the cross-entropy.
         seconds: how long it took.
-        selected: how many of its rows it trained on; None where nothing was said of that.
+        selected: how many of its rows it trained on; None where clients train on all.
     """
 
     client: str
@@ -63,7 +63,7 @@ class RoundRecord:
         clients: those whose updates were aggregated.
         left_out: client and reason for the others.
         learning_rate: the clients' learning rate at the beginning of the round; while it warms up, at its end.
-        loss: the clients' training loss, weighted by tokens, in nats per token.
+        loss: the clients' training loss per token, weighted by tokens, in nats where it is the cross-entropy.
         rows: rows that the clients have to train on.
         rows_seen: rows trained on, repetitions counted.
         tokens: tokens trained, repetitions counted.

@@ -3,7 +3,7 @@
     recipe.yaml        the resolved recipe
     environment.json   versions, threads, device
     clients.json       what each client holds: counts by category
-    clients/3-NAME/    where rows are selected, the client's own files, which nobody else reads: see client/choose.py
+    clients/3-NAME/    where rows are selected, the client's own files, drawn in report.html: see client/choose.py
     checkpoints/0003/  one commit per round, complete in itself:
         adapter_model.safetensors, adapter_config.json    the adapter after the round
         state.safetensors, state.json                     what the method remembers
@@ -305,7 +305,7 @@ def check_new(path: Path, *, locked: bool = False) -> None:
 
 
 def client_folders(path: Path, clients: Sequence[str]) -> dict[str, Path]:
-    """Return each client's own part of a run folder, into which nobody else looks; made when it is needed.
+    """Return each client's own part of a run folder, into which only a simulation's report looks beside it.
 
     Args:
         path: the run folder.

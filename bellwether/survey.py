@@ -8,14 +8,16 @@ Shape legend: C centroids of a client, d dimensions of the space.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
 from bellwether.messages import Reply, SurveyTask
-from bellwether.records import SurveyRecord
+from bellwether.records import RoundRecord, SurveyRecord
 from bellwether.select.groups import keep
 from bellwether.wire import adapter_bytes, check_survey
 
@@ -38,6 +40,16 @@ class Surveyed:
     record: SurveyRecord
     duration: float
 
+    def added_to(self, record: RoundRecord) -> RoundRecord:
+        """Return a round's record with its survey, and with the bytes and seconds of it."""
+        return replace(
+            record,
+            survey=self.record,
+            bytes_down=record.bytes_down + self.record.bytes_down,
+            bytes_up=record.bytes_up + self.record.bytes_up,
+            duration=record.duration + self.duration,
+        )
+
 
 def survey(
     ask: Callable[[Sequence[str], SurveyTask], Iterator[Reply]], cohort: Sequence[str], task: SurveyTask
@@ -49,24 +61,24 @@ def survey(
         cohort: the clients of the round.
         task: what they are asked.
     """
-    arrived: dict[str, Reply] = {}
+    settings = task.selection
+    replies = list(ask(cohort, task))
+    reached = len(cohort) - sum(not reply.reached for reply in replies)
+    duration = max((reply.seconds for reply in replies), default=0.0)
+    arrived: dict[str, NDArray[Any]] = {}
     left_out = dict.fromkeys(cohort, "it did not answer")
-    reached, duration = len(cohort), 0.0
-    # Features as they are have as many dimensions as the model or the proxy makes them.
-    width = None if task.selection.space == "none" else task.selection.dimensions
-    for reply in ask(cohort, task):
-        reached, duration = reached - (not reply.reached), max(duration, reply.seconds)
+    width = _most_frequent_width(replies) if settings.space == "none" else settings.dimensions
+    for reply in replies:
         try:
-            width = check_survey(reply, task, cohort, arrived, width)
+            found_Cd = check_survey(reply, task, cohort, arrived, width)
         except UpdateRejected as reason:
             if reply.client not in arrived:  # what came first counts, whatever comes after it
                 left_out[reply.client] = str(reason)
             continue
-        arrived[reply.client] = reply
+        arrived[reply.client] = found_Cd
         left_out.pop(reply.client)
     # The order of the cohort, not of arrival, so that the same centroids make the same groups.
-    centroids = {c: arrived[c].survey.centroids_Cd for c in cohort if c in arrived}  # type: ignore[union-attr]
-    settings = task.selection
+    centroids = {client: arrived[client] for client in cohort if client in arrived}
     least = settings.min_group_centroids
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
     sent_down = adapter_bytes(task.adapter.tensors) * reached if settings.features == "model" else 0
@@ -75,6 +87,16 @@ def survey(
         {c: tuple(groups) for c, groups in found.groups.items()},
         {c: tuple(numbers) for c, numbers in found.numbers.items()},
         sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
-        sum(int(np.asarray(points).nbytes) for points in centroids.values()),
+        sum(int(points.nbytes) for points in centroids.values()),
     )
     return Surveyed(found.numbers, left_out, record, duration)
+
+
+def _most_frequent_width(replies: Sequence[Reply]) -> int | None:
+    """Return how many dimensions most clients' centroids have, so that one wrong client does not shut out the others.
+
+    Features as they are have as many as the model or the proxy makes them.
+    """
+    arrays = [reply.survey.centroids_Cd for reply in replies if reply.survey is not None]
+    widths = Counter(array.shape[1] for array in arrays if getattr(array, "ndim", 0) == 2 and len(array))
+    return widths.most_common(1)[0][0] if widths else None

@@ -63,15 +63,15 @@ def check_update(
 
 def check_survey(
     reply: Reply, task: SurveyTask, cohort: Collection[str], taken: Collection[str], width: int | None
-) -> int | None:
-    """Refuse a survey that must not be clustered; return the dimensions that all surveys of the round must have.
+) -> NDArray[Any]:
+    """Refuse a survey that must not be clustered; return its centroids_Cd.
 
     Args:
         reply: what the client sent.
         task: what it was asked.
         cohort: the clients that were asked in this round.
         taken: the clients whose surveys were accepted already.
-        width: dimensions that the recipe asks for, or those of the surveys before; None where neither is known.
+        width: how many dimensions are due; None where no client has a centroid.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
@@ -94,13 +94,11 @@ def check_survey(
         raise UpdateRejected("its centroids have no dimension")
     if len(points_Cd) > MOST_CENTROIDS:
         raise UpdateRejected(f"it sent {len(points_Cd)} centroids, where {MOST_CENTROIDS} are taken")
-    if not len(points_Cd):
-        return width
     if not np.isfinite(points_Cd).all():
         raise UpdateRejected("a centroid holds values that are not finite")
-    if width is not None and points_Cd.shape[1] != width:
+    if len(points_Cd) and points_Cd.shape[1] != width:
         raise UpdateRejected(f"its centroids have {points_Cd.shape[1]} dimensions, where {width} are due")
-    return int(points_Cd.shape[1])
+    return points_Cd
 
 
 def check_tensor(key: str, value: NDArray[Any], expected: NDArray[Any]) -> None:

@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bellwether import load_recipe
-from bellwether.client.choose import SURVEY, Chooser
+from bellwether.chosen import SURVEY
+from bellwether.client.choose import Chooser
+from bellwether.client.memory import recall
 from bellwether.messages import Reply, SurveyTask, TrainTask
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
@@ -58,13 +61,17 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
     topics = {client: [row.category for row in some] for client, some in rows.items()}
     groups, labels, wrong, chosen = [], [], [], []
     for client, kept in surveyed.kept.items():
-        of_cluster = _topics_of_clusters(folders[client], topics[client])
+        memory = recall(folders[client] / SURVEY)
+        if memory is None or memory.clusters is None:  # it could not be surveyed
+            continue
+        clusters_N, named = memory.clusters.labels_N, {}
+        for number in memory.released:
+            named[number] = main_topic(topics[client], clusters_N, number)
         groups += surveyed.record.groups[client]
-        labels += of_cluster
-        if kept:
-            numbers = chooser.choose(client, rows[client], task)
-            chosen += [topics[client][number] for number in numbers]
-            wrong += [topics[client][number] not in {of_cluster[one] for one in kept} for number in numbers]
+        labels += [named[number] for number in memory.released]
+        for row in chooser.choose(client, rows[client], task) if kept else ():
+            chosen.append(topics[client][row])
+            wrong.append(topics[client][row] != named[int(clusters_N[row])])
     layers.detach()
     everything = [topic for some in topics.values() for topic in some]
     ari, nmi = agreement(groups, labels) if labels else (float("nan"), float("nan"))
@@ -81,12 +88,15 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
     return dict(zip(FIGURES, figures, strict=True))
 
 
-def _topics_of_clusters(folder: Path, topics: Sequence[str]) -> list[str]:
-    """Return the most frequent topic of each released cluster of a client, by what it remembers."""
-    with np.load(folder / SURVEY, allow_pickle=False) as memory:
-        labels_N, released = memory["labels"], memory["released"].tolist()
-    members = [[topics[row] for row in np.flatnonzero(labels_N == number)] for number in released]
-    return [Counter(some).most_common(1)[0][0] for some in members]
+def main_topic(topics: Sequence[str], clusters_N: NDArray[np.int64], number: int) -> str:
+    """Return the most frequent topic of the rows of a cluster.
+
+    Args:
+        topics: of each row.
+        clusters_N: the cluster of each row.
+        number: of the cluster.
+    """
+    return Counter(topics[row] for row in np.flatnonzero(clusters_N == number)).most_common(1)[0][0]
 
 
 def main() -> None:

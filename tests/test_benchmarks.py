@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -383,3 +384,27 @@ def test_the_model_for_a_gpu_is_of_the_1b_class():
     assert 1e9 < weights + 2 * BILLION.hidden * BILLION.vocabulary < 1.3e9
     lengths = [len(row) for rows in make_clients(BILLION).values() for row in rows]
     assert 135 < statistics.mean(lengths) < 165
+
+
+# The coreset --------------------------------------------------------------------------------------
+
+
+def test_a_coreset_is_measured_before_training(tmp_path):
+    from bellwether import load_recipe
+    from benchmarks import coreset
+
+    recipe = load_recipe(
+        "default", ["selection.method=hierarchical", "selection.min_cluster_rows=3", "partition.clients=4"]
+    )
+    found = coreset.measure(recipe, tmp_path)
+    assert tuple(found) == coreset.FIGURES
+    assert found["rows"] == found["kept"] <= found["centroids"]
+    assert 0 <= found["wrong topic"] <= 1
+    assert 0 < found["topics"] <= 1
+
+
+def test_the_topic_of_a_cluster_is_that_of_most_of_its_rows():
+    from benchmarks.coreset import main_topic
+
+    assert main_topic(["a", "b", "b", "c", "c", "c"], np.array([0, 0, 0, 1, -1, -1]), 0) == "b"
+    assert main_topic(["a", "b", "b", "c", "c", "c"], np.array([0, 0, 0, 1, -1, -1]), 1) == "c"

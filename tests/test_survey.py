@@ -152,7 +152,7 @@ def test_where_nothing_is_selected_the_adapter_stays_and_the_round_does_not_fail
 @pytest.mark.parametrize("silent", ["abcd", "bcd"])
 def test_a_survey_that_too_few_answer_is_a_failed_round_with_all_reasons(silent):
     engine = SurveyedEngine(answers=dict.fromkeys(silent, away))
-    with pytest.raises(RoundFailed, match=r"Round 1 failed: 0 of . updates can be used") as caught:
+    with pytest.raises(RoundFailed, match=r"Round 1 failed: [01] of 4 surveys can be used, and 2 are") as caught:
         federate(selecting(engine=engine), begin())
     assert all(f"{client}: it is away" in str(caught.value) for client in silent)
     tolerant = federate(selecting("federation.failed_rounds=1", engine=engine), begin())
@@ -165,15 +165,24 @@ def test_an_empty_cohort_is_a_failed_round():
         federate(selecting(engine=SurveyedEngine(), sample=lambda clients, round, randomness: []), begin())
 
 
-def test_a_client_whose_survey_fails_does_not_train_and_counts_for_the_quorum():
+def test_a_client_whose_survey_fails_does_not_train_and_counts_for_the_quorum_of_the_survey():
     broken = {"c": lambda reply: [Reply("c", 1.0, failure="its disk is full")]}
     events = []
     progress = federate(selecting(engine=SurveyedEngine(answers=broken), events=events), begin())
     assert dict(progress.rounds[0].left_out) == {"c": "its disk is full"}
     assert [event.client for event in events if isinstance(event, ClientFailed)] == ["c"]
-    # Now three count: c, and two that train.
-    with pytest.raises(RoundFailed, match=r"2 of 3 updates can be used, and 3 are needed \(c: its disk is full\)"):
+    with pytest.raises(RoundFailed, match=r"3 of 4 surveys can be used, and 4 are needed \(c: its disk is full\)"):
         federate(selecting("federation.quorum=1", engine=SurveyedEngine(answers=broken)), begin())
+
+
+def test_of_a_survey_that_enough_answer_only_those_count_that_are_asked_to_train():
+    # Two are away and two answer, which is a quorum of four; of these one trains, which is a quorum of one.
+    centroids = {"a": [[0, 0], [0, 1], [10, 10], [10, 11]], "b": [[90, 90]]}
+    engine = SurveyedEngine(answers={"c": away, "d": away}, centroids=centroids)
+    record = federate(selecting(engine=engine), begin()).rounds[0]
+    assert record.failure is None
+    assert [one.client for one in record.clients] == ["a"]
+    assert set(record.left_out) == {"c", "d"}
 
 
 def test_a_client_that_answers_the_survey_twice_is_heard_once_and_trains():
@@ -222,12 +231,20 @@ def test_a_bad_survey_is_refused_with_its_reason(reply, reason):
     assert reason in str(caught.value)
 
 
-def test_good_surveys_pass_and_the_first_decides_on_dimensions_where_nothing_else_does():
+def test_good_surveys_pass():
     task = SurveyTask(3, START, Selection(), 0)
-    assert check_survey(Reply("a", 1, survey=good()), task, ("a",), (), None) == 4
+    survey = good()
+    assert check_survey(Reply("a", 1, survey=survey), task, ("a",), (), 4) is survey.centroids_Cd
     empty = Reply("a", 1, survey=good(centroids_Cd=np.zeros((0, 4), np.float32)))
-    assert check_survey(empty, task, ("a",), (), None) is None
-    assert check_survey(empty, task, ("a",), (), 9) == 9
+    for width in (None, 9):
+        assert len(check_survey(empty, task, ("a",), (), width)) == 0
+
+
+def test_where_features_stay_as_they_are_most_clients_decide_on_their_width():
+    wide = {"a": lambda reply: [replace(reply, survey=Survey("a", 1, np.zeros((3, 7), np.float32)))]}
+    engine = SurveyedEngine(answers=wide)  # a answers first
+    record = federate(selecting("selection.space=none", engine=engine), begin()).rounds[0]
+    assert dict(record.left_out) == {"a": "its centroids have 7 dimensions, where 2 are due"}
 
 
 # Simulated resources ------------------------------------------------------------------------------

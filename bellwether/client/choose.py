@@ -1,6 +1,7 @@
 """A client's half of data selection: the centroids that it sends, and the rows that it then trains on.
 
-Both keep files in the client's own folder, which no one else sees:
+Both keep files in the client's own folder, which nobody else has; where a simulation deals the rows out, its report
+draws what is there:
 
 NAME/survey.npz            where its rows lie, and their clusters; see ``bellwether.client.memory``
 NAME/selected/0003.json    the rows that it trained on in round 3
@@ -29,7 +30,7 @@ from bellwether.chosen import SELECTED, SURVEY
 from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
-from bellwether.errors import CheckpointError, ModelError, RoundFailed, first_line
+from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
 from bellwether.functions import load_function, naming
 from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
 from bellwether.model.base import Base
@@ -81,7 +82,7 @@ class Chooser:
         start = time.perf_counter()
         try:
             memory = self._fresh(client, rows, task)
-        except ModelError as error:
+        except NotFinite as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
         least = task.selection.min_cluster_rows
         clusters = cluster(memory.points_Nd, least, task.selection.min_samples(least))
@@ -100,7 +101,8 @@ class Chooser:
 
         Raises:
             RoundFailed: a person's own method failed, or chose what is not there or too much.
-            ModelError: features or losses are not finite.
+            NotFinite: features or losses are not finite.
+            ModelError: the proxy cannot be used.
             CheckpointError: what the client remembers was damaged.
         """
         if task.selection.method == "full":
@@ -184,6 +186,7 @@ class Chooser:
         features_NF = self._features(rows, task)
         _require_finite("features", features_NF)
         points_Nd = self._reduced(client, features_NF, task).astype(np.float32)
+        _require_finite("points", points_Nd)
         memory = Memory(self._key(rows, settings, task.seed), task.round, points_Nd)
         remember(self._path(client), memory)
         return memory
@@ -284,7 +287,7 @@ def _budget(count: int, settings: Selection) -> int | None:
 def _require_finite(what: str, values: NDArray[Any]) -> None:
     """Refuse figures of rows that are not finite, naming none of the rows, since the sentence leaves the client."""
     if not np.isfinite(values).all():
-        raise ModelError(f"the {what} of some of its rows are not finite, so none can be chosen by them")
+        raise NotFinite(f"the {what} of some of its rows are not finite, so none can be chosen by them")
 
 
 def _checked(chosen: Any, count: int, budget: int, name: str) -> list[int]:

@@ -1,7 +1,7 @@
 """What a client remembers of its rows, from a survey to the training of the same round and to later surveys.
 
-It stands in a file of the client's own, since another process may train it than surveyed it, and is read by nobody
-else.
+It stands in a file of the client's own, since another process may train it than surveyed it. The report of a
+simulation, which deals the rows out, draws it.
 
 Shape legend: N rows of the client, d dimensions of the space.
 """
@@ -78,5 +78,5 @@ def recall(path: Path) -> Memory | None:
     except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
         raise CheckpointError(
             f"{path} is not as it was written ({type(error).__name__}: {first_line(error)}); remove it, and its client "
-            "computes its features anew."
+            "computes its features anew, by the adapter of the round that it is asked in."
         ) from error

@@ -24,7 +24,7 @@ from bellwether.client.batches import collate, local_steps
 from bellwether.client.objective import Objective, make_objective
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
-from bellwether.errors import ModelError, first_line
+from bellwether.errors import NotFinite, first_line
 from bellwether.messages import Reply, TrainTask, Update
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
@@ -103,7 +103,7 @@ def train_chosen(
     """Train every client of a cohort on the rows that it chooses.
 
     Args:
-        choose: chooses them; raises ModelError where it cannot.
+        choose: chooses them; raises NotFinite where it cannot.
         base: the frozen base model.
         layers: LoRA layers over it.
         cohort: all token rows by client name.
@@ -120,14 +120,15 @@ def train_chosen(
         start = time.perf_counter()
         try:
             selected[client] = [rows[number] for number in choose(client, rows, task)]
-        except ModelError as error:
+        except NotFinite as error:
             yield Reply(client, time.perf_counter() - start, failure=first_line(error))
         seconds[client] = time.perf_counter() - start
     for reply in train_cohort(base, layers, selected, task, tokens):
         update = reply.update
         assert update is not None
         weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
-        update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
+        if task.selection.method != "full":
+            update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
         yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)
 
 

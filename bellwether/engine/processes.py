@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +107,7 @@ class ProcessEngine:
         busy = {worker: len(share) for worker, share in zip(self._workers, shares, strict=True) if share}
         for worker, share in zip(self._workers, shares, strict=True):
             if share:
-                worker.send((share, task))
+                worker.send((share, _part_of(task, share)))
         arrived: dict[str, Reply] = {}
         waiting = list(reversed(cohort))
         for reply in _replies(busy):
@@ -178,6 +178,13 @@ def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
         shares[number].append(client)
         sums[number] += costs[client]
     return shares
+
+
+def _part_of(task: Task, share: Sequence[str]) -> Task:
+    """Return a task without what it says of clients that others have."""
+    if not isinstance(task, TrainTask) or not task.kept:
+        return task
+    return replace(task, kept={client: task.kept[client] for client in share})
 
 
 def _cost(rows: Sequence[TokenRow], task: Task) -> float:

@@ -175,23 +175,6 @@ def token_ids(proxy: Proxy, texts: Sequence[str]) -> tuple[list[NDArray[np.int64
     return [np.asarray(ids or [proxy.tokenizer.eos_token_id], np.int64) for ids in rows], len(long)
 
 
-def cache_key(
-    proxy: str, texts: Sequence[str], *, pooling: Pooling, chosen: Sequence[int] | None = None, precision: str = ""
-) -> str:
-    """Return the SHA-256 of all that features depend on, as 64 hexadecimal digits.
-
-    Args:
-        proxy: its fingerprint.
-        texts: in their order.
-        pooling: as ``Proxy.features`` takes it.
-        chosen: as ``Proxy.features`` takes it.
-        precision: what else tells features apart, such as the device.
-    """
-    layers = None if chosen is None else [int(number) for number in chosen]
-    parts = [proxy, pooling, layers, precision, list(texts)]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
-
-
 # Causal models ------------------------------------------------------------------------------------
 
 

@@ -252,7 +252,7 @@ def _learning(compared: Compared) -> Section:
     parts: list[Part] = []
     if curves:
         svg = lines(
-            "training", label, curves, "passes over the rows held", "nats per trained token", height=330, wide=True
+            "training", label, curves, "passes over the rows held", "loss per trained token", height=330, wide=True
         )
         note = "Medians over seeds and clients; a band holds the middle 80 % of them."
         parts.append(Figure("Training loss", svg, note, wide=True))

@@ -43,7 +43,8 @@ def release(
         centroids_Cd: the client's centroids, (C, d).
         sizes_C: rows of each cluster, (C,).
         least: the fewest rows whose centroid may leave.
-        generator: the source of the noise, this client's and this round's own.
+        generator: the source of the noise, this client's and this round's own; whoever can repeat it, as whoever knows
+            the seed of a simulation, can take the noise off.
         noise: standard deviation in units of the sensitivity of one centroid; 0 adds none.
         norm: the radius that bounds centroids, in units of the features; None leaves them as they are.
 

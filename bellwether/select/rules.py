@@ -20,7 +20,7 @@ from bellwether.select.space import check_finite
 def random_rows(
     count: int, rows: int, generator: np.random.Generator, used: Mapping[int, int] | None = None
 ) -> list[int]:
-    """Choose rows at random, every set of so many rows equally likely.
+    """Choose rows at random, every set of so many rows equally likely among those that were chosen least often.
 
     Args:
         count: rows there are.

@@ -104,6 +104,7 @@ def per_client_tsne(features_ND: NDArray[np.floating[Any]], dimensions: int, see
         ModelError: a feature is not finite.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     check_finite(features_ND)
     rows, width = features_ND.shape
@@ -121,7 +122,9 @@ def per_client_tsne(features_ND: NDArray[np.floating[Any]], dimensions: int, see
         method="barnes_hut" if dimensions <= _BARNES_HUT_DIMENSIONS else "exact",
         random_state=seed,
     )
-    return np.asarray(tsne.fit_transform(shifted_ND), dtype=np.float64)
+    # Its sums over threads come in no fixed order, from three threads on; one gives the same bytes every time.
+    with threadpool_limits(1):
+        return np.asarray(tsne.fit_transform(shifted_ND), dtype=np.float64)
 
 
 def clip_rows(features_ND: NDArray[np.floating[Any]], largest_norm: float) -> NDArray[np.floating[Any]]:
