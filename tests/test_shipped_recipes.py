@@ -120,8 +120,9 @@ def made_up(name: str) -> list[object]:
     fitting = ["data.max_tokens=256", *short]
     if name == "fedhds-paper-ni":
         for number in range(120):
-            tasks = [f"task {number}", f"subject {number % 7}"]
-            write_rows(folder("tasks") / f"task-{number:03}.jsonl", dolly_rows(tasks, 15))
+            # Enough rows and subjects that six clients have many clusters, of which some surely make groups.
+            subjects = [f"task {number}", *(f"subject {number % several}" for several in (2, 3, 5, 7))]
+            write_rows(folder("tasks") / f"task-{number:03}.jsonl", dolly_rows(subjects, 15))
         write_rows(folder("unseen") / "task-999.jsonl", dolly_rows(["unseen"], 5))
         return ["--data", "tasks", "data.test_sources=[unseen]", *fitting]
     write_rows(Path("dolly.jsonl"), dolly_rows(CATEGORIES, 500))
