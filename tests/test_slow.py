@@ -17,8 +17,7 @@ def test_the_default_run_learns_every_category_of_the_embedded_world(tmp_path):
     assert len(last) == 8
     for category in last:
         before, after = means(first[category]), means(last[category])
-        # closed_qa, the weakest, ends at a third of the base's loss or a little more, as dropout happens to fall.
-        assert after.loss < 0.5 * before.loss, category
+        assert after.loss < 0.3 * before.loss, category
         assert after.rouge_l > before.rouge_l, category
     assert result.before.exact == 0
     assert result.after.exact > 0.4

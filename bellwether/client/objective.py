@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,11 +43,14 @@ def make_objective(training: Training) -> Objective:
     Raises:
         RecipeError: a person's own function is not there.
     """
-    loss = None if training.loss == "cross_entropy" else _own_loss(training.loss)
-    if training.correction == "none":
-        return Objective(loss)
-    ours = training.correction == "proximal"
-    return Objective(loss, proximal(training.proximal) if ours else _own_correction(training.correction))
+    loss, correct = None, None
+    if training.loss != "cross_entropy":
+        loss = _own("training.loss", training.loss, 1, "one loss for each position")
+    if training.correction == "proximal":
+        correct = proximal(training.proximal)
+    elif training.correction != "none":
+        correct = _own("training.correction", training.correction, 0, "a gradient as long as the adapter")
+    return Objective(loss, correct)
 
 
 def proximal(mu: float) -> Correction:
@@ -65,34 +69,23 @@ def proximal(mu: float) -> Correction:
     return correct
 
 
-def _own_loss(name: str) -> TokenLoss:
-    """Return a person's own loss, its errors and its result's shape told in one sentence."""
+def _own(field: str, name: str, like: int, wanted: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]:
+    """Return a person's own loss or correction, its errors and its result's shape told in one sentence.
+
+    Args:
+        field: the recipe's field that names it.
+        name: ``package.module:function``.
+        like: which of its three arguments has the shape that its result must have; torch would broadcast in silence.
+        wanted: what it shall return.
+    """
     function = load_function(name)
 
-    def loss(logits_SV: torch.Tensor, targets_S: torch.Tensor, row_S: torch.Tensor) -> torch.Tensor:
-        with naming(f"training.loss {name}", RoundFailed):
-            loss_S: torch.Tensor = function(logits_SV, targets_S, row_S)
-        _check(f"training.loss {name}", loss_S, targets_S, "one loss for each position")
-        return loss_S
-
-    return loss
-
-
-def _own_correction(name: str) -> Correction:
-    """Return a person's own correction, its errors and its result's shape told in one sentence."""
-    function = load_function(name)
-
-    def correct(gradient_P: torch.Tensor, adapter_P: torch.Tensor, start_P: torch.Tensor) -> torch.Tensor:
-        with naming(f"training.correction {name}", RoundFailed):
-            corrected_P: torch.Tensor = function(gradient_P, adapter_P, start_P)
-        _check(f"training.correction {name}", corrected_P, gradient_P, "a gradient as long as the adapter")
-        return corrected_P
-
-    return correct
-
-
-def _check(what: str, found: object, like: torch.Tensor, wanted: str) -> None:
-    """Refuse what is no tensor of the right shape, which torch would broadcast in silence."""
-    if not isinstance(found, torch.Tensor) or found.shape != like.shape:
+    def checked(*given: torch.Tensor) -> torch.Tensor:
+        with naming(f"{field} {name}", RoundFailed):
+            found = function(*given)
+        if isinstance(found, torch.Tensor) and found.shape == given[like].shape:
+            return found
         shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-        raise RoundFailed(f"{what} returned {shape}; return {wanted}, {tuple(like.shape)}.")
+        raise RoundFailed(f"{field} {name} returned {shape}; return {wanted}, {tuple(given[like].shape)}.")
+
+    return checked
