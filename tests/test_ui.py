@@ -176,7 +176,7 @@ def test_answers_grow_while_they_are_made(tab):
     final = {len(text) for text in tab.until(tab.finished, "no answers").values()}
     seen = tab.driver.execute_script("return window.lengths")
     partial = [length for shown in seen for length in shown if 0 < length < max(final)]
-    assert set(partial) - final, "no answer was ever seen unfinished"
+    assert len(set(partial) - final) > 6, "answers were hardly ever seen unfinished"
 
 
 def test_stop_ends_an_answer_and_the_next_can_be_asked(tab):
