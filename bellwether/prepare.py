@@ -93,10 +93,14 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
-    scored = _limited(tokens(federated.test if recipe.evaluation.part == "test" else federated.validation), recipe)
+    whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
+    scored = _limited(whole, recipe)
     public = tokens(read_rows(recipe.selection.projection_sources, recipe.data)[0]).rows
     stop = end_of_turn(template, tokenizer)
-    notes = [*federated.notes, *_counts("training rows", clients.values()), *_counts("scored rows", [scored])]
+    notes = [*federated.notes, *_counts("training rows", clients.values())]
+    notes += _counts(f"{recipe.evaluation.part} rows", [whole])
+    if len(scored.rows) < len(whole.rows):
+        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     if not scored.rows and not held_out:

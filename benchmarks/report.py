@@ -59,6 +59,7 @@ def render(results: Mapping[str, Measured]) -> str:
     parts += [rounds(results[name]) for name in _rounds_names(results)]
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
     parts += [show(results[name]) for name, show in single.items() if name in results]
+    parts += [unseen(found) for name, found in results.items() if name.startswith("unseen-")]
     return "\n" + "\n".join(parts) + "\n" if parts else f"\n{NOTHING}\n"
 
 
@@ -331,6 +332,68 @@ def gpu(measured: Measured) -> str:
 
 
 # Pieces -------------------------------------------------------------------------------------------
+
+
+def unseen(measured: Measured) -> str:
+    """Return what choosing rows is worth on tasks that nobody trained on."""
+    against = measured["against"]
+    head = (
+        "arm",
+        "loss",
+        f"minus {against}",
+        "ROUGE-L, %",
+        f"minus {against}",
+        "exact, %",
+        "loss on seen categories",
+        "training loss at last",
+        "rows used, %",
+        "rows trained",
+        "tokens trained",
+        "surveys, s",
+        "training, s",
+    )
+    lines = []
+    for name, arm in measured["arms"].items():
+        costs, scores, gaps = arm["costs"], arm["scores"], arm["gaps"]
+        share = 100 * costs["rows"] / costs["rows_of_all"] if costs["rows"] is not None else None
+        lines.append(
+            (
+                name,
+                _interval(scores["loss"], 1),
+                _gap(gaps.get("loss"), 1),
+                _interval(scores["rouge_l"], 100),
+                _gap(gaps.get("rouge_l"), 100),
+                f"{100 * scores['exact']['mean']:.1f}",
+                _number(arm["seen_loss"], 3),
+                _number(arm["training_loss"], 3),
+                _number(share, 1),
+                _number(costs["rows_seen"], 0),
+                _number(costs["tokens"], 0),
+                _number(costs["survey_seconds"], 1),
+                _number(costs["seconds"], 1),
+            )
+        )
+    about = (
+        f"{measured['prompts']} rows ({', '.join(measured['strata'])}) of the part {measured['part']}, seeds "
+        f"{', '.join(map(str, measured['seeds']))}; 95% intervals; * where p < 0.05 after Holm. {where(measured)}"
+    )
+    return f"### Unseen tasks: {measured['name']}\n\n{about}\n\n{table(head, lines)}"
+
+
+def _gap(found: Measured | None, scale: float) -> str:
+    """Return a difference and its interval, with a star where it is beyond chance; nothing where there is none."""
+    return "" if found is None else _interval(found, scale) + ("*" if found["p"] < 0.05 else "")
+
+
+def _interval(found: Measured, scale: float) -> str:
+    """Return a mean and its interval."""
+    digits = 1 if scale > 1 else 3
+    mean, low, high = (f"{found[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

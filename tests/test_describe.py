@@ -1,9 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 from rich.console import Console
 
+from bellwether import load_recipe
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.describe import describe, draw, label_skew, table
+from bellwether.prepare import prepare
+from bellwether.recipe_file import with_overrides
 
 
 def rows(**sizes):
@@ -106,3 +111,39 @@ def test_equal_data_draws_equal_bytes(federated, tmp_path):
     first = [(tmp_path / name).read_bytes() for name in ("clients.png", "clients.svg")]
     draw(describe(federated), tmp_path)
     assert [(tmp_path / name).read_bytes() for name in ("clients.png", "clients.svg")] == first
+
+
+def test_notes_on_held_out_rows_count_all_of_them_and_say_how_many_are_scored(tiny_llama, tmp_path):
+    texts = {"short": "yes", "long": "word " * 600}  # the model takes 512 tokens
+    test = [("a", "short")] * 3 + [("a", "long")] * 2 + [("b", "short")] * 2
+    train = tmp_path / "train.jsonl"
+    held = tmp_path / "test.jsonl"
+    row = {"instruction": "say", "context": "", "response": "yes", "category": "a"}
+    train.write_text("".join(json.dumps({**row, "instruction": f"say {number}"}) + "\n" for number in range(4)))
+    held.write_text(
+        "".join(
+            json.dumps({**row, "context": texts[kind], "category": category, "instruction": f"ask {number}"}) + "\n"
+            for number, (category, kind) in enumerate(test)
+        )
+    )
+    recipe = load_recipe(
+        "default",
+        [
+            f"model.path={tiny_llama}",
+            f"data.sources=[{train}]",
+            f"data.test_sources=[{held}]",
+            "partition.method=iid",
+            "partition.clients=2",
+            "partition.categories_per_client=2",
+            "partition.rows_per_client=null",
+            "lora.target_modules=[q_proj]",
+            "evaluation.max_rows_per_category=2",
+        ],
+    )
+
+    notes = prepare(recipe).notes
+
+    assert any(note.startswith("Of 7 test rows, 2 had their context shortened, 0 their response cut") for note in notes)
+    assert "evaluation.max_rows_per_category: 4 of 7 rows are scored." in notes
+    everything = prepare(with_overrides(recipe, {"evaluation.max_rows_per_category": None})).notes
+    assert not any("are scored" in note for note in everything)

@@ -1,0 +1,112 @@
+"""What choosing rows is worth on unseen tasks: the table counts the right rows, and compares like with like."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bellwether.arms import Outcome
+from bellwether.comparison import Comparison, read_comparison
+from bellwether.evaluate.scores import Totals
+from bellwether.recipe import Arm, Compare, Recipe
+from bellwether.recipe_file import with_overrides
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import report, unseen
+
+
+def compared(unseen: str, scores: dict[str, list[list[tuple[str, int, float]]]]) -> Comparison:
+    """Return a comparison of arms with an outcome a seed, whose rows are (category, tokens, loss)."""
+    recipe = with_overrides(Recipe(compare=Compare()), {"data.unseen_categories": [unseen] if unseen else []})
+    outcomes = [
+        Outcome(
+            arm,
+            seed,
+            "",
+            tuple(category for category, _, _ in rows),
+            tuple(Totals(1, tokens, loss, 1, loss / 10, 0) for _, tokens, loss in rows),
+            tuple(None for _ in rows),
+            cost={"rows": 10 * (seed + 1), "rows_of_all": 100} if arm != "base" else {},
+            curve=((1.0, 9.0), (2.0, float(seed))) if arm != "base" else (),
+        )
+        for arm, seeds in scores.items()
+        for seed, rows in enumerate(seeds)
+    ]
+    return Comparison(recipe, {name: Arm() for name in scores}, outcomes, [])
+
+
+def test_only_rows_of_the_unseen_categories_count_and_every_category_counts_alike():
+    first = compared(
+        "a", {"base": [[("a", 2, 8.0), ("b", 1, 9.0)]] * 2, "random": [[("a", 2, 4.0), ("b", 1, 3.0)]] * 2}
+    )
+    second = compared(
+        "b",
+        {
+            "base": [[("a", 2, 9.0), ("b", 1, 5.0), ("b", 3, 3.0)]] * 2,
+            "random": [[("a", 2, 6.0), ("b", 1, 1.0), ("b", 3, 1.0)]] * 2,
+        },
+    )
+
+    arms = unseen.measure([first, second], "random")["arms"]
+
+    # a: 8 nats of 2 tokens; b: 5 + 3 nats of 1 + 3 tokens; their mean. Random: 4/2 and 2/4.
+    assert arms["base"]["scores"]["loss"]["mean"] == pytest.approx((8 / 2 + 8 / 4) / 2)
+    assert arms["random"]["scores"]["loss"]["mean"] == pytest.approx((4 / 2 + 2 / 4) / 2)
+    assert arms["base"]["gaps"]["loss"]["mean"] == pytest.approx(3 - 1.25)
+    # ROUGE-L is a mean over rows, a category a half: 0.8, and the mean of 0.5 and 0.3.
+    assert arms["base"]["scores"]["rouge_l"]["mean"] == pytest.approx((0.8 + 0.4) / 2)
+    # Seen in training: b in the first, a in the second.
+    assert arms["base"]["seen_loss"] == pytest.approx((9 / 1 + 9 / 2) / 2)
+    assert arms["random"]["costs"]["rows"] == pytest.approx(15)
+    assert arms["random"]["training_loss"] == pytest.approx(0.5)
+    assert "random" not in arms["random"]["gaps"]
+    assert not arms["random"]["gaps"]
+
+
+def test_differences_are_paired_by_seed_and_adjusted_over_arms():
+    rows = [[("a", 1, 5.0 + seed + number / 10) for number in range(8)] for seed in range(4)]
+    lower = [[(category, tokens, loss - 1) for category, tokens, loss in some] for some in rows]
+    scores = {"random": rows, "one": lower, "other": lower}
+
+    found = unseen.measure([compared("a", scores)], "random")
+
+    gap = found["arms"]["one"]["gaps"]["loss"]
+    # Seeds differ by much more than 1, but one arm is exactly 1 lower under each of them.
+    assert gap["mean"] == gap["low"] == gap["high"] == pytest.approx(-1)
+    alone = unseen.measure([compared("a", {"random": rows, "one": lower})], "random")["arms"]["one"]["gaps"]["loss"]
+    assert gap["p"] == pytest.approx(min(1, 2 * alone["p"]))
+    assert found["prompts"] == 8
+
+
+def test_without_unseen_categories_all_scored_rows_count():
+    found = unseen.measure([compared("", {"random": [[("a", 1, 1.0), ("b", 1, 3.0)]] * 2})], "random")
+
+    assert found["arms"]["random"]["scores"]["loss"]["mean"] == pytest.approx(2)
+    assert found["arms"]["random"]["seen_loss"] is None
+
+
+def test_comparisons_run_once_for_each_unseen_category_and_are_shown(tmp_path, capsys, monkeypatch):
+    recipe = tmp_path / "starter.yaml"
+    recipe.write_text(
+        "name: tiny\npartition: {clients: 4}\nfederation: {rounds: 1, cohort_size: 2}\n"
+        "evaluation: {every: 0, generate: false}\n"
+        "compare: {seeds: [0, 1], arms: {base: {trains: nobody}, "
+        "random: {set: {selection.method: random, selection.rows: 1}}}}\n"
+    )
+    words = ["unseen", str(recipe), "--categories", "open_qa", "closed_qa", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*words, "--results", str(tmp_path / "results")])
+
+    unseen.main()
+
+    shown = capsys.readouterr()
+    assert "4/4 random, seed 1" in shown.err
+    assert "| random | " in shown.out
+    assert "closed_qa, open_qa" in shown.out
+    measured = report.read(tmp_path / "results")["unseen-tiny"]
+    assert measured["strata"] == ["closed_qa", "open_qa"]
+    assert measured["prompts"] == 80
+    for category in ("open_qa", "closed_qa"):
+        assert read_comparison(tmp_path / "out" / category).recipe.data.unseen_categories == (category,)
+    assert "### Unseen tasks: tiny" in report.render({"unseen-tiny": measured})
