@@ -84,6 +84,10 @@ def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
         yield "selection.rows", f"{text} selection.fraction."
     if method == "hierarchical" and selection.rows == "hierarchical":
         yield "selection.rows", "selection.rows hierarchical is for other methods; give a number or null."
+    told = selection.rows is not None or selection.fraction is not None
+    if method == "hierarchical" and told and selection.rows_per_cluster > 1:
+        text = "selection.rows_per_cluster is given, but selection.rows or selection.fraction says how many to take"
+        yield "selection.rows_per_cluster", f"{text}; leave one of them out."
     if (selection.features == "proxy") != (selection.proxy is not None):
         text = f"selection.features is {selection.features}, and selection.proxy {selection.proxy or 'null'}"
         yield "selection.proxy", f"{text}; give both or neither."

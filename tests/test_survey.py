@@ -347,6 +347,8 @@ def test_the_speed_is_that_of_training_without_the_survey():
         ({"method": "random", "rows": 3, "fraction": 0.5}, "fraction", "both given; give one of them"),
         ({"method": "k_center"}, "rows", "is k_center, which must be told how many rows"),
         ({"method": "a.b:c"}, "rows", "is a.b:c, which must be told how many rows"),
+        ({"method": "hierarchical", "rows": 3, "rows_per_cluster": 2}, "rows_per_cluster", "leave one of them out"),
+        ({"method": "hierarchical", "fraction": 0.1, "rows_per_cluster": 2}, "rows_per_cluster", "leave one of them"),
         ({"method": "hierarchical", "rows": "hierarchical"}, "rows", "is for other methods; give a number or null"),
         ({"method": "hierarchical", "features": "proxy"}, "proxy", "features is proxy, and selection.proxy null"),
         ({"method": "hierarchical", "proxy": "p"}, "proxy", "features is model, and selection.proxy p"),
