@@ -361,9 +361,9 @@ def unseen(measured: Measured) -> str:
                 name,
                 _interval(scores["loss"], 1),
                 _gap(gaps.get("loss"), 1),
-                _interval(scores["rouge_l"], 100),
+                _interval(scores.get("rouge_l"), 100),
                 _gap(gaps.get("rouge_l"), 100),
-                f"{100 * scores['exact']['mean']:.1f}",
+                _number(100 * scores["exact"]["mean"] if "exact" in scores else None, 1),
                 _number(arm["seen_loss"], 3),
                 _number(arm["training_loss"], 3),
                 _number(share, 1),
@@ -382,11 +382,13 @@ def unseen(measured: Measured) -> str:
 
 def _gap(found: Measured | None, scale: float) -> str:
     """Return a difference and its interval, with a star where it is beyond chance; nothing where there is none."""
-    return "" if found is None else _interval(found, scale) + ("*" if found["p"] < 0.05 else "")
+    return _interval(found, scale) + ("*" if found and found["p"] < 0.05 else "")
 
 
-def _interval(found: Measured, scale: float) -> str:
-    """Return a mean and its interval."""
+def _interval(found: Measured | None, scale: float) -> str:
+    """Return a mean and its interval; nothing where there is none."""
+    if found is None:
+        return ""
     digits = 1 if scale > 1 else 3
     mean, low, high = (f"{found[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"

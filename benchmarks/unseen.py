@@ -53,15 +53,20 @@ def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
         against: the arm that the others are compared with.
 
     Returns:
-        By arm: each score with its interval on the unseen rows, and how much higher it is than that of ``against``
+        By arm: each score with its interval on the unseen rows (ROUGE-L and exact matches where answers were
+        generated), and how much higher it is than that of ``against``
         (p-values adjusted by Holm's method over the arms); the macro loss on categories that were trained on; the
         training loss of the last round; means of the costs.
     """
     names = list(comparisons[0].arms)
-    strata = [", ".join(_unseen(one)) or "all" for one in comparisons for _ in _totals(one, names[0])[0]]
+    first = [(one, _outcomes(one, names[0])[0]) for one in comparisons]
+    strata = [name for comparison, one in first for name in _counted(comparison, one.categories).values()]
     tokens_P = _matrix(comparisons, names[0], lambda totals: float(totals.tokens))[0]
     found: dict[str, Any] = {name: {"scores": {}, "gaps": {}} for name in names}
+    answered = _matrix(comparisons, names[0], lambda totals: float(totals.generated)).all()
     for which, (score, by_token) in SCORES.items():
+        if not (by_token or answered):
+            continue
         weights_P = tokens_P if by_token else None
         reference_SP = _matrix(comparisons, against, score)
         gaps = {}
@@ -91,17 +96,15 @@ def _outcomes(comparison: Comparison, arm: str) -> list[Outcome]:
     return sorted((one for one in comparison.outcomes if one.arm == arm), key=lambda one: one.seed)
 
 
+def _counted(comparison: Comparison, categories: Sequence[str]) -> dict[int, str]:
+    """Return which of the scored rows count, by their number, with their categories."""
+    unseen = _unseen(comparison)
+    return {number: name for number, name in enumerate(categories) if name in unseen or not unseen}
+
+
 def _totals(comparison: Comparison, arm: str) -> list[list[Totals]]:
     """Return, by seed, the totals of an arm's unseen rows."""
-    unseen = _unseen(comparison)
-    return [
-        [
-            totals
-            for category, totals in zip(one.categories, one.totals, strict=True)
-            if category in unseen or not unseen
-        ]
-        for one in _outcomes(comparison, arm)
-    ]
+    return [[one.totals[n] for n in _counted(comparison, one.categories)] for one in _outcomes(comparison, arm)]
 
 
 def _matrix(comparisons: Sequence[Comparison], arm: str, score: Score) -> Floats:

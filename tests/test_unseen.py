@@ -81,9 +81,9 @@ def test_differences_are_paired_by_seed_and_adjusted_over_arms():
 
 
 def test_without_unseen_categories_all_scored_rows_count():
-    found = unseen.measure([compared("", {"random": [[("a", 1, 1.0), ("b", 1, 3.0)]] * 2})], "random")
+    found = unseen.measure([compared("", {"random": [[("a", 1, 1.0), ("b", 1, 3.0), ("b", 1, 5.0)]] * 2})], "random")
 
-    assert found["arms"]["random"]["scores"]["loss"]["mean"] == pytest.approx(2)
+    assert found["arms"]["random"]["scores"]["loss"]["mean"] == pytest.approx((1 + 4) / 2)
     assert found["arms"]["random"]["seen_loss"] is None
 
 
@@ -109,4 +109,5 @@ def test_comparisons_run_once_for_each_unseen_category_and_are_shown(tmp_path, c
     assert measured["prompts"] == 80
     for category in ("open_qa", "closed_qa"):
         assert read_comparison(tmp_path / "out" / category).recipe.data.unseen_categories == (category,)
+    assert "rouge_l" not in measured["arms"]["random"]["scores"]  # nothing was generated
     assert "### Unseen tasks: tiny" in report.render({"unseen-tiny": measured})
