@@ -261,6 +261,11 @@ class Selection(Section):
         description="whether HDBSCAN counts a point among its own neighbours, so that groups of exactly "
         "min_group_centroids are found; false as in the paper's release",
     )
+    whole_client: bool = Field(
+        True,
+        description="whether a client in whose rows HDBSCAN sees no two clusters has one of all its rows; false gives "
+        "it none, as in the paper",
+    )
     rows_per_cluster: int = Field(1, ge=1, description="rows taken of a kept cluster, those nearest its centroid")
     rotate: bool = Field(
         False,

@@ -345,7 +345,7 @@ def unseen(measured: Measured) -> str:
         f"minus {against}",
         "exact, %",
         "loss on seen categories",
-        "training loss at last",
+        "loss on training rows",
         "rows used, %",
         "rows trained",
         "tokens trained",
@@ -365,7 +365,7 @@ def unseen(measured: Measured) -> str:
                 _gap(gaps.get("rouge_l"), 100),
                 _number(100 * scores["exact"]["mean"] if "exact" in scores else None, 1),
                 _number(arm["seen_loss"], 3),
-                _number(arm["training_loss"], 3),
+                _number(measured["training_loss"][name], 3),
                 _number(share, 1),
                 _number(costs["rows_seen"], 0),
                 _number(costs["tokens"], 0),
@@ -375,7 +375,8 @@ def unseen(measured: Measured) -> str:
         )
     about = (
         f"{measured['prompts']} rows ({', '.join(measured['strata'])}) of the part {measured['part']}, seeds "
-        f"{', '.join(map(str, measured['seeds']))}; 95% intervals; * where p < 0.05 after Holm. {where(measured)}"
+        f"{', '.join(map(str, measured['seeds']))}; 95% intervals over seeds and rows of these categories; "
+        f"* where p < 0.05 after Holm. {where(measured)}"
     )
     return f"### Unseen tasks: {measured['name']}\n\n{about}\n\n{table(head, lines)}"
 

@@ -1,12 +1,13 @@
 """What choosing rows is worth on tasks that nobody trained on: one table over comparisons of several unseen categories.
 
-    python -m benchmarks.unseen benchmarks/unseen/starter.yaml --categories open_qa closed_qa --out FOLDER --jobs 2
+    python -m benchmarks.unseen benchmarks/recipes/unseen-starter.yaml --categories open_qa closed_qa --out FOLDER
 
 compares the arms of a recipe once for each category, which then reaches no client, and scores the rows of that
 category alone; without ``--categories`` all scored rows count, as where the test is of other tasks. What is finished in
 FOLDER is not done again. With ``--results benchmarks/results`` the figures are kept, and go into the README's tables.
 
-Seeds are those of the recipe, prompts the rows of all unseen categories; intervals are those of ``bellwether compare``.
+Seeds are those of the recipe, prompts the rows of all unseen categories; intervals are those of ``bellwether compare``,
+and like those they speak of other seeds and other rows of the same categories.
 
 Shape legend: S seeds, P prompts.
 """
@@ -24,11 +25,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
-from bellwether.arms import Outcome
+from bellwether.adapter import AdapterConfig, read_adapter
+from bellwether.arms import Outcome, arm_recipe
+from bellwether.client.score import score
 from bellwether.compare import compare
-from bellwether.comparison import Comparison
+from bellwether.comparison import Comparison, arm_folder
+from bellwether.data.rows import TokenRow
+from bellwether.errors import BellwetherError, RecipeError
 from bellwether.evaluate.intervals import difference, holm, interval
 from bellwether.evaluate.scores import Totals, macro
+from bellwether.model.base import load_base
+from bellwether.model.lora import LoraLayers
+from bellwether.prepare import prepare
+from bellwether.randomness import Randomness
+from bellwether.recipe import Arm, Compare, Evaluation, Recipe
 from bellwether.recipe_file import with_overrides
 from bellwether.records import Event, Note
 from benchmarks import machine, report
@@ -45,6 +55,9 @@ SCORES: Mapping[str, tuple[Score, bool]] = {
 COSTS = ("rows", "rows_of_all", "rows_seen", "tokens", "survey_seconds", "seconds", "bytes")
 
 
+TRAINED = 400  # rows at most on which an adapter's loss on training rows is taken
+
+
 def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
     """Return the figures of every arm, as plain values.
 
@@ -55,8 +68,8 @@ def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
     Returns:
         By arm: each score with its interval on the unseen rows (ROUGE-L and exact matches where answers were
         generated), and how much higher it is than that of ``against``
-        (p-values adjusted by Holm's method over the arms); the macro loss on categories that were trained on; the
-        training loss of the last round; means of the costs.
+        (p-values adjusted by Holm's method over the arms); the macro loss on held-out rows of categories that clients
+        had; means of the costs.
     """
     names = list(comparisons[0].arms)
     first = [(one, _outcomes(one, names[0])[0]) for one in comparisons]
@@ -64,14 +77,14 @@ def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
     tokens_P = _matrix(comparisons, names[0], lambda totals: float(totals.tokens))[0]
     found: dict[str, Any] = {name: {"scores": {}, "gaps": {}} for name in names}
     answered = _matrix(comparisons, names[0], lambda totals: float(totals.generated)).all()
-    for which, (score, by_token) in SCORES.items():
+    for which, (value, by_token) in SCORES.items():
         if not (by_token or answered):
             continue
         weights_P = tokens_P if by_token else None
-        reference_SP = _matrix(comparisons, against, score)
+        reference_SP = _matrix(comparisons, against, value)
         gaps = {}
         for name in names:
-            values_SP, draws = _matrix(comparisons, name, score), np.random.default_rng(0)
+            values_SP, draws = _matrix(comparisons, name, value), Randomness(0).numpy("intervals")
             found[name]["scores"][which] = asdict(interval(values_SP, strata, draws, denominators_P=weights_P))
             if name != against:
                 gaps[name] = difference(values_SP, reference_SP, strata, draws, denominators_P=weights_P)
@@ -79,9 +92,7 @@ def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
             found[name]["gaps"][which] = {**asdict(gap), "p": p}
     for name in names:
         outcomes = [one for comparison in comparisons for one in _outcomes(comparison, name)]
-        last = [one.curve[-1][1] for one in outcomes if one.curve]
         found[name]["seen_loss"] = _mean(_seen_loss(comparisons, name))
-        found[name]["training_loss"] = _mean(last)
         found[name]["costs"] = {cost: _mean([one.cost[cost] for one in outcomes if cost in one.cost]) for cost in COSTS}
     return {"arms": found, "against": against, "prompts": len(strata), "strata": sorted(set(strata))}
 
@@ -107,9 +118,9 @@ def _totals(comparison: Comparison, arm: str) -> list[list[Totals]]:
     return [[one.totals[n] for n in _counted(comparison, one.categories)] for one in _outcomes(comparison, arm)]
 
 
-def _matrix(comparisons: Sequence[Comparison], arm: str, score: Score) -> Floats:
-    """Return an arm's score_SP on unseen rows, comparison after comparison."""
-    parts = [np.array([[score(totals) for totals in rows] for rows in _totals(one, arm)]) for one in comparisons]
+def _matrix(comparisons: Sequence[Comparison], arm: str, value: Score) -> Floats:
+    """Return an arm's value_SP on unseen rows, comparison after comparison."""
+    parts = [np.array([[value(totals) for totals in rows] for rows in _totals(one, arm)]) for one in comparisons]
     return np.concatenate(parts, axis=1)
 
 
@@ -124,17 +135,55 @@ def _seen_loss(comparisons: Sequence[Comparison], arm: str) -> list[float]:
     return found
 
 
+def training_losses(comparisons: Sequence[Comparison], folders: Sequence[Path]) -> dict[str, float | None]:
+    """Return each arm's loss on training rows, those of all clients, chosen or not: the mean over its adapters.
+
+    Args:
+        comparisons: of arms that train at most one adapter a seed.
+        folders: where each of them is.
+    """
+    found: dict[str, list[float]] = {name: [] for name in comparisons[0].arms}
+    base = load_base(comparisons[0].recipe.model)
+    for comparison, folder in zip(comparisons, folders, strict=True):
+        rows = {one.seed: _training_rows(comparison, one.seed) for one in comparison.outcomes}
+        for one in comparison.outcomes:
+            read = read_adapter(arm_folder(folder, one.arm, one.seed) / one.adapter) if one.adapter else None
+            layers = LoraLayers(base.model, read.config if read else AdapterConfig(1, 1, 0.0, ()))
+            layers.load(0, read.tensors if read else {})
+            scored = score(base, layers, rows[one.seed], Evaluation(generate=False))
+            layers.detach()
+            totals = sum((each.totals for each in scored), start=Totals())
+            found[one.arm].append(totals.loss / totals.tokens)
+    return {name: _mean(losses) for name, losses in found.items()}
+
+
+def _training_rows(comparison: Comparison, seed: int) -> list[TokenRow]:
+    """Return some rows of the clients under a seed, each as likely as any other."""
+    recipe = arm_recipe(comparison.recipe, "", Arm(trains="nobody"), seed, comparison.recipe.partition.clients)
+    rows = [row for tokenised in prepare(recipe).clients.values() for row in tokenised.rows]
+    order = Randomness(seed).numpy("rows whose training loss is taken").permutation(len(rows))
+    return [rows[number] for number in order[:TRAINED]]
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else None
 
 
-def compared(path: str, categories: Sequence[str], overrides: Sequence[str], out: Path, jobs: int) -> list[Comparison]:
-    """Run what is not yet done of a recipe's comparison, once for each category that shall be unseen."""
-    recipe = load_recipe(path, overrides)
+def plans(recipe: Recipe, categories: Sequence[str], out: Path) -> dict[Path, Recipe]:
+    """Return the recipe of each comparison, one for each category that shall be unseen, by its folder."""
     if not categories:
-        return [compare(recipe, out, jobs=jobs, watch=_say)]
-    changed = {name: with_overrides(recipe, {"data.unseen_categories": [name]}) for name in categories}
-    return [compare(one, out / name, jobs=jobs, watch=_say) for name, one in changed.items()]
+        return {out: recipe}
+    return {out / name: with_overrides(recipe, {"data.unseen_categories": [name]}) for name in categories}
+
+
+def _checked(recipe: Recipe, against: str) -> Compare:
+    """Return the section ``compare``, once its arms are known to make one adapter a seed at most."""
+    if recipe.compare is None or against not in recipe.compare.arms:
+        raise RecipeError(f"compare.arms names no {against!r}, which the others are compared with; see --against.")
+    alone = [name for name, arm in recipe.compare.arms.items() if arm.trains == "alone"]
+    if alone:
+        raise RecipeError(f"compare.arms.{alone[0]} trains clients alone, each an adapter of its own; leave it out.")
+    return recipe.compare
 
 
 def _say(event: Event) -> None:
@@ -154,11 +203,26 @@ def main() -> None:
     parser.add_argument("--against", default="random", help="the arm that others are compared with")
     parser.add_argument("--results", type=Path, help="folder of the figures; none: only print them")
     given = parser.parse_args()
-    comparisons = compared(given.recipe, given.categories, given.overrides, given.out, given.jobs)
-    recipe = comparisons[0].recipe
-    assert recipe.compare is not None
-    about = {"name": recipe.name, "seeds": list(recipe.compare.seeds), "part": recipe.evaluation.part}
-    measured = {**machine.describe(quick=False), **about, **measure(comparisons, given.against)}
+    try:
+        _measure(given)
+    except BellwetherError as error:
+        raise SystemExit(f"benchmarks.unseen: {error}") from None
+
+
+def _measure(given: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    recipe = load_recipe(given.recipe, given.overrides)
+    settings = _checked(recipe, given.against)
+    planned = plans(recipe, given.categories, given.out)
+    comparisons = [compare(one, folder, jobs=given.jobs, watch=_say) for folder, one in planned.items()]
+    measured = {
+        **machine.describe(quick=False),
+        "name": recipe.name,
+        "seeds": list(settings.seeds),
+        "part": recipe.evaluation.part,
+        **measure(comparisons, given.against),
+        "training_loss": training_losses(comparisons, list(planned)),
+    }
     print(report.unseen(measured))
     if given.results:
         report.write(given.results, f"unseen-{recipe.name}", measured)

@@ -610,3 +610,11 @@ def test_nothing_is_kept_where_all_rows_are_trained(make):
     client = make()
     assert client.choose(method="full") == list(range(21))
     assert not Path(client.folder).exists()
+
+
+def test_a_client_without_two_clusters_sends_one_centroid_of_all_rows_or_none_as_in_the_paper(make):
+    client = make(topic_rows(5))
+    one = client.survey(min_cluster_rows=5)
+    none = client.survey(min_cluster_rows=5, whole_client=False)
+    assert len(one.survey.centroids_Cd) == 1
+    assert len(none.survey.centroids_Cd) == 0

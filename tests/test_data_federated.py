@@ -64,12 +64,22 @@ def test_which_rows_of_a_category_are_held_out_does_not_depend_on_other_categori
     assert instructions(load(fewer).test) == known
 
 
-def test_unseen_categories_reach_no_client_and_serve_the_test(source):
-    federated = load(source, unseen_categories=("c",), test_rows_per_category=5, validation_rows_per_category=1)
+def test_unseen_categories_reach_no_client_and_serve_test_and_validation(source):
+    federated = load(source, unseen_categories=("c",), test_rows_per_category=5, validation_rows_per_category=2)
     assert {row.category for row in training(federated)} == {"a", "b"}
-    assert {row.category for row in federated.validation} == {"a", "b"}
+    assert collections.Counter(row.category for row in federated.validation) == {"a": 2, "b": 2, "c": 2}
     assert collections.Counter(row.category for row in federated.test) == {"a": 5, "b": 5, "c": 5}
-    assert "20 rows of c reach no client; 5 of them serve the test" in federated.notes[-1]
+    assert not set(instructions(federated.validation)) & set(instructions(federated.test))
+    assert "20 rows of c reach no client; 5 of them serve the test, 2 others validation." in federated.notes[-1]
+    only_test = load(source, unseen_categories=("c",), test_rows_per_category=5)
+    assert instructions(only_test.test) == instructions(federated.test)
+    assert only_test.notes[-1].endswith("20 rows of c reach no client; 5 of them serve the test.")
+
+
+def test_an_unseen_category_gives_all_of_its_rows_where_they_are_few(source):
+    federated = load(source, unseen_categories=("c",), test_rows_per_category=15, validation_rows_per_category=10)
+    assert sum(row.category == "c" for row in federated.test) == 15
+    assert sum(row.category == "c" for row in federated.validation) == 5
 
 
 def test_rows_of_unseen_categories_in_a_separate_test_are_counted(source, tmp_path):

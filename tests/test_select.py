@@ -206,6 +206,17 @@ def test_rows_that_make_no_two_clusters_are_one(points):
     np.testing.assert_allclose(found.centroids_Cd, [points.mean(axis=0)])
 
 
+def test_as_in_the_paper_rows_that_make_no_two_clusters_can_be_none():
+    points_Nd = np.random.default_rng(0).normal(size=(9, 2))
+    found = cluster(points_Nd, 5, whole=False)
+    assert found.labels_N.tolist() == [-1] * 9
+    assert found.strengths_N.tolist() == [0] * 9
+    assert found.centroids_Cd.shape == (0, 2)
+    two_Nd = np.concatenate([points_Nd, points_Nd + 100])
+    np.testing.assert_array_equal(cluster(two_Nd, 5, whole=False).labels_N, cluster(two_Nd, 5).labels_N)
+    assert len(cluster(two_Nd, 5, whole=False).centroids_Cd) == 2
+
+
 def test_repeated_rows_are_clusters_as_well():
     found = cluster(np.repeat([[0.0, 0.0], [5.0, 5.0]], 6, axis=0), 3)
     assert found.labels_N.tolist() == [0] * 6 + [1] * 6

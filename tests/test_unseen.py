@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+import bellwether
 from bellwether.arms import Outcome
 from bellwether.comparison import Comparison, read_comparison
 from bellwether.evaluate.scores import Totals
@@ -60,7 +66,6 @@ def test_only_rows_of_the_unseen_categories_count_and_every_category_counts_alik
     # Seen in training: b in the first, a in the second.
     assert arms["base"]["seen_loss"] == pytest.approx((9 / 1 + 9 / 2) / 2)
     assert arms["random"]["costs"]["rows"] == pytest.approx(15)
-    assert arms["random"]["training_loss"] == pytest.approx(0.5)
     assert "random" not in arms["random"]["gaps"]
     assert not arms["random"]["gaps"]
 
@@ -87,27 +92,88 @@ def test_without_unseen_categories_all_scored_rows_count():
     assert found["arms"]["random"]["seen_loss"] is None
 
 
-def test_comparisons_run_once_for_each_unseen_category_and_are_shown(tmp_path, capsys, monkeypatch):
-    recipe = tmp_path / "starter.yaml"
-    recipe.write_text(
-        "name: tiny\npartition: {clients: 4}\nfederation: {rounds: 1, cohort_size: 2}\n"
-        "evaluation: {every: 0, generate: false}\n"
-        "compare: {seeds: [0, 1], arms: {base: {trains: nobody}, "
-        "random: {set: {selection.method: random, selection.rows: 1}}}}\n"
-    )
-    words = ["unseen", str(recipe), "--categories", "open_qa", "closed_qa", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", [*words, "--results", str(tmp_path / "results")])
+STARTER = Path(bellwether.__file__).parent / "starter" / "base"
+TINY = """
+name: tiny
+partition: {clients: 4}
+federation: {rounds: 1, cohort_size: 2}
+evaluation: {every: 0, generate: false}
+compare:
+  seeds: [0, 1]
+  arms:
+    base: {trains: nobody}
+    random: {set: {selection.method: random, selection.rows: 1}}
+"""
 
-    unseen.main()
 
-    shown = capsys.readouterr()
-    assert "4/4 random, seed 1" in shown.err
-    assert "| random | " in shown.out
-    assert "closed_qa, open_qa" in shown.out
-    measured = report.read(tmp_path / "results")["unseen-tiny"]
-    assert measured["strata"] == ["closed_qa", "open_qa"]
-    assert measured["prompts"] == 80
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Where two categories were unseen in turn: the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("unseen")
+    (folder / "tiny.yaml").write_text(TINY)
+    words = ["--categories", "open_qa", "closed_qa", "--out", str(folder / "out"), "--results", str(folder / "results")]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr("sys.argv", ["unseen", str(folder / "tiny.yaml"), *words])
+        patch.setattr(unseen, "TRAINED", 7)
+        unseen.main()
+    return folder, out.getvalue(), err.getvalue()
+
+
+def test_comparisons_run_once_for_each_unseen_category_and_are_shown(measured):
+    folder, out, err = measured
+    assert "4/4 random, seed 1" in err
+    assert "| random | " in out
+    assert "closed_qa, open_qa" in out
+    found = report.read(folder / "results")["unseen-tiny"]
+    assert found["strata"] == ["closed_qa", "open_qa"]
+    assert found["prompts"] == 80
     for category in ("open_qa", "closed_qa"):
-        assert read_comparison(tmp_path / "out" / category).recipe.data.unseen_categories == (category,)
-    assert "rouge_l" not in measured["arms"]["random"]["scores"]  # nothing was generated
-    assert "### Unseen tasks: tiny" in report.render({"unseen-tiny": measured})
+        assert read_comparison(folder / "out" / category).recipe.data.unseen_categories == (category,)
+    assert "rouge_l" not in found["arms"]["random"]["scores"]  # nothing was generated
+    assert "### Unseen tasks: tiny" in report.render({"unseen-tiny": found})
+
+
+def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_peft(measured, monkeypatch):
+    folder = measured[0] / "out" / "open_qa"
+    monkeypatch.setattr(unseen, "TRAINED", 7)
+    comparison = read_comparison(folder)
+    found = unseen.training_losses([comparison], [folder])
+
+    def mean_loss(adapted):
+        losses = []
+        for seed in (0, 1):
+            rows = unseen._training_rows(comparison, seed)
+            assert len(rows) == 7
+            assert "open_qa" not in {row.category for row in rows}
+            model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+            if adapted:
+                model = PeftModel.from_pretrained(model, str(folder / "random" / f"seed-{seed}" / "run" / "adapter"))
+            nats = tokens = 0
+            for row in rows:
+                ids_1T, counted_T = torch.from_numpy(row.ids_T)[None], torch.from_numpy(row.response_T)[1:]
+                with torch.no_grad():
+                    logits_TV = model(input_ids=ids_1T).logits[0, :-1]
+                nats += torch.nn.functional.cross_entropy(logits_TV, ids_1T[0, 1:], reduction="none")[counted_T].sum()
+                tokens += int(counted_T.sum())
+            losses.append(float(nats) / tokens)
+        return sum(losses) / 2
+
+    assert found["base"] == pytest.approx(mean_loss(adapted=False), rel=1e-4)
+    assert found["random"] == pytest.approx(mean_loss(adapted=True), rel=1e-4)
+    assert found["random"] != pytest.approx(found["base"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arms", "text"),
+    [
+        ("{base: {trains: nobody}}", "compare.arms names no 'random'"),
+        ("{random: {}, local: {trains: alone}}", "compare.arms.local trains clients alone"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(tmp_path, monkeypatch, arms, text):
+    (tmp_path / "tiny.yaml").write_text(f"name: tiny\ncompare: {{seeds: [0], arms: {arms}}}\n")
+    monkeypatch.setattr("sys.argv", ["unseen", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=text):
+        unseen.main()
+    assert not (tmp_path / "out").exists()

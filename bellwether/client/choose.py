@@ -84,8 +84,8 @@ class Chooser:
             memory = self._fresh(client, rows, task)
         except NotFinite as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
-        least = task.selection.min_cluster_rows
-        clusters = cluster(memory.points_Nd, least, task.selection.min_samples(least))
+        settings, least = task.selection, task.selection.min_cluster_rows
+        clusters = cluster(memory.points_Nd, least, settings.min_samples(least), settings.whole_client)
         released_Cd, numbers = _released(client, clusters, task)
         remember(self._path(client), replace(memory, surveyed=task.round, clusters=clusters, released=tuple(numbers)))
         survey = Survey(client, task.round, released_Cd.astype(np.float32))

@@ -32,7 +32,7 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
     """Read the sources, hold rows out for validation and test, and deal the others to clients.
 
     Rows of ``data.unseen_categories`` reach no client; as many of each as of any other category serve
-    the test. The embedded rows bring validation and test rows of their language.
+    test and validation. The embedded rows bring validation and test rows of their language.
 
     Args:
         data: sources, columns and what is held out.
@@ -179,9 +179,11 @@ def _hold_out(
     )
     if chosen.unseen:
         scored = sum(row.category in data.unseen_categories for row in split.test)
+        spared = len(chosen.unseen & chosen.validation)
         notes.append(
             f"data.unseen_categories: {len(chosen.unseen)} rows of {', '.join(data.unseen_categories)} reach no "
-            f"client; {scored} {'of them serve the test' if test is None else 'rows of the test are of these'}."
+            f"client; {scored} {'of them serve the test' if test is None else 'rows of the test are of these'}"
+            f"{f', {spared} others validation' if spared else ''}."
         )
     return split
 
@@ -203,12 +205,12 @@ class _Chosen:
         """
         available = len(shuffled) if unseen else len(shuffled) // 2
         test_rows = min(self.test_rows, available)
-        validation_rows = 0 if unseen else min(self.validation_rows, available - test_rows)
+        validation_rows = min(self.validation_rows, available - test_rows)
         self.test.update(shuffled[:test_rows])
         self.validation.update(shuffled[test_rows : test_rows + validation_rows])
         if unseen:
             self.unseen.update(shuffled)
-        return test_rows == self.test_rows and (unseen or validation_rows == self.validation_rows)
+        return (test_rows, validation_rows) == (self.test_rows, self.validation_rows)
 
 
 def _note_held_out(chosen: _Chosen, scarce: Sequence[str], notes: list[str]) -> None:

@@ -34,24 +34,28 @@ class Clusters:
     centroids_Cd: NDArray[np.float64]
 
 
-def cluster(points_Nd: NDArray[np.floating[Any]], least: int, min_samples: int | None = None) -> Clusters:
+def cluster(
+    points_Nd: NDArray[np.floating[Any]], least: int, min_samples: int | None = None, whole: bool = True
+) -> Clusters:
     """Cluster one client's rows by density; its level of selection in FedHDS (Qin et al. 2024, arXiv 2410.10926).
 
     A client of fewer rows than a cluster needs has no cluster. Where there are enough rows but HDBSCAN sees no
-    two clusters among them, which is always so below twice ``least``, all rows are one cluster of strength 1:
-    a client whose rows are all alike has a topic too. The paper leaves such a client without any.
+    two clusters among them, which is always so below twice ``least``, all rows are one cluster of strength 1
+    unless ``whole`` is false: a client whose rows are all alike has a topic too. The paper leaves such a client
+    without any.
 
     Args:
         points_Nd: the rows' points, (N, d).
         least: the fewest rows of a cluster, at least 2.
         min_samples: as in ``find_clusters``.
+        whole: whether all rows are one cluster where HDBSCAN sees none.
 
     Raises:
         ModelError: a point is not finite.
         ValueError: ``least`` is below 2.
     """
     labels_N, strengths_N = find_clusters(points_Nd, least, min_samples)
-    if len(labels_N) >= least and (labels_N == NOISE).all():
+    if whole and len(labels_N) >= least and (labels_N == NOISE).all():
         labels_N, strengths_N = np.zeros_like(labels_N), np.ones_like(strengths_N)
     return Clusters(labels_N, strengths_N, weighted_means(points_Nd, labels_N, strengths_N))
 
