@@ -93,6 +93,8 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
     with claimed(folder, recipe, inputs(prepared), watch):
         for text in dict.fromkeys(text for one in prepared.values() for text in one.notes):
             watch(Note(text))
+        for text in dict.fromkeys(text for one in prepared.values() for text in one.warnings):
+            watch(Note(text, warning=True))
         trials = _tune(bench)
         arms = _with_best(settings, trials, watch)
         work = [bench.job(name, arm, seed) for seed in settings.seeds for name, arm in arms.items()]

@@ -83,7 +83,6 @@ def prepare(recipe: Recipe) -> Prepared:
     _check_cohort_size(recipe, len(federated.clients))
     _check_methods(recipe, list(federated.clients))
     facts, tokenizer = _inspect(recipe)
-    _check_features(recipe.selection, facts)
     template = resolve_template(recipe.data.template, tokenizer)
 
     def tokens(rows: Sequence[Row]) -> Tokenised:
@@ -96,6 +95,7 @@ def prepare(recipe: Recipe) -> Prepared:
     whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
     scored = _limited(whole, recipe)
     public = tokens(read_rows(recipe.selection.projection_sources, recipe.data)[0]).rows
+    _check_features(recipe.selection, facts, len(public))
     stop = end_of_turn(template, tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values())]
     notes += _counts(f"{recipe.evaluation.part} rows", [whole])
@@ -170,17 +170,33 @@ def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
     return facts, load_tokenizer(recipe.model)
 
 
-def _check_features(selection: Selection, facts: ModelFacts) -> None:
-    """Refuse layers that the model does not have, and a shared space of more dimensions than its features."""
-    if selection.method == "full" or selection.features == "proxy":
-        return
-    from bellwether.model.features import state_numbers
+def _check_features(selection: Selection, facts: ModelFacts, public: int) -> None:
+    """Refuse layers that the model or proxy does not have, and a shared space of too many dimensions.
 
+    Args:
+        selection: which features there shall be.
+        facts: of the model.
+        public: rows of public text.
+    """
+    if selection.method == "full":
+        return
     chosen = None if selection.layers == "all" else selection.layers
-    width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+    if selection.proxy is not None:
+        from bellwether.model.proxy import proxy_width
+
+        width = proxy_width(Model(path=selection.proxy), chosen)
+    else:
+        from bellwether.model.features import state_numbers
+
+        width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
     if selection.space == "shared" and selection.dimensions > width:
         raise RecipeError(
             f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
+        )
+    if selection.projection_sources and selection.dimensions >= public:
+        raise RecipeError(
+            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
+            f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
         )
 
 
@@ -231,10 +247,6 @@ def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:
     for name in (recipe.training.loss, recipe.training.correction, recipe.selection.method):
         if ":" in name:
             load_function(name)
-    if recipe.selection.proxy is not None:
-        from bellwether.model.proxy import check_proxy
-
-        check_proxy(Model(path=recipe.selection.proxy))
 
 
 def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

@@ -3,8 +3,8 @@
 python -m benchmarks.coreset default selection.min_cluster_rows=2 [--seeds 0 1 2]
 
 Of the first round's survey, by all clients: do the server's groups agree with the topics (adjusted Rand index and
-normalised mutual information of the centroids), are rows chosen of the topic that their cluster stands for, and how
-many topics do the chosen rows cover, against as many rows drawn at random.
+normalised mutual information of the centroids that are in a group with others, and the share of these), are rows chosen
+of the topic that their cluster stands for, and how many topics do they cover, against as many drawn at random.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bellwether.run_folder import client_folders
 from bellwether.select.measure import agreement, expected_cover, topics_covered
 from bellwether.survey import survey
 
-FIGURES = ("centroids", "kept", "rows", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
+FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
 
 
 def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
@@ -74,11 +74,12 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
             wrong.append(topics[client][row] != named[int(clusters_N[row])])
     layers.detach()
     everything = [topic for some in topics.values() for topic in some]
-    ari, nmi = agreement(groups, labels) if labels else (float("nan"), float("nan"))
+    share, ari, nmi = grouped(groups, labels)
     figures = (
         len(labels),
         sum(map(len, surveyed.kept.values())),
         len(chosen),
+        share,
         ari,
         nmi,
         float(np.mean(wrong)) if wrong else float("nan"),
@@ -86,6 +87,22 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
         expected_cover(list(Counter(everything).values()), len(chosen)),
     )
     return dict(zip(FIGURES, figures, strict=True))
+
+
+def grouped(groups: Sequence[int], topics: Sequence[str]) -> tuple[float, float, float]:
+    """Return the share of centroids that are in a group with others, and how well these groups agree with the topics.
+
+    Args:
+        groups: of each centroid, -1 where it is in none; a lone one that was kept is a group of its own.
+        topics: of each centroid's cluster.
+
+    Returns:
+        The share, the adjusted Rand index and the normalised mutual information; NaN where there is nothing to measure.
+    """
+    sizes = Counter(groups)
+    pairs = [(group, topic) for group, topic in zip(groups, topics, strict=True) if group >= 0 and sizes[group] > 1]
+    ari, nmi = agreement(*zip(*pairs, strict=True)) if pairs else (float("nan"), float("nan"))
+    return len(pairs) / len(groups) if groups else float("nan"), ari, nmi
 
 
 def main_topic(topics: Sequence[str], clusters_N: NDArray[np.int64], number: int) -> str:

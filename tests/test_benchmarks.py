@@ -408,3 +408,16 @@ def test_the_topic_of_a_cluster_is_that_of_most_of_its_rows():
 
     assert main_topic(["a", "b", "b", "c", "c", "c"], np.array([0, 0, 0, 1, -1, -1]), 0) == "b"
     assert main_topic(["a", "b", "b", "c", "c", "c"], np.array([0, 0, 0, 1, -1, -1]), 1) == "c"
+
+
+def test_groups_are_measured_without_centroids_that_are_alone():
+    from benchmarks.coreset import grouped
+
+    share, ari, nmi = grouped([0, 0, 1, 1, -1, -1, 2], ["a", "a", "b", "b", "a", "b", "c"])
+    assert (share, ari, nmi) == (4 / 7, 1, 1)
+    # Two pairs of which one is wrong: of six pairs of centroids, one is together in both divisions.
+    share, ari, _ = grouped([0, 0, 1, 1], ["a", "a", "a", "b"])
+    assert share == 1
+    assert ari == pytest.approx(0)
+    assert np.isnan(grouped([-1, -1], ["a", "b"])[1])
+    assert np.isnan(grouped([], [])[0])

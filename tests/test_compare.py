@@ -472,6 +472,15 @@ def test_what_arms_have_to_say_of_their_rows_is_told_once(tiny: Recipe, tmp_path
     assert [event.text for event in told].count("data.max_rows: 30 of 40 rows are taken.") == 1
 
 
+def test_what_a_person_should_look_at_is_told_once_as_a_warning(tiny: Recipe, tmp_path: Path) -> None:
+    told: list[Any] = []
+    few = {"trains": "nobody", "set": {"selection.method": "hierarchical", "selection.min_cluster_rows": 2}}
+    compare(comparing(tiny, [3], base=ARMS["base"], few=few, again=few), tmp_path / "out", watch=told.append)
+    warned = [event.text for event in told if event.warning]
+    assert len(warned) == 1
+    assert warned[0].startswith("selection.min_cluster_rows is 2: a centroid of fewer than 5 rows may reveal")
+
+
 def test_outcomes_that_are_cut_off_are_told_by_name(tiny: Recipe, tmp_path: Path) -> None:
     recipe = comparing(tiny, [3], base=ARMS["base"])
     compare(recipe, tmp_path / "out")

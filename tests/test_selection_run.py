@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_RECIPE, call, dolly_rows, json_lines, write_rows
+from test_model_proxy import encoder_folder
 from test_resume import RESULTS, Stopped, newest, timeless
 
 from bellwether.atomic import TEMPORARY
+from bellwether.client.memory import recall
 from bellwether.recipe_file import load_recipe
 from bellwether.records import ClientFinished, SurveyFinished
 from bellwether.run_folder import client_folders
@@ -266,7 +268,8 @@ def test_public_rows_that_fit_the_space_need_to_be_more_than_its_dimensions(bell
     assert sum(map(len, record["survey"]["centroids"].values())) > 0
     outcome = bellwether("run", place / "tiny.yaml", *words, "selection.dimensions=12", "--out", tmp_path / "few")
     assert outcome.code == 2
-    assert "cannot be fitted on 12 rows of public text" in outcome.err
+    assert "a space of 12 dimensions cannot be fitted on 12 rows of public text" in " ".join(outcome.err.split())
+    assert not (tmp_path / "few").exists()
 
 
 def test_a_resumed_run_refuses_other_public_rows(bellwether, place, tmp_path):
@@ -275,3 +278,52 @@ def test_a_resumed_run_refuses_other_public_rows(bellwether, place, tmp_path):
     write_rows(public, dolly_rows(("qa",), 13))
     outcome = bellwether("run", "--resume", tmp_path / "run")
     assert (outcome.code, "its data is another one now" in " ".join(outcome.err.split())) == (2, True)
+
+
+# A proxy ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory, tiny_llama) -> dict[str, Path]:
+    """A sentence encoder and a causal model."""
+    return {"encoder": encoder_folder(tmp_path_factory.mktemp("proxy") / "bert"), "causal": tiny_llama}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_with_a_proxy_processes_and_crashes_change_nothing_and_features_are_computed_once(
+    proxies, place, tmp_path, kind
+):
+    turbo = ("selection.features=proxy", f"selection.proxy={proxies[kind]}")
+    for name, processes in (("one", 1), ("two", 2)):
+        words = [*SELECT, *turbo, f"engine.processes={processes}", "--out", tmp_path / name]
+        outcome = call("run", place / "tiny.yaml", *words)
+        assert outcome.code == 0, outcome.err
+    same(tmp_path / "one", tmp_path / "two")
+    crashed(place, tmp_path / "again", SurveyFinished, *turbo)
+    assert call("run", "--resume", tmp_path / "again").code == 0
+    same(tmp_path / "one", tmp_path / "again")
+    remembered = list((tmp_path / "one" / "clients").rglob("survey.npz"))
+    assert len(remembered) == 4
+    for path in remembered:
+        memory = recall(path)
+        assert (memory.computed, memory.surveyed) == (1, 3)
+    assert len(own_files(tmp_path / "one")) > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "text"),
+    [
+        ("encoder", "selection.layers=[0,1]", "selection.layers is [0, 1], but the proxy"),
+        ("encoder", "selection.dimensions=17", "selection.dimensions is 17, but a row has 16 features"),
+        ("causal", "selection.layers=[2]", "selection.layers names 2, but the model has the hidden states 0"),
+        ("causal", "selection.dimensions=33", "selection.dimensions is 33, but a row has 32 features"),
+    ],
+)
+def test_what_a_proxy_cannot_give_is_said_before_the_first_round(
+    bellwether, proxies, place, tmp_path, kind, word, text
+):
+    turbo = ("selection.features=proxy", f"selection.proxy={proxies[kind]}")
+    outcome = bellwether("run", place / "tiny.yaml", *SELECT, *turbo, word, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert text in " ".join(outcome.err.split())
+    assert not (tmp_path / "run").exists()

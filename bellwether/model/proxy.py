@@ -26,7 +26,7 @@ from bellwether import recipe
 from bellwether.adapter import AdapterConfig
 from bellwether.errors import ModelError
 from bellwether.model.base import fingerprint, load_base
-from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler
+from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler, state_numbers
 from bellwether.model.folder import SMALL_FILES, ModelFolder, find_folder, read_json, weight_files
 from bellwether.model.forward import pack, padded
 from bellwether.model.kernels import wide
@@ -123,14 +123,33 @@ def load_proxy(settings: recipe.Model) -> Proxy:
         return _causal(folder, settings) if kind_of(folder) == "causal" else _encoder(folder, settings)
 
 
-def check_proxy(settings: recipe.Model) -> None:
-    """Refuse a proxy whose folder cannot be used, before anything is loaded.
+def proxy_width(settings: recipe.Model, chosen: Sequence[int] | None) -> int:
+    """Return how many features a proxy gives a row, as its folder says, before anything is loaded.
+
+    Args:
+        settings: its folder or hub name as ``path``.
+        chosen: as in ``Proxy.features``.
 
     Raises:
-        ModelError: there is no such folder or hub name, or it does not say what it holds.
+        ModelError: there is no such folder or hub name, it does not say what it holds, or what it holds has no such
+            layers.
     """
     with _naming_its_field():
-        kind_of(find_folder(settings, weights=False))
+        folder = find_folder(settings, weights=False)
+        config = read_config(folder, settings).get_text_config()
+        if kind_of(folder) == "encoder":
+            _refuse_layers(folder, chosen)
+            return int(config.hidden_size)
+        return len(state_numbers(int(config.num_hidden_layers), chosen)) * int(config.hidden_size)
+
+
+def _refuse_layers(folder: ModelFolder, chosen: Sequence[int] | None) -> None:
+    """Refuse layers of a sentence encoder."""
+    if chosen is not None:
+        raise ModelError(
+            f"selection.layers is {list(chosen)}, but the proxy {folder.name} is a sentence encoder, which gives "
+            "one vector of its last layer; set selection.layers to all."
+        )
 
 
 @contextlib.contextmanager
@@ -209,11 +228,7 @@ def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
         model.pooler = None
 
     def run(rows: Rows, pooling: Pooling, chosen: Sequence[int] | None, tokens: int) -> NDArray[Any]:
-        if chosen is not None:
-            raise ModelError(
-                f"selection.layers is {list(chosen)}, but the proxy {folder.name} is a sentence encoder, which gives "
-                "one vector of its last layer; set selection.layers to all."
-            )
+        _refuse_layers(folder, chosen)
         return _encoded(model, pooled, rows, tokens, device)
 
     longest = _longest(tokenizer, _positions(model), pooled.longest)
