@@ -217,7 +217,7 @@ class Selection(Section):
         "so that rivals of like size can be compared; null: rows_per_cluster of each kept cluster (hierarchical), "
         "or fraction (others)",
     )
-    fraction: float | None = Field(None, gt=0, le=1, description="share of its rows that a client trains on")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of its rows that a client trains on, at most")
     weigh_by: Literal["selected", "all"] = Field(
         "selected",
         description="what FedAvg weighs a client by: the rows it trained on (as FedHDS's release does), or all it has",

@@ -23,7 +23,7 @@ from bellwether.errors import CheckpointError
 from bellwether.finished import FinishedRun
 from bellwether.page.render import render
 from bellwether.page.run import run_page
-from bellwether.page.selection import normalised_entropy
+from bellwether.page.selection import _gained, normalised_entropy
 from bellwether.records import SurveyRecord
 from bellwether.report import report
 
@@ -68,6 +68,21 @@ def test_the_section_says_what_was_trained_beside_what_all_rows_would_have_been(
     assert 0 < seen < of_all
     assert f"{seen} rows were trained, repetitions counted; all rows of the same cohorts, with the same 1 pass" in text
     assert f"would have been {of_all}: so it is {100 * seen / of_all:.1f} % of them" in text
+    survey, train = (sum(one["seconds"].get(name, 0) for one in rounds) for name in ("survey", "train"))
+    whole = train * of_all / seen
+    word = "saved" if whole > survey + train else "cost"
+    assert (
+        f"all rows would have taken about {whole:.1f} s, so choosing {word} about {abs(whole - survey - train):.1f} s."
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("spent", "whole", "text"),
+    [(2.0, 10.0, "saved about 8.0 s."), (12.0, 10.0, "cost about 2.0 s.")],
+)
+def test_what_choosing_saved_is_said_and_also_where_it_cost_more(spent: float, whole: float, text: str) -> None:
+    said = _gained(spent, whole)
+    assert said.endswith(f"all rows would have taken about 10.0 s, so choosing {text}")
 
 
 def test_the_share_of_rows_used_counts_a_row_once(choosing: Path) -> None:

@@ -98,9 +98,21 @@ def _lead(run: FinishedRun) -> Markup:
     survey, train = (sum(one.seconds.get(name, 0.0) for one in run.rounds) for name in ("survey", "train"))
     surveyed = last_survey(run.rounds) is not None
     took = f"Surveys took {survey:.1f} s, training {train:.1f} s" if surveyed else f"Training took {train:.1f} s"
-    return Markup("Clients chose the rows that they trained on: selection.method {}. {} {}, choosing included.").format(
-        named(run.recipe.selection.method), saved, took
-    )
+    gained = "" if training.local_steps is not None or not seen else _gained(survey + train, train * of_all / seen)
+    return Markup(
+        "Clients chose the rows that they trained on: selection.method {}. {} {}, choosing included.{}"
+    ).format(named(run.recipe.selection.method), saved, took, gained)
+
+
+def _gained(spent: float, whole: float) -> str:
+    """Return what choosing saved, an estimate: all rows at the pace of those that were trained.
+
+    Args:
+        spent: seconds of surveys and training.
+        whole: seconds that training on all rows would have taken.
+    """
+    more, word = abs(whole - spent), "saved" if whole > spent else "cost"
+    return f" At that pace all rows would have taken about {whole:.1f} s, so choosing {word} about {more:.1f} s."
 
 
 def _saved(run: FinishedRun) -> Figure:
