@@ -223,8 +223,21 @@ def survey(measured: Measured) -> str:
     ]
     head = ("rows of a client", "peak before, MiB", "peak with their features, MiB", "the features, MiB")
     parts.append(table(head, lines))
-    lines = [(f"{one['points']:,} × {one['dimensions']}", f"{one['seconds']:.1f}") for one in measured["clustering"]]
-    parts.append(table(("points clustered", "HDBSCAN, s"), lines))
+    lines = [
+        (
+            f"{one['points']:,} × {one['dimensions']}",
+            *(f"{one[key]:.1f}" for key in ("seconds", "package")),
+            f"{one['agreement']:.4f}",
+        )
+        for one in measured["clustering"]
+    ]
+    head = (
+        "points clustered",
+        "HDBSCAN of scikit-learn, s",
+        "of the hdbscan package, s",
+        "agreement (adjusted Rand index)",
+    )
+    parts.append(table(head, lines))
     return "\n".join(parts)
 
 

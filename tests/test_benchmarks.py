@@ -318,6 +318,7 @@ def test_the_survey_can_be_measured_and_shown(in_process, tmp_path, capsys):
     assert len(made["ways"]) == 8
     assert [one["features"] for one in results["survey"]["memory"]] == [3 * 96 * 4, 6 * 96 * 4]
     assert all(min(one["product"]) < min(one["tsne"]) for one in results["survey"]["reduction"])
+    assert all(one["agreement"] == 1 for one in results["survey"]["clustering"])
     shown = capsys.readouterr().out
     assert shown.strip() == render(results).strip()
     ratio = made["ways"]["released, float32"]["seconds"][0] / made["ways"]["bellwether, bfloat16"]["seconds"][0]
