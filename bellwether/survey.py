@@ -87,9 +87,18 @@ def survey(
         {c: tuple(groups) for c, groups in found.groups.items()},
         {c: tuple(numbers) for c, numbers in found.numbers.items()},
         sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
-        sum(int(points.nbytes) for points in centroids.values()),
+        sum(_sent(replies).values()),
     )
     return Surveyed(found.numbers, left_out, record, duration)
+
+
+def _sent(replies: Sequence[Reply]) -> dict[str, int]:
+    """Return the bytes of each client's first centroids, also where they were refused: they have left it."""
+    found: dict[str, int] = {}
+    for reply in replies:
+        if reply.survey is not None:
+            found.setdefault(reply.client, int(getattr(reply.survey.centroids_Cd, "nbytes", 0)))
+    return found
 
 
 def _most_frequent_width(replies: Sequence[Reply]) -> int | None:

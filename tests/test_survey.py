@@ -90,6 +90,17 @@ def test_the_server_gets_four_bytes_a_dimension_and_counts_all_that_travelled():
     assert federate(selecting(*proxy, engine=SurveyedEngine()), begin()).rounds[0].survey.bytes_down == 8
 
 
+def test_centroids_that_are_refused_have_travelled_too():
+    def ask(cohort, task):
+        bad = np.full((3, 2), np.nan, np.float32)
+        yield Reply("a", 0.5, survey=Survey("a", 1, bad))
+        yield Reply("b", 0.5, survey=Survey("b", 1, np.zeros((2, 2), np.float32)))
+
+    found = survey(ask, ("a", "b"), SurveyTask(1, START, Selection(method="hierarchical", dimensions=2), 0))
+    assert set(found.left_out) == {"a"}
+    assert found.record.bytes_up == (3 + 2) * 2 * 4
+
+
 def test_nothing_that_a_survey_sends_or_writes_has_room_for_rows():
     assert [field.name for field in fields(Survey)] == ["client", "round", "centroids_Cd"]
     record = federate(selecting(engine=SurveyedEngine()), begin()).rounds[0]
