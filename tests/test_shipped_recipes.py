@@ -125,7 +125,7 @@ def made_up(name: str) -> list[object]:
             write_rows(folder("tasks") / f"task-{number:03}.jsonl", dolly_rows(subjects, 15))
         write_rows(folder("unseen") / "task-999.jsonl", dolly_rows(["unseen"], 5))
         return ["--data", "tasks", "data.test_sources=[unseen]", *fitting]
-    write_rows(Path("dolly.jsonl"), dolly_rows(CATEGORIES, 500))
+    write_rows(Path("dolly.jsonl"), dolly_rows(CATEGORIES, 900))
     return ["--data", "dolly.jsonl", "data.test_rows_per_category=5", *fitting]
 
 
