@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     picture.draw(results, out)
     if out.resolve() == report.RESULTS.resolve():
         report.write_block(report.render(results))
+        report.write_block(report.chosen(results), report.SELECTION)
     else:
         print(report.render(results))
     sys.stderr.write(f"Results are in {out}.\n")

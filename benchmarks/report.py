@@ -2,7 +2,8 @@
 
     python -m benchmarks.report
 
-writes the part of ``benchmarks/README.md`` between its markers anew, and ``results/rounds.png`` and ``.svg``.
+writes the parts of ``benchmarks/README.md`` and ``docs/selection.md`` between their markers anew, and
+``results/rounds.png`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks import ways
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
+SELECTION = FOLDER.parent / "docs" / "selection.md"
 START = "<!-- measured: written by python -m benchmarks.report -->\n"
 END = "<!-- end of what was measured -->\n"
 NOTHING = "Nothing has been measured yet: `make bench` does, and writes this part.\n"
@@ -223,21 +225,21 @@ def survey(measured: Measured) -> str:
     ]
     head = ("rows of a client", "peak before, MiB", "peak with their features, MiB", "the features, MiB")
     parts.append(table(head, lines))
+    clustered = measured["clustering"]
+    titles = {
+        "seconds": "HDBSCAN of scikit-learn, s",
+        "package": "of the hdbscan package, s",
+        "agreement": "agreement (adjusted Rand index)",
+    }
+    known = [key for key in titles if all(key in one for one in clustered)]
     lines = [
         (
             f"{one['points']:,} × {one['dimensions']}",
-            *(f"{one[key]:.1f}" for key in ("seconds", "package")),
-            f"{one['agreement']:.4f}",
+            *(f"{one[key]:.{4 if key == 'agreement' else 1}f}" for key in known),
         )
-        for one in measured["clustering"]
+        for one in clustered
     ]
-    head = (
-        "points clustered",
-        "HDBSCAN of scikit-learn, s",
-        "of the hdbscan package, s",
-        "agreement (adjusted Rand index)",
-    )
-    parts.append(table(head, lines))
+    parts.append(table(("points clustered", *(titles[key] for key in known)), lines))
     return "\n".join(parts)
 
 
@@ -394,6 +396,44 @@ def unseen(measured: Measured) -> str:
     return f"### Unseen tasks: {measured['name']}\n\n{about}\n\n{table(head, lines)}"
 
 
+UNSEEN = {
+    "starter": "embedded world",
+    "dolly-05": "Dolly, Dirichlet 0.5",
+    "dolly-50": "Dolly, Dirichlet 5.0",
+    "natural-instructions": "tasks of Natural Instructions",
+}
+
+
+def chosen(results: Mapping[str, Measured]) -> str:
+    """Return what choosing rows is worth in short: the loss on unseen tasks by data, and more local epochs."""
+    found = {title: results[f"unseen-{name}"] for name, title in UNSEEN.items() if f"unseen-{name}" in results}
+    arms = dict.fromkeys(arm for one in found.values() for arm in one["arms"])
+    lines = [(arm, *(_short(one["arms"].get(arm), one["arms"].get("full")) for one in found.values())) for arm in arms]
+    parts = [table(("loss on what nobody trained on", *found), lines)] if found else []
+    epochs = results.get("unseen-epochs")
+    if epochs is not None:
+        lines = [
+            (arm, _number(epochs["training_loss"][arm], 3), _interval(one["scores"]["loss"], 1), _rouge(one))
+            for arm, one in epochs["arms"].items()
+        ]
+        parts.append(table(("arm", "loss on training rows", "loss on the unseen category", "its ROUGE-L, %"), lines))
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _short(arm: Measured | None, full: Measured | None) -> str:
+    """Return the loss of an arm, its ROUGE-L, and the share of rows that it trained of those that all rows make."""
+    if arm is None:
+        return ""
+    rouge = f", ROUGE-L {_rouge(arm)}" if "rouge_l" in arm["scores"] else ""
+    rows, of_all = arm["costs"]["rows_seen"], full["costs"]["rows_seen"] if full else None
+    share = f", {100 * rows / of_all:.1f}% of the rows" if rows is not None and of_all else ""
+    return _interval(arm["scores"]["loss"], 1) + rouge + share
+
+
+def _rouge(arm: Measured) -> str:
+    return f"{100 * arm['scores']['rouge_l']['mean']:.1f}"
+
+
 def _gap(found: Measured | None, scale: float) -> str:
     """Return a difference and its interval, with a star where it is beyond chance; nothing where there is none."""
     return _interval(found, scale) + ("*" if found and found["p"] < 0.05 else "")
@@ -442,6 +482,7 @@ def main() -> None:
     results = read(RESULTS)
     draw(results, RESULTS)
     write_block(render(results))
+    write_block(chosen(results), SELECTION)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,21 @@ def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_p
     assert found["random"] != pytest.approx(found["base"], rel=1e-3)
 
 
+def test_the_short_table_has_a_line_for_each_arm_and_shares_of_the_rows_that_all_would_make():
+    def arm(rows, loss):
+        score = {"mean": loss, "low": loss - 0.1, "high": loss + 0.1}
+        return {"scores": {"loss": score, "rouge_l": {**score, "mean": 0.25}}, "costs": {"rows_seen": rows}}
+
+    starter = {"arms": {"full": arm(200, 2.0), "few": arm(10, 1.5)}}
+    dolly = {"arms": {"full": arm(400, 3.0), "other": arm(100, 3.5)}}
+    del dolly["arms"]["other"]["scores"]["rouge_l"]
+    epochs = {"arms": {"few": arm(10, 1.5)}, "training_loss": {"few": 0.25}}
+    lines = report.chosen({"unseen-starter": starter, "unseen-dolly-05": dolly, "unseen-epochs": epochs}).split("\n")
+    assert "| few | 1.500 (1.400 to 1.600), ROUGE-L 25.0, 5.0% of the rows |  |" in lines
+    assert "| other |  | 3.500 (3.400 to 3.600), 25.0% of the rows |" in lines
+    assert "| few | 0.250 | 1.500 (1.400 to 1.600) | 25.0 |" in lines
+
+
 @pytest.mark.parametrize(
     ("arms", "text"),
     [
