@@ -365,7 +365,9 @@ def test_two_processes_find_what_one_finds_and_a_second_call_trains_nothing(
     told: list[Any] = []
     assert compare(recipe, tmp_path / "one", jobs=2, watch=told.append).outcomes == one.outcomes
     assert files_of(tmp_path / "one") == before
-    assert [event.text for event in told] == ["3 of 3 are finished already."]
+    assert [event.text for event in told] == [
+        "evaluation.max_rows_per_category: 4 of 8 rows are scored.", "3 of 3 are finished already.",
+    ]  # fmt: skip
 
 
 def test_a_killed_comparison_goes_on_with_its_finished_arms_and_in_the_midst_of_a_federation(
