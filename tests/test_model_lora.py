@@ -13,7 +13,7 @@ from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_f
 from bellwether import recipe
 from bellwether.adapter import adapter_files, read_adapter
 from bellwether.errors import ModelError
-from bellwether.model import low_rank
+from bellwether.model import lora, low_rank
 from bellwether.model.base import inspect_base
 from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers, initial_adapter, resolve_targets, short_names
@@ -293,3 +293,74 @@ def test_an_adapter_of_another_model_is_refused():
     adapter = random_adapter(tiny_base("gpt2"))
     with pytest.raises(ModelError, match="does not have"):
         LoraLayers(tiny_model("llama"), adapter.config)
+
+
+# Merged into the frozen weights -------------------------------------------------------------------
+
+
+def merging(architecture, monkeypatch, most=None):
+    """A base, layers with an adapter at it, and what gives the logits of two rows."""
+    if most is not None:
+        monkeypatch.setattr(lora, "MERGED", most)
+    base = tiny_base(architecture)
+    adapter = random_adapter(base)
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
+    ids_NT, attention_NT = padded([9, 5])
+    return base, layers, lambda: base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_merged_adapter_gives_the_same_logits_and_the_weights_come_back(architecture, monkeypatch):
+    base, layers, logits = merging(architecture, monkeypatch)
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in base.model.named_parameters()}
+    apart = logits()
+    with layers.merged():
+        merged = logits()
+        assert not merged.requires_grad
+    torch.testing.assert_close(merged, apart, atol=1e-10, rtol=0)
+    with contextlib.suppress(ZeroDivisionError), layers.merged():
+        raise ZeroDivisionError
+    for name, weight in base.model.named_parameters():
+        assert weight.data_ptr() == before[name][0]
+        assert torch.equal(weight, before[name][1])
+    assert torch.equal(logits(), apart)
+    layers.detach()
+
+
+def test_merged_weights_are_those_of_peft(tmp_path):
+    import peft
+
+    base = tiny_base("llama")
+    adapter = random_adapter(base)
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
+    paths = list(adapter.config.modules)
+    with layers.merged():
+        ours = {path: base.model.get_submodule(path).weight.clone() for path in paths}
+    layers.detach()
+    folder = write_adapter(adapter, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload()
+    for path in paths:
+        torch.testing.assert_close(ours[path], theirs.get_submodule(path).weight, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "most"), [("llama", 0), ("gpt2", None)])
+def test_large_weights_and_other_modules_than_plain_ones_are_left_as_they_are(architecture, most, monkeypatch):
+    _, layers, logits = merging(architecture, monkeypatch, most)
+    own = [module.weight.data_ptr() for module in layers._adapted]
+    apart = logits()
+    with layers.merged():
+        assert [module.weight.data_ptr() for module in layers._adapted] == own
+        assert torch.equal(logits(), apart)
+    layers.detach()
+
+
+def test_disabled_layers_are_not_merged(monkeypatch):
+    _, layers, logits = merging("llama", monkeypatch)
+    with layers.disabled():
+        bare = logits()
+        with layers.merged():
+            assert torch.equal(logits(), bare)
+    assert not torch.equal(logits(), bare)
+    layers.detach()

@@ -57,7 +57,7 @@ def pooled_states(
     numbers = state_numbers(base.facts.layers, chosen)
     features_NF = np.empty((0, len(numbers) * base.facts.hidden_size), np.float32)
     # Not inference mode: tables that a model makes anew for a longer row, and keeps, could not be trained with later.
-    with torch.no_grad():
+    with layers.merged():
         for members in by_tokens([len(ids_T) for ids_T in rows], tokens):
             batch = pack([rows[member] for member in members], base.device)
             pooled = _run(base.model, layers, batch, pooling, set(numbers))

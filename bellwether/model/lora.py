@@ -36,6 +36,10 @@ from bellwether.model.low_rank import Routing, add_low_rank
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
+# Bytes of adapted weights at most of which copies are made to merge an adapter into.
+MERGED = 2**28
+
+
 def resolve_targets(
     model: Any | ModelFacts, wanted: Sequence[str] | Literal["all-linear"], rank: int = 1
 ) -> tuple[str, ...]:
@@ -158,13 +162,14 @@ class LoraLayers(torch.nn.Module):
         self._routing = Routing(None, None, None)
         self._enabled = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._adapted: list[Any] = [model.get_submodule(path) for path in config.modules]
         start = 0
         for number, path in enumerate(config.modules):
             shape = shapes[path]
             self.A.append(self._parameter(start, config.rank, shape.inputs))
             self.B.append(self._parameter(start + config.rank * shape.inputs, shape.outputs, config.rank))
             start += sizes[number]
-            self._handles.append(model.get_submodule(path).register_forward_hook(self._hook(number, path)))
+            self._handles.append(self._adapted[number].register_forward_hook(self._hook(number, path)))
 
     def _parameter(self, start: int, rows: int, columns: int) -> torch.nn.Parameter:
         """Return a stacked matrix that is a view of the flat values, and its gradient one of the flat gradients."""
@@ -266,6 +271,34 @@ class LoraLayers(torch.nn.Module):
             yield
         finally:
             self._enabled = before
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Put the adapter in slot 0 into the frozen weights for passes inside, which then cost no more than the base's.
+
+        The weights themselves come back afterwards, since copies of those that are adapted stand in for them; no
+        gradient is prepared inside. Where the copies would be larger than ``MERGED`` bytes, in large models that gain
+        little, where a module is no plain matrix (quantised ones, GPT-2's), and where the layers are disabled, nothing
+        is merged and passes are as elsewhere. The sum is rounded to the precision of the weights, as by PEFT's
+        ``merge_and_unload``.
+        """
+        size = sum(module.weight.nbytes for module in self._adapted)
+        plain = all(type(module) is torch.nn.Linear for module in self._adapted)
+        with torch.no_grad():
+            if not (self._enabled and plain and size <= MERGED):
+                yield
+                return
+            own = [module.weight.data for module in self._adapted]
+            try:
+                for module, a_KRI, b_KOR, weight_OI in zip(self._adapted, self.A, self.B, own, strict=True):
+                    # In the wider of both precisions, and then in that of the weights.
+                    wide_OI = weight_OI + self.config.scaling * (b_KOR[0] @ a_KRI[0])
+                    module.weight.data = wide_OI.to(weight_OI.dtype)
+                with self.disabled():
+                    yield
+            finally:
+                for module, weight_OI in zip(self._adapted, own, strict=True):
+                    module.weight.data = weight_OI
 
     def detach(self) -> None:
         """Take the hooks off the base; the layers have no effect any more."""
