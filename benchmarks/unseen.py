@@ -54,7 +54,6 @@ SCORES: Mapping[str, tuple[Score, bool]] = {
 }
 COSTS = ("rows", "rows_of_all", "rows_seen", "tokens", "survey_seconds", "seconds", "bytes")
 
-
 TRAINED = 400  # rows at most on which an adapter's loss on training rows is taken
 
 
@@ -166,7 +165,7 @@ def _training_rows(comparison: Comparison, seed: int) -> list[TokenRow]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else None
+    return float(np.mean(values)) if values else None
 
 
 def plans(recipe: Recipe, categories: Sequence[str], out: Path) -> dict[Path, Recipe]:
