@@ -32,7 +32,7 @@ FLOORS = [
     {"recipe_file", "schedule"},
     {"contradictions"},
     {"evaluate", "adapter", "recipe", "randomness", "starter"},
-    {"recipe_compare"},
+    {"recipe_compare", "recipe_selection"},
     {"recipe_section"},
     {"errors"},
 ]
