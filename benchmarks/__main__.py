@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, phases, picture, report, rounds, startup, survey, ways
+from benchmarks import choosing, growth, phases, picture, report, rounds, startup, survey, ways
 from benchmarks.machine import describe
 from benchmarks.setting import TINY, Setting
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     picture.draw(results, out)
     if out.resolve() == report.RESULTS.resolve():
         report.write_block(report.render(results))
-        report.write_block(report.chosen(results), report.SELECTION)
+        report.write_block(choosing.chosen(results), report.SELECTION)
     else:
         print(report.render(results))
     sys.stderr.write(f"Results are in {out}.\n")

@@ -1,6 +1,9 @@
 """How good a coreset is before anything is trained on it, on rows whose topics are known.
 
-python -m benchmarks.coreset default selection.min_cluster_rows=2 [--seeds 0 1 2]
+    python -m benchmarks.coreset [--results benchmarks/results]
+    python -m benchmarks.coreset RECIPE selection.min_cluster_rows=2 --seeds 0 1 2
+
+The first makes the README's table, on the embedded rows; the second measures a recipe of yours.
 
 Of the first round's survey, by all clients: do the server's groups agree with the topics (adjusted Rand index and
 normalised mutual information of the centroids that are in a group with others, and the share of these), are rows chosen
@@ -10,7 +13,9 @@ of the topic that their cluster stands for, and how many topics do they cover, a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,11 +36,14 @@ from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.prepare import prepare
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
+from bellwether.recipe_file import with_overrides
 from bellwether.run_folder import client_folders
 from bellwether.select.measure import agreement, expected_cover, topics_covered
 from bellwether.survey import survey
+from benchmarks import choosing, machine, report
 
 FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
+SEEDS = (10, 11, 12, 13, 14)
 
 
 def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
@@ -116,21 +124,52 @@ def main_topic(topics: Sequence[str], clusters_N: NDArray[np.int64], number: int
     return Counter(topics[row] for row in np.flatnonzero(clusters_N == number)).most_common(1)[0][0]
 
 
-def main() -> None:
-    """Measure a recipe under some seeds, and print the figures as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coreset", description="Measure a coreset's quality.")
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    for seed in given.seeds:
-        recipe = load_recipe(given.recipe, ["selection.method=hierarchical", *given.overrides, f"seed={seed}"])
+def settings() -> Iterator[dict[str, Any]]:
+    """Yield what the README's table shows, by its columns, each with the fields of a recipe that make it."""
+    dealt = {"iid": "all categories each", "categories": "one to three categories each"}
+    spaces = {"shared": "shared", "per_client_tsne": "a t-SNE each"}
+    for (method, clients), (space, name), least in itertools.product(dealt.items(), spaces.items(), (2, 3, 5)):
+        fields = {
+            "partition.method": method,
+            "selection.space": space,
+            "selection.dimensions": 2 if space == "per_client_tsne" else 16,
+            "selection.min_cluster_rows": least,
+            "selection.method": "hierarchical",
+            "selection.pooling": "mean",
+            "selection.layers": [1, 2, 3],
+            "selection.keep_lone": True,
+        }
+        yield {"clients": clients, "space": name, "min_cluster_rows": least, "fields": fields}
+
+
+def measured(recipe: Recipe, seeds: Sequence[int]) -> dict[str, list[float | None]]:
+    """Return each figure of a recipe by seed; None where there was nothing to measure."""
+    found: list[dict[str, float]] = []
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(recipe, Path(folder)))
-    means = {name: round(float(np.nanmean([one[name] for one in found])), 3) for name in FIGURES}
-    print(json.dumps({"seeds": list(given.seeds), "means": means}))
+            found.append(measure(with_overrides(recipe, {"seed": seed}), Path(folder)))
+    return {name: [None if math.isnan(one[name]) else one[name] for one in found] for name in FIGURES}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure coresets of the embedded rows, or of one recipe, and show the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coreset", description="Measure a coreset's quality.")
+    parser.add_argument("recipe", nargs="?", help="one recipe, whose figures are printed as JSON; none: the table")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--results", type=Path, help="folder of the table's figures; none: only print them")
+    given = parser.parse_intermixed_args(words)
+    torch.set_num_threads(1)
+    if given.recipe:
+        recipe = load_recipe(given.recipe, ["selection.method=hierarchical", *given.overrides])
+        print(json.dumps({"seeds": list(given.seeds), **measured(recipe, given.seeds)}))
+        return
+    base = load_recipe("default")
+    rows = [one | measured(with_overrides(base, one["fields"]), given.seeds) for one in settings()]
+    found = {**machine.describe(quick=False), "seeds": list(given.seeds), "settings": rows}
+    print(choosing.coreset(found))
+    if given.results:
+        report.write(given.results, "coreset", found)
 
 
 if __name__ == "__main__":

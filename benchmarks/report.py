@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks import choosing, ways
 from benchmarks import phases as run_phases
 from benchmarks import survey as surveys
-from benchmarks import ways
+from benchmarks.markdown import Measured, table, where
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -28,7 +28,6 @@ NOTHING = "Nothing has been measured yet: `make bench` does, and writes this par
 
 TITLES = {"released": "As released", "equal": "Equal work"}
 ENOUGH = 0.9
-Measured = Mapping[str, Any]
 
 
 def write(folder: Path, name: str, measured: Measured) -> None:
@@ -61,7 +60,8 @@ def render(results: Mapping[str, Measured]) -> str:
     parts += [rounds(results[name]) for name in _rounds_names(results)]
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
     parts += [show(results[name]) for name, show in single.items() if name in results]
-    parts += [unseen(found) for name, found in results.items() if name.startswith("unseen-")]
+    parts += [choosing.unseen(found) for name, found in results.items() if name.startswith("unseen-")]
+    parts += [choosing.coreset(results["coreset"])] if "coreset" in results else []
     return "\n" + "\n".join(parts) + "\n" if parts else f"\n{NOTHING}\n"
 
 
@@ -117,17 +117,6 @@ def _about(measured: Measured) -> str:
         f"{', '.join(setting['targets'])}, hidden {setting['hidden']}, {setting['layers']} layers, vocabulary "
         f"{setting['vocabulary']}, batch {setting['batch']}, {setting['threads']} threads; {measured['repeats']} timed "
         f"rounds of each way, in turn. {where(measured)}\n"
-    )
-
-
-def where(measured: Measured) -> str:
-    """Return the machine, the day and the versions in a sentence or two."""
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items() if version)
-    tiny = "**A tiny setting to try the code: no measurement.** " if measured["quick"] else ""
-    return (
-        f"{tiny}{measured['processor']} ({measured['cores']} cores, {', '.join(measured['flags'])}), "
-        f"{measured['system']}, Python {measured['python']}, {versions}; {measured['date']}, commit "
-        f"{measured['commit']}."
     )
 
 
@@ -349,115 +338,6 @@ def gpu(measured: Measured) -> str:
 # Pieces -------------------------------------------------------------------------------------------
 
 
-def unseen(measured: Measured) -> str:
-    """Return what choosing rows is worth on tasks that nobody trained on."""
-    against = measured["against"]
-    head = (
-        "arm",
-        "loss",
-        f"minus {against}",
-        "ROUGE-L, %",
-        f"minus {against}",
-        "exact, %",
-        "loss on seen categories",
-        "loss on training rows",
-        "rows used, %",
-        "rows trained",
-        "tokens trained",
-        "surveys, s",
-        "training, s",
-    )
-    lines = []
-    for name, arm in measured["arms"].items():
-        costs, scores, gaps = arm["costs"], arm["scores"], arm["gaps"]
-        share = 100 * costs["rows"] / costs["rows_of_all"] if costs["rows"] is not None else None
-        lines.append(
-            (
-                name,
-                _interval(scores["loss"], 1),
-                _gap(gaps.get("loss"), 1),
-                _interval(scores.get("rouge_l"), 100),
-                _gap(gaps.get("rouge_l"), 100),
-                _number(100 * scores["exact"]["mean"] if "exact" in scores else None, 1),
-                _number(arm["seen_loss"], 3),
-                _number(measured["training_loss"][name], 3),
-                _number(share, 1),
-                _number(costs["rows_seen"], 0),
-                _number(costs["tokens"], 0),
-                _number(costs["survey_seconds"], 1),
-                _number(costs["seconds"], 1),
-            )
-        )
-    about = (
-        f"{measured['prompts']} rows ({', '.join(measured['strata'])}) of the part {measured['part']}, seeds "
-        f"{', '.join(map(str, measured['seeds']))}; 95% intervals over seeds and rows of these categories; "
-        f"* where p < 0.05 after Holm. {where(measured)}"
-    )
-    return f"### Unseen tasks: {measured['name']}\n\n{about}\n\n{table(head, lines)}"
-
-
-UNSEEN = {
-    "starter": "embedded world",
-    "dolly-05": "Dolly, Dirichlet 0.5",
-    "dolly-50": "Dolly, Dirichlet 5.0",
-    "natural-instructions": "tasks of Natural Instructions",
-}
-
-
-def chosen(results: Mapping[str, Measured]) -> str:
-    """Return what choosing rows is worth in short: the loss on unseen tasks by data, and more local epochs."""
-    found = {title: results[f"unseen-{name}"] for name, title in UNSEEN.items() if f"unseen-{name}" in results}
-    arms = dict.fromkeys(arm for one in found.values() for arm in one["arms"])
-    lines = [(arm, *(_short(one["arms"].get(arm), one["arms"].get("full")) for one in found.values())) for arm in arms]
-    parts = [table(("loss on what nobody trained on", *found), lines)] if found else []
-    epochs = results.get("unseen-epochs")
-    if epochs is not None:
-        lines = [
-            (arm, _number(epochs["training_loss"][arm], 3), _interval(one["scores"]["loss"], 1), _rouge(one))
-            for arm, one in epochs["arms"].items()
-        ]
-        parts.append(table(("arm", "loss on training rows", "loss on the unseen category", "its ROUGE-L, %"), lines))
-    return "\n" + "\n".join(parts) + "\n"
-
-
-def _short(arm: Measured | None, full: Measured | None) -> str:
-    """Return the loss of an arm, its ROUGE-L, and the share of rows that it trained of those that all rows make."""
-    if arm is None:
-        return ""
-    rouge = f", ROUGE-L {_rouge(arm)}" if "rouge_l" in arm["scores"] else ""
-    rows, of_all = arm["costs"]["rows_seen"], full["costs"]["rows_seen"] if full else None
-    share = f", {100 * rows / of_all:.1f}% of the rows" if rows is not None and of_all else ""
-    return _interval(arm["scores"]["loss"], 1) + rouge + share
-
-
-def _rouge(arm: Measured) -> str:
-    return f"{100 * arm['scores']['rouge_l']['mean']:.1f}"
-
-
-def _gap(found: Measured | None, scale: float) -> str:
-    """Return a difference and its interval, with a star where it is beyond chance; nothing where there is none."""
-    return _interval(found, scale) + ("*" if found and found["p"] < 0.05 else "")
-
-
-def _interval(found: Measured | None, scale: float) -> str:
-    """Return a mean and its interval; nothing where there is none."""
-    if found is None:
-        return ""
-    digits = 1 if scale > 1 else 3
-    mean, low, high = (f"{found[key] * scale:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 def _median(row: Measured) -> float:
     return statistics.median(row["seconds"])
 
@@ -482,7 +362,7 @@ def main() -> None:
     results = read(RESULTS)
     draw(results, RESULTS)
     write_block(render(results))
-    write_block(chosen(results), SELECTION)
+    write_block(choosing.chosen(results), SELECTION)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 compares the arms of a recipe once for each category, which then reaches no client, and scores the rows of that
 category alone; without ``--categories`` all scored rows count, as where the test is of other tasks. What is finished in
-FOLDER is not done again. With ``--results benchmarks/results`` the figures are kept, and go into the README's tables.
+FOLDER is not done again. Every arm is compared with ``--against``, or with the one that ``--pairs`` names for it. With
+``--results benchmarks/results`` the figures are kept, and go into the README's tables.
 
 Seeds are those of the recipe, prompts the rows of all unseen categories; intervals are those of ``bellwether compare``,
 and like those they speak of other seeds and other rows of the same categories.
@@ -41,7 +42,7 @@ from bellwether.randomness import Randomness
 from bellwether.recipe import Arm, Compare, Evaluation, Recipe
 from bellwether.recipe_file import with_overrides
 from bellwether.records import Event, Note
-from benchmarks import machine, report
+from benchmarks import choosing, machine, report
 
 Floats = NDArray[np.float64]
 Score = Callable[[Totals], float]
@@ -57,35 +58,37 @@ COSTS = ("rows", "rows_of_all", "rows_seen", "tokens", "survey_seconds", "second
 TRAINED = 400  # rows at most on which an adapter's loss on training rows is taken
 
 
-def measure(comparisons: Sequence[Comparison], against: str) -> dict[str, Any]:
+def measure(comparisons: Sequence[Comparison], against: str, pairs: Mapping[str, str]) -> dict[str, Any]:
     """Return the figures of every arm, as plain values.
 
     Args:
         comparisons: of the same arms and seeds, each with other unseen categories.
         against: the arm that the others are compared with.
+        pairs: arms that are compared with another one, by name.
 
     Returns:
         By arm: each score with its interval on the unseen rows (ROUGE-L and exact matches where answers were
-        generated), and how much higher it is than that of ``against``
-        (p-values adjusted by Holm's method over the arms); the macro loss on held-out rows of categories that clients
-        had; means of the costs.
+        generated), and how much higher it is than that of the arm that it is compared with (p-values adjusted by
+        Holm's method over the arms); the macro loss on held-out rows of categories that clients had; means of the
+        costs. An arm that others are compared with is compared with none.
     """
     names = list(comparisons[0].arms)
+    references = {name: pairs.get(name, against) for name in names if name not in (against, *pairs.values())}
     first = [(one, _outcomes(one, names[0])[0]) for one in comparisons]
     strata = [name for comparison, one in first for name in _counted(comparison, one.categories).values()]
     tokens_P = _matrix(comparisons, names[0], lambda totals: float(totals.tokens))[0]
-    found: dict[str, Any] = {name: {"scores": {}, "gaps": {}} for name in names}
+    found: dict[str, Any] = {name: {"against": references.get(name), "scores": {}, "gaps": {}} for name in names}
     answered = _matrix(comparisons, names[0], lambda totals: float(totals.generated)).all()
     for which, (value, by_token) in SCORES.items():
         if not (by_token or answered):
             continue
         weights_P = tokens_P if by_token else None
-        reference_SP = _matrix(comparisons, against, value)
         gaps = {}
         for name in names:
             values_SP, draws = _matrix(comparisons, name, value), Randomness(0).numpy("intervals")
             found[name]["scores"][which] = asdict(interval(values_SP, strata, draws, denominators_P=weights_P))
-            if name != against:
+            if name in references:
+                reference_SP = _matrix(comparisons, references[name], value)
                 gaps[name] = difference(values_SP, reference_SP, strata, draws, denominators_P=weights_P)
         for (name, gap), p in zip(gaps.items(), holm([gap.p for gap in gaps.values()]), strict=True):
             found[name]["gaps"][which] = {**asdict(gap), "p": p}
@@ -175,10 +178,12 @@ def plans(recipe: Recipe, categories: Sequence[str], out: Path) -> dict[Path, Re
     return {out / name: with_overrides(recipe, {"data.unseen_categories": [name]}) for name in categories}
 
 
-def _checked(recipe: Recipe, against: str) -> Compare:
+def _checked(recipe: Recipe, against: str, pairs: Mapping[str, str]) -> Compare:
     """Return the section ``compare``, once its arms are known to make one adapter a seed at most."""
-    if recipe.compare is None or against not in recipe.compare.arms:
-        raise RecipeError(f"compare.arms names no {against!r}, which the others are compared with; see --against.")
+    arms = {} if recipe.compare is None else recipe.compare.arms
+    missing = [name for name in (against, *pairs, *pairs.values()) if name not in arms]
+    if recipe.compare is None or missing:
+        raise RecipeError(f"compare.arms names no {missing[0]!r}, which is to be compared; see --against and --pairs.")
     alone = [name for name, arm in recipe.compare.arms.items() if arm.trains == "alone"]
     if alone:
         raise RecipeError(f"compare.arms.{alone[0]} trains clients alone, each an adapter of its own; leave it out.")
@@ -191,8 +196,8 @@ def _say(event: Event) -> None:
         print(event.text, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Compare, measure, and write what was found."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what a command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unseen", description="Measure choosing rows.")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE")
@@ -200,8 +205,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the comparisons")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--against", default="random", help="the arm that others are compared with")
+    parser.add_argument("--pairs", nargs="+", default=(), metavar="ARM=OTHER", help="arms compared with another one")
     parser.add_argument("--results", type=Path, help="folder of the figures; none: only print them")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args(words)
+    if wrong := [pair for pair in given.pairs if "=" not in pair]:
+        parser.error(f"--pairs: {wrong[0]!r} is not ARM=OTHER")
+    given.pairs = dict(pair.split("=", 1) for pair in given.pairs)
+    return given
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Compare, measure, and write what was found."""
+    given = parse(words)
     try:
         _measure(given)
     except BellwetherError as error:
@@ -211,7 +226,7 @@ def main() -> None:
 def _measure(given: argparse.Namespace) -> None:
     """Do what the command line says."""
     recipe = load_recipe(given.recipe, given.overrides)
-    settings = _checked(recipe, given.against)
+    settings = _checked(recipe, given.against, given.pairs)
     planned = plans(recipe, given.categories, given.out)
     comparisons = [compare(one, folder, jobs=given.jobs, watch=_say) for folder, one in planned.items()]
     measured = {
@@ -219,10 +234,11 @@ def _measure(given: argparse.Namespace) -> None:
         "name": recipe.name,
         "seeds": list(settings.seeds),
         "part": recipe.evaluation.part,
-        **measure(comparisons, given.against),
+        "jobs": given.jobs,
+        **measure(comparisons, given.against, given.pairs),
         "training_loss": training_losses(comparisons, list(planned)),
     }
-    print(report.unseen(measured))
+    print(choosing.unseen(measured))
     if given.results:
         report.write(given.results, f"unseen-{recipe.name}", measured)
 

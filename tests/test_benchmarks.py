@@ -352,11 +352,11 @@ def test_everything_can_be_measured_and_shown(in_process, tmp_path, capsys):
 
 
 def test_the_figures_in_the_readme_are_those_of_the_json_files():
-    from benchmarks import report
+    from benchmarks import choosing, report
 
     results = report.read(report.RESULTS)
     assert report.block() == report.render(results), "write it anew: python -m benchmarks.report"
-    assert report.block(report.SELECTION) == report.chosen(results), "write it anew: python -m benchmarks.report"
+    assert report.block(report.SELECTION) == choosing.chosen(results), "write it anew: python -m benchmarks.report"
     assert not any(measured["quick"] for measured in results.values())
 
 

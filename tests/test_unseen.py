@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from bellwether.recipe import Arm, Compare, Recipe
 from bellwether.recipe_file import with_overrides
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import report, unseen
+from benchmarks import choosing, report, unseen
 
 
 def compared(unseen: str, scores: dict[str, list[list[tuple[str, int, float]]]]) -> Comparison:
@@ -55,7 +57,7 @@ def test_only_rows_of_the_unseen_categories_count_and_every_category_counts_alik
         },
     )
 
-    arms = unseen.measure([first, second], "random")["arms"]
+    arms = unseen.measure([first, second], "random", {})["arms"]
 
     # a: 8 nats of 2 tokens; b: 5 + 3 nats of 1 + 3 tokens; their mean. Random: 4/2 and 2/4.
     assert arms["base"]["scores"]["loss"]["mean"] == pytest.approx((8 / 2 + 8 / 4) / 2)
@@ -75,18 +77,51 @@ def test_differences_are_paired_by_seed_and_adjusted_over_arms():
     lower = [[(category, tokens, loss - 1) for category, tokens, loss in some] for some in rows]
     scores = {"random": rows, "one": lower, "other": lower}
 
-    found = unseen.measure([compared("a", scores)], "random")
+    found = unseen.measure([compared("a", scores)], "random", {})
 
     gap = found["arms"]["one"]["gaps"]["loss"]
     # Seeds differ by much more than 1, but one arm is exactly 1 lower under each of them.
     assert gap["mean"] == gap["low"] == gap["high"] == pytest.approx(-1)
-    alone = unseen.measure([compared("a", {"random": rows, "one": lower})], "random")["arms"]["one"]["gaps"]["loss"]
+    alone = unseen.measure([compared("a", {"random": rows, "one": lower})], "random", {})["arms"]["one"]["gaps"]["loss"]
     assert gap["p"] == pytest.approx(min(1, 2 * alone["p"]))
     assert found["prompts"] == 8
 
 
+def test_an_arm_can_have_an_arm_of_its_own_to_be_compared_with():
+    def rows(loss):
+        return [[("a", 1, loss + seed), ("a", 1, loss + seed)] for seed in range(3)]
+
+    scores = {"random": rows(5.0), "one": rows(4.0), "turbo": rows(4.5), "random like turbo": rows(3.0)}
+    found = unseen.measure([compared("a", scores)], "random", {"turbo": "random like turbo"})["arms"]
+
+    assert {name: arm["against"] for name, arm in found.items()} == {
+        "random": None,
+        "one": "random",
+        "turbo": "random like turbo",
+        "random like turbo": None,
+    }
+    assert found["one"]["gaps"]["loss"]["mean"] == pytest.approx(-1)
+    assert found["turbo"]["gaps"]["loss"]["mean"] == pytest.approx(1.5)
+    assert not found["random like turbo"]["gaps"]
+
+
+@pytest.mark.parametrize("path", sorted((Path(unseen.__file__).parent / "recipes").glob("*.yaml")), ids=str)
+def test_a_recipe_begins_with_a_command_that_can_be_given(path):
+    head = itertools.takewhile(lambda line: line != "#", path.read_text().splitlines())
+    module, *words = shlex.split(" ".join(line.removeprefix("#") for line in head).replace("python -m ", ""))
+    given = unseen.parse(words)
+
+    assert module == "benchmarks.unseen"
+    assert Path(given.recipe).name == path.name
+    assert given.results == Path("benchmarks/results")
+    recipe = bellwether.load_recipe(path, given.overrides)
+    assert unseen._checked(recipe, given.against, given.pairs) is recipe.compare
+
+
 def test_without_unseen_categories_all_scored_rows_count():
-    found = unseen.measure([compared("", {"random": [[("a", 1, 1.0), ("b", 1, 3.0), ("b", 1, 5.0)]] * 2})], "random")
+    found = unseen.measure(
+        [compared("", {"random": [[("a", 1, 1.0), ("b", 1, 3.0), ("b", 1, 5.0)]] * 2})], "random", {}
+    )
 
     assert found["arms"]["random"]["scores"]["loss"]["mean"] == pytest.approx((1 + 4) / 2)
     assert found["arms"]["random"]["seen_loss"] is None
@@ -167,22 +202,23 @@ def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_p
 def test_the_short_table_has_a_line_for_each_arm_and_shares_of_the_rows_that_all_would_make():
     def arm(rows, loss):
         score = {"mean": loss, "low": loss - 0.1, "high": loss + 0.1}
-        return {"scores": {"loss": score, "rouge_l": {**score, "mean": 0.25}}, "costs": {"rows_seen": rows}}
+        costs = {"rows_seen": rows, "rows": rows / 5, "rows_of_all": 40}
+        return {"scores": {"loss": score, "rouge_l": {**score, "mean": 0.25}}, "costs": costs}
 
     starter = {"arms": {"full": arm(200, 2.0), "few": arm(10, 1.5)}}
     dolly = {"arms": {"full": arm(400, 3.0), "other": arm(100, 3.5)}}
     del dolly["arms"]["other"]["scores"]["rouge_l"]
     epochs = {"arms": {"few": arm(10, 1.5)}, "training_loss": {"few": 0.25}}
-    lines = report.chosen({"unseen-starter": starter, "unseen-dolly-05": dolly, "unseen-epochs": epochs}).split("\n")
-    assert "| few | 1.500 (1.400 to 1.600), ROUGE-L 25.0, 5.0% of the rows |  |" in lines
-    assert "| other |  | 3.500 (3.400 to 3.600), 25.0% of the rows |" in lines
+    lines = choosing.chosen({"unseen-starter": starter, "unseen-dolly-05": dolly, "unseen-epochs": epochs}).split("\n")
+    assert "| few | 1.500 (1.400 to 1.600), ROUGE-L 25.0, 5% trained, 5% used |  |" in lines
+    assert "| other |  | 3.500 (3.400 to 3.600), 25% trained, 50% used |" in lines
     assert "| few | 0.250 | 1.500 (1.400 to 1.600) | 25.0 |" in lines
 
 
 @pytest.mark.parametrize(
     ("arms", "text"),
     [
-        ("{base: {trains: nobody}}", "compare.arms names no 'random'"),
+        ("{base: {trains: nobody}}", "compare.arms names no 'random', which is to be compared"),
         ("{random: {}, local: {trains: alone}}", "compare.arms.local trains clients alone"),
     ],
 )
