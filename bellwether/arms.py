@@ -267,7 +267,8 @@ def _course(
         "bytes": sum(one.bytes_up + one.bytes_down for one in rounds),
         "bytes_of_whole_base": 4 * messages * prepared.facts.parameters,
     }
-    return tuple(zip(passes, (one.loss for one in rounds), strict=True)), cost
+    # A round in which nobody trained has no loss.
+    return tuple((seen, one.loss) for seen, one in zip(passes, rounds, strict=True) if math.isfinite(one.loss)), cost
 
 
 def _local(name: str, arm: Arm, recipe: Recipe, folder: Path | None) -> list[Outcome]:

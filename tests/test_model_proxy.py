@@ -94,11 +94,10 @@ def test_an_encoder_gives_the_mean_over_each_texts_own_tokens(name, tokens, tmp_
     more = {"embedding_size": 16} if name == "Electra" else {"pad_token_id": 0}
     folder = encoder_folder(tmp_path / name, name, **more)
     proxy = load_proxy(settings(folder))
-    described = proxy.features(TEXTS, pooling="last", tokens=tokens)
+    features_NF = proxy.features(TEXTS, pooling="last", tokens=tokens)
     assert proxy.kind == "encoder"
-    assert described.features_NF.dtype == np.float32
-    assert described.cut == 0
-    near(described.features_NF, alone(folder, TEXTS, mean))
+    assert features_NF.dtype == np.float32
+    near(features_NF, alone(folder, TEXTS, mean))
 
 
 @pytest.mark.parametrize(
@@ -111,31 +110,29 @@ def test_an_encoder_gives_the_mean_over_each_texts_own_tokens(name, tokens, tmp_
 )
 def test_a_folder_says_how_its_encoder_pools(bert, pooling, pool):
     state(bert, pooling=pooling)
-    near(load_proxy(settings(bert)).features(TEXTS, pooling="mean").features_NF, alone(bert, TEXTS, pool))
+    near(load_proxy(settings(bert)).features(TEXTS, pooling="mean"), alone(bert, TEXTS, pool))
 
 
 def test_a_folder_says_whether_vectors_have_length_one_and_texts_lower_case(bert):
     state(bert, ("Transformer", "Pooling", "Normalize"), do_lower_case=True)
-    features_NF = load_proxy(settings(bert)).features([text.upper() for text in TEXTS], pooling="mean").features_NF
+    features_NF = load_proxy(settings(bert)).features([text.upper() for text in TEXTS], pooling="mean")
     wanted = alone(bert, TEXTS, mean)
     near(features_NF, wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
 
 
-def test_longer_texts_are_cut_before_the_closing_token_and_counted(bert):
+def test_longer_texts_are_cut_before_the_closing_token(bert):
     state(bert, max_seq_length=6)
-    described = load_proxy(settings(bert)).features(TEXTS, pooling="mean")
-    assert described.cut == 1
-    near(described.features_NF, alone(bert, TEXTS, mean, max_length=6))
+    features_NF = load_proxy(settings(bert)).features(TEXTS, pooling="mean")
+    near(features_NF, alone(bert, TEXTS, mean, max_length=6))
     cut = load_proxy(settings(bert)).features(["a fox jumps over"], pooling="mean")
-    assert cut.cut == 0
-    near(cut.features_NF[0], described.features_NF[1])
+    near(cut[0], features_NF[1])
 
 
 def test_positions_limit_a_text_where_nothing_else_does(tmp_path):
     folder = encoder_folder(tmp_path / "roberta", "Roberta", pad_token_id=0)
     proxy = load_proxy(settings(folder))
     assert proxy.longest == 15, "RoBERTa's first position is one after the padding's number"
-    assert proxy.features(["fox " * 50], pooling="mean").cut == 1
+    near(proxy.features(["fox " * 50], pooling="mean")[0], alone(folder, ["fox " * 50], mean, max_length=15)[0])
 
 
 def test_a_causal_proxy_gives_all_its_hidden_states(tmp_path):
@@ -144,25 +141,25 @@ def test_a_causal_proxy_gives_all_its_hidden_states(tmp_path):
     folder = tiny_folder("llama", tmp_path / "llama")
     proxy = load_proxy(settings(folder))
     texts = [*TEXTS, "red " * 200]
-    described = proxy.features(texts, pooling="last", tokens=64)
-    assert (proxy.kind, described.cut, described.features_NF.shape) == ("causal", 1, (6, 3 * 24))
+    features_NF = proxy.features(texts, pooling="last", tokens=64)
+    assert (proxy.kind, features_NF.shape) == ("causal", (6, 3 * 24))
     with quiet_transformers():
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    for text, features_F in zip(texts, described.features_NF, strict=True):
+    for text, features_F in zip(texts, features_NF, strict=True):
         ids_1T = tokenizer(text, return_tensors="pt")["input_ids"][:, : proxy.longest]
         with torch.no_grad():
             states = model(input_ids=ids_1T, output_hidden_states=True).hidden_states
         near(features_F, torch.cat([state[0, -1] for state in states]))
-    chosen = proxy.features(texts, pooling="last", chosen=[-1], tokens=64).features_NF
-    near(chosen, described.features_NF[:, -24:])
+    chosen = proxy.features(texts, pooling="last", chosen=[-1], tokens=64)
+    near(chosen, features_NF[:, -24:])
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_text_without_tokens_stands_for_an_end_of_sequence(architecture, tmp_path):
     proxy = load_proxy(settings(tiny_folder(architecture, tmp_path / architecture)))
-    described = proxy.features(["", "</s>"], pooling="last")
-    near(described.features_NF[0], described.features_NF[1])
-    assert proxy.features([], pooling="last").features_NF.shape == (0, 72)
+    features_NF = proxy.features(["", "</s>"], pooling="last")
+    near(features_NF[0], features_NF[1])
+    assert proxy.features([], pooling="last").shape == (0, 72)
 
 
 def test_a_fingerprint_knows_weights_precision_and_files_and_nothing_drawn(bert):
@@ -242,10 +239,9 @@ def test_a_real_sentence_encoder_puts_similar_sentences_nearer_than_unrelated_on
         "Share prices dropped at the start of the week.",
         "Cats sleep for most of the day. " * 60,
     ]
-    described = load_proxy(settings(folder)).features(texts, pooling="last", tokens=64)
-    assert described.features_NF.shape == (5, 384)
-    assert described.cut == 1
+    features_NF = load_proxy(settings(folder)).features(texts, pooling="last", tokens=64)
+    assert features_NF.shape == (5, 384)
     wanted = alone(folder, texts, mean, max_length=256)
-    near(described.features_NF, wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
-    like_NN = described.features_NF @ described.features_NF.T
+    near(features_NF, wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
+    like_NN = features_NF @ features_NF.T
     assert min(like_NN[0, 1], like_NN[2, 3]) > 0.5 > 0.2 > max(like_NN[0, 2], like_NN[0, 3], like_NN[1, 4])

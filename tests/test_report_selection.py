@@ -70,19 +70,18 @@ def test_the_section_says_what_was_trained_beside_what_all_rows_would_have_been(
     assert f"would have been {of_all}: so it is {100 * seen / of_all:.1f} % of them" in text
     survey, train = (sum(one["seconds"].get(name, 0) for one in rounds) for name in ("survey", "train"))
     whole = train * of_all / seen
-    word = "saved" if whole > survey + train else "cost"
-    assert (
-        f"all rows would have taken about {whole:.1f} s, so choosing {word} about {abs(whole - survey - train):.1f} s."
-    ) in text
+    more = whole - survey - train
+    assert f"At that pace all rows would have taken {whole:.1f} s; full batches go faster, so choosing " in text
+    assert (f"saved {more:.1f} s at most." if more > 0 else f"cost {-more:.1f} s at least.") in text
 
 
 @pytest.mark.parametrize(
     ("spent", "whole", "text"),
-    [(2.0, 10.0, "saved about 8.0 s."), (12.0, 10.0, "cost about 2.0 s.")],
+    [(2.0, 10.0, "saved 8.0 s at most."), (12.0, 10.0, "cost 2.0 s at least.")],
 )
 def test_what_choosing_saved_is_said_and_also_where_it_cost_more(spent: float, whole: float, text: str) -> None:
     said = _gained(spent, whole)
-    assert said.endswith(f"all rows would have taken about 10.0 s, so choosing {text}")
+    assert said.endswith(f"all rows would have taken 10.0 s; full batches go faster, so choosing {text}")
 
 
 def test_the_share_of_rows_used_counts_a_row_once(choosing: Path) -> None:

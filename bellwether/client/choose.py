@@ -205,8 +205,8 @@ class Chooser:
         """Return the hidden states of rows, of the model with whatever stands in its layers, or of the proxy."""
         chosen = None if settings.layers == "all" else settings.layers
         if settings.proxy is not None:
-            texts = [text(row) for row in rows]
-            return self._proxy(settings.proxy).features(texts, pooling=settings.pooling, chosen=chosen).features_NF
+            proxy = self._proxy(settings.proxy)
+            return proxy.features([text(row) for row in rows], pooling=settings.pooling, chosen=chosen)
         return pooled_states(
             self._base, self._layers, [row.ids_T for row in rows], pooling=settings.pooling, chosen=chosen
         )

@@ -164,12 +164,13 @@ def _hold_out(
         0 if test is not None else data.test_rows_per_category,
         0 if validation is not None else data.validation_rows_per_category,
     )
-    scarce = []
+    scarce: dict[str, list[str]] = collections.defaultdict(list)
     for category, indices in sorted(by_category.items()):
         order = randomness.numpy(f"rows held out of {category}").permutation(len(indices))
         unseen = category in data.unseen_categories
         if not chosen.draw([indices[position] for position in order], unseen):
-            scarce.append(f"{category or 'rows without category'} ({len(indices)} rows)")
+            reason = "unseen categories have no more" if unseen else "at least half of a category stays for training"
+            scarce[reason].append(f"{category or 'rows without category'} ({len(indices)} rows)")
     _note_held_out(chosen, scarce, notes)
     gone = chosen.test | chosen.validation | chosen.unseen
     split = _Split(
@@ -213,18 +214,15 @@ class _Chosen:
         return (test_rows, validation_rows) == (self.test_rows, self.validation_rows)
 
 
-def _note_held_out(chosen: _Chosen, scarce: Sequence[str], notes: list[str]) -> None:
-    """Note scarce categories; refuse a test that would be empty."""
+def _note_held_out(chosen: _Chosen, scarce: Mapping[str, Sequence[str]], notes: list[str]) -> None:
+    """Note scarce categories, by the reason why no more is held out of them; refuse a test that would be empty."""
     if chosen.test_rows and not chosen.test:
         raise DataError(
             "no row can be held out for the test, since no category has two rows; "
             "give data.test_sources, or set data.test_rows_per_category to 0."
         )
-    if scarce:
-        notes.append(
-            f"fewer rows than wanted are held out, since at least half of a category stays for training: "
-            f"{', '.join(scarce)}."
-        )
+    for reason, names in scarce.items():
+        notes.append(f"fewer rows than wanted are held out, since {reason}: {', '.join(names)}.")
 
 
 def _note_duplicates(split: _Split, notes: list[str]) -> None:

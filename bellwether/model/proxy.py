@@ -58,19 +58,6 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a proxy makes of texts.
-
-    Args:
-        features_NF: in the order of the texts.
-        cut: how many texts were longer than the proxy can take, and were cut at their end.
-    """
-
-    features_NF: NDArray[Any]
-    cut: int
-
-
-@dataclass(frozen=True)
 class Proxy:
     """A loaded proxy.
 
@@ -94,8 +81,8 @@ class Proxy:
 
     def features(
         self, texts: Sequence[str], *, pooling: Pooling, chosen: Sequence[int] | None = None, tokens: int = TOKENS
-    ) -> Described:
-        """Return the features of texts.
+    ) -> NDArray[Any]:
+        """Return features_NF of texts, in their order; what is longer than ``longest`` is cut at its end.
 
         Args:
             texts: prompt and response of each row; an empty text stands for one end-of-sequence token.
@@ -107,8 +94,7 @@ class Proxy:
         Raises:
             ModelError: as ``state_numbers``; layers are chosen of a sentence encoder.
         """
-        ids, cut = token_ids(self, texts)
-        return Described(self.run(ids, pooling, chosen, tokens), cut)
+        return self.run(token_ids(self, texts), pooling, chosen, tokens)
 
 
 def load_proxy(settings: recipe.Model) -> Proxy:
@@ -181,17 +167,16 @@ def kind_of(folder: ModelFolder) -> Kind:
     return "causal" if causal or "AutoModelForCausalLM" in folder.config.get("auto_map", {}) else "encoder"
 
 
-def token_ids(proxy: Proxy, texts: Sequence[str]) -> tuple[list[NDArray[np.int64]], int]:
-    """Return the token ids of texts as a proxy takes them, and how many texts were cut to fit."""
+def token_ids(proxy: Proxy, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return the token ids of texts as a proxy takes them, longer ones cut to fit."""
     if not texts:
-        return [], 0
+        return []
     given = [text.lower() for text in texts] if proxy.lower else list(texts)
     rows: list[list[int]] = proxy.tokenizer(given, verbose=False)["input_ids"]
-    long = [number for number, ids in enumerate(rows) if len(ids) > proxy.longest]
     # A second time, since an encoder's text ends with a token of its own, wherever it is cut.
-    for number in long:
+    for number in [number for number, ids in enumerate(rows) if len(ids) > proxy.longest]:
         rows[number] = proxy.tokenizer(given[number], truncation=True, max_length=proxy.longest)["input_ids"]
-    return [np.asarray(ids or [proxy.tokenizer.eos_token_id], np.int64) for ids in rows], len(long)
+    return [np.asarray(ids or [proxy.tokenizer.eos_token_id], np.int64) for ids in rows]
 
 
 # Causal models ------------------------------------------------------------------------------------

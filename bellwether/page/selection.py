@@ -105,14 +105,14 @@ def _lead(run: FinishedRun) -> Markup:
 
 
 def _gained(spent: float, whole: float) -> str:
-    """Return what choosing saved, an estimate: all rows at the pace of those that were trained.
+    """Return what choosing saved at most: all rows at the pace of those that were trained, which fill batches badly.
 
     Args:
         spent: seconds of surveys and training.
         whole: seconds that training on all rows would have taken.
     """
-    more, word = abs(whole - spent), "saved" if whole > spent else "cost"
-    return f" At that pace all rows would have taken about {whole:.1f} s, so choosing {word} about {more:.1f} s."
+    came = f"saved {whole - spent:.1f} s at most" if whole > spent else f"cost {spent - whole:.1f} s at least"
+    return f" At that pace all rows would have taken {whole:.1f} s; full batches go faster, so choosing {came}."
 
 
 def _saved(run: FinishedRun) -> Figure:
@@ -338,6 +338,8 @@ def _caption(selection: Selection, width: int, what: str, step: int) -> str:
     sentences.append("Stars are the centroids that the server kept, diamonds the others; rings are chosen rows.")
     if width > 2:
         sentences.append("What is nearest in all dimensions need not be so in two.")
+    if selection.rotate:
+        sentences.append("Rows that their client has trained on least often are taken first, nearer ones or not.")
     if selection.space == "per_client_tsne":
         sentences.append("Every client has a t-SNE of its own: places of different clients cannot be compared.")
     if selection.noise:
