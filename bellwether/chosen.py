@@ -1,8 +1,8 @@
 """What a simulation's clients keep of the rows that they chose, each in its own part of the run folder.
 
-NAME/rows.json             the category of each of its rows
-NAME/selected/0003.json    the numbers of the rows that it trained on in round 3
-NAME/survey.npz            where its rows lay when they were last clustered
+NAME/rows.json    the category of each of its rows
+
+Beside it stands what the client itself remembers, see ``bellwether.client.memory``.
 
 A simulation deals the rows out, so its report may show all this; of a client elsewhere the server has none of it.
 
@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import cannot_write, write_atomic
-from bellwether.client.memory import recall
+from bellwether.atomic import write_atomic
+from bellwether.client.memory import SELECTED, SURVEY, made, recall
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, first_line
 from bellwether.records import RoundRecord
 
-ROWS, SURVEY, SELECTED = "rows.json", "survey.npz", "selected"
+ROWS = "rows.json"
 
 Read = TypeVar("Read")
 
@@ -62,11 +62,7 @@ def keep_categories(folders: Mapping[str, Path], clients: Mapping[str, Sequence[
         CheckpointError: it cannot be written.
     """
     for client, folder in folders.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        write_atomic(folder / ROWS, (json.dumps([row.category for row in clients[client]]) + "\n").encode())
+        write_atomic(made(folder) / ROWS, (json.dumps([row.category for row in clients[client]]) + "\n").encode())
 
 
 def last_survey(rounds: Sequence[RoundRecord]) -> RoundRecord | None:
@@ -108,17 +104,18 @@ def _read_client(folder: Path, used: Sequence[int], asked: int | None) -> Chosen
         return found
 
     rounds = {round: _read(folder / SELECTED / f"{round:04d}.json", numbers) for round in used}
-    points_Nd = None if asked is None else _points(folder / SURVEY, asked, len(categories))
+    points_Nd = None if asked is None else _points(folder, asked, len(categories))
     return Chosen(categories, rounds, points_Nd)
 
 
-def _points(path: Path, asked: int, rows: int) -> NDArray[np.floating[Any]] | None:
+def _points(folder: Path, asked: int, rows: int) -> NDArray[np.floating[Any]] | None:
     """Return the points that were clustered in a round; None where the last round was another."""
-    memory = recall(path)
+    memory = recall(folder, asked)
     if memory is None or memory.surveyed != asked:
         return None
     if memory.points_Nd.ndim != 2 or len(memory.points_Nd) != rows:
         shape = memory.points_Nd.shape
+        path = folder / SURVEY
         raise CheckpointError(f"{path} has points of shape {shape}, and the client has {rows} rows; restore it.")
     return memory.points_Nd
 

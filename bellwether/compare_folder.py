@@ -8,7 +8,6 @@ inputs.json     hashes of rows and weights, device, precision and versions of pa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from bellwether.atomic import write_atomic
 from bellwether.errors import CheckpointError, RecipeError, first_line
 from bellwether.lock import held
-from bellwether.prepare import Prepared, fingerprint
+from bellwether.prepare import Prepared, fingerprint, proxy_facts
 from bellwether.recipe import Model, Recipe
 from bellwether.recipe_file import differences, dump_recipe, load_recipe, with_overrides
 from bellwether.records import Note, Watcher
@@ -60,7 +59,10 @@ def _kept(path: Path) -> Recipe:
 def inputs(prepared: Mapping[str, Prepared]) -> Inputs:
     """Return what an arm rests on beside the recipe: hashes of its rows and base model, device and packages."""
     models = {model: _of_model(model) for model in {one.recipe.model for one in prepared.values()}}
-    return {name: {"rows": fingerprint(one), **models[one.recipe.model]} for name, one in prepared.items()}
+    return {
+        name: {"rows": fingerprint(one), **models[one.recipe.model], **proxy_facts(one.recipe.selection)}
+        for name, one in prepared.items()
+    }
 
 
 def _of_model(settings: Model) -> dict[str, str]:
@@ -85,13 +87,9 @@ def weights(settings: Model) -> str:
     Raises:
         ModelError: the folder or its weights are not there.
     """
-    from bellwether.model.folder import find_folder, weight_files
+    from bellwether.model.folder import find_folder, weights_digest
 
-    folder, digest = find_folder(settings, weights=True), hashlib.sha256()
-    for name in sorted(weight_files(folder, settings)):
-        with (folder.path / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return weights_digest(find_folder(settings, weights=True), settings)
 
 
 @contextlib.contextmanager

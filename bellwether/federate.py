@@ -209,7 +209,8 @@ def _sample(federation: Federation, round: int) -> tuple[str, ...]:
 
 def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> Surveyed:
     """Ask the cohort where its rows lie, and tell of it."""
-    question = SurveyTask(task.round, task.adapter, task.selection, task.seed)
+    adapter = task.adapter if task.selection.features == "model" else None
+    question = SurveyTask(task.round, adapter, task.selection, task.seed)
     surveyed = survey(federation.engine.ask, cohort, question)
     federation.watch(SurveyFinished(task.round, surveyed.record))
     for client, reason in surveyed.left_out.items():

@@ -48,13 +48,13 @@ class SurveyTask:
 
     Args:
         round: the round, counted from 1.
-        adapter: the adapter whose hidden states stand for the rows.
+        adapter: the adapter whose hidden states stand for the rows; None where a proxy's do.
         selection: the recipe's selection section.
         seed: the seed of the run, from which the shared projection and the client's own draws derive.
     """
 
     round: int
-    adapter: Adapter
+    adapter: Adapter | None
     selection: Selection
     seed: int
 

@@ -221,7 +221,8 @@ def survey_line(record: SurveyRecord) -> str:
     """Return what came of a survey."""
     sent, kept = (sum(map(len, numbers.values())) for numbers in (record.centroids, record.kept))
     where = sum(map(bool, record.kept.values()))
-    return f"{sent:,} centroids of {len(record.centroids)} clients, {kept:,} kept at {where} of them"
+    up = byte_size(record.bytes_up)
+    return f"{sent:,} centroids ({up}) of {len(record.centroids)} clients, {kept:,} kept at {where} of them"
 
 
 def _left_out(record: RoundRecord) -> list[str]:

@@ -129,6 +129,22 @@ def fingerprint(prepared: Prepared) -> str:
     return digest.hexdigest()
 
 
+def proxy_facts(selection: Selection) -> dict[str, str]:
+    """Return the fingerprint of the proxy that gives a selection its features, as ``proxy``; nothing where none does.
+
+    Args:
+        selection: the recipe's selection section.
+
+    Raises:
+        ModelError: as ``proxy_fingerprint``.
+    """
+    if selection.method == "full" or selection.proxy is None:
+        return {}
+    from bellwether.model.proxy import proxy_fingerprint
+
+    return {"proxy": proxy_fingerprint(Model(path=selection.proxy))}
+
+
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return the recipe with absolute paths for what is on this machine, so that it can be resumed from anywhere."""
 
@@ -201,7 +217,12 @@ def _check_features(selection: Selection, facts: ModelFacts, public: int) -> Non
 
 
 def _selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
-    """Return what a person should know of a survey of clients with so many rows."""
+    """Return what a person should know of a choice of rows by clients with so many rows."""
+    for field in ("rows", "fraction", "proxy"):
+        if selection.method == "full" and getattr(selection, field) is not None:
+            return [
+                f"selection.{field} has no effect, since selection.method is full: clients train on all their rows."
+            ]
     if not selection.surveys:
         return []
     warnings, least = [], selection.min_cluster_rows
@@ -210,11 +231,14 @@ def _selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[s
             f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
             "in one of them to whoever gets it."
         )
-    few = [client for client, count in rows.items() if count < least]
+    # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
+    needed = least if selection.whole_client else max(2 * least, selection.min_samples(least))
+    few = [client for client, count in rows.items() if count < needed]
     if few:
         warnings.append(
-            f"{len(few)} of {len(rows)} clients have fewer than selection.min_cluster_rows={least} rows "
-            f"({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that nothing of theirs is ever selected."
+            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
+            f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
+            "nothing of theirs is ever selected."
         )
     return warnings
 

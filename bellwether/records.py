@@ -43,14 +43,19 @@ class SurveyRecord:
         groups: for each client the group of each centroid; -1 is none.
         kept: for each client the numbers of its centroids that were kept.
         bytes_down: bytes of tasks and answers from the server to the cohort.
-        bytes_up: bytes of the centroids.
+        sent: bytes of the centroids that left each client that answered, also of those that were refused.
     """
 
     centroids: Mapping[str, tuple[tuple[float, ...], ...]]
     groups: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, tuple[int, ...]]
     bytes_down: int
-    bytes_up: int
+    sent: Mapping[str, int]
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of all centroids."""
+        return sum(self.sent.values())
 
 
 @dataclass(frozen=True)

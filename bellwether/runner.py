@@ -36,7 +36,7 @@ from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model_card import model_card
 from bellwether.narrate import tell_all, write_log
-from bellwether.prepare import Prepared, prepare, with_absolute_paths
+from bellwether.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
 from bellwether.prepare import fingerprint as data_fingerprint
 from bellwether.randomness import Randomness
 from bellwether.recipe import Recipe
@@ -144,7 +144,8 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
         # The number of threads decides the order of sums, and with it the last bits.
         base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
         now = _environment(prepared, base)
-        _check_unchanged(path, then, {fact: now[fact] for fact in ("base", "device", "dtype")})
+        facts = ("base", "device", "dtype", *(["proxy"] if "proxy" in now else []))
+        _check_unchanged(path, then, {fact: now[fact] for fact in facts})
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))
@@ -172,6 +173,7 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
         dtype=prepared.recipe.model.dtype,
         data=data_fingerprint(prepared),
         base=base.fingerprint,
+        **proxy_facts(prepared.recipe.selection),
     )
 
 

@@ -81,24 +81,27 @@ def survey(
     centroids = {client: arrived[client] for client in cohort if client in arrived}
     least = settings.min_group_centroids
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
-    sent_down = adapter_bytes(task.adapter.tensors) * reached if settings.features == "model" else 0
+    sent_down = 0 if task.adapter is None else adapter_bytes(task.adapter.tensors) * reached
     record = SurveyRecord(
         {c: tuple(tuple(point) for point in points.astype(float).tolist()) for c, points in centroids.items()},
         {c: tuple(groups) for c, groups in found.groups.items()},
         {c: tuple(numbers) for c, numbers in found.numbers.items()},
         sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
-        sum(_sent(replies).values()),
+        _sent(replies),
     )
     return Surveyed(found.numbers, left_out, record, duration)
 
 
 def _sent(replies: Sequence[Reply]) -> dict[str, int]:
-    """Return the bytes of each client's first centroids, also where they were refused: they have left it."""
+    """Return the bytes of each client's first centroids, also where they were refused: they have left it.
+
+    Clients stand in the order of their names, since they answer in any order.
+    """
     found: dict[str, int] = {}
     for reply in replies:
         if reply.survey is not None:
             found.setdefault(reply.client, int(getattr(reply.survey.centroids_Cd, "nbytes", 0)))
-    return found
+    return dict(sorted(found.items()))
 
 
 def _most_frequent_width(replies: Sequence[Reply]) -> int | None:

@@ -27,7 +27,6 @@ import torch
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
-from bellwether.chosen import SURVEY
 from bellwether.client.choose import Chooser
 from bellwether.client.memory import recall
 from bellwether.messages import Reply, SurveyTask, TrainTask
@@ -69,7 +68,7 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
     topics = {client: [row.category for row in some] for client, some in rows.items()}
     groups, labels, wrong, chosen = [], [], [], []
     for client, kept in surveyed.kept.items():
-        memory = recall(folders[client] / SURVEY)
+        memory = recall(folders[client], 1)
         if memory is None or memory.clusters is None:  # it could not be surveyed
             continue
         clusters_N, named = memory.clusters.labels_N, {}

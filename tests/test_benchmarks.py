@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import hypergeom
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 ROOT = Path(__file__).parents[1]
 TRL = importlib.util.find_spec("trl") is not None
@@ -391,18 +393,48 @@ def test_the_model_for_a_gpu_is_of_the_1b_class():
 # The coreset --------------------------------------------------------------------------------------
 
 
-def test_a_coreset_is_measured_before_training(tmp_path):
-    from bellwether import load_recipe
+def test_a_coreset_is_measured_as_the_files_of_a_run_with_the_same_survey_say(tmp_path):
+    from bellwether import load_recipe, run
     from benchmarks import coreset
 
-    recipe = load_recipe(
-        "default", ["selection.method=hierarchical", "selection.min_cluster_rows=3", "partition.clients=4"]
+    words = ["selection.method=hierarchical", "selection.min_cluster_rows=3", "partition.clients=4", "seed=3"]
+    words += ["selection.keep_lone=true", "federation.rounds=1", "federation.fraction=1", "evaluation.generate=false"]
+    found = coreset.measure(load_recipe("default", words), tmp_path)
+    result = run(load_recipe("default", [*words, f"output.folder={tmp_path / 'run'}"]))
+
+    survey = json.loads((result.folder / "rounds.jsonl").read_text())["survey"]
+    groups, topics, chosen, wrong, everything = [], [], [], [], []
+    for folder in sorted((result.folder / "clients").iterdir()):
+        client = folder.name.partition("-")[2]
+        categories = np.array(json.loads((folder / "rows.json").read_text()))
+        everything += list(categories)
+        memory = np.load(folder / "survey" / "0001.npz")
+        names = {n: statistics.mode(categories[memory["labels"] == n]) for n in memory["released"]}
+        groups += survey["groups"][client]
+        topics += names.values()
+        path = folder / "selected" / "0001.json"
+        for row in json.loads(path.read_text())["rows"] if path.exists() else ():
+            chosen.append(categories[row])
+            wrong.append(categories[row] != names[memory["labels"][row]])
+    several = [number for number, group in enumerate(groups) if groups.count(group) > 1]
+    of_groups, of_topics = [groups[number] for number in several], [topics[number] for number in several]
+    assert len(several) > 4
+    assert found == pytest.approx(
+        {
+            "centroids": len(groups),
+            "kept": sum(map(len, survey["kept"].values())),
+            "rows": len(chosen),
+            "grouped": len(several) / len(groups),
+            "ari": adjusted_rand_score(of_topics, of_groups),
+            "nmi": normalized_mutual_info_score(of_topics, of_groups),
+            "wrong topic": sum(wrong) / len(wrong),
+            "topics": len(set(chosen)) / len(set(everything)),
+            # Of as many drawn at random, without replacement, a topic is missed as the hypergeometric has it.
+            "topics of random rows": statistics.mean(
+                1 - hypergeom.pmf(0, len(everything), everything.count(topic), len(chosen)) for topic in set(everything)
+            ),
+        }
     )
-    found = coreset.measure(recipe, tmp_path)
-    assert tuple(found) == coreset.FIGURES
-    assert found["rows"] == found["kept"] <= found["centroids"]
-    assert 0 <= found["wrong topic"] <= 1
-    assert 0 < found["topics"] <= 1
 
 
 def test_the_topic_of_a_cluster_is_that_of_most_of_its_rows():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,12 +176,29 @@ def test_a_projection_fitted_on_public_rows_is_that_of_the_untuned_base_in_all_r
         tuned = adapter.with_tensors({key: value * np.float32(scale) for key, value in adapter.tensors.items()})
         points_Nd = (client.states(adapter=tuned, pooling="mean") - mean_F) @ components_FF[:2].T
         client.survey(round, tuned, **shared)
-        ours_Nd = np.load(client.folder / "survey.npz")["points"]
+        ours_Nd = np.load(client.folder / "survey" / f"{round:04d}.npz")["points"]
         # An axis of a decomposition may point either way, the same way for all points.
         signs_d = np.sign((ours_Nd * points_Nd).sum(axis=0))
         np.testing.assert_allclose(ours_Nd, points_Nd * signs_d, atol=1e-4)
         signs.append(signs_d)
     np.testing.assert_array_equal(*signs)
+
+
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 3.0}])
+def test_projecting_makes_no_second_array_as_large_as_the_features(make, more):
+    features_NF = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float32)
+    client = make()
+    task = SurveyTask(1, client.adapter, recipe.Selection(**DEFAULTS | {"space": "shared", "dimensions": 4} | more), 0)
+    client.chooser._reduced("a", features_NF[:300], task)
+    tracemalloc.start()
+    points_Nd = client.chooser._reduced("a", features_NF, task)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < features_NF.nbytes / 5
+    projection_Fd = random_projection(256, 4, Randomness(0).numpy("selection space"))
+    norms_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
+    clipped_NF = features_NF * np.minimum(1, 3 / norms_N1) if more else features_NF
+    np.testing.assert_allclose(points_Nd, clipped_NF @ projection_Fd, atol=1e-4)
 
 
 def test_the_same_rows_are_chosen_in_whatever_order_they_stand(make):
@@ -335,14 +353,16 @@ def test_without_its_survey_a_client_chooses_nothing_and_says_so(make):
 def test_a_damaged_memory_is_one_sentence_that_names_the_file(make):
     client = make()
     client.survey()
-    path = client.folder / "survey.npz"
+    path = client.folder / "survey" / "0001.npz"
     whole = path.read_bytes()
-    np.savez(path.with_name("foreign.npz"), other=np.ones(3))
+    np.savez(client.folder / "foreign.npz", other=np.ones(3))
     damaged = [b"", b"PK", whole[:-7], whole[:400], whole[:200] + b"\xff" * 9 + whole[209:], b"\x80\x04]\x94."]
-    for content in [*damaged, path.with_name("foreign.npz").read_bytes()]:
+    for content in [*damaged, (client.folder / "foreign.npz").read_bytes()]:
         path.write_bytes(content)
         for act in (client.survey, lambda: client.choose(kept=[0])):
-            with pytest.raises(CheckpointError, match=r"survey\.npz is not as it was written .*; remove it") as caught:
+            with pytest.raises(
+                CheckpointError, match=r"survey.0001\.npz is not as it was written .*; remove it"
+            ) as caught:
                 act()
             assert "\n" not in str(caught.value)
     path.unlink()
@@ -353,7 +373,7 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(make):
     client = make()
     client.survey()
     chosen = client.choose(kept=[0])
-    path = client.folder / "survey.npz"
+    path = client.folder / "survey" / "0001.npz"
     whole = path.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(whole), 60):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
@@ -570,7 +590,7 @@ class CountingProxy:
 
     def features(self, texts, *, pooling, chosen):
         self.asked.append((len(texts), pooling, chosen))
-        return type("F", (), {"features_NF": np.array([[float(len(text)), 1.0] for text in texts], np.float32)})
+        return np.array([[float(len(text)), 1.0] for text in texts], np.float32)
 
 
 def test_a_proxy_describes_texts_once_whatever_the_adapter_and_the_round(make, monkeypatch):

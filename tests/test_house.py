@@ -45,6 +45,7 @@ FORBIDDEN = {
     "ui": {"torch", "bellwether.model", "bellwether.client"},
     "questions": {"torch", "bellwether.model"},
     "federate": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
+    "survey": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
     "wire": {"torch"},
     "report": {"torch", "bellwether.runner", "bellwether.model", "bellwether.client", "bellwether.data"},
     "page": {"torch", "bellwether.runner", "bellwether.model", "bellwether.client", "bellwether.data"},

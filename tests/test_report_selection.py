@@ -8,11 +8,14 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TINY_RECIPE, Command, call, json_lines
+from markupsafe import Markup
 from test_report import NASTY, Reader, nasty_run
 
 from bellwether.arms import read_outcomes
@@ -21,9 +24,11 @@ from bellwether.compare_show import cost_cells
 from bellwether.compare_table import Line
 from bellwether.errors import CheckpointError
 from bellwether.finished import FinishedRun
+from bellwether.page.charts import Series
 from bellwether.page.render import render
 from bellwether.page.run import run_page
 from bellwether.page.selection import _gained, normalised_entropy
+from bellwether.page.space import Space
 from bellwether.records import SurveyRecord
 from bellwether.report import report
 
@@ -103,7 +108,7 @@ def test_the_picture_shows_all_rows_and_centroids_of_the_last_survey(choosing: P
 
 
 def _surveyed(folder: Path, cohort: list[str]) -> list[Path]:
-    return [path for path in folder.glob("clients/*/survey.npz") if path.parts[-2].partition("-")[2] in cohort]
+    return [path for path in folder.glob("clients/*/survey/0002.npz") if path.parts[-3].partition("-")[2] in cohort]
 
 
 def test_shares_of_categories_are_those_of_the_rows_in_the_clients_folders(choosing: Path) -> None:
@@ -154,7 +159,7 @@ def test_without_the_clients_own_folders_centroids_alone_are_shown(copied: Path)
     assert "Rows used" not in page
 
 
-@pytest.mark.parametrize("name", ["rows.json", "survey.npz", "selected/0002.json"])
+@pytest.mark.parametrize("name", ["rows.json", "survey/0002.npz", "selected/0002.json"])
 def test_a_broken_file_of_a_client_is_told_by_name(copied: Path, name: str) -> None:
     path = next(path for path in sorted(copied.glob(f"clients/*/{name}")))
     path.write_text('{"rows": [999]}' if name.endswith("2.json") else "no")
@@ -173,7 +178,7 @@ def test_steps_that_are_counted_are_not_said_to_be_saved(copied: Path) -> None:
 def test_clients_of_whom_nothing_was_chosen_count_where_all_rows_would_have_been_trained() -> None:
     run = nasty_run(clients=12, rounds=1)
     record = run.rounds[0]
-    survey = SurveyRecord(dict.fromkeys(record.cohort, ()), {}, {}, 1, 1)
+    survey = SurveyRecord(dict.fromkeys(record.cohort, ()), {}, {}, 1, {})
     rounds = [dataclasses.replace(record, survey=survey, clients=record.clients[:1], rows_seen=2)]
     held = {one.client: one.rows for one in run.description.clients}
     answered = [name for name in record.cohort if name not in record.left_out]
@@ -189,6 +194,63 @@ def choosing_run(run: FinishedRun) -> FinishedRun:
     return dataclasses.replace(run, recipe=run.recipe.model_copy(update={"selection": selection}))
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the section has drawn, by the chart's name: of a space what lies where, of bars their values by name."""
+    found: dict[str, Any] = {}
+
+    def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Markup:
+        found[name] = shown
+        return Markup("")
+
+    def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], x: str) -> Markup:
+        found[name] = {one.name: dict(zip(names, one.y, strict=True)) for one in series}
+        return Markup("")
+
+    def stacks(name: str, label: str, x: Sequence[int], series: Sequence[Series], axis: tuple[str, str]) -> Markup:
+        found[name] = {one.name: dict(zip(x, one.y, strict=True)) for one in series}
+        return Markup("")
+
+    for chart in (space, bars, stacks):
+        monkeypatch.setattr(f"bellwether.page.selection.{chart.__name__}", chart)
+    return found
+
+
+def points(*series: Series) -> set[tuple[float, float]]:
+    return {point for one in series for point in zip(one.x, one.y, strict=True)}
+
+
+def test_every_mark_and_bar_is_where_the_clients_files_and_the_records_say(drawn: dict[str, Any]) -> None:
+    run = choosing_run(nasty_run(clients=12, rounds=2))
+    one, other = run.rounds[-1].cohort[:2]
+    rounds = [dataclasses.replace(record, cohort=(one, other), left_out={}) for record in run.rounds]
+    centroids = {one: ((0.0, 1.0), (0.0, 2.0)), other: ((5.0, 5.0),)}
+    survey = SurveyRecord(centroids, {one: (0, 1), other: (1,)}, {one: (1,), other: ()}, 1, {})
+    seconds = [{"survey": 0.5, "train": 2.0}, {"survey": 0.25, "train": 1.0}]
+    rounds = [
+        dataclasses.replace(record, survey=survey, seconds=took) for record, took in zip(rounds, seconds, strict=True)
+    ]
+    chosen = {
+        one: Chosen(["a", "a", "b"], {1: [0], 2: [0, 2]}, np.array([[0.0, 9.0], [1.0, 9.0], [2.0, 9.0]])),
+        other: Chosen(["b", "b"], {1: [1]}, np.array([[3.0, 8.0], [4.0, 8.0]])),
+    }
+    run_page(dataclasses.replace(run, rounds=rounds, chosen=chosen))
+
+    shown = drawn["space"]
+    assert points(shown.kept) == {(0.0, 2.0)}
+    assert points(shown.sent) == {(0.0, 1.0), (5.0, 5.0)}
+    assert points(shown.rings) == {(0.0, 9.0), (2.0, 9.0)}  # of the last round alone
+    dots = {series.name: points(series) for series in shown.dots}
+    assert dots == {"a": {(0.0, 9.0), (1.0, 9.0)}, "b": {(2.0, 9.0), (3.0, 8.0), (4.0, 8.0)}}
+    # By hand: of three rows two, of two one; of two rows of a one, of three of b two.
+    assert list(drawn["used"][""].values()) == pytest.approx([200 / 3, 50])
+    assert drawn["used-of"][""] == pytest.approx({"a": 50, "b": 200 / 3})
+    # Of the five rows of the cohort twice; chosen were a, a and b at one, b at the other.
+    assert drawn["evened"]["all rows"] == pytest.approx({"a": 40, "b": 60})
+    assert drawn["evened"]["chosen rows"] == pytest.approx({"a": 50, "b": 50})
+    assert drawn["surveys"] == {"survey": {1: 0.5, 2: 0.25}, "training": {1: 2.0, 2: 1.0}}
+
+
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_nothing_in_names_of_clients_or_categories_acts_in_the_section(width: int) -> None:
     run = nasty_run(clients=70)
@@ -200,7 +262,7 @@ def test_nothing_in_names_of_clients_or_categories_acts_in_the_section(width: in
     }
     cohort = run.rounds[-1].cohort
     centroids = {name: (tuple(generator.normal(size=width).tolist()),) for name in cohort}
-    survey = SurveyRecord(centroids, dict.fromkeys(cohort, (0,)), {cohort[0]: (0,)}, 1, 1)
+    survey = SurveyRecord(centroids, dict.fromkeys(cohort, (0,)), {cohort[0]: (0,)}, 1, {})
     rounds = [*run.rounds[:-1], dataclasses.replace(run.rounds[-1], survey=survey)]
     page = render(run_page(dataclasses.replace(choosing_run(run), rounds=rounds, chosen=chosen)))
     tags = Reader(page).tags

@@ -86,13 +86,13 @@ def test_selected_rows_stand_in_the_clients_own_part_and_nowhere_else(finished):
         assert '"places"' not in text, path
 
 
-def test_the_servers_record_of_a_round_has_counts_of_rows_only(finished):
+def test_the_servers_record_of_a_round_has_centroids_and_the_bytes_that_left_each_client(finished):
     for record in json_lines(finished / "rounds.jsonl"):
         survey = record["survey"]
-        assert set(survey) == {"centroids", "groups", "kept", "bytes_down", "bytes_up"}
+        assert set(survey) == {"centroids", "groups", "kept", "bytes_down", "sent"}
         sent = [point for points in survey["centroids"].values() for point in points]
         assert {len(point) for point in sent} == {4}
-        assert survey["bytes_up"] == len(sent) * 4 * 4
+        assert survey["sent"] == {client: len(points) * 4 * 4 for client, points in survey["centroids"].items()}
         for client in record["clients"]:
             assert client["rows"] == client["selected"] == len(survey["kept"][client["client"]])
         trained = {client["client"] for client in record["clients"]}
@@ -134,22 +134,22 @@ def test_two_processes_choose_and_train_to_the_bytes_of_one(place, tmp_path):
     same(tmp_path / "two", tmp_path / "one")
 
 
-def crashed(place: Path, path: Path, when, *words: str) -> None:
-    """Begin a run and stop it, as a power cut would, at an event of its second round."""
+def crashed(place: Path, path: Path, when, *words: str, number: int = 2) -> None:
+    """Begin a run and stop it, as a power cut would, at an event of one of its rounds."""
 
     def watch(event):
-        if isinstance(event, when) and event.round == 2:
+        if isinstance(event, when) and event.round == number:
             raise Stopped
 
     with pytest.raises(Stopped):
         run(load_recipe(place / "tiny.yaml", [*SELECT, *words, f"output.folder={path}"]), watch=watch)
-    assert newest(path) == 1
+    assert newest(path) == number - 1
 
 
 @pytest.mark.parametrize("when", [SurveyFinished, ClientFinished])
 def test_a_run_that_is_stopped_within_a_round_goes_on_to_the_same_bytes(finished, place, tmp_path, when):
     crashed(place, tmp_path / "run", when)
-    leftovers = [tmp_path / "run" / "clients" / "1-client-01" / f"{TEMPORARY}9-survey.npz"]
+    leftovers = [tmp_path / "run" / "clients" / "1-client-01" / "survey" / f"{TEMPORARY}9-0002.npz"]
     leftovers.append(tmp_path / "run" / "clients" / "1-client-01" / "selected" / f"{TEMPORARY}9-0002.json")
     for leftover in leftovers:
         leftover.parent.mkdir(parents=True, exist_ok=True)
@@ -169,13 +169,27 @@ def test_features_that_outlast_rounds_are_the_same_after_a_crash(place, tmp_path
     same(tmp_path / "run", tmp_path / "truth")
 
 
+def test_a_run_that_goes_back_to_an_older_checkpoint_takes_the_features_of_then(place, tmp_path):
+    words = ("selection.refresh=2", "selection.rotate=true", "federation.rounds=4")
+    outcome = call("run", place / "tiny.yaml", *SELECT, *words, "--out", tmp_path / "truth")
+    assert outcome.code == 0, outcome.err
+    crashed(place, tmp_path / "run", SurveyFinished, *words, number=3)
+    own = tmp_path / "run" / "clients" / "1-client-01" / "survey"
+    assert sorted(path.name for path in own.iterdir()) == ["0001.npz", "0003.npz"]
+    (tmp_path / "run" / "checkpoints" / "0002" / "state.json").write_bytes(b"half")
+    outcome = call("run", "--resume", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "0002 is corrupt and was left out" in " ".join(outcome.out.split())
+    same(tmp_path / "run", tmp_path / "truth")
+
+
 def test_a_damaged_memory_ends_a_run_in_one_sentence_and_can_be_removed(finished, place, tmp_path):
     crashed(place, tmp_path / "run", SurveyFinished)
-    path = tmp_path / "run" / "clients" / "2-client-02" / "survey.npz"
+    path = tmp_path / "run" / "clients" / "2-client-02" / "survey" / "0002.npz"
     path.write_bytes(path.read_bytes()[:-50])
     outcome = call("run", "--resume", tmp_path / "run")
     assert outcome.code != 0
-    assert "2-client-02/survey.npz is not as it was written" in " ".join(outcome.err.split())
+    assert "2-client-02/survey/0002.npz is not as it was written" in " ".join(outcome.err.split())
     assert "Traceback" not in outcome.err + outcome.out
     path.unlink()
     assert call("run", "--resume", tmp_path / "run").code == 0
@@ -193,7 +207,9 @@ def test_a_run_in_which_nothing_is_ever_selected_keeps_its_adapter_and_says_so(u
     assert len({record["adapter"] for record in rounds}) == 1
     said = (unselected / "said.txt").read_text()
     assert said.count("no row was selected, the adapter stays as it was") == 3
-    assert "4 of 4 clients have fewer than selection.min_cluster_rows=9 rows" in " ".join(said.split())
+    assert "4 of 4 clients have fewer than the 9 rows that selection.min_cluster_rows=9 needs (client-01," in " ".join(
+        said.split()
+    )
     assert "nan" not in re.sub(r"/\S+", "", said).lower()
 
 
@@ -302,12 +318,32 @@ def test_with_a_proxy_processes_and_crashes_change_nothing_and_features_are_comp
     crashed(place, tmp_path / "again", SurveyFinished, *turbo)
     assert call("run", "--resume", tmp_path / "again").code == 0
     same(tmp_path / "one", tmp_path / "again")
-    remembered = list((tmp_path / "one" / "clients").rglob("survey.npz"))
-    assert len(remembered) == 4
+    remembered = list((tmp_path / "one" / "clients").glob("*/survey/*"))
+    assert [path.name for path in remembered] == ["0001.npz"] * 4
     for path in remembered:
-        memory = recall(path)
+        memory = recall(path.parents[1], 3)
         assert (memory.computed, memory.surveyed) == (1, 3)
     assert len(own_files(tmp_path / "one")) > 3
+
+
+def test_a_run_whose_proxy_was_exchanged_does_not_go_on(proxies, place, tmp_path):
+    folder = Path(shutil.copytree(proxies["encoder"], tmp_path / "proxy"))
+    crashed(place, tmp_path / "run", SurveyFinished, "selection.features=proxy", f"selection.proxy={folder}")
+    vocabulary = folder / "tokenizer_config.json"
+    before = vocabulary.read_bytes()
+    vocabulary.write_bytes(before.replace(b"{", b"{ ", 1))
+    outcome = call("run", "--resume", tmp_path / "run")
+    assert outcome.code == 2
+    assert "cannot go on, because its proxy is another one now" in " ".join(outcome.err.split())
+    vocabulary.write_bytes(before)
+    assert call("run", "--resume", tmp_path / "run").code == 0
+
+
+def test_a_number_of_rows_beside_full_is_said_to_have_no_effect(bellwether, place, tmp_path):
+    outcome = bellwether("run", place / "tiny.yaml", "selection.rows=2", "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    said = " ".join((outcome.out + outcome.err).split())
+    assert "selection.rows has no effect, since selection.method is full" in said
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 """A client's half of data selection: the centroids that it sends, and the rows that it then trains on.
 
-Both keep files in the client's own folder, which nobody else has; where a simulation deals the rows out, its report
-draws what is there:
+Both keep files in the client's own folder, which nobody else has, see ``bellwether.client.memory``; where a simulation
+deals the rows out, its report draws what is there.
 
-NAME/survey.npz            where its rows lie, and their clusters; see ``bellwether.client.memory``
-NAME/selected/0003.json    the rows that it trained on in round 3
-
-Shape legend: N rows of the client, F features, d dimensions of the space, C clusters.
+Shape legend: N rows of the client, R rows of a piece of them, F features, d dimensions of the space, C clusters.
 """
 
 from __future__ import annotations
@@ -26,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.atomic import write_atomic
-from bellwether.chosen import SELECTED, SURVEY
-from bellwether.client.memory import Memory, recall, remember
+from bellwether.client.memory import SELECTED, Memory, made, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
@@ -39,7 +35,7 @@ from bellwether.model.lora import LoraLayers
 from bellwether.randomness import Randomness
 from bellwether.recipe import Model, Selection
 from bellwether.select import rules, space
-from bellwether.select.budget import deal, share
+from bellwether.select.budget import budget, deal
 from bellwether.select.cluster import Clusters, cluster, nearest_first
 from bellwether.select.privacy import release
 
@@ -47,6 +43,7 @@ if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
 
 SCORED_TOGETHER = 16  # rows whose loss is taken in one pass
+AT_ONCE = 256  # rows that are projected at once
 
 
 class Chooser:
@@ -78,6 +75,10 @@ class Chooser:
             client: the client's name.
             rows: its training rows.
             task: what it is asked.
+
+        Raises:
+            ModelError: the proxy cannot be used.
+            CheckpointError: what the client remembers was damaged, or cannot be written.
         """
         start = time.perf_counter()
         try:
@@ -87,7 +88,9 @@ class Chooser:
         settings, least = task.selection, task.selection.min_cluster_rows
         clusters = cluster(memory.points_Nd, least, settings.min_samples(least), settings.whole_client)
         released_Cd, numbers = _released(client, clusters, task)
-        remember(self._path(client), replace(memory, surveyed=task.round, clusters=clusters, released=tuple(numbers)))
+        remember(
+            self._folders[client], replace(memory, surveyed=task.round, clusters=clusters, released=tuple(numbers))
+        )
         survey = Survey(client, task.round, released_Cd.astype(np.float32))
         return Reply(client, time.perf_counter() - start, survey=survey)
 
@@ -108,8 +111,7 @@ class Chooser:
         if task.selection.method == "full":
             return list(range(len(rows)))
         chosen = self._chosen(client, rows, task)
-        folder = self._folders[client] / SELECTED
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made(self._folders[client] / SELECTED)
         kept = {"round": task.round, "rows": chosen, "places": [rows[number].row.place for number in chosen]}
         write_atomic(folder / f"{task.round:04d}.json", (json.dumps(kept) + "\n").encode())
         return chosen
@@ -121,26 +123,26 @@ class Chooser:
         used = self._used(client, task.round) if settings.rotate else Counter[int]()
         kept = [sorted(cluster, key=used.__getitem__) for cluster in kept]
         if settings.method == "hierarchical":
-            return deal(kept, _budget(len(rows), settings), settings.rows_per_cluster)
-        budget = _budget(len(rows), settings) or len(deal(kept, None, settings.rows_per_cluster))
+            return deal(kept, budget(len(rows), settings), settings.rows_per_cluster)
+        most = budget(len(rows), settings) or len(deal(kept, None, settings.rows_per_cluster))
         generator = Randomness(task.seed).numpy("selection", round=task.round, client=client)
         match settings.method:
             case "random":
-                return rules.random_rows(len(rows), budget, generator, used)
+                return rules.random_rows(len(rows), most, generator, used)
             case "k_center":
-                return rules.k_center(self._fresh(client, rows, task).points_Nd, budget, generator)
+                return rules.k_center(self._fresh(client, rows, task).points_Nd, most, generator)
             case "perplexity":
-                return rules.middle_loss(self._losses(rows, task), budget)
+                return rules.middle_loss(self._losses(rows, task), most)
             case "length":
-                return rules.longest(np.array([int(row.response_T.sum()) for row in rows]), budget)
+                return rules.longest(np.array([int(row.response_T.sum()) for row in rows]), most)
         function = load_function(settings.method)
         with naming(f"selection.method {settings.method}", RoundFailed):
-            chosen = function(rows, lambda: self._fresh(client, rows, task).points_Nd, budget, generator)
-            return _checked(chosen, len(rows), budget, settings.method)
+            chosen = function(rows, lambda: self._fresh(client, rows, task).points_Nd, most, generator)
+            return _checked(chosen, len(rows), most, settings.method)
 
     def _kept_clusters(self, client: str, rows: Sequence[TokenRow], task: TrainTask) -> list[list[int]]:
         """Return the rows of each cluster that the server kept, nearest to its centroid first."""
-        memory = recall(self._path(client))
+        memory = recall(self._folders[client], task.round)
         if (
             memory is None
             or memory.clusters is None
@@ -148,7 +150,10 @@ class Chooser:
             or not self._fits(memory, rows, task)
         ):
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
-        numbers = [memory.released[number] for number in task.kept[client]]
+        kept = task.kept[client]
+        if not all(0 <= number < len(memory.released) for number in kept):
+            raise RoundFailed(f"{client} was told to keep {list(kept)} of its {len(memory.released)} centroids.")
+        numbers = [memory.released[number] for number in kept]
         return [nearest_first(memory.points_Nd, memory.clusters, number) for number in numbers]
 
     def _used(self, client: str, round: int) -> Counter[int]:
@@ -157,7 +162,7 @@ class Chooser:
         for path in (self._folders[client] / SELECTED).glob("[0-9]*.json"):
             try:
                 used.update(int(number) for number in json.loads(path.read_bytes())["rows"] if int(path.stem) < round)
-            except (ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 raise CheckpointError(
                     f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
                     f"what it trained on in that round."
@@ -178,8 +183,8 @@ class Chooser:
     def _fresh(self, client: str, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> Memory:
         """Return where a client's rows lie, as remembered while that is fresh enough, or else computed and kept."""
         settings = task.selection
-        memory = recall(self._path(client))
-        if memory is not None and memory.computed <= task.round and self._fits(memory, rows, task):
+        memory = recall(self._folders[client], task.round)
+        if memory is not None and self._fits(memory, rows, task):
             lasts = settings.features == "proxy" or settings.refresh == 0
             if lasts or task.round < memory.computed + settings.refresh:
                 return memory
@@ -188,7 +193,7 @@ class Chooser:
         points_Nd = self._reduced(client, features_NF, task).astype(np.float32)
         _require_finite("points", points_Nd)
         memory = Memory(self._key(rows, settings, task.seed), task.round, points_Nd)
-        remember(self._path(client), memory)
+        remember(self._folders[client], memory)
         return memory
 
     def _fits(self, memory: Memory, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> bool:
@@ -197,7 +202,7 @@ class Chooser:
 
     def _features(self, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
-        if task.selection.proxy is None:
+        if task.selection.proxy is None and task.adapter is not None:
             self._layers.load(0, task.adapter.tensors)
         return self._states(rows, task.selection)
 
@@ -213,18 +218,18 @@ class Chooser:
 
     def _reduced(self, client: str, features_NF: NDArray[Any], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return features in the space that the recipe names."""
-        settings = task.selection
-        mean_F, projection_Fd = np.zeros(features_NF.shape[1], features_NF.dtype), None
+        settings, width = task.selection, features_NF.shape[1]
         if settings.space == "shared":
-            mean_F, projection_Fd = self._projection(settings, task.seed, features_NF.shape[1])
-        features_NF = features_NF - mean_F
-        if settings.clip_norm is not None:
-            features_NF = space.clip_rows(features_NF, settings.clip_norm)
-        if settings.space == "per_client_tsne":
-            seed = Randomness(task.seed).small_seed("t-SNE", round=task.round, client=client)
-            return space.per_client_tsne(features_NF, settings.dimensions, seed)
-        points_Nd: NDArray[Any] = features_NF if projection_Fd is None else features_NF @ projection_Fd
-        return points_Nd
+            mean_F, projection_Fd = self._projection(settings, task.seed, width)
+            # Piece by piece, so that no second array as large as the features is made.
+            starts = range(0, max(1, len(features_NF)), AT_ONCE)
+            pieces = (_clipped(features_NF[start : start + AT_ONCE] - mean_F, settings) for start in starts)
+            return np.concatenate([piece_RF @ projection_Fd for piece_RF in pieces])
+        features_NF = _clipped(features_NF, settings)
+        if settings.space == "none":
+            return features_NF
+        seed = Randomness(task.seed).small_seed("t-SNE", round=task.round, client=client)
+        return space.per_client_tsne(features_NF, settings.dimensions, seed)
 
     def _make_projection(self, settings: Selection, seed: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the mean and the projection that all clients share."""
@@ -252,15 +257,16 @@ class Chooser:
             digest.update(row.ids_T.tobytes() + text(row).encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
 
-    def _path(self, client: str) -> Path:
-        """Return the file of what a client remembers."""
-        return self._folders[client] / SURVEY
-
 
 def text(row: TokenRow) -> str:
     """Return a row's prompt and response as text without a template, for a proxy that knows none."""
     said = [turn.text for turn in row.row.turns] or [row.row.instruction, row.row.context, row.row.response]
     return "\n\n".join(part for part in said if part)
+
+
+def _clipped(features_NF: NDArray[Any], settings: Selection) -> NDArray[Any]:
+    """Return features no longer than the recipe allows."""
+    return features_NF if settings.clip_norm is None else space.clip_rows(features_NF, settings.clip_norm)
 
 
 def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArray[np.float64], list[int]]:
@@ -275,13 +281,6 @@ def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArra
         noise=settings.noise,
         norm=settings.clip_norm if settings.noise else None,
     )
-
-
-def _budget(count: int, settings: Selection) -> int | None:
-    """Return how many of a client's rows shall be chosen; None leaves that to its clusters."""
-    if settings.fraction is not None:
-        return share(count, settings.fraction)
-    return min(count, settings.rows) if isinstance(settings.rows, int) else None
 
 
 def _require_finite(what: str, values: NDArray[Any]) -> None:

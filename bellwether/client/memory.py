@@ -1,7 +1,10 @@
 """What a client remembers of its rows, from a survey to the training of the same round and to later surveys.
 
-It stands in a file of the client's own, since another process may train it than surveyed it. The report of a
-simulation, which deals the rows out, draws it.
+It stands in the client's own folder, since another process may train it than surveyed it. The report of a simulation,
+which deals the rows out, draws it.
+
+NAME/survey/0003.npz       where its rows lie by the model of round 3, and their clusters in the last survey with it
+NAME/selected/0003.json    the numbers of the rows that it trained on in round 3
 
 Shape legend: N rows of the client, d dimensions of the space.
 """
@@ -16,9 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import write_atomic
+from bellwether.atomic import cannot_write, write_atomic
 from bellwether.errors import CheckpointError, first_line
 from bellwether.select.cluster import Clusters
+
+SURVEY, SELECTED = "survey", "selected"
+
+# Of files of points: that of the round, and those that earlier rounds need anew where the last checkpoint is damaged.
+KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,12 @@ class Memory:
     released: tuple[int, ...] = ()
 
 
-def remember(path: Path, memory: Memory) -> None:
-    """Write what a client remembers; its folder is made where it is missing.
+def remember(client: Path, memory: Memory) -> None:
+    """Write what a client remembers, and forget what was computed long before.
+
+    Args:
+        client: its folder.
+        memory: what it remembers.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -55,18 +67,46 @@ def remember(path: Path, memory: Memory) -> None:
         arrays |= {"labels": clusters.labels_N, "strengths": clusters.strengths_N, "centroids": clusters.centroids_Cd}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    folder = made(client / SURVEY)
+    write_atomic(folder / f"{memory.computed:04d}.npz", buffer.getvalue())
+    for path in _files(client)[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
-def recall(path: Path) -> Memory | None:
-    """Return what a client remembers; None where there is no such file.
+def recall(client: Path, round: int) -> Memory | None:
+    """Return what a client remembers in a round, of this or the last round before it; None where there is nothing.
+
+    Args:
+        client: its folder.
+        round: the round; what later ones left, before a run went back to an earlier checkpoint, is not looked at.
 
     Raises:
         CheckpointError: the file is not as ``remember`` wrote it.
     """
-    if not path.exists():
-        return None
+    path = next((path for path in reversed(_files(client)) if int(path.stem) <= round), None)
+    return None if path is None else _read(path)
+
+
+def made(folder: Path) -> Path:
+    """Return a folder, which is made where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
+
+
+def _files(client: Path) -> list[Path]:
+    """Return a client's files of points by the round whose model they were computed with."""
+    return sorted((client / SURVEY).glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+
+
+def _read(path: Path) -> Memory:
+    """Return what stands in a file of points."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])

@@ -54,7 +54,7 @@ class LocalEngine:
             task: what they shall do.
 
         Yields:
-            One reply per client, in the order of the cohort.
+            One reply per client, in the order of the cohort; those that cannot choose rows to train on come first.
         """
         match task:
             case TrainTask():

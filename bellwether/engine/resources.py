@@ -9,7 +9,7 @@ from bellwether.cohort import Trace
 from bellwether.data.rows import TokenRow
 from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.recipe import Selection
-from bellwether.select.budget import share
+from bellwether.select.budget import budget
 
 Ask = Callable[[Sequence[str], Task], Iterator[Reply]]
 
@@ -73,11 +73,7 @@ def selected_rows(rows: int, clusters: int, selection: Selection) -> int:
     """
     if selection.method == "full":
         return rows
-    if selection.fraction is not None:
-        return share(rows, selection.fraction)
-    if isinstance(selection.rows, int):
-        return min(rows, selection.rows)
-    return min(rows, clusters * selection.rows_per_cluster)
+    return budget(rows, selection) or min(rows, clusters * selection.rows_per_cluster)
 
 
 def rows_to_train(rows: int, task: TrainTask) -> int:

@@ -8,6 +8,7 @@ pickle can run code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -112,6 +113,19 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     if folder.name == settings.path and not Path(settings.path).expanduser().is_dir():
         return _sizes_on_hub(settings)
     raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
+
+
+def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
+    """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
+
+    Raises:
+        ModelError: as ``weight_files``.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weight_files(folder, settings)):
+        with (folder.path / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def stored_weights(folder: ModelFolder, settings: recipe.Model) -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,15 @@ from bellwether.adapter import AdapterConfig
 from bellwether.errors import ModelError
 from bellwether.model.base import fingerprint, load_base
 from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler, state_numbers
-from bellwether.model.folder import SMALL_FILES, ModelFolder, find_folder, read_json, weight_files
+from bellwether.model.folder import (
+    SMALL_FILES,
+    ModelFolder,
+    check_tokenizer_files,
+    find_folder,
+    read_json,
+    weight_files,
+    weights_digest,
+)
 from bellwether.model.forward import pack, padded
 from bellwether.model.kernels import wide
 from bellwether.model.loading import load_weights, read_config, read_tokenizer, ready_device
@@ -104,7 +112,7 @@ def load_proxy(settings: recipe.Model) -> Proxy:
         ModelError: as ``load_base``; the folder states a way to pool that is not known here, or holds a model that
             encodes and decodes.
     """
-    with _naming_its_field():
+    with _naming_its_field(settings.path):
         folder = find_folder(settings, weights=True)
         return _causal(folder, settings) if kind_of(folder) == "causal" else _encoder(folder, settings)
 
@@ -117,16 +125,41 @@ def proxy_width(settings: recipe.Model, chosen: Sequence[int] | None) -> int:
         chosen: as in ``Proxy.features``.
 
     Raises:
-        ModelError: there is no such folder or hub name, it does not say what it holds, or what it holds has no such
-            layers.
+        ModelError: there is no such folder or hub name, it does not say what it holds, what it holds cannot be used
+            or has no such layers.
     """
-    with _naming_its_field():
+    with _naming_its_field(settings.path):
         folder = find_folder(settings, weights=False)
-        config = read_config(folder, settings).get_text_config()
+        config = read_config(folder, settings)
+        text_config = config.get_text_config()
+        weight_files(folder, settings)
+        check_tokenizer_files(folder)
         if kind_of(folder) == "encoder":
+            _check_encoder(folder, config)
             _refuse_layers(folder, chosen)
-            return int(config.hidden_size)
-        return len(state_numbers(int(config.num_hidden_layers), chosen)) * int(config.hidden_size)
+            return int(text_config.hidden_size)
+        return len(state_numbers(int(text_config.num_hidden_layers), chosen)) * int(text_config.hidden_size)
+
+
+def proxy_fingerprint(settings: recipe.Model) -> str:
+    """Return the SHA-256 of a proxy's files, before anything is loaded.
+
+    Args:
+        settings: its folder or hub name as ``path``.
+
+    Raises:
+        ModelError: there is no such folder or hub name, or its weights are not there.
+    """
+    with _naming_its_field(settings.path):
+        folder = find_folder(settings, weights=True)
+        return _whole_fingerprint(weights_digest(folder, settings), folder.path)
+
+
+def _check_encoder(folder: ModelFolder, config: Any) -> Pooled:
+    """Return how an encoder pools, refusing what is no sentence encoder."""
+    if config.is_encoder_decoder:
+        raise ModelError(f"The proxy {folder.name} encodes and decodes; give a causal model or a sentence encoder.")
+    return read_pooled(folder)
 
 
 def _refuse_layers(folder: ModelFolder, chosen: Sequence[int] | None) -> None:
@@ -139,11 +172,15 @@ def _refuse_layers(folder: ModelFolder, chosen: Sequence[int] | None) -> None:
 
 
 @contextlib.contextmanager
-def _naming_its_field() -> Iterator[None]:
+def _naming_its_field(name: str) -> Iterator[None]:
     """Name, in errors raised inside, the field of a recipe that a proxy stands in, which is not a base's."""
     try:
         yield
     except ModelError as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"The proxy {name} brings Python code of its own, which is not run; give another as selection.proxy."
+            ) from error
         raise ModelError(str(error).replace("model.path", "selection.proxy")) from error
 
 
@@ -200,11 +237,8 @@ def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
 
 def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
     """Return a sentence encoder as a proxy."""
-    device, config, pooled = ready_device(settings), read_config(folder, settings), read_pooled(folder)
-    if config.is_encoder_decoder:
-        raise ModelError(f"The proxy {folder.name} encodes and decodes; give a causal model or a sentence encoder.")
-    if settings.quantization != "none":
-        raise ModelError(f"The proxy {folder.name} is a sentence encoder, which cannot be quantised; set none.")
+    device, config = ready_device(settings), read_config(folder, settings)
+    pooled = _check_encoder(folder, config)
     weight_files(folder, settings)
     tokenizer = read_tokenizer(folder, settings, int(config.vocab_size))
     model = load_weights(folder, settings, device, encoder=True)

@@ -42,7 +42,7 @@ def selection_section(run: FinishedRun) -> list[Section]:
     if surveyed is not None and surveyed.survey is not None and any(surveyed.survey.centroids.values()):
         parts.append(_picture(run, surveyed, surveyed.survey))
     if run.chosen:
-        parts += [_by_client(run), *_by_category(run)]
+        parts += [_by_client(run), *_used_by_category(run), *_by_category(run)]
     else:
         parts.append(Text("Which rows were chosen stands in the clients' own folders, which are not here."))
     parts += [_saved(run), *_seconds(run), _by_round(run)]
@@ -199,6 +199,24 @@ def _by_client(run: FinishedRun) -> Figure:
         svg = histogram("used", label, list(shares.values()), axis, "clients")
     never = sum(not one.distinct for one in run.chosen.values())
     return Figure(title, svg, f"{never:,} of {len(shares):,} clients trained on none." if never else "")
+
+
+def _used_by_category(run: FinishedRun) -> list[Part]:
+    """Return the share of each category's rows that was ever trained on; nothing where rows name none."""
+    held = Counter(name for one in run.chosen.values() for name in one.categories)
+    used: Counter[str] = Counter()
+    for one in run.chosen.values():
+        used.update(one.categories[number] for number in set().union(*one.rounds.values()))
+    if len(held) < 2:
+        return []
+    shown = sorted(held, key=lambda name: (-held[name], name))[:_CATEGORIES]
+    shares = [100 * used[name] / held[name] for name in shown]
+    label = f"Shares of rows used of {len(shown)} categories, {min(shares):.1f} to {max(shares):.1f} %."
+    more = f"Shown are the {len(shown)} largest of {len(held)} categories." if len(shown) < len(held) else ""
+    svg = bars(
+        "used-of", label, [one_line(name) for name in shown], [Series("", [], shares)], "% of the category's rows"
+    )
+    return [Figure("Share of a category's rows that was ever trained on", svg, more)]
 
 
 def _by_category(run: FinishedRun) -> list[Part]:

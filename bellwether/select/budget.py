@@ -6,11 +6,25 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from bellwether.recipe import Selection
+
 
 def share(count: int, fraction: float) -> int:
     """Return how many of so many rows a share of them is: rounded up, and at least one."""
     # The small number undoes the error of a product such as 0.55 · 100, which is a little above 55.
     return max(1, math.ceil(fraction * count - 1e-9))
+
+
+def budget(count: int, selection: Selection) -> int | None:
+    """Return how many of a client's rows a recipe asks for; None where that is left to its clusters.
+
+    Args:
+        count: how many rows the client has.
+        selection: the recipe's selection section.
+    """
+    if selection.fraction is not None:
+        return share(count, selection.fraction)
+    return min(count, selection.rows) if isinstance(selection.rows, int) else None
 
 
 def deal(candidates: Sequence[Sequence[int]], rows: int | None, per_cluster: int) -> list[int]:

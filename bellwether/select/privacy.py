@@ -36,8 +36,9 @@ def release(
     K centroids at once, by up to sqrt(K) · 2 · norm together, so for what is released as a whole the multiplier
     is ``noise / sqrt(K)``; K itself, and which centroids were too small, are released as they are, so the whole is
     not differentially private in the strict sense; nothing is accounted over rounds; and the rows chosen afterwards
-    shape an update that this function does not touch. ``least`` counts rows, whatever their weights: a
-    centroid can rest on a few of them, where the others belong to the cluster only loosely.
+    shape an update that this function does not touch. ``least`` counts rows, whatever their weights, and
+    copies of a text too: a centroid can rest on a few rows, where the others belong to the cluster only loosely,
+    and where a cluster holds ``least`` copies of one row, HDBSCAN gives all its other rows no weight.
 
     Args:
         centroids_Cd: the client's centroids, (C, d).
@@ -53,7 +54,7 @@ def release(
 
     Raises:
         RecipeError: noise is asked for without a norm, so that its scale is not known.
-        ModelError: a centroid is not finite.
+        ModelError: a norm is given, and a centroid is not finite.
     """
     if noise > 0 and norm is None:
         raise RecipeError(
