@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     if out.resolve() == report.RESULTS.resolve():
         report.write_block(report.render(results))
         report.write_block(choosing.chosen(results), report.SELECTION)
+        report.write_block(choosing.brief(results), report.FRONT)
     else:
         print(report.render(results))
     sys.stderr.write(f"Results are in {out}.\n")

@@ -86,6 +86,28 @@ def chosen(results: Mapping[str, Measured]) -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
+def brief(results: Mapping[str, Measured]) -> str:
+    """Return the few figures that the project's own README has of choosing rows."""
+    arms = results["unseen-starter"]["arms"]
+    shown = {
+        "base, untuned": "base",
+        "all rows": "full",
+        "all rows, as few steps as below": "full, few steps",
+        "rows chosen as by FedHDS": "hierarchical",
+        "as many random rows": "random",
+    }
+    lines = [
+        (
+            title,
+            _interval(arms[name]["scores"]["loss"], 1),
+            _interval(arms[name]["scores"]["rouge_l"], 100),
+            _number(arms[name]["costs"]["rows_seen"], 0),
+        )
+        for title, name in shown.items()
+    ]
+    return f"\n{table(('on categories that nobody trained on', 'loss', 'ROUGE-L, %', 'rows trained'), lines)}\n"
+
+
 def _short(arm: Measured | None, full: Measured | None) -> str:
     """Return an arm's loss and ROUGE-L, the share it trained of the rows that all make, and the share it used."""
     if arm is None:

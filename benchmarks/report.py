@@ -2,7 +2,7 @@
 
     python -m benchmarks.report
 
-writes the parts of ``benchmarks/README.md`` and ``docs/selection.md`` between their markers anew, and
+writes the parts of ``README.md``, ``benchmarks/README.md`` and ``docs/selection.md`` between their markers anew, and
 ``results/rounds.png`` and ``.svg``.
 """
 
@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
 SELECTION = FOLDER.parent / "docs" / "selection.md"
+FRONT = FOLDER.parent / "README.md"
 START = "<!-- measured: written by python -m benchmarks.report -->\n"
 END = "<!-- end of what was measured -->\n"
 NOTHING = "Nothing has been measured yet: `make bench` does, and writes this part.\n"
@@ -363,6 +364,7 @@ def main() -> None:
     draw(results, RESULTS)
     write_block(render(results))
     write_block(choosing.chosen(results), SELECTION)
+    write_block(choosing.brief(results), FRONT)
 
 
 if __name__ == "__main__":
