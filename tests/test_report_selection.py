@@ -290,6 +290,18 @@ def test_the_cost_of_an_arm_that_chooses_counts_rows_ever_chosen_and_its_surveys
     assert "survey, s" in page
 
 
+def test_rounds_in_which_nobody_trained_leave_no_gap_in_the_curves_of_a_comparison(
+    bellwether: Command, tiny_llama: Path, dolly_like: Path
+) -> None:
+    arms = "all: {set: {selection.method: full}}, none: {set: {selection.min_cluster_rows: 9}}"
+    text = TINY_RECIPE.format(model=tiny_llama, data=dolly_like) + SELECTION
+    Path("c.yaml").write_text(text + f"compare: {{seeds: [3], arms: {{{arms}}}}}\n")
+    outcome = bellwether("compare", "c.yaml", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert [len(read_outcomes(Path("out") / name / "seed-3")[0].curve) for name in ("all", "none")] == [2, 0]
+    assert not re.search(r"\bnan\b", Reader(Path("out/report.html").read_bytes()).text.lower())
+
+
 def test_the_table_of_costs_has_seconds_of_surveys_where_there_were_any() -> None:
     cost = {"rows": 8.0, "rows_of_all": 32.0, "rows_seen": 9.0, "tokens": 90.0, "seconds": 1.5}
     lines = [Line("full", {}, {}, cost=cost), Line("chosen", {}, {}, cost={**cost, "survey_seconds": 0.25})]
