@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.adapter import adapter_files
-from bellwether.atomic import cannot_write, slug, write_atomic, write_folder_atomic
+from bellwether.atomic import make_folder, slug, write_atomic, write_folder_atomic
 from bellwether.checkpoint import RECIPE
 from bellwether.chosen import read_chosen
 from bellwether.cohort import clients_together, cohort_size
@@ -157,10 +157,7 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = F
         BellwetherError: it cannot be trained, or its outcomes cannot be kept.
     """
     if not is_done(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(folder)
         try:
             federated = arm.trains == "federation"
             kept = None if trial else folder

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import write_atomic
-from bellwether.client.memory import SELECTED, SURVEY, made, recall
+from bellwether.atomic import make_folder, write_atomic
+from bellwether.client.memory import SELECTED, SURVEY, recall
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, first_line
 from bellwether.records import RoundRecord
@@ -62,7 +62,8 @@ def keep_categories(folders: Mapping[str, Path], clients: Mapping[str, Sequence[
         CheckpointError: it cannot be written.
     """
     for client, folder in folders.items():
-        write_atomic(made(folder) / ROWS, (json.dumps([row.category for row in clients[client]]) + "\n").encode())
+        categories = [row.category for row in clients[client]]
+        write_atomic(make_folder(folder) / ROWS, (json.dumps(categories) + "\n").encode())
 
 
 def last_survey(rounds: Sequence[RoundRecord]) -> RoundRecord | None:

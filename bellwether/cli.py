@@ -155,7 +155,7 @@ def show_data(
     seed: SeedFlag = None,
 ) -> None:
     """Show what each client holds: a table, and a picture of categories per client."""
-    from bellwether.atomic import cannot_write
+    from bellwether.atomic import make_folder
     from bellwether.describe import describe, draw, table
     from bellwether.prepare import prepare
 
@@ -164,10 +164,7 @@ def show_data(
     _console().print(table(description))
     for text in prepared.notes:
         _say(text)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    make_folder(out)
     for path in draw(description, out):
         _say(f"Wrote {path}.")
 

@@ -218,11 +218,10 @@ def _check_features(selection: Selection, facts: ModelFacts, public: int) -> Non
 
 def _selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
     """Return what a person should know of a choice of rows by clients with so many rows."""
-    for field in ("rows", "fraction", "proxy"):
-        if selection.method == "full" and getattr(selection, field) is not None:
-            return [
-                f"selection.{field} has no effect, since selection.method is full: clients train on all their rows."
-            ]
+    if selection.method == "full":
+        idle = [field for field in ("rows", "fraction", "proxy") if getattr(selection, field) is not None]
+        why = "has no effect, since selection.method is full: clients train on all their rows."
+        return [f"selection.{field} {why}" for field in idle]
     if not selection.surveys:
         return []
     warnings, least = [], selection.min_cluster_rows

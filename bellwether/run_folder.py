@@ -41,6 +41,7 @@ from bellwether.adapter import Adapter, adapter_files
 from bellwether.atomic import (
     TEMPORARY,
     cannot_write,
+    make_folder,
     remove,
     remove_leftovers,
     slug,
@@ -96,10 +97,7 @@ class RunFolder:
             CheckpointError: the folder holds a run or other files, is in use, or cannot be written.
         """
         check_new(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        make_folder(path)
         try:
             lock = acquire(path)
         except BaseException:

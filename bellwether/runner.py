@@ -144,8 +144,8 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
         # The number of threads decides the order of sums, and with it the last bits.
         base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
         now = _environment(prepared, base)
-        facts = ("base", "device", "dtype", *(["proxy"] if "proxy" in now else []))
-        _check_unchanged(path, then, {fact: now[fact] for fact in facts})
+        facts = ("base", "device", "dtype", "proxy")
+        _check_unchanged(path, then, {fact: now[fact] for fact in facts if fact in now})
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import write_atomic
-from bellwether.client.memory import SELECTED, Memory, made, recall, remember
+from bellwether.atomic import make_folder, write_atomic
+from bellwether.client.memory import SELECTED, Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
@@ -111,7 +111,7 @@ class Chooser:
         if task.selection.method == "full":
             return list(range(len(rows)))
         chosen = self._chosen(client, rows, task)
-        folder = made(self._folders[client] / SELECTED)
+        folder = make_folder(self._folders[client] / SELECTED)
         kept = {"round": task.round, "rows": chosen, "places": [rows[number].row.place for number in chosen]}
         write_atomic(folder / f"{task.round:04d}.json", (json.dumps(kept) + "\n").encode())
         return chosen
@@ -202,7 +202,9 @@ class Chooser:
 
     def _features(self, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
-        if task.selection.proxy is None and task.adapter is not None:
+        if task.selection.proxy is None:
+            if task.adapter is None:
+                raise ValueError("features of the tuned model need the adapter that the task leaves out")
             self._layers.load(0, task.adapter.tensors)
         return self._states(rows, task.selection)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import cannot_write, write_atomic
+from bellwether.atomic import make_folder, write_atomic
 from bellwether.errors import CheckpointError, first_line
 from bellwether.select.cluster import Clusters
 
@@ -67,7 +67,7 @@ def remember(client: Path, memory: Memory) -> None:
         arrays |= {"labels": clusters.labels_N, "strengths": clusters.strengths_N, "centroids": clusters.centroids_Cd}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    folder = made(client / SURVEY)
+    folder = make_folder(client / SURVEY)
     write_atomic(folder / f"{memory.computed:04d}.npz", buffer.getvalue())
     for path in _files(client)[:-KEPT]:
         path.unlink(missing_ok=True)
@@ -85,19 +85,6 @@ def recall(client: Path, round: int) -> Memory | None:
     """
     path = next((path for path in reversed(_files(client)) if int(path.stem) <= round), None)
     return None if path is None else _read(path)
-
-
-def made(folder: Path) -> Path:
-    """Return a folder, which is made where it is missing.
-
-    Raises:
-        CheckpointError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    return folder
 
 
 def _files(client: Path) -> list[Path]:
