@@ -593,6 +593,12 @@ class CountingProxy:
         return np.array([[float(len(text)), 1.0] for text in texts], np.float32)
 
 
+def test_features_of_the_tuned_model_are_not_guessed_without_its_adapter(make):
+    client = make()
+    with pytest.raises(ValueError, match="need the adapter that the task leaves out"):
+        client.chooser.survey("a", client.rows, SurveyTask(1, None, recipe.Selection(**DEFAULTS), SEED))
+
+
 def test_a_proxy_describes_texts_once_whatever_the_adapter_and_the_round(make, monkeypatch):
     proxy, loaded = CountingProxy(), []
     monkeypatch.setattr(Chooser, "_load_proxy", lambda self, name: (loaded.append(name), proxy)[1])
