@@ -12,16 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from bellwether.adapter import Adapter
-from bellwether.aggregate.average import Aggregate, State
-from bellwether.cohort import Sampler
 from bellwether.errors import RoundFailed, UpdateRejected
-from bellwether.evaluate.scores import Totals, add_up
-from bellwether.functions import naming
-from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask, Update
-from bellwether.randomness import Randomness
-from bellwether.recipe import Recipe
-from bellwether.records import (
+from bellwether.exchange.adapter import Adapter
+from bellwether.exchange.checks import adapter_bytes, check_tensor, check_update
+from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask, Update
+from bellwether.exchange.records import (
     ClientFailed,
     ClientFinished,
     ClientRecord,
@@ -34,10 +29,15 @@ from bellwether.records import (
     SurveyFinished,
     Watcher,
 )
-from bellwether.schedule import learning_rate
-from bellwether.select.budget import share
-from bellwether.survey import Surveyed, survey
-from bellwether.wire import adapter_bytes, check_tensor, check_update
+from bellwether.exchange.scores import Totals, add_up
+from bellwether.method.average import Aggregate, State
+from bellwether.method.cohort import Sampler
+from bellwether.method.schedule import learning_rate
+from bellwether.method.select.budget import share
+from bellwether.method.survey import Surveyed, survey
+from bellwether.recipe.recipe import Recipe
+from bellwether.tools.functions import naming
+from bellwether.tools.randomness import Randomness
 
 
 class Engine(Protocol):

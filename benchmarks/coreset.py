@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 from bellwether import load_recipe
 from bellwether.client.choose import Chooser
 from bellwether.client.memory import recall
-from bellwether.messages import Reply, SurveyTask, TrainTask
+from bellwether.exchange.messages import Reply, SurveyTask, TrainTask
+from bellwether.method.select.measure import agreement, expected_cover, topics_covered
+from bellwether.method.survey import survey
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
-from bellwether.prepare import prepare
-from bellwether.randomness import Randomness
-from bellwether.recipe import Recipe
-from bellwether.recipe_file import with_overrides
-from bellwether.run_folder import client_folders
-from bellwether.select.measure import agreement, expected_cover, topics_covered
-from bellwether.survey import survey
+from bellwether.recipe.file import with_overrides
+from bellwether.recipe.recipe import Recipe
+from bellwether.runner.prepare import prepare
+from bellwether.store.run_folder import client_folders
+from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
 
 FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")

@@ -101,10 +101,10 @@ def calibrated(setting: Setting, folder: Path, clients: Rows) -> int:
     import torch
 
     from bellwether.engine.calibrate import fastest_tokens
-    from bellwether.messages import TrainTask
+    from bellwether.exchange.messages import TrainTask
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
-    from bellwether.randomness import Randomness
+    from bellwether.tools.randomness import Randomness
     from benchmarks.ours import lora_of, model_of, training_of
 
     base = load_base(model_of(setting, folder))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bellwether.aggregate.average import make_aggregate
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, worker_models
-from bellwether.messages import TrainTask
+from bellwether.exchange.messages import TrainTask
+from bellwether.method.average import make_aggregate
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
-from bellwether.randomness import Randomness
-from bellwether.recipe import Lora, Model, Training
+from bellwether.recipe.recipe import Lora, Model, Training
+from bellwether.tools.randomness import Randomness
 from benchmarks.setting import ALPHA, DROPOUT, RANK, RATE, Setting
 
 if TYPE_CHECKING:

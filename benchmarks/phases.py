@@ -61,7 +61,7 @@ def default_run(fields: Sequence[str]) -> dict[str, float]:
     """Run ``bellwether run`` in this process; return its seconds by phase, in the order of ``PHASES``."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as place, clock.during(OTHER), timed_imports(clock):
-        from bellwether import cli
+        from bellwether.cli import cli
 
         arguments = ["run", *fields, "--out", str(Path(place) / "run")]
         with timed_rooms(clock), contextlib.redirect_stdout(io.StringIO()):
@@ -77,8 +77,8 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     """Return the seconds of a round by phase, after a first one that does not count, as the mean of some rounds."""
     import torch
 
-    from bellwether.aggregate import average
     from bellwether.client.optimizer import StackedAdamW
+    from bellwether.method import average
     from bellwether.model.lora import LoraLayers
     from benchmarks import ours
     from benchmarks.setting import make_clients
@@ -118,11 +118,12 @@ def timed_imports(clock: Clock) -> Iterator[None]:
 @contextlib.contextmanager
 def timed_rooms(clock: Clock) -> Iterator[None]:
     """Count the work of the rooms that a run goes through to their phases."""
-    from bellwether import federate, runner
+    from bellwether import federate
     from bellwether.client import score
     from bellwether.engine.local import LocalEngine
-    from bellwether.messages import TrainTask
-    from bellwether.run_folder import RunFolder
+    from bellwether.exchange.messages import TrainTask
+    from bellwether.runner import run as runner
+    from bellwether.store.run_folder import RunFolder
 
     functions = {
         (runner, "prepare"): DATA,

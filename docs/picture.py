@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bellwether import load_recipe, run
-from bellwether.report import report
+from bellwether.report.report import report
 
 ROOT = Path(__file__).parents[1]
 HEIGHT = 1180  # of what is seen first, in pixels

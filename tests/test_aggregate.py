@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b
-from bellwether.aggregate.average import fedavg, make_aggregate, uniform
 from bellwether.errors import RecipeError
-from bellwether.messages import Update
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
+from bellwether.exchange.messages import Update
+from bellwether.method.average import fedavg, make_aggregate, uniform
 
 A, B = key_a("q"), key_b("q")
 START = Adapter(AdapterConfig(1, 1.0, 0.0, ("q",)), {A: np.zeros((1, 2), np.float32), B: np.zeros((2, 1), np.float32)})

@@ -970,7 +970,7 @@ def output_name_too_long(place: Place) -> list[str]:
 def hold(place: Place, folder: Path) -> int:
     """Let another process hold a folder's lock; return its number."""
     code = (
-        "import sys, pathlib, bellwether.lock as lock\n"
+        "import sys, pathlib, bellwether.tools.lock as lock\n"
         "held = lock.acquire(pathlib.Path(sys.argv[1]))\n"
         "print('held', flush=True); sys.stdin.read()\n"
     )

@@ -13,8 +13,6 @@ import torch
 from sklearn.cluster import HDBSCAN
 from tiny_models import random_adapter, tiny_base
 
-from bellwether import recipe
-from bellwether.aggregate.average import fedavg
 from bellwether.client import choose
 from bellwether.client.choose import Chooser
 from bellwether.client.score import row_losses
@@ -22,11 +20,13 @@ from bellwether.client.train import train_chosen
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, RoundFailed
-from bellwether.messages import SurveyTask, TrainTask
+from bellwether.exchange.messages import SurveyTask, TrainTask
+from bellwether.method.average import fedavg
+from bellwether.method.select.space import random_projection
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
-from bellwether.select.space import random_projection
+from bellwether.recipe import recipe
+from bellwether.tools.randomness import Randomness
 
 SEED = 5
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import CATEGORIES, TINY_RECIPE, Command, Outcome, dolly_rows, json_lines, write_rows
 
-from bellwether.checkpoint import read_checkpoint
+from bellwether.store.checkpoint import read_checkpoint
 
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
 HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "pandas"}
@@ -41,7 +41,7 @@ def printed(outcome: Outcome) -> dict[str, Any]:
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["recipe", "--list"], ["recipe", "shepherd"]])
 def test_what_needs_no_model_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom bellwether.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "import sys\nfrom bellwether.cli.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code, end.code\nprint(*sys.modules, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
@@ -73,7 +73,7 @@ def test_an_interrupt_says_how_to_go_on(bellwether: Command, tiny_recipe: Path, 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bellwether.runner.run", interrupted)
+    monkeypatch.setattr("bellwether.runner.run.run", interrupted)
     outcome = bellwether("run", tiny_recipe)
     assert outcome.code == 130
     assert outcome.err.endswith("bellwether: interrupted; if rounds were committed, go on with --resume FOLDER.\n")
@@ -294,7 +294,7 @@ def test_rows_that_clients_hold_out_are_scored_at_the_clients(bellwether: Comman
 
 
 OWN_RULES = '''
-from bellwether.adapter import Adapter
+from bellwether.exchange.adapter import Adapter
 
 
 def first_two(clients, round, randomness):

@@ -11,16 +11,16 @@ from tiny_models import tiny_base
 from bellwether.client.batches import by_length, collate, local_steps
 from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import train_cohort
-from bellwether.cohort import Condition
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.resources import UnevenClients
-from bellwether.evaluate.scores import Totals, exact_match, macro, means, rouge_l
-from bellwether.messages import EvaluateTask, TrainTask
+from bellwether.exchange.messages import EvaluateTask, TrainTask
+from bellwether.exchange.scores import Totals, exact_match, macro, means, rouge_l
+from bellwether.method.cohort import Condition
 from bellwether.model.base import fingerprint
 from bellwether.model.lora import LoraLayers, initial_adapter
-from bellwether.randomness import Randomness
-from bellwether.recipe import Evaluation, Lora, Training
+from bellwether.recipe.recipe import Evaluation, Lora, Training
+from bellwether.tools.randomness import Randomness
 
 
 def token_row(ids, trained, category="x", response="", prompt=1) -> TokenRow:

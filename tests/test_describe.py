@@ -6,9 +6,10 @@ from rich.console import Console
 
 from bellwether import load_recipe
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
-from bellwether.describe import describe, draw, label_skew, table
-from bellwether.prepare import prepare
-from bellwether.recipe_file import with_overrides
+from bellwether.recipe.file import with_overrides
+from bellwether.report.holdings import draw, table
+from bellwether.runner.describe import describe, label_skew
+from bellwether.runner.prepare import prepare
 
 
 def rows(**sizes):

@@ -31,13 +31,13 @@ import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
 from judge_server import serving
 
-from bellwether.answerers import find_answerers
-from bellwether.judge import Judgement, Settings
-from bellwether.recipe import Recipe, Section
-from bellwether.recipe_file import load_recipe, shipped
-from bellwether.starter.instructions import write_rows as write_starter_rows
-from bellwether.starter.pretrain import Pretraining, settings_of
-from bellwether.starter.world import make_world
+from bellwether.ask.answerers import find_answerers
+from bellwether.ask.judge import Judgement, Settings
+from bellwether.recipe.file import load_recipe, shipped
+from bellwether.recipe.recipe import Recipe, Section
+from starter.instructions import write_rows as write_starter_rows
+from starter.pretrain import Pretraining, settings_of
+from starter.world import make_world
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,13 +140,13 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "tickets.csv").write_text("\n".join(["query,body,reply,topic,site", *tickets]) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    runner = importlib.import_module("bellwether.runner")
+    runner = importlib.import_module("bellwether.runner.run")
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
-    comparison = importlib.import_module("bellwether.compare")
+    comparison = importlib.import_module("bellwether.compare.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
     monkeypatch.setattr(sys, "stdin", io.StringIO("/set max-new-tokens 2\n/examples 1\n/quit\n"))
-    monkeypatch.setattr("bellwether.ui.serve", lambda folder, **_: find_answerers(folder))
-    judging = importlib.import_module("bellwether.judge")
+    monkeypatch.setattr("bellwether.ask.ui.serve", lambda folder, **_: find_answerers(folder))
+    judging = importlib.import_module("bellwether.ask.judge")
     with serving(lambda asked, number: "8 7\nThe first says more.") as server:
         monkeypatch.setattr(judging, "judge", functools.partial(short_judge, judging.judge, server.address))
         yield tmp_path
@@ -222,9 +222,9 @@ def follow(words: list[str]) -> None:
         case ["bellwether", *arguments]:
             outcome = call(*("my-model" if word == HUB_MODEL else word for word in arguments))
             assert outcome.code == 0, f"{shlex.join(words)}: {outcome.err}"
-        case ["python", "-m", "bellwether.starter.instructions", "--out", folder]:
+        case ["python", "-m", "starter.instructions", "--out", folder]:
             write_starter_rows(make_world(), Path(folder))
-        case ["python", "-m", "bellwether.starter.pretrain", *arguments]:
+        case ["python", "-m", "starter.pretrain", *arguments]:
             assert settings_of(arguments)[0] == Pretraining(), "the page says how the shipped base is made"
         case ["make", *targets]:
             known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -251,7 +251,7 @@ def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
 
 
 def test_every_command_is_documented_and_no_other() -> None:
-    from bellwether.cli import app
+    from bellwether.cli.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     shown = {words[1] for page in PAGES for words in commands(page) if words[0] == "bellwether"}

@@ -3,15 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b
-from bellwether.aggregate.average import fedavg
 from bellwether.errors import RoundFailed
-from bellwether.evaluate.scores import Totals
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
+from bellwether.exchange.messages import EvaluateTask, Reply, Update
+from bellwether.exchange.records import ClientFailed, Evaluated, RoundFinished, RoundStarted
+from bellwether.exchange.scores import Totals
 from bellwether.federate import Federation, Progress, federate
-from bellwether.messages import EvaluateTask, Reply, Update
-from bellwether.recipe import Recipe
-from bellwether.recipe_file import load_recipe
-from bellwether.records import ClientFailed, Evaluated, RoundFinished, RoundStarted
+from bellwether.method.average import fedavg
+from bellwether.recipe.file import load_recipe
+from bellwether.recipe.recipe import Recipe
 
 A, B = key_a("q"), key_b("q")
 START = Adapter(AdapterConfig(1, 1.0, 0.0, ("q",)), {A: np.zeros((1, 2), np.float32), B: np.zeros((2, 1), np.float32)})

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, END_TO_END, random_adapter, tiny_base, tiny_model
 
-from bellwether import recipe
-from bellwether.adapter import peft_config
 from bellwether.client import train
 from bellwether.client.batches import local_steps
 from bellwether.data.rows import Row, TokenRow
-from bellwether.messages import TrainTask
+from bellwether.exchange.adapter import peft_config
+from bellwether.exchange.messages import TrainTask
 from bellwether.model import forward
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
+from bellwether.recipe import recipe
+from bellwether.tools.randomness import Randomness
 
 PREFIX = "base_model.model."
 

@@ -11,13 +11,13 @@ from test_client_together import cohort_of, furthest, updates
 from test_model_training import token_rows, train_with_peft
 from tiny_models import random_adapter, tiny_base
 
-from bellwether import recipe
 from bellwether.client.batches import local_steps
 from bellwether.client.train import train_cohort
 from bellwether.errors import RoundFailed
-from bellwether.messages import TrainTask
+from bellwether.exchange.messages import TrainTask
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
+from bellwether.recipe import recipe
+from bellwether.tools.randomness import Randomness
 
 OWN = '''
 import torch

@@ -18,17 +18,17 @@ from test_model_training import token_rows
 from test_resume import RESULTS, newest, timeless
 from tiny_models import random_adapter, tiny_folder
 
-from bellwether import recipe
-from bellwether.cohort import Condition, clients_together
-from bellwether.contradictions import contradictions
 from bellwether.engine import processes
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, split, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import BellwetherError, ModelError, RoundFailed
-from bellwether.messages import EvaluateTask, TrainTask
+from bellwether.exchange.messages import EvaluateTask, TrainTask
+from bellwether.method.cohort import Condition, clients_together
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe import recipe
+from bellwether.recipe.contradictions import contradictions
 
 SIZES = {"a": 9, "b": 3, "c": 14, "d": 5, "e": 8}
 

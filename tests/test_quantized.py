@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from test_model_training import token_rows
 from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_config, tiny_folder, tiny_tokenizer
 
-from bellwether import recipe
-from bellwether.adapter import adapter_files
 from bellwether.client.train import train_cohort
 from bellwether.errors import ModelError
-from bellwether.export import export
-from bellwether.messages import TrainTask
+from bellwether.exchange.adapter import adapter_files
+from bellwether.exchange.messages import TrainTask
 from bellwether.model.base import fingerprint, inspect_base, load_base
+from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
-from bellwether.recipe_file import dump_recipe
+from bellwether.recipe import recipe
+from bellwether.recipe.file import dump_recipe
 
 pytest.importorskip("bitsandbytes")
 

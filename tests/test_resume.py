@@ -113,9 +113,9 @@ class Stopped(Exception):
 
 def stopped_after(rounds, recipe, path, *fields):
     """Begin a run and stop it by an error after some rounds, as a power cut would."""
-    from bellwether.recipe_file import load_recipe
-    from bellwether.records import RoundFinished
-    from bellwether.runner import run
+    from bellwether.exchange.records import RoundFinished
+    from bellwether.recipe.file import load_recipe
+    from bellwether.runner.run import run
 
     def watch(event):
         if isinstance(event, RoundFinished) and event.record.round == rounds:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bellwether.evaluate.scores import Totals
-from bellwether.history import evaluation_csv, evaluation_rows
-from bellwether.records import EvaluationRecord
-from bellwether.spreadsheet import csv_table
+from bellwether.exchange.records import EvaluationRecord
+from bellwether.exchange.scores import Totals
+from bellwether.store.history import evaluation_csv, evaluation_rows
+from bellwether.tools.spreadsheet import csv_table
 
 
 def read(table: bytes) -> list[list[str]]:

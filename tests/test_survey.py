@@ -9,20 +9,20 @@ import pytest
 from rich.console import Console
 from test_federate import ROWS, START, A, AddingEngine, begin, federation
 
-from bellwether.cohort import Condition
-from bellwether.contradictions import contradictions
 from bellwether.engine.resources import UnevenClients, rows_to_train, selected_rows
 from bellwether.errors import RoundFailed, UpdateRejected
+from bellwether.exchange.checks import MOST_CENTROIDS, adapter_bytes, check_survey
+from bellwether.exchange.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.exchange.records import ClientFailed, Note, RunStarted, SurveyFinished
 from bellwether.federate import federate
-from bellwether.history import dump_records, load_records
-from bellwether.live import view
-from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
-from bellwether.narrate import Progress, plain_lines
-from bellwether.recipe import Recipe, Selection, Training
-from bellwether.records import ClientFailed, Note, RunStarted, SurveyFinished
-from bellwether.survey import survey
-from bellwether.trackers import scalars
-from bellwether.wire import MOST_CENTROIDS, adapter_bytes, check_survey
+from bellwether.method.cohort import Condition
+from bellwether.method.survey import survey
+from bellwether.recipe.contradictions import contradictions
+from bellwether.recipe.recipe import Recipe, Selection, Training
+from bellwether.store.history import dump_records, load_records
+from bellwether.tell.live import view
+from bellwether.tell.narrate import Progress, plain_lines
+from bellwether.tell.trackers import scalars
 
 # Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.
 CENTROIDS = {

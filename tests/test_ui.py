@@ -365,7 +365,7 @@ def test_without_gradio_the_command_says_how_to_get_it(bellwether: Command, tiny
 
 
 def test_a_page_for_other_machines_comes_with_a_warning(tiny_run, monkeypatch):
-    from bellwether import ui
+    from bellwether.ask import ui
 
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     said = []

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.errors import UpdateRejected
-from bellwether.messages import Update
-from bellwether.wire import adapter_bytes, check_update
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
+from bellwether.exchange.checks import adapter_bytes, check_update
+from bellwether.exchange.messages import Update
 
 
 def adapter() -> Adapter:

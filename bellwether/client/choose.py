@@ -1,7 +1,7 @@
 """A client's half of data selection: the centroids that it sends, and the rows that it then trains on.
 
-Both keep files in the client's own folder, which nobody else has, see ``bellwether.client.memory``; where a simulation
-deals the rows out, its report draws what is there.
+Both keep files in the client's own folder, which nobody else has, see ``bellwether.store.client_state``; where a
+simulation deals the rows out, its report draws what is there.
 
 Shape legend: N rows of the client, R rows of a piece of them, F features, d dimensions of the space, C clusters.
 """
@@ -22,22 +22,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import make_folder, write_atomic
-from bellwether.client.memory import SELECTED, Memory, recall, remember
+from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
-from bellwether.functions import load_function, naming
-from bellwether.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.exchange.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.method.select import rules, space
+from bellwether.method.select.budget import budget, deal
+from bellwether.method.select.cluster import Clusters, cluster, nearest_first
+from bellwether.method.select.privacy import release
 from bellwether.model.base import Base
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
-from bellwether.recipe import Model, Selection
-from bellwether.select import rules, space
-from bellwether.select.budget import budget, deal
-from bellwether.select.cluster import Clusters, cluster, nearest_first
-from bellwether.select.privacy import release
+from bellwether.recipe.recipe import Model, Selection
+from bellwether.store.client_state import SELECTED
+from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.functions import load_function, naming
+from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from bellwether.errors import RoundFailed
-from bellwether.functions import load_function, naming
 from bellwether.model.forward import TokenLoss
-from bellwether.recipe import Training
+from bellwether.recipe.recipe import Training
+from bellwether.tools.functions import load_function, naming
 
 # From a client's gradient, its adapter and the one that its round began with, all flat and of length P, to the gradient
 # that is clipped and stepped along. Every client's is corrected by itself.

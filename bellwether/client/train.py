@@ -25,13 +25,13 @@ from bellwether.client.objective import Objective, make_objective
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import TokenRow
 from bellwether.errors import NotFinite, first_line
-from bellwether.messages import Reply, TrainTask, Update
+from bellwether.exchange.messages import Reply, TrainTask, Update
+from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
 from bellwether.model.forward import token_losses
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
-from bellwether.schedule import learning_rate
+from bellwether.tools.randomness import Randomness
 
 # From a client, its rows and what it is asked to the numbers of the rows that it trains on.
 Choose = Callable[[str, Sequence[TokenRow], TrainTask], Sequence[int]]

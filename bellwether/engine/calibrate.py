@@ -10,7 +10,7 @@ import torch
 
 from bellwether.client.train import train_cohort
 from bellwether.data.rows import TokenRow
-from bellwether.messages import TrainTask
+from bellwether.exchange.messages import TrainTask
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 

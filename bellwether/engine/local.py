@@ -11,7 +11,7 @@ from bellwether.client.choose import Chooser
 from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import train_chosen
 from bellwether.data.rows import TokenRow
-from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 

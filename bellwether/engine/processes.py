@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from bellwether import recipe
-from bellwether.adapter import AdapterConfig
 from bellwether.data.rows import TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.resources import rows_to_train
 from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_line
-from bellwether.messages import EvaluateTask, Reply, Task, TrainTask
+from bellwether.exchange.adapter import AdapterConfig
+from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
 from bellwether.model.base import fingerprint, load_base
 from bellwether.model.lora import LoraLayers
-from bellwether.workers import begin_worker
+from bellwether.recipe import recipe
+from bellwether.tools.workers import begin_worker
 
 Rows = Mapping[str, Sequence[TokenRow]]
 

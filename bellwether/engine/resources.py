@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bellwether.cohort import Trace
 from bellwether.data.rows import TokenRow
-from bellwether.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
-from bellwether.recipe import Selection
-from bellwether.select.budget import budget
+from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.method.cohort import Trace
+from bellwether.method.select.budget import budget
+from bellwether.recipe.recipe import Selection
 
 Ask = Callable[[Sequence[str], Task], Iterator[Reply]]
 

@@ -25,12 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint
 
-from bellwether import recipe
-from bellwether.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
 from bellwether.errors import ModelError
-from bellwether.model.base import Base, LinearShape, ModelFacts, linear_shapes, output_shape
+from bellwether.exchange.adapter import Adapter, AdapterConfig, Tensors, key_a, key_b
+from bellwether.model.base import Base, linear_shapes, output_shape
 from bellwether.model.dropout import DropoutMasks
+from bellwether.model.facts import LinearShape, ModelFacts
 from bellwether.model.low_rank import Routing, add_low_rank
+from bellwether.recipe import recipe
 
 # The gradients of stacked adapters are views of one stretch of memory, as the adapters are, on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")

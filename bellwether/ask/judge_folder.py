@@ -1,0 +1,163 @@
+"""The folder of a judgement: what it is about, the answers, and every reply of the judge, kept the moment it comes.
+
+judgement.json   what is judged by whom: hashes of questions and models, the judge and its address
+answers.jsonl    one line per model and question
+verdicts.jsonl   one line per reply of the judge, word for word
+result.json, result.md
+.lock, .owner    held by the process that writes here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bellwether.ask.answerers import Answerer
+from bellwether.ask.judge_api import Judge, Reply
+from bellwether.ask.judging import PROMPT, REMINDER, Scores, Verdict
+from bellwether.errors import CheckpointError, first_line
+from bellwether.model.folder import weights
+from bellwether.tools import journal
+from bellwether.tools.atomic import write_atomic
+from bellwether.tools.lock import held
+
+JUDGEMENT = "judgement.json"
+ANSWERS = "answers.jsonl"
+VERDICTS = "verdicts.jsonl"
+A, B = "A", "B"
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One reply of the judge.
+
+    Args:
+        question: name of the question.
+        swapped: whether the answer of B was shown first.
+        repeat: counted from 1.
+        attempt: counted from 1; another follows where the reply cannot be read.
+        scores: of A and of B; None where the reply cannot be read.
+        reply: as it came, with the tokens that it took.
+    """
+
+    question: str
+    swapped: bool
+    repeat: int
+    attempt: int
+    scores: Scores | None
+    reply: Reply
+
+
+@dataclass
+class JudgeFolder:
+    """What the folder of a judgement holds, and what is added to it.
+
+    Args:
+        path: the folder.
+        answers: answer by model, A or B, and name of the question.
+        attempts: all replies of the judge.
+    """
+
+    path: Path
+    answers: dict[tuple[str, str], str]
+    attempts: list[Attempt]
+
+    def keep_answer(self, model: str, question: str, text: str) -> None:
+        """Keep a model's answer to a question."""
+        journal.append(self.path / ANSWERS, {"model": model, "question": question, "answer": text})
+        self.answers[model, question] = text
+
+    def keep_attempt(self, attempt: Attempt) -> None:
+        """Keep a reply of the judge."""
+        journal.append(self.path / VERDICTS, attempt)
+        self.attempts.append(attempt)
+
+
+@contextlib.contextmanager
+def claimed(path: Path, facts: Facts) -> Iterator[JudgeFolder]:
+    """Hold a folder as the one of this judgement, and give what it holds already.
+
+    Args:
+        path: made if it does not exist.
+        facts: of ``facts_of``: what the judgement rests on.
+
+    Raises:
+        CheckpointError: the folder holds something else or is in use, or cannot be written or read.
+    """
+    with held(path, JUDGEMENT):
+        _keep_facts(path, facts)
+        answers = journal.read(path / ANSWERS, lambda line: ((line["model"], line["question"]), line["answer"]))
+        yield JudgeFolder(path, dict(answers), journal.read(path / VERDICTS, _attempt))
+
+
+def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, max_new_tokens: int) -> Facts:
+    """Return what the answers of a judgement rest on, and what its verdicts do, by the names of their files.
+
+    Args:
+        questions: fingerprint of the file of questions.
+        answerers: the two models, as A and B.
+        judge: who judges.
+        max_new_tokens: tokens after which an answer ends.
+    """
+    answers: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens}
+    hashes = {model: weights(model) for model in {one.recipe.model for one in answerers.values()}}
+    for name, one in answerers.items():
+        model = one.recipe.model
+        answers[f"base model of {name}"] = hashes[model]
+        answers[f"precision of {name}"] = f"{model.dtype}, quantization {model.quantization}"
+        answers[f"template of {name}"] = one.recipe.data.template
+        answers[f"adapter of {name}"] = one.adapter.fingerprint() if one.adapter else None
+    request = hashlib.sha256((PROMPT + REMINDER).encode()).hexdigest()
+    asked = {"judge": judge.model, "address": judge.address, "temperature": judge.temperature, "request": request}
+    return {ANSWERS: answers, VERDICTS: asked}
+
+
+def verdicts(attempts: Sequence[Attempt]) -> list[Verdict]:
+    """Return the verdict of the last attempt for each question, order and repeat."""
+    last = {(one.question, one.swapped, one.repeat): one for one in attempts}
+    return [Verdict(one.question, one.swapped, one.repeat, one.scores) for one in last.values()]
+
+
+def _keep_facts(path: Path, facts: Facts) -> None:
+    """Write what a judgement rests on; what the folder holds already must rest on the same."""
+    file, kept = path / JUDGEMENT, dict[str, Any]()
+    try:
+        if file.exists():
+            kept = dict(json.loads(file.read_bytes()))
+        changed = [
+            fact
+            for part in (ANSWERS, VERDICTS)
+            if (path / part).exists()
+            for fact, value in facts[part].items()
+            if kept[part][fact] != value
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({first_line(error)}); restore it, or give another folder with --out."
+        ) from error
+    if changed:
+        raise CheckpointError(
+            f"{path} holds a judgement with another {' and another '.join(changed)}; undo the change, or give another "
+            "folder with --out."
+        )
+    if kept != facts:
+        write_atomic(file, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _attempt(line: Mapping[str, Any]) -> Attempt:
+    """Return the reply behind a line of verdicts.jsonl."""
+    scores = line["scores"]
+    return Attempt(
+        **{
+            **line,
+            "scores": None if scores is None else (float(scores[0]), float(scores[1])),
+            "reply": Reply(**line["reply"]),
+        }
+    )
