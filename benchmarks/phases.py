@@ -123,13 +123,14 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
     from bellwether.engine.local import LocalEngine
     from bellwether.exchange.messages import TrainTask
     from bellwether.runner import run as runner
+    from bellwether.runner import wiring
     from bellwether.store.run_folder import RunFolder
 
     functions = {
         (runner, "prepare"): DATA,
         (runner, "data_fingerprint"): DATA,
-        (runner, "fingerprint"): BASE,
-        (runner, "score"): LOSS,
+        (wiring, "fingerprint"): BASE,
+        (wiring, "score"): LOSS,
         (score, "generate"): GENERATION,
         (federate, "run_round"): SERVER,
         (RunFolder, "commit"): RECORDS,

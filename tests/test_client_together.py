@@ -210,7 +210,7 @@ def test_a_run_measures_its_budget_once_and_writes_it_to_its_recipe(bellwether, 
     def never(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("bellwether.runner.run.fastest_tokens", never)
+    monkeypatch.setattr("bellwether.runner.wiring.fastest_tokens", never)
     again = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "run", "--resume", tmp_path / "run")
     assert again.code == 2  # --out and --resume
     again = bellwether("run", "--resume", tmp_path / "run", *words[1:])

@@ -20,20 +20,23 @@ from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.data.sources import read_rows
 from bellwether.data.tokens import tokenise
 from bellwether.data.trace import read_trace
-from bellwether.errors import DataError, RecipeError
-from bellwether.method.average import make_aggregate
-from bellwether.method.cohort import Trace, cohort_size, make_sampler, make_trace
+from bellwether.errors import RecipeError
+from bellwether.method.cohort import Trace, cohort_size, make_trace
 from bellwether.recipe.contradictions import check_recipe
 from bellwether.recipe.recipe import Model, Recipe, Selection
+from bellwether.runner.checks import (
+    check_clients,
+    check_cohort_size,
+    check_features,
+    check_methods,
+    check_scored,
+    selection_warnings,
+)
 from bellwether.tell.trackers import check_trackers
-from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
     from bellwether.model.facts import ModelFacts
-
-
-SAFE_ROWS = 5  # centroids of fewer rows are warned of
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ def prepare(recipe: Recipe) -> Prepared:
     check_recipe(recipe)
     check_trackers(recipe.output.trackers)
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
-    _check_scored(recipe, federated)
-    _check_cohort_size(recipe, len(federated.clients))
-    _check_methods(recipe, list(federated.clients))
+    check_scored(recipe, federated)
+    check_cohort_size(recipe, len(federated.clients))
+    check_methods(recipe, trace_of(recipe, list(federated.clients)))
     facts, tokenizer = _inspect(recipe)
     template = resolve_template(recipe.data.template, tokenizer)
 
@@ -90,13 +93,13 @@ def prepare(recipe: Recipe) -> Prepared:
         return tokenise(rows, tokenizer, recipe.data, template)
 
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
-    _check_clients(clients, recipe)
+    check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
     scored = _limited(whole, recipe)
     public = tokens(read_rows(recipe.selection.projection_sources, recipe.data)[0]).rows
-    _check_features(recipe.selection, facts, len(public))
+    check_features(recipe.selection, facts, len(public))
     stop = end_of_turn(template, tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values())]
     notes += _counts(f"{recipe.evaluation.part} rows", [whole])
@@ -106,7 +109,7 @@ def prepare(recipe: Recipe) -> Prepared:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
-    warnings = _selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
     return Prepared(
         recipe, facts, tokenizer, template, federated, clients, held_out, scored, public, stop, notes, warnings
     )
@@ -187,91 +190,6 @@ def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
     return facts, load_tokenizer(recipe.model)
 
 
-def _check_features(selection: Selection, facts: ModelFacts, public: int) -> None:
-    """Refuse layers that the model or proxy does not have, and a shared space of too many dimensions.
-
-    Args:
-        selection: which features there shall be.
-        facts: of the model.
-        public: rows of public text.
-    """
-    if selection.method == "full":
-        return
-    chosen = None if selection.layers == "all" else selection.layers
-    if selection.proxy is not None:
-        from bellwether.model.proxy import proxy_width
-
-        width = proxy_width(Model(path=selection.proxy), chosen)
-    else:
-        from bellwether.model.features import state_numbers
-
-        width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
-    if selection.space == "shared" and selection.dimensions > width:
-        raise RecipeError(
-            f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
-        )
-    if selection.projection_sources and selection.dimensions >= public:
-        raise RecipeError(
-            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
-            f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
-        )
-
-
-def _selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
-    """Return what a person should know of a choice of rows by clients with so many rows."""
-    if selection.method == "full":
-        idle = [field for field in ("rows", "fraction", "proxy") if getattr(selection, field) is not None]
-        why = "has no effect, since selection.method is full: clients train on all their rows."
-        return [f"selection.{field} {why}" for field in idle]
-    if not selection.surveys:
-        return []
-    warnings, least = [], selection.min_cluster_rows
-    if least < SAFE_ROWS:
-        warnings.append(
-            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
-            "in one of them to whoever gets it."
-        )
-    # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
-    needed = least if selection.whole_client else max(2 * least, selection.min_samples(least))
-    few = [client for client, count in rows.items() if count < needed]
-    if few:
-        warnings.append(
-            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
-            f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
-            "nothing of theirs is ever selected."
-        )
-    return warnings
-
-
-def _check_scored(recipe: Recipe, federated: Federated) -> None:
-    """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
-    if recipe.evaluation.part == "validation" and not federated.validation:
-        raise RecipeError(
-            "evaluation.part is validation, but no rows are held out for it; "
-            "set data.validation_rows_per_category or data.validation_sources."
-        )
-
-
-def _check_cohort_size(recipe: Recipe, clients: int) -> None:
-    """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
-    size = recipe.federation.cohort_size
-    if size is not None and size > clients:
-        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
-    processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
-    if processes > cohort:
-        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
-
-
-def _check_methods(recipe: Recipe, clients: Sequence[str]) -> None:
-    """Refuse methods that cannot be had, such as a person's own that is not there or a broken trace."""
-    trace = trace_of(recipe, clients)
-    make_sampler(recipe.federation, trace)
-    make_aggregate(recipe.federation.aggregate)
-    for name in (recipe.training.loss, recipe.training.correction, recipe.selection.method):
-        if ":" in name:
-            load_function(name)
-
-
 def trace_of(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
     """Return the simulated resources of a recipe's clients; None where all are there and equally fast.
 
@@ -283,19 +201,6 @@ def trace_of(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
         return None
     lines = read_trace(Path(availability.trace), clients) if availability.trace else None
     return make_trace(availability, Randomness(recipe.seed), lines)
-
-
-def _check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
-    """Refuse clients of whose rows none can be trained on."""
-    empty = [client for client, tokenised in clients.items() if not tokenised.rows]
-    if empty:
-        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise DataError(
-            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
-            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
-            "these clients out."
-        )
 
 
 def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:

@@ -1,0 +1,116 @@
+"""What can be found wrong of a recipe once its rows and its model's facts are known, before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bellwether.data.rows import Federated, Tokenised
+from bellwether.errors import DataError, RecipeError
+from bellwether.method.average import make_aggregate
+from bellwether.method.cohort import Trace, cohort_size, make_sampler
+from bellwether.recipe.recipe import Model, Recipe, Selection
+from bellwether.tools.functions import load_function
+
+if TYPE_CHECKING:
+    from bellwether.model.facts import ModelFacts
+
+
+SAFE_ROWS = 5  # centroids of fewer rows are warned of
+
+
+def check_features(selection: Selection, facts: ModelFacts, public: int) -> None:
+    """Refuse layers that the model or proxy does not have, and a shared space of too many dimensions.
+
+    Args:
+        selection: which features there shall be.
+        facts: of the model.
+        public: rows of public text.
+    """
+    if selection.method == "full":
+        return
+    chosen = None if selection.layers == "all" else selection.layers
+    if selection.proxy is not None:
+        from bellwether.model.proxy import proxy_width
+
+        width = proxy_width(Model(path=selection.proxy), chosen)
+    else:
+        from bellwether.model.features import state_numbers
+
+        width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+    if selection.space == "shared" and selection.dimensions > width:
+        raise RecipeError(
+            f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
+        )
+    if selection.projection_sources and selection.dimensions >= public:
+        raise RecipeError(
+            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
+            f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
+        )
+
+
+def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
+    """Return what a person should know of a choice of rows by clients with so many rows."""
+    if selection.method == "full":
+        idle = [field for field in ("rows", "fraction", "proxy") if getattr(selection, field) is not None]
+        why = "has no effect, since selection.method is full: clients train on all their rows."
+        return [f"selection.{field} {why}" for field in idle]
+    if not selection.surveys:
+        return []
+    warnings, least = [], selection.min_cluster_rows
+    if least < SAFE_ROWS:
+        warnings.append(
+            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
+            "in one of them to whoever gets it."
+        )
+    # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
+    needed = least if selection.whole_client else max(2 * least, selection.min_samples(least))
+    few = [client for client, count in rows.items() if count < needed]
+    if few:
+        warnings.append(
+            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
+            f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
+            "nothing of theirs is ever selected."
+        )
+    return warnings
+
+
+def check_scored(recipe: Recipe, federated: Federated) -> None:
+    """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
+    if recipe.evaluation.part == "validation" and not federated.validation:
+        raise RecipeError(
+            "evaluation.part is validation, but no rows are held out for it; "
+            "set data.validation_rows_per_category or data.validation_sources."
+        )
+
+
+def check_cohort_size(recipe: Recipe, clients: int) -> None:
+    """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
+    size = recipe.federation.cohort_size
+    if size is not None and size > clients:
+        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+    processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
+    if processes > cohort:
+        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
+
+
+def check_methods(recipe: Recipe, trace: Trace | None) -> None:
+    """Refuse methods that cannot be had, such as a person's own that is not there or a broken trace."""
+    make_sampler(recipe.federation, trace)
+    make_aggregate(recipe.federation.aggregate)
+    for name in (recipe.training.loss, recipe.training.correction, recipe.selection.method):
+        if ":" in name:
+            load_function(name)
+
+
+def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
+    """Refuse clients of whose rows none can be trained on."""
+    empty = [client for client, tokenised in clients.items() if not tokenised.rows]
+    if empty:
+        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise DataError(
+            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
+            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
+            "these clients out."
+        )
