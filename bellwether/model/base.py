@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from bellwether.errors import ModelError, first_line
+from bellwether.errors import ModelError
 from bellwether.model.facts import LinearShape, ModelFacts
-from bellwether.model.folder import ModelFolder, find_folder, quiet_transformers, weight_files
-from bellwether.model.loading import attention_of, load_weights, pick_device, read_config, read_tokenizer, ready_device
+from bellwether.model.folder import ModelFolder, find_folder, weight_files
+from bellwether.model.loading import empty_model, load_weights, pick_device, read_config, read_tokenizer, ready_device
 from bellwether.model.quantized import check_quantization
 from bellwether.recipe import recipe
 
@@ -48,7 +48,7 @@ def inspect_base(settings: recipe.Model) -> ModelFacts:
     """Find out everything about a base model that needs no weights, and check that it can be used.
 
     The model is built on torch's meta device, so that even a large one costs no memory; safetensors
-    files are compared with their headers, so that one that was cut off is noticed here.
+    files are compared with their headers, so that one that was cut off is noticed here, and weights of another shape.
 
     Raises:
         ModelError: folder, configuration, architecture, tokenizer or weight files cannot be used, or the weights cannot
@@ -56,7 +56,7 @@ def inspect_base(settings: recipe.Model) -> ModelFacts:
     """
     folder = find_folder(settings, weights=False)
     config = read_config(folder, settings)
-    model = _skeleton(folder, config, settings)
+    model = empty_model(folder, config, settings)
     facts = _facts(folder, model, weight_files(folder, settings))
     _tokenizer(folder, settings, facts.vocabulary)
     if settings.quantization != "none":
@@ -89,7 +89,7 @@ def load_base(settings: recipe.Model) -> Base:
     device = ready_device(settings)
     folder = find_folder(settings, weights=True)
     config = read_config(folder, settings)
-    facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
+    facts = _facts(folder, empty_model(folder, config, settings), weight_files(folder, settings))
     tokenizer = _tokenizer(folder, settings, facts.vocabulary)
     if settings.quantization != "none":
         check_quantization(facts, settings.quantization, device)
@@ -149,26 +149,6 @@ def _linear_shape(path: str, module: torch.nn.Module) -> LinearShape | None:
         inputs, outputs = module.weight.shape
         return LinearShape(path, int(inputs), int(outputs), transposed=True)
     return None
-
-
-def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
-    """Return the model without weights, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation=attention_of(settings), trust_remote_code=settings.trust_remote_code
-            )
-    # Building a model from a wrong configuration fails with errors of many types.
-    except Exception as error:
-        if "attn_implementation" in str(error):
-            raise ModelError(
-                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
-            ) from error
-        raise ModelError(
-            f"{folder.path / 'config.json'} makes no causal language model: {first_line(error)}."
-        ) from error
 
 
 def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> ModelFacts:

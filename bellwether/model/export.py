@@ -85,9 +85,10 @@ def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> An
     import torch
 
     from bellwether.model.base import linear_shapes
-    from bellwether.model.loading import load_weights
+    from bellwether.model.loading import empty_model, load_weights, read_config
     from bellwether.model.lora import LoraLayers
 
+    empty_model(source, read_config(source, settings), settings)
     model = load_weights(source, settings, torch.device("cpu"))
     layers = LoraLayers(model, adapter.config)
     layers.load(0, adapter.tensors)
