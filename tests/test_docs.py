@@ -145,7 +145,7 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     comparison = importlib.import_module("bellwether.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
     monkeypatch.setattr(sys, "stdin", io.StringIO("/set max-new-tokens 2\n/examples 1\n/quit\n"))
-    monkeypatch.setattr("bellwether.ui.serve", lambda folder, **_: find_answerers(folder))
+    monkeypatch.setattr("bellwether.ask.ui.serve", lambda folder, **_: find_answerers(folder))
     judging = importlib.import_module("bellwether.judge")
     with serving(lambda asked, number: "8 7\nThe first says more.") as server:
         monkeypatch.setattr(judging, "judge", functools.partial(short_judge, judging.judge, server.address))

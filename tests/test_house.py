@@ -13,7 +13,7 @@ FLOORS = [
     {"report"},
     {"page"},
     {"judge_table"},
-    {"chat", "ui", "compare_show", "judge"},
+    {"chat", "ask", "compare_show", "judge"},
     {"talk"},
     {"compare_table", "answerers", "answers", "judge_folder"},
     {"compare"},
@@ -42,7 +42,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FORBIDDEN = {
     "cli": {"torch", "numpy"},
     "chat": {"torch", "bellwether.model", "bellwether.client"},
-    "ui": {"torch", "bellwether.model", "bellwether.client"},
+    "ask": {"torch", "bellwether.model", "bellwether.client"},
     "questions": {"torch", "bellwether.model"},
     "federate": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
     "survey": {"torch", "bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data"},
