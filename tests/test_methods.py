@@ -8,7 +8,7 @@ import torch
 from test_aggregate import closed
 
 from bellwether.exchange.adapter import Adapter, AdapterConfig, flat, key_a, key_b
-from bellwether.exchange.messages import Payload, Update
+from bellwether.exchange.messages import Update
 from bellwether.method.average import fedavg, fedprox
 from bellwether.method.flexlora import cut, factors, flexlora
 from bellwether.method.method import Closing, Known, State, Step, Trained, mean_of
