@@ -294,7 +294,9 @@ def chat(
 @app.command(short_help="Talk to the result on a web page.")
 def ui(
     folder: TalkFolder,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets other machines in.")] = LOCAL,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; 0.0.0.0 lets others in, who need a token.")
+    ] = LOCAL,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes one that is free.")] = 7860,
     model: ModelFlag = None,
     device: DeviceFlag = None,
