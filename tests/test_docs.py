@@ -34,7 +34,7 @@ from judge_server import serving
 from bellwether.ask.answerers import find_answerers
 from bellwether.ask.judge import Judgement, Settings
 from bellwether.recipe.file import load_recipe, shipped
-from bellwether.recipe.recipe.method import METHODS, OwnMethod
+from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
 from starter.instructions import write_rows as write_starter_rows
 from starter.pretrain import Pretraining, settings_of

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bellwether.errors import RecipeError
 from bellwether.ask.talk import open_talk
+from bellwether.errors import RecipeError
 
 NEEDED = ("fastapi", "uvicorn")
 # Connections at a time; more are told that the server is busy.
