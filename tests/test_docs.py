@@ -265,7 +265,7 @@ def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
 
 
 def test_every_command_is_documented_and_no_other() -> None:
-    from bellwether.cli.cli import app
+    from bellwether.cli.app import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     shown = {words[1] for page in PAGES for words in commands(page) if words[0] == "bellwether"}
