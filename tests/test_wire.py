@@ -59,6 +59,8 @@ A, B = key_a("m.0.q"), key_b("m.0.q")
         ({"tensors": changed(B, np.full((4, 2), np.inf, np.float32))}, "not finite"),
         ({"metrics": {"tokens": float("inf")}}, "not a finite number"),
         ({"metrics": {"loss": "0"}}, "not a finite number"),
+        ({"metrics": {"tokens": -5}}, "its 'tokens' is -5, where 0 to"),
+        ({"metrics": {"rows": 1e300}}, "its 'rows' is 1e+300, where 0 to"),
     ],
 )
 def test_a_bad_update_is_refused_with_its_reason(changes, reason):

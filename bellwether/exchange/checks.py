@@ -18,6 +18,8 @@ from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Adapter, Tensors
 from bellwether.exchange.messages import Reply, SurveyTask, Update
 
+COUNTED = ("rows", "tokens", "selected")  # figures of an update that count something
+MOST_COUNTED = 2**40
 MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for hours
 
 
@@ -54,6 +56,8 @@ def check_update(
     for name, figure in update.metrics.items():
         if not isinstance(figure, int | float) or not math.isfinite(figure):
             raise UpdateRejected(f"its {name[:40]!r} is {figure!r}, not a finite number")
+        if name in COUNTED and not 0 <= figure <= MOST_COUNTED:
+            raise UpdateRejected(f"its {name!r} is {figure!r}, where 0 to {MOST_COUNTED} are believed")
     missing, unknown = adapter.tensors.keys() - update.tensors.keys(), update.tensors.keys() - adapter.tensors.keys()
     if missing or unknown:
         raise UpdateRejected(f"its tensors are not the adapter's: {_some(missing)} missing, {_some(unknown)} unknown")

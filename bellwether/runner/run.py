@@ -19,18 +19,19 @@ from bellwether.errors import CheckpointError
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
 from bellwether.exchange.scores import Scores, Totals, macro
-from bellwether.federate import Progress, federate
+from bellwether.federate import Federation, Progress, federate
 from bellwether.method.cohort import cohort_size
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.answers import sample_answers
+from bellwether.runner.answers import lost_answers, sample_answers
 from bellwether.runner.describe import describe
 from bellwether.runner.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
 from bellwether.runner.prepare import fingerprint as data_fingerprint
 from bellwether.runner.wiring import (
     all_records,
+    first_adapter,
     make_engine,
     make_federation,
     slots_of,
@@ -196,7 +197,7 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
 
 def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
-    recipe = folder.recipe
+    recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
     if recipe.selection.method != "full":
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
@@ -208,8 +209,16 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
+        _restore_answers(federation, progress, lost_answers(folder, prepared, progress), first)
         progress = federate(federation, progress)
     layers.detach()
     card = model_card(recipe, all_records(progress), len(federation.clients), folder.environment)
-    folder.finish(progress.adapter, card, all_records(progress), sample_answers(folder, prepared, progress.round))
+    folder.finish(progress.adapter, card, all_records(progress), sample_answers(folder, prepared, progress))
     return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
+
+
+def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:
+    """Score anew, before anything is trained, what a run that goes on has lost of the answers that its end needs."""
+    for round, sentence in lost.items():
+        federation.watch(Note(sentence, warning=True))
+        federation.score(round, first if round == 0 else progress.adapter)

@@ -23,6 +23,7 @@ from bellwether.method.cohort import clients_together, cohort_size, make_sampler
 from bellwether.model.base import Base, fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
+from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import write_answers
 from bellwether.runner.prepare import Prepared, trace_of
 from bellwether.store.run_folder import (
@@ -84,7 +85,7 @@ def with_tokens(prepared: Prepared, base: Base) -> Prepared:
     slots = slots_of(prepared)
     if slots == 1 or recipe.engine.tokens is not None:
         return prepared
-    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+    adapter = first_adapter(base, recipe)
     layers = LoraLayers(base.model, adapter.config, slots)
     cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
     with threads_each(recipe.engine.processes):
@@ -94,12 +95,16 @@ def with_tokens(prepared: Prepared, base: Base) -> Prepared:
     return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
+def first_adapter(base: Base, recipe: Recipe) -> Adapter:
+    """Return the adapter that a run of a recipe starts from."""
+    return initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+
+
 def where_to_begin(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
     checkpoint = folder.latest()
     if checkpoint is None:
-        generator = Randomness(folder.recipe.seed).torch("initial adapter")
-        return Progress(0, initial_adapter(base, folder.recipe.lora, generator), {})
+        return Progress(0, first_adapter(base, folder.recipe), {})
     for text in checkpoint.notes:
         watch(Note(text, warning=True))
     return Progress(
