@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bellwether.errors import JudgeAway, JudgeError, JudgeRefused, first_line
+from bellwether.tools.json_text import KEPT, Count
 
 if TYPE_CHECKING:
     import openai
@@ -60,10 +61,12 @@ class Reply:
         reply_tokens: tokens of the reply, thoughts included; None where the server does not count.
     """
 
+    __pydantic_config__ = KEPT
+
     text: str
     model: str
-    prompt_tokens: int | None
-    reply_tokens: int | None
+    prompt_tokens: Count | None
+    reply_tokens: Count | None
 
 
 def find_judge(model: str, address: str | None, temperature: float | None) -> Judge:
@@ -173,7 +176,7 @@ async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
 def _count(usage: Any, name: str) -> int | None:
     """Return a number of tokens; None where the server does not say it."""
     count = getattr(usage, name, None)
-    return count if isinstance(count, int) else None
+    return count if type(count) is int and 0 <= count < 2**53 else None
 
 
 def without_key(text: str) -> str:

@@ -36,7 +36,7 @@ from bellwether.model.base import Base
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Model, Selection
-from bellwether.store.client_state import SELECTED
+from bellwether.store.client_state import SELECTED, selected_files, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import load_function, naming
 
@@ -160,10 +160,10 @@ class Chooser:
     def _used(self, client: str, round: int) -> Counter[int]:
         """Return how often a client has trained on each of its rows before a round."""
         used = Counter[int]()
-        for path in (self._folders[client] / SELECTED).glob("[0-9]*.json"):
+        for path in selected_files(self._folders[client]):
             try:
-                used.update(int(number) for number in json.loads(path.read_bytes())["rows"] if int(path.stem) < round)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                used.update(selected_rows(path) if int(path.stem) < round else ())
+            except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
                     f"what it trained on in that round."

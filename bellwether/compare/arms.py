@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.compare.rivals import most_frequent, nearest
-from bellwether.errors import CheckpointError, DataError, RecipeError, RoundFailed, first_line
+from bellwether.errors import DataError, RecipeError, RoundFailed
 from bellwether.exchange.adapter import adapter_files
 from bellwether.exchange.scores import Totals, exact_match, rouge_l
 from bellwether.method.cohort import clients_together, cohort_size
@@ -28,7 +28,7 @@ from bellwether.store.comparison import ADAPTERS, OUTCOMES, RUN, Costs, Outcome,
 from bellwether.store.history import ScoredRow, load_rows
 from bellwether.store.run_folder import ADAPTER, ANSWERS, client_folders
 from bellwether.tools.atomic import make_folder, slug, write_atomic, write_folder_atomic
-from bellwether.tools.json_text import plain
+from bellwether.tools.json_text import plain, reading
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
@@ -159,12 +159,8 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
 
 def _read_answers(path: Path) -> tuple[ScoredRow, ...]:
     """Return what a run keeps of every scored row."""
-    try:
-        return tuple(load_rows(path.read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({first_line(error)}); remove its run folder, and this arm is trained anew."
-        ) from error
+    with reading(path, "remove its run folder, and this arm is trained anew"):
+        return load_rows(path.read_bytes())
 
 
 def _course(

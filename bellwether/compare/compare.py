@@ -29,7 +29,16 @@ from bellwether.exchange.scores import macro
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.prepare import Prepared, prepare, with_absolute_paths
-from bellwether.store.comparison import Comparison, Outcome, Trial, arm_folder, is_done, read_outcomes, write_comparison
+from bellwether.store.comparison import (
+    Comparison,
+    Outcome,
+    Trial,
+    arm_folder,
+    check_outcomes,
+    is_done,
+    read_outcomes,
+    write_comparison,
+)
 from bellwether.tools.atomic import slug
 from bellwether.tools.workers import work_off
 
@@ -100,6 +109,7 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
         work = [bench.job(name, arm, seed) for seed in settings.seeds for name, arm in arms.items()]
         outcomes = [outcome for done in _done(bench, work) for outcome in done]
         _check_finite(outcomes)
+        check_outcomes(folder, outcomes)
         comparison = Comparison(recipe, arms, outcomes, trials)
         write_comparison(folder, comparison)
     return comparison
@@ -266,7 +276,7 @@ def _done(bench: _Bench, work: Sequence[_Job]) -> list[list[Outcome]]:
         bench.watch(Note(shown))
 
     work_off(_do, left, bench.processes, tell)
-    return [read_outcomes(job.folder) for job in work]
+    return [read_outcomes(job.folder, job.name, job.recipe.seed) for job in work]
 
 
 def _do(job: _Job) -> list[Outcome]:

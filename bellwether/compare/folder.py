@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bellwether.errors import CheckpointError, RecipeError, first_line
+from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.records import Note, Watcher
 from bellwether.recipe.file import differences, dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Model, Recipe
@@ -20,6 +20,7 @@ from bellwether.runner.prepare import Prepared, fingerprint, proxy_facts
 from bellwether.store.comparison import INPUTS
 from bellwether.store.run_folder import describe_environment
 from bellwether.tools.atomic import write_atomic
+from bellwether.tools.json_text import from_json, reading, typed
 from bellwether.tools.lock import held
 
 RECIPE = "recipe.yaml"
@@ -132,9 +133,9 @@ def _keep_inputs(folder: Path, parts: Inputs, watch: Watcher) -> None:
 
 def _kept_inputs(path: Path, parts: Inputs) -> Inputs:
     """Read what a comparison rested on when it began; a fact that was not noted then is taken as it is now."""
-    try:
-        kept = json.loads(path.read_bytes())
+    with reading(path, "restore it, or give another folder"):
+        kept = typed(from_json(path.read_bytes()), dict[str, dict[str, str]])
+        missing = next((name for name in parts if name not in kept), None)
+        if missing is not None:
+            raise ValueError(f"the arm {missing!r} is missing")
         return {name: {**facts, **kept[name]} for name, facts in parts.items()}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"the arm {error} is missing" if isinstance(error, KeyError) else first_line(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}); restore it, or give another folder.") from error

@@ -27,7 +27,7 @@ MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for
 MOST_NAMES, LONGEST_NAME = 1_000, 200  # of categories, groups and figures
 MOST_FIGURES = 32  # of an update's metrics
 LARGEST_LOSS = 1e6  # per token; any that is meant is far smaller
-MOST_TOKENS = 2**53  # every whole number up to it is one in float64, too
+MOST_TOKENS = 2**40  # of one client, so that sums over thousands of them are whole numbers in float64, too
 SHOWN = 60  # characters of a value in a sentence
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -104,7 +104,11 @@ def part_cells(lines: Sequence[Line], metric: str, part: str = "categories") -> 
     def show(values: Mapping[str, Interval]) -> str:
         return f"{values[metric].mean * _SCALE[metric]:.{2 if metric == 'loss' else 1}f}" if metric in values else "-"
 
-    rows = [[line.name, *(show(getattr(line, part)[name]) for name in names)] for line in lines if getattr(line, part)]
+    rows = [
+        [line.name, *(show(getattr(line, part).get(name, {})) for name in names)]
+        for line in lines
+        if getattr(line, part)
+    ]
     return ["arm", *names], rows
 
 

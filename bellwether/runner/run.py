@@ -19,7 +19,7 @@ from bellwether.errors import CheckpointError
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
 from bellwether.exchange.scores import Scores, Totals, macro
-from bellwether.federate import Progress, federate
+from bellwether.federate import Federation, Progress, federate
 from bellwether.method.cohort import cohort_size
 from bellwether.method.method import Method
 from bellwether.method.named import make_method
@@ -27,12 +27,13 @@ from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.answers import sample_answers
+from bellwether.runner.answers import lost_answers, sample_answers
 from bellwether.runner.describe import describe
 from bellwether.runner.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
 from bellwether.runner.prepare import fingerprint as data_fingerprint
 from bellwether.runner.wiring import (
     all_records,
+    first_adapter,
     make_engine,
     make_federation,
     result_of,
@@ -202,7 +203,7 @@ def _federate(
     folder: RunFolder, prepared: Prepared, base: Base, method: Method, progress: Progress, watch: Watcher
 ) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
-    recipe = folder.recipe
+    recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
     if recipe.selection.method != "full":
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
@@ -214,9 +215,17 @@ def _federate(
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
+        _restore_answers(federation, progress, lost_answers(folder, prepared, progress), first)
         progress = federate(federation, progress)
     layers.detach()
     card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
     adapter = result_of(progress.state)
-    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared, progress.round))
+    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared, progress))
     return Result(folder.path, adapter, progress.rounds, progress.evaluations)
+
+
+def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:
+    """Score anew, before anything is trained, what a run that goes on has lost of the answers that its end needs."""
+    for round, sentence in lost.items():
+        federation.watch(Note(sentence, warning=True))
+        federation.score(round, federation.method.begin(first) if round == 0 else progress.state)

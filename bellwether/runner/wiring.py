@@ -14,7 +14,7 @@ from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
 from bellwether.engine.resources import UnevenClients
-from bellwether.errors import ModelError
+from bellwether.errors import CheckpointError, ModelError, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
 from bellwether.exchange.messages import Payload, TrainTask, client_draws
 from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
@@ -25,6 +25,7 @@ from bellwether.method.method import Method, State
 from bellwether.model.base import Base, fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
+from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import write_answers
 from bellwether.runner.checks import survey_width
 from bellwether.runner.prepare import Prepared, trace_of
@@ -95,7 +96,7 @@ def with_tokens(prepared: Prepared, base: Base) -> Prepared:
     slots = slots_of(prepared)
     if slots == 1 or recipe.engine.tokens is not None:
         return prepared
-    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+    adapter = first_adapter(base, recipe)
     layers = LoraLayers(base.model, adapter.config, slots)
     cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
     with threads_each(recipe.engine.processes):
@@ -109,17 +110,21 @@ def with_tokens(prepared: Prepared, base: Base) -> Prepared:
     return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
+def first_adapter(base: Base, recipe: Recipe) -> Adapter:
+    """Return the adapter that a run of a recipe starts from."""
+    return initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
+
+
 def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
     checkpoint = folder.latest()
     if checkpoint is None:
-        generator = Randomness(folder.recipe.seed).torch("initial adapter")
-        return Progress(0, method.begin(initial_adapter(base, folder.recipe.lora, generator)))
+        return Progress(0, method.begin(first_adapter(base, folder.recipe)))
     for text in checkpoint.notes:
         watch(Note(text, warning=True))
     return Progress(
         checkpoint.round,
-        _state_from(checkpoint.adapter, checkpoint.state),
+        _state_from(folder.path, checkpoint.adapter, checkpoint.state),
         tuple(record for record in checkpoint.history if isinstance(record, RoundRecord)),
         tuple(record for record in checkpoint.history if isinstance(record, EvaluationRecord)),
     )
@@ -175,14 +180,19 @@ def _kept_of(state: State) -> dict[str, Any]:
     return {"arrays": state.arrays, "folded": kept}
 
 
-def _state_from(adapter: Adapter, kept: Mapping[str, Any]) -> State:
+def _state_from(path: Path, adapter: Adapter, kept: Mapping[str, Any]) -> State:
     """Return the state behind ``_kept_of``."""
-    folded = kept["folded"]
-    return State(
-        adapter,
-        kept["arrays"],
-        None if folded is None else Adapter(AdapterConfig(**folded["config"]), folded["tensors"]),
-    )
+    try:
+        arrays, folded = kept["arrays"], kept["folded"]
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays is a {type(arrays).__name__}")
+        update = Adapter(AdapterConfig(**folded["config"]), dict(folded["tensors"])) if folded is not None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The state in the newest checkpoint of {path} is not as it was written ({first_line(error)}); remove that "
+            "checkpoint to go on from the one before."
+        ) from error
+    return State(adapter, arrays, update)
 
 
 def result_of(state: State) -> Adapter:

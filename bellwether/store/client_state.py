@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import CheckpointError, first_line
 from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.json_text import Count, from_json, typed
 
 SURVEY, SELECTED, METHOD = "survey", "selected", "method"
 
@@ -76,6 +77,26 @@ def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | No
         raise damaged(path, error) from error
 
 
+def selected_rows(path: Path) -> list[int]:
+    """Return the numbers of the rows that a client trained on in a round.
+
+    Args:
+        path: the file of the round.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be read.
+    """
+    kept = typed(from_json(path.read_bytes()), dict[str, Any])
+    rows: list[int] = typed(kept.get("rows"), list[Count])
+    return rows
+
+
+def selected_files(client: Path) -> list[Path]:
+    """Return the files of a client that ``selected_rows`` reads, the oldest round first."""
+    return _files(client, SELECTED, "json")
+
+
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file of a client's state that is not as it was written."""
     return CheckpointError(
@@ -84,6 +105,7 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _files(client: Path, name: str) -> list[Path]:
-    """Return a client's files of one kind, the oldest round first."""
-    return sorted((client / name).glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+def _files(client: Path, name: str, suffix: str = "npz") -> list[Path]:
+    """Return a client's files of one kind, the oldest round first; what else lies there is not looked at."""
+    paths = [path for path in (client / name).glob(f"*.{suffix}") if path.stem.isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem))
