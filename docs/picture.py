@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bellwether import load_recipe, run
-from bellwether.compare import compare
-from bellwether.report import report
+from bellwether.compare.compare import compare
+from bellwether.report.report import report
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

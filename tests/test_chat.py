@@ -12,10 +12,10 @@ import pytest
 from conftest import Command
 from rich.console import Console
 
-from bellwether import chat as chatting
+from bellwether.ask import chat as chatting
+from bellwether.ask.questions import Settings
+from bellwether.ask.talk import Answer
 from bellwether.data.rows import Row
-from bellwether.questions import Settings
-from bellwether.talk import Answer
 
 EVIL = "\x1b[2J\x1b]0;owned\x07 <b>bold</b> [red]no[/red] \u202eright\x00"
 

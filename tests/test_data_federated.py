@@ -6,8 +6,8 @@ import pytest
 
 from bellwether.data.federated import fingerprint, load_federated
 from bellwether.errors import DataError
-from bellwether.randomness import Randomness
-from bellwether.recipe import Columns, Data, Partition
+from bellwether.recipe.recipe import Columns, Data, Partition
+from bellwether.tools.randomness import Randomness
 
 
 def write(path, rows):

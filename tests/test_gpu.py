@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bellwether.recipe_file import load_recipe
-from bellwether.runner import run
+from bellwether.recipe.file import load_recipe
+from bellwether.runner.run import run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bellwether.evaluate.intervals import by_category, difference, holm, interval
+from bellwether.tools.intervals import by_category, difference, holm, interval
 
 NORMAL_95 = 1.959964
 

@@ -11,11 +11,7 @@ import pytest
 from rich.console import Console
 
 from bellwether.errors import RecipeError
-from bellwether.evaluate.scores import Totals
-from bellwether.live import sparkline, view, watching
-from bellwether.narrate import Progress, byte_size, clean, duration, plain_lines, summary, tell_all, write_log
-from bellwether.recipe import Recipe
-from bellwether.records import (
+from bellwether.exchange.records import (
     ClientFailed,
     ClientFinished,
     ClientRecord,
@@ -28,7 +24,12 @@ from bellwether.records import (
     RunFinished,
     RunStarted,
 )
-from bellwether.trackers import check_trackers, open_trackers, scalars
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.recipe import Recipe
+from bellwether.tell.live import sparkline, view, watching
+from bellwether.tell.narrate import Progress, plain_lines, summary, tell_all, write_log
+from bellwether.tell.trackers import check_trackers, open_trackers, scalars
+from bellwether.tools.words import byte_size, clean, duration
 
 EVIL = "evil\x1b[2J[bold]\r\n\u202e:smile:"
 STARTED = RunStarted("default", "runs/default-1", 4, 0, 10, 2)

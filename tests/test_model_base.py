@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES, tiny_folder, tiny_tokenizer
 from bellwether.errors import ModelError
 from bellwether.model.base import fingerprint, inspect_base, load_base, load_tokenizer
 from bellwether.model.loading import pick_device
-from bellwether.recipe import Model
+from bellwether.recipe.recipe import Model
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_folder, tiny_model
 
-from bellwether import recipe
-from bellwether.adapter import adapter_files, read_adapter
 from bellwether.errors import ModelError
+from bellwether.exchange.adapter import adapter_files, read_adapter
 from bellwether.model import lora, low_rank
 from bellwether.model.base import inspect_base
 from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers, initial_adapter, resolve_targets, short_names
+from bellwether.recipe import recipe
 
 
 def write_adapter(adapter, folder: Path) -> Path:

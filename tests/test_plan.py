@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_models import tiny_folder
 
-from bellwether import recipe
+from bellwether.exchange.checks import adapter_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
-from bellwether.plan import expected_efficiency, matrix_rate, memory_bytes, plan, plan_table, train_flops
-from bellwether.wire import adapter_bytes
+from bellwether.recipe import recipe
+from bellwether.runner.plan import expected_efficiency, matrix_rate, memory_bytes, plan, plan_table, train_flops
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
     from conftest import json_lines
     from safetensors.numpy import load_file
 
-    from bellwether.runner import run
+    from bellwether.runner.run import run
 
     whole = small.model_copy(
         update={
@@ -125,7 +125,7 @@ def test_a_base_in_eight_bits_takes_less_memory(small):
 
 
 def test_tokens_are_those_of_the_rows(small):
-    from bellwether.prepare import prepare
+    from bellwether.runner.prepare import prepare
 
     rows = [row for tokenised in prepare(small).clients.values() for row in tokenised.rows]
     made = plan(small)

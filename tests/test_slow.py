@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from bellwether.evaluate.scores import means
-from bellwether.recipe_file import find_recipe, load_recipe
-from bellwether.runner import run
+from bellwether.exchange.scores import means
+from bellwether.recipe.file import find_recipe, load_recipe
+from bellwether.runner.run import run
 
 pytestmark = pytest.mark.slow
 

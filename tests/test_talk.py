@@ -20,16 +20,16 @@ from conftest import json_lines
 from test_model_generate import PROMPTS, greedy
 from tiny_models import padded, random_adapter, tiny_base
 
-from bellwether import talk as talking
-from bellwether.adapter import adapter_files, key_a, key_b, side_by_side
-from bellwether.answerers import Answerer
+from bellwether.ask import talk as talking
+from bellwether.ask.answerers import Answerer
+from bellwether.ask.questions import Settings, check_settings, make_question
+from bellwether.ask.talk import conversation, find_examples, first_asked, open_talk
 from bellwether.data.federated import load_federated
 from bellwether.errors import DataError, RecipeError
+from bellwether.exchange.adapter import adapter_files, key_a, key_b, side_by_side
 from bellwether.model.generate import Sampling, generate
 from bellwether.model.lora import LoraLayers
-from bellwether.questions import Settings, check_settings, make_question
-from bellwether.randomness import Randomness
-from bellwether.talk import conversation, find_examples, first_asked, open_talk
+from bellwether.tools.randomness import Randomness
 
 # Adapters over one base ---------------------------------------------------------------------------
 
@@ -272,8 +272,8 @@ def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
 ENDING = """
 import sys
 from pathlib import Path
-from bellwether.questions import Settings, make_question
-from bellwether.talk import open_talk
+from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.talk import open_talk
 
 talk = open_talk(Path(sys.argv[1]))
 stream = talk.answer(make_question("Task 1?"), ["federated"], Settings(max_new_tokens=200))

@@ -21,7 +21,7 @@ from browser import DESKTOP, PHONE, browser, console, foreign, missing, picture,
 from conftest import Command
 from ui_server import serving
 
-from bellwether.talk import open_talk
+from bellwether.ask.talk import open_talk
 
 pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e '.[ui]'")
 

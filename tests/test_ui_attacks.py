@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e 
 
 from ui_server import JSON, asked, asking, send, serving
 
-from bellwether.talk import Answer, Talk, open_talk
+from bellwether.ask.talk import Answer, Talk, open_talk
 
 SECRET = "what stands in a file of the server"
 FIELDS = json.loads(asked())

@@ -117,7 +117,8 @@ def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
 
 def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
     """A loaded base of a tiny model, without files."""
-    from bellwether.model.base import Base, ModelFacts, fingerprint, linear_shapes, output_shape
+    from bellwether.model.base import Base, fingerprint, linear_shapes, output_shape
+    from bellwether.model.facts import ModelFacts
 
     model = tiny_model(architecture, dtype)
     facts = ModelFacts(
@@ -140,8 +141,8 @@ def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float6
     """An adapter of all linear modules whose B is not zero."""
     import numpy as np
 
-    from bellwether import recipe
     from bellwether.model.lora import initial_adapter
+    from bellwether.recipe import recipe
 
     adapter = initial_adapter(base, recipe.Lora(rank=rank, **lora), torch.Generator().manual_seed(seed))
     draw = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bellwether.ask.talk import open_talk
 from bellwether.errors import RecipeError
-from bellwether.talk import open_talk
 
 NEEDED = ("fastapi", "uvicorn")
 # Connections at a time; more are told that the server is busy.

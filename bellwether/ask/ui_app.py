@@ -25,13 +25,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, tokens_said
 from bellwether.ask.ui_guard import Guard, sentence
 from bellwether.ask.ui_turns import Turn, Turns
 from bellwether.data.rows import Row
 from bellwether.errors import BellwetherError, RecipeError
-from bellwether.narrate import clean
-from bellwether.questions import Settings, make_question
-from bellwether.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, tokens_said
+from bellwether.tools.words import clean
 
 FOLDER = Path(__file__).parent / "page"
 SIDE_BY_SIDE = 6  # answers that the page has room for

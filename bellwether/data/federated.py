@@ -8,12 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bellwether import recipe
 from bellwether.data.partition import deal, names_clients
 from bellwether.data.rows import Federated, Row
 from bellwether.data.sources import is_hub_name, read_rows
 from bellwether.errors import DataError
-from bellwether.randomness import Randomness
+from bellwether.recipe import recipe
+from bellwether.tools.randomness import Randomness
 
 # Sources of embedded rows, which bring validation and test rows of the same language along.
 _EMBEDDED = {"starter", "starter:lowland"}

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether import recipe
 from bellwether.data.prompts import Rendered, Template, check_plain, render
 from bellwether.data.rows import Row, Tokenised, TokenRow
 from bellwether.errors import DataError
+from bellwether.recipe import recipe
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -1,9 +1,7 @@
 """The frozen base model: what can be known before it is loaded, loading it, and proving it unchanged.
 
-    facts = inspect_base(Recipe().model)    # configuration, tokenizer, shapes; no weights
-    base = load_base(Recipe().model)        # model, tokenizer, device
-
-Shape legend: I inputs, O outputs of a linear module.
+facts = inspect_base(Recipe().model)    # configuration, tokenizer, shapes; no weights
+base = load_base(Recipe().model)        # model, tokenizer, device
 """
 
 from __future__ import annotations
@@ -15,57 +13,12 @@ from typing import Any
 
 import torch
 
-from bellwether import recipe
 from bellwether.errors import ModelError, first_line
+from bellwether.model.facts import LinearShape, ModelFacts
 from bellwether.model.folder import ModelFolder, find_folder, quiet_transformers, weight_files
 from bellwether.model.loading import attention_of, load_weights, pick_device, read_config, read_tokenizer, ready_device
 from bellwether.model.quantized import check_quantization
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """A linear module of a model.
-
-    Args:
-        path: its full path in the module tree.
-        inputs: I.
-        outputs: O.
-        transposed: whether its weight is stored as (I, O), as GPT-2's Conv1D does, instead of (O, I).
-    """
-
-    path: str
-    inputs: int
-    outputs: int
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a base model before its weights are loaded.
-
-    Args:
-        name: hub name or absolute folder.
-        architecture: name of the model's class.
-        parameters: number of weights, shared ones counted once.
-        hidden_size: width of the residual stream.
-        layers: number of transformer layers.
-        vocabulary: rows of the input embedding.
-        max_positions: longest sequence in tokens; None where the configuration sets no limit.
-        linears: the linear modules that can be adapted, in the order of the model.
-        output_layer: the linear module that makes the logits, which is not adapted.
-        weight_bytes: weight files and their sizes.
-    """
-
-    name: str
-    architecture: str
-    parameters: int
-    hidden_size: int
-    layers: int
-    vocabulary: int
-    max_positions: int | None
-    linears: tuple[LinearShape, ...]
-    output_layer: LinearShape
-    weight_bytes: Mapping[str, int]
+from bellwether.recipe import recipe
 
 
 @dataclass(frozen=True)

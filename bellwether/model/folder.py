@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellwether import recipe
-from bellwether.adapter import CONFIG_FILE, weights_header
 from bellwether.errors import ModelError, first_line
+from bellwether.exchange.adapter import CONFIG_FILE, weights_header
+from bellwether.recipe import recipe
 
-STARTER = Path(__file__).parent.parent / "starter" / "base"
+STARTER = Path(__file__).parent / "starter"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
@@ -260,3 +260,15 @@ def _promised_size(path: Path, size: int) -> int:
     if not isinstance(end, int) or not 0 <= end < 2**63:
         raise ValueError("its header gives no sizes")
     return 8 + length + end
+
+
+def weights(settings: recipe.Model) -> str:
+    """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
+
+    Args:
+        settings: names the model's folder.
+
+    Raises:
+        ModelError: the folder or its weights are not there.
+    """
+    return weights_digest(find_folder(settings, weights=True), settings)

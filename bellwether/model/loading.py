@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from bellwether import recipe
 from bellwether.errors import ModelError, first_line
 from bellwether.model.folder import ModelFolder, check_tokenizer_files, quiet_transformers, stored_weights
 from bellwether.model.memory import keep_freed_memory
 from bellwether.model.quantized import keep_layout, loading_arguments
+from bellwether.recipe import recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

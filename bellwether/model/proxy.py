@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bellwether import recipe
-from bellwether.adapter import AdapterConfig
 from bellwether.errors import ModelError
+from bellwether.exchange.adapter import AdapterConfig
 from bellwether.model.base import fingerprint, load_base
+from bellwether.model.batch import pack, padded
 from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler, state_numbers
 from bellwether.model.folder import (
     SMALL_FILES,
@@ -36,10 +36,10 @@ from bellwether.model.folder import (
     weight_files,
     weights_digest,
 )
-from bellwether.model.forward import pack, padded
 from bellwether.model.kernels import wide
 from bellwether.model.loading import load_weights, read_config, read_tokenizer, ready_device
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe import recipe
 
 Kind = Literal["causal", "encoder"]
 Mode = Literal["cls", "mean", "lasttoken"]
