@@ -146,7 +146,7 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert outcome.code == 0, outcome.err
     stopped_after(2, tiny_recipe, tmp_path / "run")
     assert newest(tmp_path / "run") == 2
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 0, outcome.err
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
@@ -169,7 +169,7 @@ def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe
     settings = json.loads((model / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 2
     assert "its data is another one now" in outcome.err
 
