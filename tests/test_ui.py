@@ -212,6 +212,14 @@ def test_bad_questions_are_refused_in_a_sentence_and_the_next_can_be_asked(tab, 
     assert not [one for one in tab.find("#problem") if one.is_displayed()]
 
 
+def test_a_refused_question_leaves_the_answers_of_the_one_before(tab):
+    before = tab.ask("Task 1?")
+    tab.write("instruction", "")
+    tab.press("ask")
+    assert tab.problem()
+    assert tab.answers() == before
+
+
 def test_a_setting_that_is_empty_is_refused(tab):
     tab.open_settings()
     tab.write("seed", "")

@@ -15,12 +15,17 @@ let kept = null; // the conversation so far, as it is downloaded
 async function ask() {
   if (running) return;
   running = new AbortController();
-  const fields = showAsked();
+  const who = asked();
+  let fields = []; // of the answers, from the moment that they are made
   let now = null; // this question as a conversation of its own
+  complain("");
+  showButtons();
   const hears = {
     waiting: (ahead) => tell(ahead === 1 ? "Another question is before yours." : `${ahead} questions are before yours.`),
     begin: (data) => {
       now = data;
+      fields = showBoxes(who);
+      for (const { box } of fields) box.setAttribute("aria-busy", "true");
       showReference(data.exchanges[0].question.reference);
       tell("Answering …");
     },
@@ -114,9 +119,9 @@ function asked() {
   return boxes.filter((box) => box.checked);
 }
 
-/** Show empty answers of those who are asked, and return their fields. */
-function showBoxes() {
-  const fields = asked().map((box) => {
+/** Show empty answers of those who answer, and return their fields. */
+function showBoxes(who) {
+  const fields = who.map((box) => {
     const made = find("answer").content.cloneNode(true).firstElementChild;
     const field = { box: made, who: nameOf(box), title: made.querySelector("h2"), text: made.querySelector(".text") };
     name(field, "");
@@ -133,16 +138,6 @@ function name(field, length) {
 function grow(field, answer) {
   if (field.text.textContent !== answer.text) field.text.textContent = answer.text;
   field.box.setAttribute("aria-busy", String(!answer.ended));
-}
-
-/** Empty what the question before left, and return the fields of the answers. */
-function showAsked() {
-  complain("");
-  showReference("");
-  showButtons();
-  const fields = showBoxes();
-  for (const { box } of fields) box.setAttribute("aria-busy", "true");
-  return fields;
 }
 
 function showReference(text) {
@@ -212,7 +207,7 @@ instruction.addEventListener("keydown", (event) => {
 find("who").addEventListener("change", (event) => {
   if (event.target.type !== "checkbox") return;
   limit();
-  if (!running) showBoxes();
+  if (!running) showBoxes(asked());
 });
 filter?.addEventListener("input", () => {
   const wanted = filter.value.trim().toLowerCase();
@@ -237,4 +232,4 @@ find("clear").addEventListener("click", () => {
 // The token of a page for other machines is in a cookie by now, and need not stay in sight.
 if (location.search) history.replaceState(null, "", location.pathname);
 limit();
-showBoxes();
+showBoxes(asked());
