@@ -99,11 +99,18 @@ def test_a_changed_recipe_is_refused_with_the_difference(bellwether, tiny_run, t
 
 
 MOMENTUM = """
-def moving(updates, adapter, state):
-    mean = {key: sum(u.tensors[key] for u in updates) / len(updates) for key in adapter.tensors}
-    velocity = {key: 0.5 * state.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean}
-    tensors = {key: (adapter.tensors[key] + velocity[key]).astype("float32") for key in mean}
-    return adapter.with_tensors(tensors), velocity
+from bellwether.method.method import Method, State, alike
+
+
+def moving(momentum):
+    def close(closing):
+        adapter, mean = closing.state.adapter, closing.mean.tensors
+        velocity = {
+            key: momentum * closing.state.arrays.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean
+        }
+        return State(adapter.updated({key: adapter.tensors[key] + velocity[key] for key in mean}), velocity)
+
+    return Method(close, weigh=alike)
 """
 
 
@@ -125,7 +132,7 @@ def stopped_after(rounds, recipe, path, *fields):
         run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL, *fields]), watch=watch)
 
 
-STATEFUL = ["federation.rounds=4", "federation.aggregate=my_rule:moving"]
+STATEFUL = ["federation.rounds=4", "method.name=my_rule:moving", "method.parameters.momentum=0.5"]
 
 
 @pytest.fixture
@@ -139,7 +146,7 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert outcome.code == 0, outcome.err
     stopped_after(2, tiny_recipe, tmp_path / "run")
     assert newest(tmp_path / "run") == 2
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 0, outcome.err
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
@@ -162,7 +169,7 @@ def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe
     settings = json.loads((model / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 2
     assert "its data is another one now" in outcome.err
 

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe) -> Prepared:
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
     check_scored(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
-    check_methods(recipe, trace_of(recipe, list(federated.clients)))
+    check_methods(recipe, list(federated.clients), trace_of(recipe, list(federated.clients)))
     facts, tokenizer = _inspect(recipe)
     template = resolve_template(recipe.data.template, tokenizer)
 

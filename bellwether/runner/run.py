@@ -21,6 +21,8 @@ from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, Round
 from bellwether.exchange.scores import Scores, Totals, macro
 from bellwether.federate import Federation, Progress, federate
 from bellwether.method.cohort import cohort_size
+from bellwether.method.method import Method
+from bellwether.method.named import make_method
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
@@ -34,6 +36,7 @@ from bellwether.runner.wiring import (
     first_adapter,
     make_engine,
     make_federation,
+    result_of,
     slots_of,
     way_notes,
     where_to_begin,
@@ -182,7 +185,8 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
-    progress = where_to_begin(folder, base, tell_all([watch, log]))
+    method = make_method(recipe.method)
+    progress = where_to_begin(folder, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
@@ -190,12 +194,14 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
-        result = _federate(folder, prepared, base, progress, tell)
+        result = _federate(folder, prepared, base, method, progress, tell)
         tell(RunFinished(time.perf_counter() - start))
     return result
 
 
-def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
+def _federate(
+    folder: RunFolder, prepared: Prepared, base: Base, method: Method, progress: Progress, watch: Watcher
+) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
@@ -203,8 +209,8 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
         keep_categories(client_folders(folder.path, list(rows)), rows)
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
-    with make_engine(prepared, base, layers, folder.path) as engine:
-        federation = make_federation(folder, prepared, base, layers, engine, watch)
+    with make_engine(prepared, base, layers, method, folder.path) as engine:
+        federation = make_federation(folder, prepared, base, layers, engine, method, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
@@ -212,13 +218,14 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         _restore_answers(federation, progress, lost_answers(folder, prepared, progress), first)
         progress = federate(federation, progress)
     layers.detach()
-    card = model_card(recipe, all_records(progress), len(federation.clients), folder.environment)
-    folder.finish(progress.adapter, card, all_records(progress), sample_answers(folder, prepared, progress))
-    return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
+    card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
+    adapter = result_of(progress.state)
+    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared, progress))
+    return Result(folder.path, adapter, progress.rounds, progress.evaluations)
 
 
 def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:
     """Score anew, before anything is trained, what a run that goes on has lost of the answers that its end needs."""
     for round, sentence in lost.items():
         federation.watch(Note(sentence, warning=True))
-        federation.score(round, first if round == 0 else progress.adapter)
+        federation.score(round, federation.method.begin(first) if round == 0 else progress.state)
