@@ -61,12 +61,12 @@ def default_run(fields: Sequence[str]) -> dict[str, float]:
     """Run ``bellwether run`` in this process; return its seconds by phase, in the order of ``PHASES``."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as place, clock.during(OTHER), timed_imports(clock):
-        from bellwether.cli import cli
+        from bellwether.cli.main import main
 
         arguments = ["run", *fields, "--out", str(Path(place) / "run")]
         with timed_rooms(clock), contextlib.redirect_stdout(io.StringIO()):
             try:
-                cli.main(arguments)
+                main(arguments)
             except SystemExit as end:  # as a command ends
                 if end.code:
                     raise RuntimeError(f"bellwether {' '.join(arguments)} ended with exit code {end.code}") from end

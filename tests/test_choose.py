@@ -21,6 +21,7 @@ from bellwether.client.train import train_chosen
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, RoundFailed
+from bellwether.exchange.messages import Payload
 from bellwether.method.average import fedavg
 from bellwether.method.method import mean_of
 from bellwether.method.select.space import random_projection
@@ -221,10 +222,10 @@ def test_the_rows_that_are_trained_are_those_that_were_chosen(make):
     client.survey()
     chosen = client.choose(kept=[0, 1], rows_per_cluster=2)
     task = client.task(kept=[0, 1], rows_per_cluster=2)
-    [ours] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    [ours] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     full = replace(task, selection=recipe.Selection())
     own = {"a": [client.rows[number] for number in chosen]}
-    [theirs] = train_chosen(client.chooser.choose, client.base, client.layers, own, full)
+    [theirs] = train_chosen(client.chooser.choose, client.base, client.layers, own, {"a": full}, fedavg())
     assert all(ours.update.tensors[key].tobytes() == value.tobytes() for key, value in theirs.update.tensors.items())
     assert (ours.update.rows, ours.update.metrics["selected"], ours.update.metrics["rows"]) == (4, 4.0, 4.0)
     kept = json.loads((client.folder / "selected" / "0001.json").read_text())
@@ -390,8 +391,8 @@ def test_features_that_are_not_finite_leave_the_client_out_without_naming_rows(m
         None,
         "the features of some of its rows are not finite, so none can be chosen by them",
     )
-    task = replace(client.task(method="perplexity", rows=2), adapter=broken)
-    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    task = replace(client.task(method="perplexity", rows=2), payload=Payload(broken))
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     assert reply.failure == "the losses of some of its rows are not finite, so none can be chosen by them"
 
 
@@ -421,7 +422,7 @@ def test_seconds_of_a_client_hold_its_choice(make, monkeypatch):
     client = make()
     monkeypatch.setattr(choose, "row_losses", lambda *arguments: (choose.time.sleep(0.2), [1.0] * 21)[1])
     task = client.task(method="perplexity", rows=2)
-    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     assert reply.seconds >= 0.2
 
 

@@ -139,7 +139,7 @@ def agree(place: str, codes: Sequence[Code], trust: bool, typed: Iterable[str] =
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         listed = ", ".join(code.described for code in foreign)
-        raise RecipeError(f"{place} would run Python code: {listed}. Give --trust-code if you trust it.")
+        raise RecipeError(f"{place} would run Python code: {listed}; if you trust it, give --trust-code.")
     listed = "".join(f"  {code.described}\n" for code in foreign)
     sys.stderr.write(printable(f"{place} would run Python code on this machine, with your rights:\n{listed}"))
     sys.stderr.write("Run it? [y/N] ")

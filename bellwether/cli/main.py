@@ -121,15 +121,15 @@ class _Interrupts:
         import _thread
 
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.start_new_thread(_interrupt_soon, ())
+            _thread.start_new_thread(_interrupt_soon, (_thread.get_ident(),))
         else:
             sys.__unraisablehook__(unraisable)
 
 
-def _interrupt_soon() -> None:
-    """Interrupt the main thread when it has left the place where it could raise nothing."""
-    import _thread
+def _interrupt_soon(thread: int) -> None:
+    """Interrupt a thread when it has left the place where it could raise nothing."""
+    import signal
     import time
 
     time.sleep(0.05)  # seconds
-    _thread.interrupt_main()
+    signal.pthread_kill(thread, signal.SIGINT)

@@ -42,7 +42,7 @@ class Code:
         """What would be run, and from where, for a person to judge."""
         if self.field == TRUST:
             path = Path(self.name).absolute() if Path(self.name).exists() else self.name
-            return f"what the model {path} brings along ({self.field})"
+            return f"the code that the model {path} brings along ({self.field})"
         return f"{self.name} from {file_of(self.name) or 'a module that is not found here'} ({self.field})"
 
 

@@ -311,7 +311,7 @@ class Recipe(Section):
     data: Data = Data()
     partition: Partition = Partition()
     lora: Lora = Lora()
-    method: MethodSection = FedAvg()
+    method: MethodSection = Field(FedAvg(), description="the method of federated learning, and its own hyperparameters")
     training: Training = Training()
     selection: Selection = Selection()
     engine: Engine = Engine()

@@ -9,8 +9,8 @@ a fraction of a second, times a rough efficiency; see ``EFFICIENCY`` for where t
 
 from __future__ import annotations
 
+import collections
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +105,10 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """The adapter's modules, its number of weights, and the bytes that it takes on the way."""
+    """The adapter's modules, and its number of weights."""
 
     modules: Sequence[str]
     parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,7 @@ def plan(recipe: Recipe) -> Plan:
     adapter = _adapter(facts, recipe)
     work = _work(rows, cohort, recipe)
     timing = _time(facts, recipe, work, adapter.parameters, prepared.scored.rows)
+    down, up = _traffic(facts, recipe, list(prepared.clients), cohort)
     longest = max(len(row) for client in rows for row in client)
     return Plan(
         model=facts.name,
@@ -157,8 +157,8 @@ def plan(recipe: Recipe) -> Plan:
         trained_per_round=work.trained,
         scored_rows=len(prepared.scored.rows),
         evaluations=_evaluations(recipe),
-        bytes_down=cohort * adapter.bytes,
-        bytes_up=cohort * adapter.bytes,
+        bytes_down=down,
+        bytes_up=up,
         memory=memory_bytes(
             facts, recipe, adapter.parameters, adapter.modules, longest, clients_together(recipe.engine, cohort)
         ),
@@ -329,7 +329,30 @@ def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
     modules = resolve_targets(facts, recipe.lora.target_modules, recipe.lora.rank)
     parameters = sum(recipe.lora.rank * sum(shapes[path]) for path in modules)
-    return _Adapter(modules, parameters, 4 * parameters + _description_bytes(modules, shapes, recipe.lora.rank))
+    return _Adapter(modules, parameters)
+
+
+def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
+    """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them."""
+    import numpy as np
+
+    from bellwether.exchange.checks import array_bytes, payload_bytes
+    from bellwether.method.cohort import client_ranks
+    from bellwether.method.method import Known
+    from bellwether.method.named import make_method
+    from bellwether.model.lora import initial_adapter
+    from bellwether.tools.randomness import Randomness
+
+    method, randomness = make_method(recipe.method), Randomness(recipe.seed)
+    state = method.begin(initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
+    ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
+    down = up = 0.0
+    for rank, count in ranks.items():
+        payload = method.give(state, Known("", rank), 1)
+        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in method.returns(payload).items()}
+        down += count * payload_bytes(payload)
+        up += count * array_bytes({**payload.expected, **arrays})
+    return round(cohort * down / len(clients)), round(cohort * up / len(clients))
 
 
 def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: Sequence[TokenRow]) -> _Time:
@@ -409,15 +432,6 @@ def _rate(x_MI: torch.Tensor, w_OI: torch.Tensor, seconds: float) -> float:
     # The median: other processes make some of the products slow.
     flops = 2 * x_MI.shape[0] * x_MI.shape[1] * w_OI.shape[0]
     return flops / sorted(times)[len(times) // 2]
-
-
-def _description_bytes(modules: Sequence[str], shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
-    """Return the bytes that name the adapter's tensors on the way, as ``wire.adapter_bytes`` counts them."""
-    from bellwether.exchange.adapter import key_a, key_b
-
-    layout = [(key_a(path), (rank, shapes[path][0])) for path in modules]
-    layout += [(key_b(path), (shapes[path][1], rank)) for path in modules]
-    return len(json.dumps(sorted(layout)).encode())
 
 
 def _selected(recipe: Recipe) -> list[str]:

@@ -11,6 +11,7 @@ NAME/method/0003.npz       what the method keeps at the client after round 3, su
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,6 @@ from bellwether.tools.json_text import Count, from_json, typed
 SURVEY, SELECTED, METHOD = "survey", "selected", "method"
 
 Arrays = Mapping[str, NDArray[Any]]
-
-PLACE = "array/"  # before every name, so that none is taken for an argument of NumPy's writer
 
 # Of rounds that counted: the newest, and those that a run needs anew where its last checkpoint is damaged.
 KEPT = 3
@@ -46,8 +45,11 @@ def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int
         CheckpointError: it cannot be written.
     """
     buffer = io.BytesIO()
-    named: dict[str, Any] = {f"{PLACE}{key}": value for key, value in arrays.items()}
-    np.savez(buffer, **named)
+    # NumPy's own archive, but that no name can be taken for an argument of its writer.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
     write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
     for path in [path for path in _files(client, name) if int(path.stem) <= settled][:-KEPT]:
         path.unlink(missing_ok=True)
@@ -72,7 +74,7 @@ def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | No
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return int(path.stem), {key.removeprefix(PLACE): value for key, value in stored.items()}
+            return int(path.stem), dict(stored)
     except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
         raise damaged(path, error) from error
 
