@@ -895,7 +895,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:

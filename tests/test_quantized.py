@@ -16,7 +16,7 @@ from bellwether.client.train import train_cohort
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files
 from bellwether.exchange.messages import TrainTask
-from bellwether.model.base import fingerprint, inspect_base, load_base
+from bellwether.model.base import fingerprint, load_base, open_base
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
@@ -229,18 +229,18 @@ def test_without_bitsandbytes_and_on_mps_it_is_refused_before_anything_is_loaded
     from bellwether.model import quantized
 
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"4bit, for which bitsandbytes is not installed.*\[quant\]"):
             use(settings(llama, "4bit"))
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(ModelError, match="8bit, which is not done on mps; set model.device to cpu"):
-        inspect_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
+        open_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
 
 
 def test_layers_that_the_cpu_kernel_computes_wrongly_are_refused(tmp_path):
     folder = tiny_folder("llama", tmp_path / "m")
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj has 24 inputs, .* multiple of 64"):
             use(settings(folder, "4bit"))
 

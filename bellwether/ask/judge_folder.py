@@ -21,7 +21,7 @@ from bellwether.ask.answerers import Answerer
 from bellwether.ask.judge_api import Judge, Reply
 from bellwether.ask.judging import PROMPT, REMINDER, Scores, Verdict
 from bellwether.errors import CheckpointError, first_line
-from bellwether.model.folder import weights
+from bellwether.model.folder import find_folder, weights_digest
 from bellwether.tools import journal
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.lock import held
@@ -107,7 +107,8 @@ def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, ma
         max_new_tokens: tokens after which an answer ends.
     """
     answers: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens}
-    hashes = {model: weights(model) for model in {one.recipe.model for one in answerers.values()}}
+    models = {one.recipe.model for one in answerers.values()}
+    hashes = {model: weights_digest(find_folder(model), model) for model in models}
     for name, one in answerers.items():
         model = one.recipe.model
         answers[f"base model of {name}"] = hashes[model]

@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bellwether.errors import CheckpointError, RecipeError, first_line
 from bellwether.exchange.records import Note, Watcher
@@ -21,6 +22,9 @@ from bellwether.store.comparison import INPUTS
 from bellwether.store.run_folder import describe_environment
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.lock import held
+
+if TYPE_CHECKING:
+    from bellwether.model.base import OpenedBase
 
 RECIPE = "recipe.yaml"
 VERSIONS = "versions"
@@ -58,21 +62,22 @@ def _kept(path: Path) -> Recipe:
 
 def inputs(prepared: Mapping[str, Prepared]) -> Inputs:
     """Return what an arm rests on beside the recipe: hashes of its rows and base model, device and packages."""
-    models = {model: _of_model(model) for model in {one.recipe.model for one in prepared.values()}}
+    models = {one.recipe.model: one.base for one in prepared.values()}
+    of_models = {settings: _of_model(settings, base) for settings, base in models.items()}
     return {
-        name: {"rows": fingerprint(one), **models[one.recipe.model], **proxy_facts(one.recipe.selection)}
+        name: {"rows": fingerprint(one), **of_models[one.recipe.model], **proxy_facts(one.recipe.selection)}
         for name, one in prepared.items()
     }
 
 
-def _of_model(settings: Model) -> dict[str, str]:
+def _of_model(settings: Model, base: OpenedBase) -> dict[str, str]:
     """Return what scores of a model rest on beside the rows."""
-    from bellwether.model.folder import weights
+    from bellwether.model.folder import weights_digest
     from bellwether.model.loading import pick_device
 
     versions = describe_environment()["versions"].items()
     return {
-        "base model": weights(settings),
+        "base model": weights_digest(base.folder, settings),
         "device": str(pick_device(settings.device)),
         "dtype": settings.dtype,
         VERSIONS: ", ".join(f"{package} {version}" for package, version in versions),

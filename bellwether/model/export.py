@@ -45,10 +45,9 @@ def export(folder: Path, out: Path, model: str | None = None) -> None:
     adapter, settings = _find(folder, model)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty; give a new or an empty folder to write to.")
-    from bellwether.model.folder import find_folder, quiet_transformers, weight_files
+    from bellwether.model.folder import find_folder, quiet_transformers, with_weights
 
-    source = find_folder(settings, weights=True)
-    weight_files(source, settings)
+    source = with_weights(find_folder(settings), settings)
     with _appearing(out) as temporary:
         merged = _merged(source, settings, adapter)
         with quiet_transformers():
@@ -85,10 +84,10 @@ def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> An
     import torch
 
     from bellwether.model.base import linear_shapes
-    from bellwether.model.loading import load_weights
+    from bellwether.model.loading import load_weights, read_config
     from bellwether.model.lora import LoraLayers
 
-    model = load_weights(source, settings, torch.device("cpu"))
+    model = load_weights(source, settings, torch.device("cpu"), read_config(source, settings))
     layers = LoraLayers(model, adapter.config)
     layers.load(0, adapter.tensors)
     layers.detach()

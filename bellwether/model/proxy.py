@@ -35,6 +35,7 @@ from bellwether.model.folder import (
     read_json,
     weight_files,
     weights_digest,
+    with_weights,
 )
 from bellwether.model.kernels import wide
 from bellwether.model.loading import load_weights, read_config, read_tokenizer, ready_device
@@ -113,7 +114,7 @@ def load_proxy(settings: recipe.Model) -> Proxy:
             encodes and decodes.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=True)
+        folder = with_weights(find_folder(settings), settings)
         return _causal(folder, settings) if kind_of(folder) == "causal" else _encoder(folder, settings)
 
 
@@ -129,7 +130,7 @@ def proxy_width(settings: recipe.Model, chosen: Sequence[int] | None) -> int:
             or has no such layers.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=False)
+        folder = find_folder(settings)
         config = read_config(folder, settings)
         text_config = config.get_text_config()
         weight_files(folder, settings)
@@ -151,7 +152,7 @@ def proxy_fingerprint(settings: recipe.Model) -> str:
         ModelError: there is no such folder or hub name, or its weights are not there.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=True)
+        folder = find_folder(settings)
         return _whole_fingerprint(weights_digest(folder, settings), folder.path)
 
 
@@ -239,9 +240,8 @@ def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
     """Return a sentence encoder as a proxy."""
     device, config = ready_device(settings), read_config(folder, settings)
     pooled = _check_encoder(folder, config)
-    weight_files(folder, settings)
-    tokenizer = read_tokenizer(folder, settings, int(config.vocab_size))
-    model = load_weights(folder, settings, device, encoder=True)
+    tokenizer = read_tokenizer(folder, settings, config, int(config.vocab_size))
+    model = load_weights(folder, settings, device, config, encoder=True)
     # A task of pretraining's own layer: not run here, and drawn at random where the folder leaves it out.
     if getattr(model, "pooler", None) is not None:
         model.pooler = None

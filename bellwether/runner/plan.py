@@ -136,7 +136,7 @@ def plan(recipe: Recipe) -> Plan:
     from bellwether.runner.prepare import prepare
 
     prepared = prepare(recipe)
-    facts, rounds = prepared.facts, recipe.federation.rounds
+    facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]
     adapter = _adapter(facts, recipe)

@@ -25,8 +25,9 @@ from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.answers import sample_answers
+from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
+from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
 from bellwether.runner.prepare import fingerprint as data_fingerprint
 from bellwether.runner.wiring import (
@@ -39,6 +40,7 @@ from bellwether.runner.wiring import (
     with_tokens,
 )
 from bellwether.store.chosen import keep_categories
+from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import dump_description
 from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import (
@@ -64,12 +66,14 @@ class Result:
         adapter: the final adapter.
         rounds: one record per round.
         evaluations: one record per evaluation and part.
+        scored: the coordinator's scored rows with the final adapter's answers; empty where it has none.
     """
 
     folder: Path
     adapter: Adapter
     rounds: Sequence[RoundRecord]
     evaluations: Sequence[EvaluationRecord]
+    scored: Sequence[ScoredRow]
 
     @property
     def before(self) -> Scores:
@@ -92,6 +96,7 @@ def run(
     *,
     resume: Path | None = None,
     watch: Watcher | None = None,
+    opened: Opened | None = None,
 ) -> Result:
     """Run a recipe, or go on with a run.
 
@@ -100,6 +105,7 @@ def run(
             own, or be None.
         resume: a run folder to go on with.
         watch: is told what happens; None is silent.
+        opened: what other runs of this process have opened already; None opens everything anew.
 
     Returns:
         The result, which is also in the run folder.
@@ -108,18 +114,18 @@ def run(
         BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
     """
     watch = watch or (lambda event: None)
-    return (
-        _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or load_recipe("default"), watch)
-    )
+    if resume is not None:
+        return _resume(Path(resume), recipe, watch, opened)
+    return _begin(recipe or load_recipe("default"), watch, opened)
 
 
-def _begin(recipe: Recipe, watch: Watcher) -> Result:
+def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
     recipe = with_absolute_paths(recipe)
-    prepared = prepare(recipe)
-    base = load_base(recipe.model)
+    prepared = prepare(recipe, opened)
+    base = load_base(recipe.model, prepared.base)
     prepared = with_tokens(prepared, base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
@@ -132,17 +138,18 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
             raise
 
 
-def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
+def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
     ):
         then = folder.environment
-        prepared = prepare(folder.recipe)
+        prepared = prepare(folder.recipe, opened)
         _check_unchanged(path, then, {"data": data_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
-        base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
+        threads = {"threads": int(then.get("threads", 0))}
+        base = load_base(folder.recipe.model.model_copy(update=threads), prepared.base)
         now = _environment(prepared, base)
         facts = ("base", "device", "dtype", "proxy")
         _check_unchanged(path, then, {fact: now[fact] for fact in facts if fact in now})
@@ -203,7 +210,8 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         keep_categories(client_folders(folder.path, list(rows)), rows)
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     with make_engine(prepared, base, layers, folder.path) as engine:
-        federation = make_federation(folder, prepared, base, layers, engine, watch)
+        answers = Answers(folder.path, prepared)
+        federation = make_federation(folder, prepared, base, layers, engine, answers, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
@@ -211,5 +219,6 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         progress = federate(federation, progress)
     layers.detach()
     card = model_card(recipe, all_records(progress), len(federation.clients), folder.environment)
-    folder.finish(progress.adapter, card, all_records(progress), sample_answers(folder, prepared, progress.round))
-    return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations)
+    folder.finish(progress.adapter, card, all_records(progress), answers.samples(progress.round))
+    scored = answers.after(progress.round)
+    return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations, scored)

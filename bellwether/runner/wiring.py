@@ -23,8 +23,8 @@ from bellwether.method.cohort import clients_together, cohort_size, make_sampler
 from bellwether.model.base import Base, fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
-from bellwether.runner.answers import write_answers
-from bellwether.runner.prepare import Prepared, trace_of
+from bellwether.runner.answers import Answers
+from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
     RunFolder,
     client_folders,
@@ -112,14 +112,19 @@ def where_to_begin(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
 
 
 def make_federation(
-    folder: RunFolder, prepared: Prepared, base: Base, layers: LoraLayers, engine: Engine, watch: Watcher
+    folder: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    layers: LoraLayers,
+    engine: Engine,
+    answers: Answers,
+    watch: Watcher,
 ) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
-    trace = trace_of(recipe, clients)
-    if trace is not None:
+    if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, trace)
+        engine = UnevenClients(engine.ask, rows, prepared.trace)
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, progress.state, all_records(progress))
@@ -129,7 +134,7 @@ def make_federation(
             return {}, {}
         layers.load(0, adapter.tensors)
         scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-        write_answers(folder, prepared, round, scored)
+        answers.keep(round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
@@ -137,7 +142,7 @@ def make_federation(
         engine=engine,
         clients=clients,
         evaluating=list(prepared.held_out),
-        sample=make_sampler(recipe.federation, trace),
+        sample=make_sampler(recipe.federation, prepared.trace),
         aggregate=make_aggregate(recipe.federation.aggregate),
         score=score_own,
         commit=commit,
