@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from asking import train
 from test_model_training import token_rows
 from tiny_models import ARCHITECTURES, random_adapter, tiny_base
 
 from bellwether.client.optimizer import StackedAdamW
-from bellwether.client.train import train_cohort
-from bellwether.exchange.messages import TrainTask
 from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
@@ -20,11 +19,10 @@ TRAINING = recipe.Training(
 )
 
 
-def updates(base, start, cohort, *, slots, tokens=None, training=TRAINING, dtype=torch.float64):
+def updates(base, start, cohort, *, slots, tokens=None, training=TRAINING, dtype=torch.float64, method=None):
     """Train a cohort; return tensors and figures by client."""
     layers = LoraLayers(base.model, start.config, slots=slots, dtype=dtype)
-    task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
-    replies = list(train_cohort(base, layers, cohort, task, tokens))
+    replies = train(base, layers, cohort, start, training, tokens, method, round=3, rounds=5, seed=11)
     layers.detach()
     assert [reply.client for reply in replies] == list(cohort)
     return {reply.client: reply.update for reply in replies}

@@ -296,8 +296,8 @@ def test_a_curve_tells_the_loss_of_each_step_over_passes(sites: Recipe, tmp_path
 
 
 def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(sites: Recipe) -> None:
-    from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import TrainTask
+    from asking import train
+
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.tools.randomness import Randomness
@@ -307,9 +307,7 @@ def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(si
     adapter = initial_adapter(base, sites.lora, Randomness(0).torch("initial adapter"))
     layers = LoraLayers(base.model, adapter.config, slots=1)
     training = sites.training.model_copy(update={"batch_size": 16, "local_epochs": 3})  # each step is a whole pass
-    (reply,) = train_cohort(
-        base, layers, {"a": prepared.clients["a"].rows}, TrainTask(1, adapter, training, 1, 0), None
-    )
+    (reply,) = train(base, layers, {"a": prepared.clients["a"].rows}, adapter, training)
     assert len(reply.losses) == 3
     assert sum(reply.losses) / 3 == pytest.approx(reply.update.metrics["loss"], rel=1e-5)
 

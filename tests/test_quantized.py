@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import train as ask
 from safetensors.torch import load_file, save_file
 from test_model_training import token_rows
 from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_config, tiny_folder, tiny_tokenizer
 
-from bellwether.client.train import train_cohort
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files
-from bellwether.exchange.messages import TrainTask
 from bellwether.model.base import fingerprint, load_base, open_base
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
@@ -176,7 +175,7 @@ def train(base, slots: int, epochs: int = 4):
     rows = token_rows(24)
     cohort = {"a": rows[:12], "b": rows[12:15], "c": rows[15:]}
     training = recipe.Training(local_epochs=epochs, batch_size=4, learning_rate=5e-3, schedule="constant")
-    replies = list(train_cohort(base, layers, cohort, TrainTask(1, adapter, training, 1, 0), 100))
+    replies = ask(base, layers, cohort, adapter, training, 100)
     layers.detach()
     return adapter, {reply.client: reply.update for reply in replies}
 

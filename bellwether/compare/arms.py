@@ -252,7 +252,9 @@ class _Trained:
 def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial: Adapter) -> list[_Trained]:
     """Train each client of an arm alone, or all rows together, from the same adapter."""
     from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import TrainTask
+    from bellwether.exchange.messages import Payload, TrainTask, client_draws
+    from bellwether.method.average import fedavg
+    from bellwether.tools.randomness import Randomness
 
     recipe, together = prepared.recipe, arm.trains == "together"
     if together:
@@ -260,8 +262,12 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
     else:
         rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
     trained, of_all = [], sum(len(part.rows) for part in prepared.clients.values())
-    task = TrainTask(1, initial, recipe.training, 1, recipe.seed)
-    for reply in train_cohort(base, layers, rows, task, recipe.engine.tokens):
+    randomness = Randomness(recipe.seed)
+    tasks = {
+        client: TrainTask(1, Payload(initial), recipe.training, 1, client_draws(randomness, 1, client))
+        for client in rows
+    }
+    for reply in train_cohort(base, layers, rows, tasks, fedavg(), recipe.engine.tokens):
         if reply.update is None:
             raise DataError(f"{reply.client} could not train: {reply.failure}.")
         metrics, held = reply.update.metrics, len(rows[reply.client])

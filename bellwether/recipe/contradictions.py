@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bellwether.errors import RecipeError
@@ -66,6 +66,11 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if federation.deadline is not None and federation.availability is None:
         text = "federation.deadline is given, but nobody's speed is simulated; set it, such as"
         yield "federation.deadline", f"{text} federation.availability.rows_per_second=50."
+    ranks = recipe.lora.ranks or ()
+    largest = max(ranks.values() if isinstance(ranks, Mapping) else ranks, default=0)
+    if largest > recipe.lora.rank:
+        text = f"lora.ranks goes up to {largest}, but lora.rank, the server's, is {recipe.lora.rank}; raise lora.rank"
+        yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
     if warmup >= federation.rounds:
         text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
@@ -210,9 +215,9 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     Without a federation only what counts the passes of the recipe's rounds is used, where nothing else counts them.
     """
     section = field.partition(".")[0]
-    if arm.trains == "federation" or section not in ("training", "federation"):
+    if arm.trains == "federation" or section not in ("training", "federation", "method"):
         return False
     if not arm.learns or field == "training.warmup_rounds":
         return True
     passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
-    return section == "federation" and not (counted and field in passes)
+    return section == "method" or (section == "federation" and not (counted and field in passes))

@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_scored(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
     trace = _trace(recipe, list(federated.clients))
-    check_methods(recipe, trace)
+    check_methods(recipe, list(federated.clients), trace)
     base = opened.base(recipe.model)
     _check_adapter(recipe, base.facts)
     template = resolve_template(recipe.data.template, base.tokenizer)

@@ -21,6 +21,8 @@ from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, Round
 from bellwether.exchange.scores import Scores, Totals, macro
 from bellwether.federate import Progress, federate
 from bellwether.method.cohort import cohort_size
+from bellwether.method.method import Method
+from bellwether.method.named import make_method
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
@@ -34,6 +36,7 @@ from bellwether.runner.wiring import (
     all_records,
     make_engine,
     make_federation,
+    result_of,
     slots_of,
     way_notes,
     where_to_begin,
@@ -188,7 +191,8 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
-    progress = where_to_begin(folder, base, tell_all([watch, log]))
+    method = make_method(recipe.method)
+    progress = where_to_begin(folder, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
@@ -196,12 +200,14 @@ def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, l
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
-        result = _federate(folder, prepared, base, progress, tell)
+        result = _federate(folder, prepared, base, method, progress, tell)
         tell(RunFinished(time.perf_counter() - start))
     return result
 
 
-def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progress, watch: Watcher) -> Result:
+def _federate(
+    folder: RunFolder, prepared: Prepared, base: Base, method: Method, progress: Progress, watch: Watcher
+) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe = folder.recipe
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
@@ -209,16 +215,16 @@ def _federate(folder: RunFolder, prepared: Prepared, base: Base, progress: Progr
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
         keep_categories(client_folders(folder.path, list(rows)), rows)
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
-    with make_engine(prepared, base, layers, folder.path) as engine:
-        answers = Answers(folder.path, prepared)
-        federation = make_federation(folder, prepared, base, layers, engine, answers, watch)
+    answers = Answers(folder.path, prepared)
+    with make_engine(prepared, base, layers, method, folder.path) as engine:
+        federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
         progress = federate(federation, progress)
     layers.detach()
-    card = model_card(recipe, all_records(progress), len(federation.clients), folder.environment)
-    folder.finish(progress.adapter, card, all_records(progress), answers.samples(progress.round))
-    scored = answers.after(progress.round)
-    return Result(folder.path, progress.adapter, progress.rounds, progress.evaluations, scored)
+    card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
+    adapter = result_of(progress.state)
+    folder.finish(adapter, card, all_records(progress), answers.samples(progress.round))
+    return Result(folder.path, adapter, progress.rounds, progress.evaluations, answers.after(progress.round))

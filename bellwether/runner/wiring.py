@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bellwether.client.score import by_category, by_group, score
 from bellwether.engine.calibrate import fastest_tokens
@@ -13,17 +15,18 @@ from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import ModelError
-from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.messages import TrainTask
+from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
+from bellwether.exchange.messages import Payload, TrainTask, client_draws
 from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
-from bellwether.method.average import make_aggregate
-from bellwether.method.cohort import clients_together, cohort_size, make_sampler
+from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
+from bellwether.method.method import Method, State
 from bellwether.model.base import Base, fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.runner.answers import Answers
+from bellwether.runner.checks import survey_width
 from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
     RunFolder,
@@ -33,7 +36,7 @@ from bellwether.tools.randomness import Randomness
 
 
 @contextlib.contextmanager
-def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path) -> Iterator[Engine]:
+def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Method, folder: Path) -> Iterator[Engine]:
     """Yield the engine of a recipe, its clients' own folders in the run's; check the copies of the base afterwards.
 
     Raises:
@@ -45,10 +48,18 @@ def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path
     folders = client_folders(folder, list(prepared.clients))
     copies: list[str] = []
     if engine.processes == 1:
-        yield LocalEngine(base, layers, rows, held_out, prepared.stop, engine.tokens, folders, prepared.public)
+        yield LocalEngine(base, layers, rows, held_out, method, prepared.stop, engine.tokens, folders, prepared.public)
     else:
         work = Work(
-            layers.config, slots_of(prepared), rows, held_out, prepared.stop, engine.tokens, folders, prepared.public
+            layers.config,
+            slots_of(prepared),
+            rows,
+            held_out,
+            prepared.recipe.method,
+            prepared.stop,
+            engine.tokens,
+            folders,
+            prepared.public,
         )
         models = worker_models(model, base.device, engine.processes)
         with ProcessEngine(models, work, base.fingerprint) as workers:
@@ -88,24 +99,27 @@ def with_tokens(prepared: Prepared, base: Base) -> Prepared:
     layers = LoraLayers(base.model, adapter.config, slots)
     cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
     with threads_each(recipe.engine.processes):
-        tokens = fastest_tokens(base, layers, cohort, TrainTask(1, adapter, recipe.training, 1, recipe.seed))
+        tasks = {
+            client: TrainTask(1, Payload(adapter), recipe.training, 1, client_draws(Randomness(recipe.seed), 1, client))
+            for client in cohort
+        }
+        tokens = fastest_tokens(base, layers, cohort, tasks)
     layers.detach()
     engine = recipe.engine.model_copy(update={"tokens": tokens})
     return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
-def where_to_begin(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
+def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
     checkpoint = folder.latest()
     if checkpoint is None:
         generator = Randomness(folder.recipe.seed).torch("initial adapter")
-        return Progress(0, initial_adapter(base, folder.recipe.lora, generator), {})
+        return Progress(0, method.begin(initial_adapter(base, folder.recipe.lora, generator)))
     for text in checkpoint.notes:
         watch(Note(text, warning=True))
     return Progress(
         checkpoint.round,
-        checkpoint.adapter,
-        checkpoint.state,
+        _state_from(checkpoint.adapter, checkpoint.state),
         tuple(record for record in checkpoint.history if isinstance(record, RoundRecord)),
         tuple(record for record in checkpoint.history if isinstance(record, EvaluationRecord)),
     )
@@ -117,6 +131,7 @@ def make_federation(
     base: Base,
     layers: LoraLayers,
     engine: Engine,
+    method: Method,
     answers: Answers,
     watch: Watcher,
 ) -> Federation:
@@ -127,27 +142,52 @@ def make_federation(
         engine = UnevenClients(engine.ask, rows, prepared.trace)
 
     def commit(progress: Progress) -> None:
-        folder.commit(progress.round, progress.adapter, progress.state, all_records(progress))
+        folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))
 
-    def score_own(round: int, adapter: Adapter) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
+    def score_own(round: int, state: State) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
         if not prepared.scored.rows:
             return {}, {}
-        layers.load(0, adapter.tensors)
-        scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+        layers.fit(state.adapter.config)
+        layers.load(0, state.adapter.tensors)
+        with layers.folded(state.folded):
+            scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
         answers.keep(round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
         recipe=recipe,
         engine=engine,
-        clients=clients,
+        ranks=client_ranks(recipe.lora, clients, Randomness(recipe.seed)),
         evaluating=list(prepared.held_out),
         sample=make_sampler(recipe.federation, prepared.trace),
-        aggregate=make_aggregate(recipe.federation.aggregate),
+        method=method,
         score=score_own,
         commit=commit,
         watch=watch,
+        width=survey_width(recipe.selection, prepared.base.facts),
     )
+
+
+def _kept_of(state: State) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a state beside its adapter."""
+    folded = state.folded
+    kept = None if folded is None else {"config": dataclasses.asdict(folded.config), "tensors": folded.tensors}
+    return {"arrays": state.arrays, "folded": kept}
+
+
+def _state_from(adapter: Adapter, kept: Mapping[str, Any]) -> State:
+    """Return the state behind ``_kept_of``."""
+    folded = kept["folded"]
+    return State(
+        adapter,
+        kept["arrays"],
+        None if folded is None else Adapter(AdapterConfig(**folded["config"]), folded["tensors"]),
+    )
+
+
+def result_of(state: State) -> Adapter:
+    """Return the adapter that a run gives: the last one, with what was folded into the base before it."""
+    return state.adapter if state.folded is None else stacked([state.folded, state.adapter])
 
 
 def all_records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:
