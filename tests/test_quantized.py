@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_config, tiny
 
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files
-from bellwether.model.base import fingerprint, load_base, open_base
+from bellwether.model.base import load_base, open_base, weights_fingerprint
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
@@ -124,10 +124,10 @@ def test_the_fingerprint_is_that_of_the_stored_bits_and_using_the_base_leaves_it
     x_NTD = torch.randn(2, 5, 64, requires_grad=True)
     base.model(inputs_embeds=x_NTD).logits.sum().backward()
     assert x_NTD.grad.abs().sum() > 0
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
     module = again.model.get_submodule(again.facts.linears[0].path)
     module.weight.data.view(-1)[3] ^= 1
-    assert fingerprint(again.model) != base.fingerprint
+    assert weights_fingerprint(again.model) != base.fingerprint
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
@@ -196,7 +196,7 @@ def test_clients_learn_over_it_and_together_they_stay_near_one_by_one(quantizati
         assert together[client].metrics["loss"] == pytest.approx(update.metrics["loss"], rel=2e-3)
     # The mean loss over all steps falls as training goes on.
     assert train(base, 1, epochs=12)[1]["a"].metrics["loss"] < 0.9 * alone["a"].metrics["loss"]
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
 
 
 # In a run -----------------------------------------------------------------------------------------

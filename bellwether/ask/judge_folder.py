@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bellwether.ask.answerers import Answerer
-from bellwether.ask.judge_api import Judge, Reply
+from bellwether.ask.judge_api import Judge, JudgeReply
 from bellwether.ask.judging import PROMPT, REMINDER, Scores, Verdict
 from bellwether.errors import CheckpointError, first_line
 from bellwether.model.folder import find_folder, weights_digest
@@ -52,7 +52,7 @@ class Attempt:
     repeat: int
     attempt: int
     scores: Scores | None
-    reply: Reply
+    reply: JudgeReply
 
 
 @dataclass
@@ -159,6 +159,6 @@ def _attempt(line: Mapping[str, Any]) -> Attempt:
         **{
             **line,
             "scores": None if scores is None else (float(scores[0]), float(scores[1])),
-            "reply": Reply(**line["reply"]),
+            "reply": JudgeReply(**line["reply"]),
         }
     )

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Seque
 from pathlib import Path
 from typing import Any
 
-from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, open_talk, tokens_said
 from bellwether.data.rows import Row
 from bellwether.errors import BellwetherError, RecipeError
@@ -282,7 +282,7 @@ class Page:
             elem_id="examples",
         )
         with gr.Accordion("How answers are made", open=False, elem_id="settings"):
-            first = Settings()
+            first = AnswerSettings()
             self.settings = [
                 gr.Slider(0, 2, first.temperature, step=0.05, label="Temperature (0: the likeliest token)"),
                 gr.Slider(0.05, 1, first.top_p, step=0.05, label="Top-p"),
@@ -410,12 +410,12 @@ def _label(row: Row) -> str:
     return text if len(text) <= 90 else f"{text[:89]}…"
 
 
-def _settings(values: Sequence[float | None]) -> Settings:
+def _settings(values: Sequence[float | None]) -> AnswerSettings:
     """Return the settings that stand in the fields."""
     if any(value is None for value in values):
         raise RecipeError("a setting is empty; give every one a number.")
     temperature, top_p, max_new_tokens, seed = (value or 0 for value in values)
-    return Settings(float(temperature), float(top_p), int(max_new_tokens), int(seed))
+    return AnswerSettings(float(temperature), float(top_p), int(max_new_tokens), int(seed))
 
 
 def transcript(exchanges: Sequence[Exchange]) -> str:

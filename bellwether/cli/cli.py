@@ -114,7 +114,7 @@ def compare(
 ) -> None:
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     from bellwether.compare.compare import compare as run_comparison
-    from bellwether.report.compare_show import describe, terminal
+    from bellwether.report.compare_show import comparison_files, terminal
     from bellwether.report.compare_table import client_gains, make_lines
     from bellwether.tell.narrate import plain_lines
     from bellwether.tools.atomic import write_atomic
@@ -122,7 +122,7 @@ def compare(
     recipe = _recipe(words, _flags(model, data, None, None, None), "default-table")
     comparison = run_comparison(recipe, out, jobs=jobs, watch=plain_lines(_say))
     lines, gains = make_lines(comparison), client_gains(comparison)
-    for name, content in describe(lines, gains, comparison).items():
+    for name, content in comparison_files(lines, gains, comparison).items():
         write_atomic(out / name, content)
     console = _console()
     console.print(terminal(lines, gains, ascii_only=console.options.ascii_only))
@@ -256,20 +256,20 @@ def judge_answers(
     A server that wants a key gets that of the environment variable OPENAI_API_KEY.
     """
     from bellwether.ask.answerers import find_answerer
-    from bellwether.ask.judge import Settings
+    from bellwether.ask.judge import JudgeSettings
     from bellwether.ask.judge import judge as run_judge
     from bellwether.ask.judge_api import find_judge
-    from bellwether.ask.judge_table import describe, table
+    from bellwether.ask.judge_table import judgement_files, table
     from bellwether.tell.narrate import plain_lines
     from bellwether.tools.atomic import write_atomic
 
     a, b = (find_answerer(text, seed=seed, model=model) for text in (folder_a, folder_b))
-    settings = Settings(
+    settings = JudgeSettings(
         find_judge(judge, address, temperature), repeats, tuple(category or ()), limit, max_new_tokens, jobs, device
     )
     judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(_say))
     names, console = {"A": folder_a, "B": folder_b}, _console()
-    for name, text in describe(judgement, names).items():
+    for name, text in judgement_files(judgement, names).items():
         write_atomic(out / name, text.encode())
     console.print(table(judgement, names, ascii_only=console.options.ascii_only))
     _say(f"Result, answers and verdicts are in {out}.")

@@ -17,7 +17,8 @@ from bellwether.errors import CheckpointError, RecipeError, first_line
 from bellwether.exchange.records import Note, Watcher
 from bellwether.recipe.file import differences, dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Model, Recipe
-from bellwether.runner.prepare import Prepared, fingerprint, proxy_facts
+from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts
+from bellwether.store.checkpoint import RECIPE
 from bellwether.store.comparison import INPUTS
 from bellwether.store.run_folder import describe_environment
 from bellwether.tools.atomic import write_atomic
@@ -26,7 +27,6 @@ from bellwether.tools.lock import held
 if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
 
-RECIPE = "recipe.yaml"
 VERSIONS = "versions"
 
 Inputs = Mapping[str, Mapping[str, str]]
@@ -65,7 +65,7 @@ def inputs(prepared: Mapping[str, Prepared]) -> Inputs:
     models = {one.recipe.model: one.base for one in prepared.values()}
     of_models = {settings: _of_model(settings, base) for settings, base in models.items()}
     return {
-        name: {"rows": fingerprint(one), **of_models[one.recipe.model], **proxy_facts(one.recipe.selection)}
+        name: {"rows": prepared_fingerprint(one), **of_models[one.recipe.model], **proxy_facts(one.recipe.selection)}
         for name, one in prepared.items()
     }
 

@@ -74,7 +74,7 @@ def load_federated(
     return Federated(clients, held_out, split.validation, split.test, tuple(notes))
 
 
-def fingerprint(federated: Federated) -> str:
+def rows_fingerprint(federated: Federated) -> str:
     """Return the SHA-256 of all rows as they are dealt; equal when a run would see the same data."""
     digest = hashlib.sha256()
 

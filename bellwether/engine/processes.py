@@ -24,7 +24,7 @@ from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_li
 from bellwether.exchange.adapter import AdapterConfig
 from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
 from bellwether.method.named import make_method
-from bellwether.model.base import fingerprint, load_base
+from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
@@ -277,7 +277,7 @@ def _serve(parent: Connection) -> None:
         while True:
             asked = parent.recv()
             if asked is None:
-                parent.send(fingerprint(base.model))
+                parent.send(weights_fingerprint(base.model))
                 continue
             for reply in engine.ask(asked):
                 parent.send(reply)

@@ -48,7 +48,7 @@ class Base:
         tokenizer: its tokenizer; ``pad_token_id`` is always set and inside the embedding.
         device: where the model is.
         name: hub name or absolute folder.
-        fingerprint: SHA-256 of its weights, as ``fingerprint`` returns it.
+        fingerprint: SHA-256 of its weights, as ``weights_fingerprint`` returns it.
         facts: what was known before it was loaded.
         stop_ids: token ids that end an answer.
     """
@@ -100,10 +100,10 @@ def load_base(settings: recipe.Model, opened: OpenedBase | None = None) -> Base:
     model = load_weights(with_weights(opened.folder, settings), settings, device, opened.config)
     stop_ids = _stop_ids(model, tokenizer)
     _plain_generation(model, stop_ids, tokenizer)
-    return Base(model, tokenizer, device, opened.folder.name, fingerprint(model), opened.facts, stop_ids)
+    return Base(model, tokenizer, device, opened.folder.name, weights_fingerprint(model), opened.facts, stop_ids)
 
 
-def fingerprint(model: Any) -> str:
+def weights_fingerprint(model: Any) -> str:
     """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, as 64 hexadecimal digits.
 
     Weights are the parameters and the buffers that are saved with them. Tables that a model computes

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import AdapterConfig
-from bellwether.model.base import fingerprint, load_base
+from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.batch import pack, padded
 from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler, state_numbers
 from bellwether.model.folder import (
@@ -251,7 +251,7 @@ def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
         return _encoded(model, pooled, rows, tokens, device)
 
     longest = _longest(tokenizer, _positions(model), pooled.longest)
-    identity = _whole_fingerprint(fingerprint(model), folder.path)
+    identity = _whole_fingerprint(weights_fingerprint(model), folder.path)
     return Proxy(folder.name, "encoder", identity, tokenizer, longest, pooled.lower, run)
 
 

@@ -412,7 +412,7 @@ def _rate(x_MI: torch.Tensor, w_OI: torch.Tensor, seconds: float) -> float:
 
 
 def _description_bytes(modules: Sequence[str], shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
-    """Return the bytes that name the adapter's tensors on the way, as ``wire.adapter_bytes`` counts them."""
+    """Return the bytes that name the adapter's tensors on the way, as ``exchange.checks.array_bytes`` counts them."""
     from bellwether.exchange.adapter import key_a, key_b
 
     layout = [(key_a(path), (rank, shapes[path][0])) for path in modules]

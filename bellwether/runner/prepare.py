@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bellwether.data.federated import fingerprint as data_fingerprint
-from bellwether.data.federated import load_federated
+from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.data.trace import read_trace
@@ -120,9 +119,9 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 
-def fingerprint(prepared: Prepared) -> str:
+def prepared_fingerprint(prepared: Prepared) -> str:
     """Return the SHA-256 of all that a run makes of data, tokenizer, template and availability trace."""
-    digest = hashlib.sha256(data_fingerprint(prepared.federated).encode())
+    digest = hashlib.sha256(rows_fingerprint(prepared.federated).encode())
     parts = (*prepared.clients.items(), *prepared.held_out.items(), ("", prepared.scored))
     if prepared.public:
         parts = (*parts, ("public", Tokenised(prepared.public)))

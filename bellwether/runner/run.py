@@ -30,8 +30,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
 from bellwether.runner.opened import Opened
-from bellwether.runner.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
-from bellwether.runner.prepare import fingerprint as data_fingerprint
+from bellwether.runner.prepare import Prepared, prepare, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.wiring import (
     all_records,
     make_engine,
@@ -149,7 +148,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
     ):
         then = folder.environment
         prepared = prepare(folder.recipe, opened)
-        _check_unchanged(path, then, {"data": data_fingerprint(prepared)})
+        _check_unchanged(path, then, {"data": prepared_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
         threads = {"threads": int(then.get("threads", 0))}
         base = load_base(folder.recipe.model.model_copy(update=threads), prepared.base)
@@ -181,7 +180,7 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
         device_name=torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         dtype=prepared.recipe.model.dtype,
-        data=data_fingerprint(prepared),
+        data=prepared_fingerprint(prepared),
         base=base.fingerprint,
         **proxy_facts(prepared.recipe.selection),
     )

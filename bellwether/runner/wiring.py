@@ -22,7 +22,7 @@ from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
 from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
 from bellwether.method.method import Method, State
-from bellwether.model.base import Base, fingerprint
+from bellwether.model.base import Base, weights_fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.runner.answers import Answers
@@ -65,7 +65,7 @@ def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Meth
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers
             copies = workers.fingerprints()
-    if any(found != base.fingerprint for found in (fingerprint(base.model), *copies)):
+    if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 
 
