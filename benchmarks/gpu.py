@@ -101,7 +101,7 @@ def calibrated(setting: Setting, folder: Path, clients: Rows) -> int:
     import torch
 
     from bellwether.engine.calibrate import fastest_tokens
-    from bellwether.exchange.messages import TrainTask
+    from bellwether.exchange.messages import Payload, TrainTask, client_draws
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.tools.randomness import Randomness
@@ -110,7 +110,11 @@ def calibrated(setting: Setting, folder: Path, clients: Rows) -> int:
     base = load_base(model_of(setting, folder))
     adapter = initial_adapter(base, lora_of(setting), Randomness(0).torch("adapter of a benchmark"))
     layers = LoraLayers(base.model, adapter.config, setting.clients)
-    tokens = fastest_tokens(base, layers, clients, TrainTask(1, adapter, training_of(setting), 1, 0))
+    tasks = {
+        client: TrainTask(1, Payload(adapter), training_of(setting), 1, client_draws(Randomness(0), 1, client))
+        for client in clients
+    }
+    tokens = fastest_tokens(base, layers, clients, tasks)
     del base, layers
     gc.collect()  # so that this base does not count in the peak of the rounds
     if setting.device != "cpu":

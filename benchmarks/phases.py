@@ -11,7 +11,7 @@ import importlib
 import importlib._bootstrap
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,7 +78,6 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     import torch
 
     from bellwether.client.optimizer import StackedAdamW
-    from bellwether.method import average
     from bellwether.model.lora import LoraLayers
     from benchmarks import ours
     from benchmarks.setting import make_clients
@@ -86,19 +85,16 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     clock = Clock()
     torch.set_num_threads(setting.threads)
     functions = {
+        (ours, "mean_of"): AVERAGE,
         (StackedAdamW, "step"): OPTIMIZER,
         (StackedAdamW, "clip"): OPTIMIZER,
         (LoraLayers, "load"): SLOTS,
         (LoraLayers, "read"): SLOTS,
     }
 
-    def timed_aggregate(name: str) -> Callable[..., Any]:
-        return clock.timed(AVERAGE, average.make_aggregate(name))
-
     with tempfile.TemporaryDirectory() as place, timed_steps(clock, ours), patched(clock, functions):
         folder = make_model(setting, Path(place))
-        with mock.patch.object(ours, "make_aggregate", timed_aggregate):
-            round = ours.ours(setting, folder, make_clients(setting))
+        round = ours.ours(setting, folder, make_clients(setting))
         round()
         clock.seconds.clear()
         for _ in range(repeats):

@@ -321,7 +321,7 @@ def method_that_does_not_exist(place: Place) -> list[str]:
 
 @case("nothere.rules:mean: the module nothere.rules cannot be imported (ModuleNotFoundError", "it is searched in")
 def own_function_whose_module_is_absent(place: Place) -> list[str]:
-    return place.run("federation.aggregate=nothere.rules:mean")
+    return place.run("method.name=nothere.rules:mean")
 
 
 @case("own_broken:sample: the module own_broken cannot be imported (ZeroDivisionError")
@@ -1137,9 +1137,9 @@ COMPARISONS: dict[str, tuple[str, str, str]] = {
         "compare.arms.x.set names training.warmup_rounds, which has no effect, since trains is alone; leave it out",
     ),
     "aggregation_without_a_federation_set_by_an_arm": (
-        "{arms: {x: {trains: together, set: {federation.aggregate: uniform}}}}",
+        "{arms: {x: {trains: together, set: {method.name: uniform}}}}",
         "",
-        "compare.arms.x.set names federation.aggregate, which has no effect, since trains is together; leave it out",
+        "compare.arms.x.set names method.name, which has no effect, since trains is together; leave it out",
     ),
     "fraction_beside_passes_set_by_an_arm": (
         "{arms: {x: {trains: together, passes: 3, set: {federation.fraction: 1}}}}",

@@ -99,11 +99,18 @@ def test_a_changed_recipe_is_refused_with_the_difference(bellwether, tiny_run, t
 
 
 MOMENTUM = """
-def moving(updates, adapter, state):
-    mean = {key: sum(u.tensors[key] for u in updates) / len(updates) for key in adapter.tensors}
-    velocity = {key: 0.5 * state.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean}
-    tensors = {key: (adapter.tensors[key] + velocity[key]).astype("float32") for key in mean}
-    return adapter.with_tensors(tensors), velocity
+from bellwether.method.method import Method, State, alike
+
+
+def moving(momentum):
+    def close(closing):
+        adapter, mean = closing.state.adapter, closing.mean.tensors
+        velocity = {
+            key: momentum * closing.state.arrays.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean
+        }
+        return State(adapter.updated({key: adapter.tensors[key] + velocity[key] for key in mean}), velocity)
+
+    return Method(close, weigh=alike)
 """
 
 
@@ -125,7 +132,7 @@ def stopped_after(rounds, recipe, path, *fields):
         run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL, *fields]), watch=watch)
 
 
-STATEFUL = ["federation.rounds=4", "federation.aggregate=my_rule:moving"]
+STATEFUL = ["federation.rounds=4", "method.name=my_rule:moving", "method.parameters.momentum=0.5"]
 
 
 @pytest.fixture
