@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from bellwether.method.select.measure import agreement, expected_cover, topics_covered
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
 from bellwether.client.choose import Chooser
 from bellwether.client.memory import recall
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, client_draws
-from bellwether.method.select.measure import agreement, expected_cover, topics_covered
 from bellwether.method.survey import survey
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
