@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bellwether.method.select.measure import agreement, expected_cover, topics_covered
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
@@ -41,6 +40,7 @@ from bellwether.runner.prepare import prepare
 from bellwether.store.run_folder import client_folders
 from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
+from benchmarks.measure import agreement, expected_cover, topics_covered
 
 FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
 SEEDS = (10, 11, 12, 13, 14)

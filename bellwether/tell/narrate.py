@@ -192,7 +192,7 @@ def _lines(event: Event, status: RunStatus) -> list[str]:
         case Note():
             return [note_line(event)]
         case RunFinished():
-            return [f"run ends after {duration(event.seconds)}", *(clean(note) for note in event.notes)]
+            return [f"run ends after {duration(event.seconds)}"]
     return []
 
 
