@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from bellwether.errors import BellwetherError as BellwetherError
     from bellwether.exchange.adapter import Adapter as Adapter
     from bellwether.exchange.adapter import AdapterConfig as AdapterConfig
+    from bellwether.exchange.messages import Payload as Payload
     from bellwether.exchange.messages import Update as Update
+    from bellwether.method.method import Method as Method
+    from bellwether.method.method import Pass as Pass
+    from bellwether.method.method import State as State
     from bellwether.recipe.file import load_recipe as load_recipe
     from bellwether.recipe.recipe import Recipe as Recipe
     from bellwether.runner.run import Result as Result
@@ -30,9 +34,13 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "BellwetherError",
+    "Method",
+    "Pass",
+    "Payload",
     "Randomness",
     "Recipe",
     "Result",
+    "State",
     "Update",
     "__version__",
     "load_recipe",
@@ -46,6 +54,10 @@ _HOMES = {
     "Randomness": "tools.randomness",
     "Recipe": "recipe.recipe",
     "Result": "runner.run",
+    "Method": "method.method",
+    "Pass": "method.method",
+    "Payload": "exchange.messages",
+    "State": "method.method",
     "Update": "exchange.messages",
     "load_recipe": "recipe.file",
     "run": "runner.run",

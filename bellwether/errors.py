@@ -16,17 +16,21 @@ Every message says what is wrong, the value, where it stands and what to do abou
 two sentences that are fit to be shown to a person.
 """
 
+_SHOWN = 10  # mistakes of a recipe
+
 
 class BellwetherError(Exception):
     """The root of all errors that bellwether raises on purpose."""
 
 
 class RecipeError(BellwetherError):
-    """A recipe or an override is wrong; ``problems`` holds one sentence per mistake."""
+    """A recipe or an override is wrong; ``problems`` holds one sentence per mistake, the message the first ten."""
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+        more = len(self.problems) - _SHOWN
+        rest = [f"... and {more} more; there are {len(self.problems)} mistakes in all."] if more > 0 else []
+        super().__init__("\n".join([*self.problems[:_SHOWN], *rest]))
 
 
 class DataError(BellwetherError):

@@ -24,6 +24,7 @@ from bellwether.exchange.checks import (
 )
 from bellwether.exchange.messages import (
     EvaluateTask,
+    Payload,
     Reply,
     SurveyTask,
     Task,
@@ -247,11 +248,20 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
 def _task(federation: Federation, progress: Progress, client: Known) -> TrainTask:
     """Return what one client is asked in the next round, which holds nothing of another one's."""
     recipe, round = federation.recipe, progress.round + 1
-    with naming(f"Round {round}: the method {recipe.method.name}", RoundFailed):
-        payload = federation.method.give(progress.state, client, round)
+    payload = _payload(federation, progress.state, client, round)
     draws = client_draws(Randomness(recipe.seed), round, client.client)
     rounds, settled = recipe.federation.rounds, client.settled
     return TrainTask(round, payload, recipe.training, rounds, draws, recipe.selection, settled=settled)
+
+
+def _payload(federation: Federation, state: State, client: Known, round: int) -> Payload:
+    """Return what the method sends one client."""
+    who = f"Round {round}: the method {federation.recipe.method.name}"
+    with naming(who, RoundFailed):
+        payload = federation.method.give(state, client, round)
+    if not isinstance(payload, Payload):
+        raise RoundFailed(f"{who} gives {client.client} a {type(payload).__name__}; return a Payload.")
+    return payload
 
 
 def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) -> Surveyed:
@@ -368,12 +378,22 @@ def _close(
     randomness = Randomness(Randomness(recipe.seed).seed_for("server"))
     name = f"the method {recipe.method.name}"
     with naming(f"Round {round}: {name}", RoundFailed):
+        if method.weigh is not None:
+            _check_weights(updates, method.weigh, f"Round {round}: {name}")
         mean = mean_of(updates, method.weigh) if updates and method.weigh is not None else None
         apart = sorted(updates, key=lambda update: update.client) if method.weigh is None else ()
         clients = len(federation.ranks)
         state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))
     _check_state(state, progress.state, f"Round {round}: {name}")
     return state
+
+
+def _check_weights(updates: Sequence[Update], weigh: Callable[[Update], float], who: str) -> None:
+    """Refuse weights that make no mean."""
+    for update in updates:
+        weight = weigh(update)
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise RoundFailed(f"{who} weighs {update.client} by {weight!r}; return a positive number.")
 
 
 def _check_state(state: State, before: State, who: str) -> None:
@@ -449,8 +469,7 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     known = what_is_known(federation.ranks, progress.rounds)
     tasks: dict[str, Task] = {}
     for client in federation.evaluating:
-        with naming(f"Round {progress.round}: the method {recipe.method.name}", RoundFailed):
-            payload = federation.method.give(progress.state, known[client], progress.round)
+        payload = _payload(federation, progress.state, known[client], progress.round)
         tasks[client] = EvaluateTask(progress.round, payload, recipe.evaluation, known[client].settled)
     by_client: dict[str, Mapping[str, Totals]] = {}
     by_group: list[Mapping[str, Totals]] = []

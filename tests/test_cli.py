@@ -41,7 +41,7 @@ def printed(outcome: Outcome) -> dict[str, Any]:
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["recipe", "--list"], ["recipe", "shepherd"]])
 def test_what_needs_no_model_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom bellwether.cli.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "import sys\nfrom bellwether.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code, end.code\nprint(*sys.modules, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)

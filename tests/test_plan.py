@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import tiny_folder
 
-from bellwether.exchange.checks import adapter_bytes
+from bellwether.exchange.checks import array_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
 from bellwether.recipe import recipe
@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_run(small):
     assert made.base_parameters == sum(parameter.numel() for parameter in base.model.parameters())
     assert made.adapter_parameters == sum(value.size for value in adapter.tensors.values())
     assert (made.clients, made.cohort, made.rounds) == (6, 2, 7)
-    assert made.bytes_up == made.bytes_down == 2 * adapter_bytes(adapter.tensors)
+    assert made.bytes_up == made.bytes_down == 2 * array_bytes(adapter.tensors)
     assert made.scored_rows == 6
     assert made.evaluations == 4  # before, after rounds 3 and 6, at the end
     # 54 training rows, three epochs, a third of the clients.
