@@ -283,7 +283,6 @@ def _done(bench: _Bench, work: Sequence[_Job]) -> list[list[Outcome]]:
 
 
 def _do(opened: Opened, job: _Job) -> list[Outcome]:
-    """Train and score one arm under one seed."""
     try:
         return train_arm(job.name, job.arm, job.recipe, job.folder, job.trial, opened)
     except BellwetherError as error:

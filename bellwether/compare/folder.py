@@ -53,7 +53,6 @@ def with_threads(recipe: Recipe, folder: Path, jobs: int) -> Recipe:
 
 
 def _kept(path: Path) -> Recipe:
-    """Read the recipe that a comparison has kept."""
     try:
         return load_recipe(path)
     except RecipeError as error:

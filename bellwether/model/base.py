@@ -178,7 +178,6 @@ def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
 
 
 def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> ModelFacts:
-    """Collect the facts of a model."""
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     return ModelFacts(

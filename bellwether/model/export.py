@@ -73,14 +73,12 @@ def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
 
 
 def _named_base(folder: Path, adapter: Adapter) -> str:
-    """Return the base model that an adapter names."""
     if not adapter.config.base_model:
         raise ModelError(f"The adapter in {folder} does not name its base model; give it with --model.")
     return adapter.config.base_model
 
 
 def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> Any:
-    """Return the base model with the adapter added to its weights."""
     import torch
 
     from bellwether.model.base import linear_shapes

@@ -177,7 +177,6 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _local(path: Path, settings: recipe.Model) -> ModelFolder:
-    """Return the facts of a folder on this machine."""
     if settings.revision is not None:
         raise ModelError(
             f"model.revision is {settings.revision!r}, but model.path {settings.path!r} is a folder, which has none; "

@@ -396,7 +396,6 @@ class LoraLayers(torch.nn.Module):
         return named
 
     def _hook(self, number: int, path: str) -> Callable[..., torch.Tensor | None]:
-        """Return the forward hook of one adapted module."""
 
         def add(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not self._enabled:
@@ -418,7 +417,6 @@ def _shapes(model: Any | ModelFacts) -> tuple[LinearShape, ...]:
 
 
 def _output_path(model: Any | ModelFacts) -> str:
-    """Return the path of the output layer."""
     return (model.output_layer if isinstance(model, ModelFacts) else output_shape(model)).path
 
 

@@ -164,7 +164,6 @@ def _check_encoder(folder: ModelFolder, config: Any) -> Pooled:
 
 
 def _refuse_layers(folder: ModelFolder, chosen: Sequence[int] | None) -> None:
-    """Refuse layers of a sentence encoder."""
     if chosen is not None:
         raise ModelError(
             f"selection.layers is {list(chosen)}, but the proxy {folder.name} is a sentence encoder, which gives "
@@ -221,7 +220,6 @@ def token_ids(proxy: Proxy, texts: Sequence[str]) -> list[NDArray[np.int64]]:
 
 
 def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
-    """Return a causal language model as a proxy."""
     base = load_base(settings)
     no_adapter = LoraLayers(base.model, AdapterConfig(rank=1, alpha=1, dropout=0.0, modules=()))
 
@@ -237,7 +235,6 @@ def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
 
 
 def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
-    """Return a sentence encoder as a proxy."""
     device, config = ready_device(settings), read_config(folder, settings)
     pooled = _check_encoder(folder, config)
     tokenizer = read_tokenizer(folder, settings, config, int(config.vocab_size))
@@ -277,7 +274,6 @@ def read_pooled(folder: ModelFolder) -> Pooled:
 
 
 def _modules(path: Path) -> list[Mapping[str, str]]:
-    """Return the modules of a sentence encoder."""
     try:
         modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
         return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]

@@ -286,7 +286,6 @@ def plan_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return the lines of a plan's table."""
     total, share = sum(plan.memory.values()), plan.adapter_parameters / plan.base_parameters
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
@@ -323,7 +322,6 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
-    """Return the size of the adapter that a recipe describes."""
     from bellwether.model.lora import resolve_targets
 
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}

@@ -108,13 +108,9 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values())]
-    notes += _counts(f"{recipe.evaluation.part} rows", [whole])
-    if len(scored.rows) < len(whole.rows):
-        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+    notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
-    if not scored.rows and not held_out:
-        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
@@ -198,6 +194,16 @@ def _trace(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
         return None
     lines = read_trace(Path(availability.trace), clients) if availability.trace else None
     return make_trace(availability, Randomness(recipe.seed), lines)
+
+
+def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out: Mapping[str, Tokenised]) -> list[str]:
+    """Return what a person should know of the rows that are scored."""
+    notes = _counts(f"{recipe.evaluation.part} rows", [whole])
+    if len(scored.rows) < len(whole.rows):
+        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+    if not scored.rows and not held_out:
+        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
+    return notes
 
 
 def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
