@@ -378,16 +378,6 @@ def warm_up_as_long_as_the_run(place: Place) -> list[str]:
     return place.run("training.warmup_rounds=2")
 
 
-@case("engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse")
-def tokens_without_clients_together(place: Place) -> list[str]:
-    return place.run("engine.tokens=1024")
-
-
-@case("engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number")
-def a_comparison_that_would_measure(place: Place) -> list[str]:
-    return place.run("engine.fuse=0", "compare={}")
-
-
 @case("federation.cohort_size is 9, but there are 4 clients; give at most 4")
 def cohort_larger_than_the_clients(place: Place) -> list[str]:
     return place.run("federation.cohort_size=9")

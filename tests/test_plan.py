@@ -110,6 +110,19 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
     }
 
 
+@pytest.mark.parametrize(("budget", "tokens"), [(2048, 3 * 4 * 50), (300, 300), (20, 50)])
+def test_clients_together_take_memory_for_their_budget_but_never_for_more_than_a_step_or_less_than_a_row(
+    budget, tokens, small
+):
+    from bellwether.model.base import open_base
+
+    facts, settings = open_base(small.model).facts, small.model_copy(update={"engine": recipe.Engine(tokens=budget)})
+    made = memory_bytes(facts, settings, 100, [], longest=50, together=3)
+    alone = memory_bytes(facts, settings, 100, [], longest=50)
+    assert made["activations"] == alone["activations"] * tokens / (4 * 50)
+    assert made["adapter and optimizer"] == 3 * alone["adapter and optimizer"]
+
+
 def test_each_of_several_processes_takes_memory_and_the_one_that_evaluates_a_base(small):
     two = plan(small.model_copy(update={"engine": recipe.Engine(processes=2)}))
     copies = {"base weights": 3, "adapter and optimizer": 2, "activations": 2, "logits": 2}

@@ -212,8 +212,7 @@ def memory_bytes(
         adapter: weights of the adapter.
         modules: paths of the adapted modules.
         longest: tokens of the longest row.
-        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``; where
-            these are still to be measured, all of their batches are taken.
+        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``.
     """
     from bellwether.model.quantized import weight_bytes
 
@@ -225,8 +224,9 @@ def memory_bytes(
     per_token += facts.layers * 10 * facts.hidden_size * width
     if recipe.training.gradient_checkpointing:
         per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
-    batch = recipe.training.batch_size * longest
-    tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
+    tokens = recipe.training.batch_size * longest
+    if together > 1:
+        tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
     processes = recipe.engine.processes
     bases = processes if processes == 1 else processes + 1
     return {

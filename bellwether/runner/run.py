@@ -39,7 +39,6 @@ from bellwether.runner.wiring import (
     slots_of,
     way_notes,
     where_to_begin,
-    with_tokens,
 )
 from bellwether.store.chosen import keep_categories
 from bellwether.store.history import ScoredRow
@@ -128,7 +127,6 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     recipe = with_absolute_paths(recipe)
     prepared = prepare(recipe, opened)
     base = load_base(recipe.model, prepared.base)
-    prepared = with_tokens(prepared, base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bellwether.client.score import by_category, by_group, score
-from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
-from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
+from bellwether.engine.processes import ProcessEngine, Work, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
-from bellwether.exchange.messages import Payload, TrainTask, client_draws
 from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
@@ -87,26 +84,6 @@ def slots_of(prepared: Prepared) -> int:
     """Return how many clients are trained together in a process."""
     cohort = cohort_size(prepared.recipe.federation, len(prepared.clients))
     return clients_together(prepared.recipe.engine, cohort)
-
-
-def with_tokens(prepared: Prepared, base: Base) -> Prepared:
-    """Return what is prepared with a measured budget of tokens, where clients are trained together without one."""
-    recipe, clients = prepared.recipe, prepared.clients
-    slots = slots_of(prepared)
-    if slots == 1 or recipe.engine.tokens is not None:
-        return prepared
-    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
-    layers = LoraLayers(base.model, adapter.config, slots)
-    cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
-    with threads_each(recipe.engine.processes):
-        tasks = {
-            client: TrainTask(1, Payload(adapter), recipe.training, 1, client_draws(Randomness(recipe.seed), 1, client))
-            for client in cohort
-        }
-        tokens = fastest_tokens(base, layers, cohort, tasks)
-    layers.detach()
-    engine = recipe.engine.model_copy(update={"tokens": tokens})
-    return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
 def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
