@@ -17,7 +17,7 @@ from bellwether.engine.resources import UnevenClients
 from bellwether.exchange.scores import Totals, exact_match, macro, means, rouge_l
 from bellwether.method.average import fedavg
 from bellwether.method.cohort import Condition
-from bellwether.model.base import fingerprint
+from bellwether.model.base import weights_fingerprint
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.recipe import Evaluation, Lora, Training
 from bellwether.tools.randomness import Randomness
@@ -137,7 +137,7 @@ def test_a_client_trains_to_the_same_bytes_alone_and_in_a_cohort(base, adapter, 
 def test_training_changes_the_adapter_and_never_the_base(base, adapter, layers):
     (reply,) = trained(base, layers, {"a": random_rows(9)}, adapter)
     assert all((reply.update.tensors[key] != adapter.tensors[key]).any() for key in adapter.tensors)
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
 
 
 def test_another_seed_or_round_or_client_draws_another_order_and_other_masks(base, adapter, layers):

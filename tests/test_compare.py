@@ -27,7 +27,7 @@ from bellwether.errors import BellwetherError, CheckpointError, RecipeError, Rou
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
-from bellwether.report.compare_show import cells, cost_cells, describe, gain_cells, terminal
+from bellwether.report.compare_show import cells, comparison_files, cost_cells, gain_cells, terminal
 from bellwether.report.compare_table import client_gains, make_lines
 from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
@@ -589,7 +589,7 @@ def by_hand(arms: dict[str, Arm], outcomes: list[Outcome]) -> Comparison:
 
 def tables(comparison: Comparison) -> dict[str, str]:
     """The files of a comparison's result."""
-    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    files = comparison_files(make_lines(comparison), client_gains(comparison), comparison)
     return {name: content.decode() for name, content in files.items()}
 
 
@@ -893,7 +893,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:

@@ -15,7 +15,7 @@ from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_config, tiny
 
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files
-from bellwether.model.base import fingerprint, inspect_base, load_base
+from bellwether.model.base import load_base, open_base, weights_fingerprint
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
@@ -124,10 +124,10 @@ def test_the_fingerprint_is_that_of_the_stored_bits_and_using_the_base_leaves_it
     x_NTD = torch.randn(2, 5, 64, requires_grad=True)
     base.model(inputs_embeds=x_NTD).logits.sum().backward()
     assert x_NTD.grad.abs().sum() > 0
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
     module = again.model.get_submodule(again.facts.linears[0].path)
     module.weight.data.view(-1)[3] ^= 1
-    assert fingerprint(again.model) != base.fingerprint
+    assert weights_fingerprint(again.model) != base.fingerprint
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
@@ -196,7 +196,7 @@ def test_clients_learn_over_it_and_together_they_stay_near_one_by_one(quantizati
         assert together[client].metrics["loss"] == pytest.approx(update.metrics["loss"], rel=2e-3)
     # The mean loss over all steps falls as training goes on.
     assert train(base, 1, epochs=12)[1]["a"].metrics["loss"] < 0.9 * alone["a"].metrics["loss"]
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
 
 
 # In a run -----------------------------------------------------------------------------------------
@@ -228,18 +228,18 @@ def test_without_bitsandbytes_and_on_mps_it_is_refused_before_anything_is_loaded
     from bellwether.model import quantized
 
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"4bit, for which bitsandbytes is not installed.*\[quant\]"):
             use(settings(llama, "4bit"))
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(ModelError, match="8bit, which is not done on mps; set model.device to cpu"):
-        inspect_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
+        open_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
 
 
 def test_layers_that_the_cpu_kernel_computes_wrongly_are_refused(tmp_path):
     folder = tiny_folder("llama", tmp_path / "m")
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj has 24 inputs, .* multiple of 64"):
             use(settings(folder, "4bit"))
 
