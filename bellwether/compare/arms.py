@@ -28,7 +28,7 @@ from bellwether.store.chosen import read_chosen
 from bellwether.store.comparison import ADAPTERS, OUTCOMES, RUN, Costs, Outcome, is_done, read_outcomes
 from bellwether.store.run_folder import ADAPTER, client_folders
 from bellwether.tools.atomic import make_folder, slug, write_atomic, write_folder_atomic
-from bellwether.tools.json_text import plain, reading
+from bellwether.tools.json_text import plain
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
