@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bellwether import __version__
 from bellwether.ask.answerers import BASE, FEDERATED, Answerer, find_answerers, moved
 from bellwether.ask.questions import AnswerSettings, Question, check_names, check_settings, make_question
 from bellwether.data.federated import load_federated
@@ -34,6 +33,7 @@ from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.version import VERSION
 
 # Answers that stand side by side at first, and examples of each category.
 SHOWN, EXAMPLES = 4, 3
@@ -374,7 +374,7 @@ def conversation(talk: Talk, exchanges: Sequence[Exchange]) -> str:
     """
     asked = {answer.name for exchange in exchanges for answer in exchange.answers}
     kept = {
-        "made_by": f"bellwether {__version__}",
+        "made_by": f"bellwether {VERSION}",
         "folder": str(talk.folder),
         "base": {"name": talk.base.name, "sha256": talk.base.fingerprint},
         "templates": {name: talk.templates[name] for name in talk.names if name in asked},
