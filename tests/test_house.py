@@ -147,9 +147,7 @@ def test_no_module_imports_itself_by_way_of_others(module):
 
 def test_nothing_inside_imports_the_packages_own_face():
     for module in MODULES:
-        assert "bellwether" not in imports(MODULES[module]), (
-            f"{module} imports bellwether itself"
-        )
+        assert "bellwether" not in imports(MODULES[module]), f"{module} imports bellwether itself"
 
 
 def test_a_package_file_holds_nothing_but_its_docstring():
