@@ -18,7 +18,7 @@ from bellwether.exchange.checks import (
     check_array,
     check_scores,
 )
-from bellwether.exchange.collect import Answers, collect
+from bellwether.exchange.collect import Collection
 from bellwether.exchange.messages import (
     EvaluateTask,
     Payload,
@@ -180,9 +180,11 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         kept = surveyed.kept if failure is None else {}
         tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
     asked = time.perf_counter()
-    replies = federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ()
     missing, returns = surveyed.left_out if surveyed else {}, federation.method.returns
-    answers = collect(replies, tasks, returns, recipe.federation, missing, federation.watch, round)
+    answers = Collection(tasks, returns, recipe.federation, missing, federation.watch, round)
+    for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
+        answers.take(reply)
+    answers.close()
     trained = time.perf_counter()
 
     nothing = surveyed is not None and failure is None and not tasks
@@ -336,7 +338,7 @@ def _record(
     federation: Federation,
     round: int,
     cohort: tuple[str, ...],
-    answers: Answers,
+    answers: Collection,
     adapter: Adapter,
     seconds: Mapping[str, float],
     failure: str | None,

@@ -247,6 +247,16 @@ def trace_of_an_unknown_client(place: Place) -> list[str]:
     return place.run("federation.availability.trace=trace.jsonl")
 
 
+@case("training.warmup_rounds is 2, which leaves none of the 2 rounds at the full learning rate; give fewer")
+def warm_up_as_long_as_the_run(place: Place) -> list[str]:
+    return place.run("training.warmup_rounds=2")
+
+
+@case("federation.cohort_size is 9, but there are 4 clients; give at most 4")
+def cohort_larger_than_the_clients(place: Place) -> list[str]:
+    return place.run("federation.cohort_size=9")
+
+
 @case("federation.cohort_size is 9, but the data makes 2 clients; give at most that")
 def cohort_larger_than_the_clients_found(place: Place) -> list[str]:
     rows = [{**row, "site": f"site-{number % 2}"} for number, row in enumerate(dolly_rows(CATEGORIES[:2], 8))]
