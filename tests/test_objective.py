@@ -134,10 +134,9 @@ def test_what_ones_own_objective_must_not_return_is_said_in_a_sentence(fields, m
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_with_ones_own_loss_says_that_the_faster_step_steps_aside(bellwether, tiny_recipe, processes):
+def test_a_run_with_ones_own_loss_says_that_the_faster_step_steps_aside(bellwether, processes):
     run = bellwether(
         "run",
-        tiny_recipe,
         "federation.rounds=1",
         "training.local_steps=1",
         "evaluation.max_rows_per_category=1",

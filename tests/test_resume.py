@@ -1,6 +1,7 @@
 """A real run that is killed and goes on ends with the same adapter, byte for byte, as one that was not."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,8 +19,9 @@ RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "
 
 
 def start(*words: object) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "bellwether", "run", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def newest(path: Path) -> int:
