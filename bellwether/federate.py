@@ -17,11 +17,8 @@ from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.checks import (
     check_array,
     check_scores,
-    check_seconds,
-    check_update,
-    payload_bytes,
-    update_bytes,
 )
+from bellwether.exchange.collect import Collection
 from bellwether.exchange.messages import (
     EvaluateTask,
     Payload,
@@ -34,8 +31,6 @@ from bellwether.exchange.messages import (
 )
 from bellwether.exchange.records import (
     ClientFailed,
-    ClientFinished,
-    ClientRecord,
     Evaluated,
     EvaluationRecord,
     Note,
@@ -185,7 +180,11 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         kept = surveyed.kept if failure is None else {}
         tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
     asked = time.perf_counter()
-    answers = _collect(federation, round, tasks, surveyed.left_out if surveyed else {})
+    missing, returns = surveyed.left_out if surveyed else {}, federation.method.returns
+    answers = Collection(tasks, returns, recipe.federation, missing, federation.watch, round)
+    for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
+        answers.take(reply)
+    answers.close()
     trained = time.perf_counter()
 
     nothing = surveyed is not None and failure is None and not tasks
@@ -218,17 +217,6 @@ def what_is_known(ranks: Mapping[str, int], rounds: Sequence[RoundRecord]) -> di
             settled = record.round if record.failure is None else known[one.client].settled
             known[one.client] = Known(one.client, ranks[one.client], one.rows, one.loss, one.seconds, settled)
     return known
-
-
-@dataclass
-class _Answers:
-    """What a cohort sent: accepted updates with their records, and why the others are left out."""
-
-    accepted: list[tuple[Update, ClientRecord]]
-    left_out: dict[str, str]
-    bytes_up: int
-    bytes_down: int
-    duration: float
 
 
 def _sample(federation: Federation, progress: Progress, known: Mapping[str, Known]) -> tuple[str, ...]:
@@ -279,71 +267,6 @@ def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) 
     for client, reason in surveyed.left_out.items():
         federation.watch(ClientFailed(round, client, reason))
     return surveyed
-
-
-def _collect(
-    federation: Federation, round: int, tasks: Mapping[str, TrainTask], left_out: Mapping[str, str]
-) -> _Answers:
-    """Ask a cohort to train; accept each update that passes the check, in time."""
-    deadline = federation.recipe.federation.deadline
-    answers = _Answers([], dict(left_out), 0, 0, 0.0)
-    heard: set[str] = set()
-    for reply in federation.engine.ask(tasks, deadline) if tasks else ():
-        if reply.client not in tasks or reply.client in heard:
-            again = "has answered already" if reply.client in heard else "was not asked in this round"
-            federation.watch(Note(f"Round {round}: a reply is not used, since {reply.client!r} {again}.", warning=True))
-            continue
-        heard.add(reply.client)
-        if reply.reached:
-            answers.bytes_down += payload_bytes(tasks[reply.client].payload)
-        answers.bytes_up += update_bytes(reply.update)
-        try:
-            check_seconds(reply, None)
-            # The server waits for what comes in time; what comes later costs it no more than the deadline.
-            answers.duration = max(answers.duration, min(reply.seconds, deadline or math.inf))
-            check_seconds(reply, deadline if reply.failure is None else None)
-            update = _accept(reply, tasks[reply.client], federation)
-        except UpdateRejected as reason:
-            _leave_out(federation, answers, round, reply.client, str(reason))
-            continue
-        record = _client_record(update, reply.seconds)
-        answers.accepted.append((update, record))
-        federation.watch(ClientFinished(round, record))
-    for client in tasks.keys() - heard:
-        answers.bytes_down += payload_bytes(tasks[client].payload)
-    if deadline is not None and tasks.keys() - heard:
-        answers.duration = deadline
-    for client in tasks:
-        if client not in heard:
-            _leave_out(federation, answers, round, client, "it did not answer")
-    return answers
-
-
-def _accept(reply: Reply, task: TrainTask, federation: Federation) -> Update:
-    """Return a reply's update, or raise UpdateRejected with the reason to leave it out."""
-    limits = federation.recipe.federation
-    returns = federation.method.returns(task.payload)
-    return check_update(reply, task.payload, returns, task.round, limits.max_rows, limits.max_norm)
-
-
-def _client_record(update: Update, seconds: float) -> ClientRecord:
-    """Return the record of a client whose update is accepted."""
-    figures = update.metrics
-    return ClientRecord(
-        update.client,
-        update.rows,
-        int(figures.get("rows", update.rows)),
-        int(figures.get("tokens", 0)),
-        float(figures.get("loss", math.nan)),
-        seconds,
-        int(figures["selected"]) if "selected" in figures else None,
-    )
-
-
-def _leave_out(federation: Federation, answers: _Answers, round: int, client: str, reason: str) -> None:
-    """Note why a client's reply is not used."""
-    answers.left_out[client] = reason
-    federation.watch(ClientFailed(round, client, reason))
 
 
 def _below_quorum(
@@ -415,7 +338,7 @@ def _record(
     federation: Federation,
     round: int,
     cohort: tuple[str, ...],
-    answers: _Answers,
+    answers: Collection,
     adapter: Adapter,
     seconds: Mapping[str, float],
     failure: str | None,

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
+# What a script starts in its background ignores interrupts, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CATEGORIES = (
     "brainstorming",
@@ -128,8 +133,12 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of one layer with 512 positions and its tokenizer, as a Hugging Face folder."""
+    """A random Llama of one layer with 512 positions and its tokenizer, as a Hugging Face folder.
+
+    Its weights have few bits, so that adapters of few bits can be merged into them without rounding.
+    """
     import torch
+    from rounding import coarse
     from tiny_models import tiny_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -153,7 +162,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model = LlamaForCausalLM(config)
+        model.load_state_dict({name: coarse(weight) for name, weight in model.state_dict().items()})
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 
