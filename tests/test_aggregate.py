@@ -82,11 +82,11 @@ def test_a_persons_own_method_is_loaded_by_name_and_called_with_its_parameters(t
         ("my_rules:missing", {}, "has no function missing"),
         ("no_such_module_of_mine:rule", {}, "cannot be imported"),
         ("my_rules:number", {}, "method.name my_rules:number returned a int; return a Method"),
-        ("my_rules:keep", {"marks": "many"}, "method.parameters.marks is 'many', but my_rules:keep takes a number"),
+        ("my_rules:keep", {"marks": "many"}, "parameters.marks is 'many', but my_rules:keep takes a number"),
         (
             "my_rules:keep",
             {"points": 1},
-            "method.parameters.points is given, but my_rules:keep takes no such one; known: marks.",
+            "parameters.points is given, but my_rules:keep takes no such one; known: marks.",
         ),
     ):
         with pytest.raises(RecipeError, match=said):
