@@ -28,7 +28,7 @@ from bellwether.method.method import mean_of
 from bellwether.method.select.space import random_projection
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
 
 SEED = 5

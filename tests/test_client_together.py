@@ -16,7 +16,7 @@ from tiny_models import ARCHITECTURES, exact_base, in_float64, random_adapter, t
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 
 TRAINING = recipe.Training(
     local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5

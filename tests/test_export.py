@@ -15,8 +15,8 @@ from bellwether.model.base import load_base
 from bellwether.model.export import export
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe import recipe
 from bellwether.recipe.file import dump_recipe
-from bellwether.recipe.recipe import recipe
 
 
 def adapter_folder(folder: Path, adapter) -> Path:

@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Models
 
     from bellwether.exchange.adapter import adapter_files
     from bellwether.model.base import load_base
-    from bellwether.recipe.recipe import recipe
+    from bellwether.recipe import recipe
     from bellwether.tools.atomic import write_folder_atomic
 
     adapter = random_adapter(load_base(recipe.Model(path=str(tiny_llama))), dtype="float32", seed=2, alpha=45)

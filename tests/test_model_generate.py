@@ -12,7 +12,7 @@ from bellwether.errors import ModelError
 from bellwether.model.base import load_base
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 
 
 def greedy(base, prompt, steps, ends=(2,)):
@@ -110,7 +110,7 @@ def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
 
     from bellwether.data.rows import Row
     from bellwether.data.tokens import tokenise
-    from bellwether.recipe.recipe import recipe
+    from bellwether.recipe import recipe
 
     tokenizer = with_chat(metaspace(), BRACKETS) if chat else metaspace()
     page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()

@@ -17,7 +17,7 @@ from bellwether.model import lora, low_rank
 from bellwether.model.base import open_base
 from bellwether.model.dropout import Dropout
 from bellwether.model.lora import LoraLayers, initial_adapter, low_rank_update, resolve_targets, short_names
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 
 
 def write_adapter(adapter, folder: Path) -> Path:

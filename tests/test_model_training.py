@@ -20,7 +20,7 @@ from bellwether.data.rows import Row, TokenRow
 from bellwether.exchange.adapter import peft_config
 from bellwether.model import forward
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.recipe import recipe
+from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
 
 PREFIX = "base_model.model."

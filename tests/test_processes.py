@@ -30,9 +30,9 @@ from bellwether.method.average import fedavg
 from bellwether.method.cohort import Condition, clients_together
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe import recipe
 from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.method import FedAvg
-from bellwether.recipe.recipe import recipe
 
 SIZES = {"a": 9, "b": 3, "c": 14, "d": 5, "e": 8}
 

@@ -21,8 +21,8 @@ from bellwether.model.base import load_base, open_base, weights_fingerprint
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
+from bellwether.recipe import recipe
 from bellwether.recipe.file import dump_recipe
-from bellwether.recipe.recipe import recipe
 
 pytest.importorskip("bitsandbytes")
 

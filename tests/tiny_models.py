@@ -200,7 +200,7 @@ def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float6
     import numpy as np
 
     from bellwether.model.lora import initial_adapter
-    from bellwether.recipe.recipe import recipe
+    from bellwether.recipe import recipe
 
     adapter = initial_adapter(base, recipe.Lora(rank=rank, **lora), torch.Generator().manual_seed(seed))
     draw = np.random.default_rng(seed)
