@@ -731,10 +731,15 @@ def broken_tokenizer(place: Place) -> list[str]:
     return place.run("--model", "model")
 
 
-@case("knows tokens up to number", "but the model's embedding ends at 299",
+@case("knows tokens up to number", "but the model's embedding ends at",
       "give the tokenizer that the model was trained with")  # fmt: skip
 def tokenizer_larger_than_the_embedding(place: Place) -> list[str]:
-    place.json(place.model() / "config.json", vocab_size=300)
+    path = place.model() / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    far = {"content": "<far>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    numbers = range(len(stored["model"]["vocab"]), 2000)
+    stored["added_tokens"] += [{**far, "id": n, "content": f"<far-{n}>", "special": True} for n in numbers]
+    path.write_text(json.dumps(stored))
     return place.run("--model", "model")
 
 

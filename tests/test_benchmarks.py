@@ -256,10 +256,10 @@ def test_time_inside_a_phase_that_has_its_own_counts_there_alone(monkeypatch):
 
 
 def test_the_phases_of_a_run_add_up_to_it(monkeypatch):
-    from bellwether import cli
+    from bellwether.cli import main as command
     from benchmarks import clock, phases
 
-    read, run, around = [], cli.main, []
+    read, run, around = [], command.main, []
 
     def reading():
         read.append(time.process_time())  # which other processes do not move
@@ -273,7 +273,7 @@ def test_the_phases_of_a_run_add_up_to_it(monkeypatch):
             around.append(time.process_time())
 
     monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=reading))
-    monkeypatch.setattr(cli, "main", timed)
+    monkeypatch.setattr(command, "main", timed)
     seconds = phases.default_run([*SHORT, "partition.clients=2", "partition.rows_per_client=null"])
     assert tuple(seconds) == phases.PHASES
     assert read[0] <= around[0] < around[1] <= read[-1], "the whole command is inside"

@@ -247,7 +247,7 @@ def test_the_same_budget_gives_the_same_bytes(bellwether, tiny_recipe, tmp_path)
 
 def test_runs_together_and_one_by_one_end_with_the_same_adapter(bellwether, tiny_recipe, tmp_path, monkeypatch):
     from bellwether import runner
-    from bellwether.model.base import fingerprint
+    from bellwether.model.base import weights_fingerprint as fingerprint
 
     load, initial = runner.load_base, runner.initial_adapter
 

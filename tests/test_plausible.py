@@ -163,7 +163,7 @@ def test_weights_stored_without_the_models_prefix_are_compared_and_loaded_too(ar
         # As it is often stored for models whose output layer is the embedding (GPT-2).
         if model.config.tie_word_embeddings:
             body.save_pretrained(folder)
-    assert load_base(settings(folder)).facts == open_base(settings(folder))
+    assert load_base(settings(folder)).facts == open_base(settings(folder)).facts
     name = next(name for name, (_, shape) in stored_shapes(folder).items() if len(shape) == 1)
     reshape(folder, name, (5,))
     assert f"The weight {name} has another shape" in refused(folder)
@@ -208,9 +208,9 @@ HUB = Model(path="owner/name", device="cpu")
 def test_a_hub_model_whose_shards_are_not_here_is_inspected(on_hub, llama):
     from dataclasses import replace
 
-    facts = open_base(HUB)
+    facts = open_base(HUB).facts
     assert facts.weight_bytes == {"model-1.safetensors": 1000, "model-2.safetensors": 2000}
-    here = open_base(settings(llama))
+    here = open_base(settings(llama)).facts
     assert facts == replace(here, name="owner/name", weight_bytes=facts.weight_bytes)
 
 
@@ -224,4 +224,4 @@ def test_a_folder_that_lacks_a_shard_is_no_hub_model(on_hub, folder):
     from bellwether.model.folder import find_folder
 
     with pytest.raises(ModelError, match=r"model-1\.safetensors is missing, though model\.safetensors\.index\.json"):
-        weight_files(find_folder(settings(folder), weights=True), settings(folder))
+        weight_files(find_folder(settings(folder)), settings(folder))

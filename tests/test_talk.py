@@ -289,8 +289,6 @@ from pathlib import Path
 from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
 from types import SimpleNamespace
-from bellwether.ask.questions import Settings, make_question
-from bellwether.ask.talk import open_talk
 
 talk = open_talk(Path(sys.argv[1]))
 stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))

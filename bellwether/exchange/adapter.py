@@ -295,7 +295,7 @@ def _check_modules(stored: Mapping[str, Any], modules: Sequence[str]) -> None:
     numbers = [layers] if isinstance(layers, int) else layers or []
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         raise ValueError(f"layers_to_transform in {CONFIG_FILE} is {_short(layers)}, but whole numbers are wanted")
-    for module in modules:
+    for module in sorted(modules):
         layer = _LAYER.match(module)
         for name, left_out in (
             ("target_modules", bool(targets) and not _is_among(module, targets)),
