@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import held
 import numpy as np
 import pytest
 from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
@@ -27,7 +28,7 @@ from bellwether.errors import BellwetherError, CheckpointError, RecipeError, Rou
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
-from bellwether.report.compare_show import cells, cost_cells, describe, gain_cells, terminal
+from bellwether.report.compare_show import cells, comparison_files, cost_cells, gain_cells, terminal
 from bellwether.report.compare_table import client_gains, make_lines
 from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
@@ -296,8 +297,8 @@ def test_a_curve_tells_the_loss_of_each_step_over_passes(sites: Recipe, tmp_path
 
 
 def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(sites: Recipe) -> None:
-    from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import TrainTask
+    from asking import train
+
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.tools.randomness import Randomness
@@ -307,9 +308,7 @@ def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(si
     adapter = initial_adapter(base, sites.lora, Randomness(0).torch("initial adapter"))
     layers = LoraLayers(base.model, adapter.config, slots=1)
     training = sites.training.model_copy(update={"batch_size": 16, "local_epochs": 3})  # each step is a whole pass
-    (reply,) = train_cohort(
-        base, layers, {"a": prepared.clients["a"].rows}, TrainTask(1, adapter, training, 1, 0), None
-    )
+    (reply,) = train(base, layers, {"a": prepared.clients["a"].rows}, adapter, training)
     assert len(reply.losses) == 3
     assert sum(reply.losses) / 3 == pytest.approx(reply.update.metrics["loss"], rel=1e-5)
 
@@ -374,12 +373,16 @@ def test_a_killed_comparison_goes_on_with_its_finished_arms_and_in_the_midst_of_
     tiny: Recipe, tmp_path: Path
 ) -> None:
     recipe = comparing(
-        with_overrides(tiny, {"federation.rounds": 20}), [3], base=ARMS["base"], federated=ARMS["federated"]
+        with_overrides(tiny, {"federation.rounds": 8, "federation.sampler": "held:half"}),
+        [3],
+        base=ARMS["base"],
+        federated=ARMS["federated"],
     )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "hold").write_text("5")  # so that it is still there, however fast it is
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "bellwether", "compare", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=held.environment(tmp_path / "hold"), stdout=subprocess.DEVNULL)
     run = folder / "federated" / "seed-3" / "run"
     while process.poll() is None and not (run / "checkpoints" / "0002").exists():
         time.sleep(0.002)
@@ -546,7 +549,7 @@ def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(code)
     (tmp_path / "pids").mkdir()
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 300
     while len(pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) < 2 and time.monotonic() < patience:
         time.sleep(0.05)
     parent.kill()
@@ -591,7 +594,7 @@ def by_hand(arms: dict[str, Arm], outcomes: list[Outcome]) -> Comparison:
 
 def tables(comparison: Comparison) -> dict[str, str]:
     """The files of a comparison's result."""
-    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    files = comparison_files(make_lines(comparison), client_gains(comparison), comparison)
     return {name: content.decode() for name, content in files.items()}
 
 
@@ -895,7 +898,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_folder
 
 from bellwether.errors import ModelError
-from bellwether.model.base import inspect_base, load_base, load_tokenizer
+from bellwether.model.base import load_base, open_base
 from bellwether.model.export import export
 from bellwether.model.folder import quiet_transformers, stored_shapes, weight_files
 from bellwether.model.proxy import load_proxy
@@ -43,7 +43,7 @@ def change(folder: Path, **values) -> None:
 def refused(folder: Path) -> str:
     """Return the one sentence that every way to open a base says at once."""
     started, said = time.monotonic(), set()
-    for opened in (inspect_base, load_base):
+    for opened in (open_base, load_base):
         with pytest.raises(ModelError) as caught:
             opened(settings(folder))
         said.add(str(caught.value))
@@ -99,7 +99,7 @@ def test_a_number_that_cannot_be_meant_is_named_at_once(changes, says, folder):
 def test_a_million_layers_are_refused_where_only_the_tokenizer_is_wanted(folder):
     change(folder, num_hidden_layers=1_000_000)
     with pytest.raises(ModelError, match="num_hidden_layers is 1000000,"):
-        load_tokenizer(settings(folder))
+        open_base(settings(folder))
 
 
 def reshape(folder: Path, name: str, shape: tuple[int, ...]) -> None:
@@ -163,7 +163,7 @@ def test_weights_stored_without_the_models_prefix_are_compared_and_loaded_too(ar
         # As it is often stored for models whose output layer is the embedding (GPT-2).
         if model.config.tie_word_embeddings:
             body.save_pretrained(folder)
-    assert load_base(settings(folder)).facts == inspect_base(settings(folder))
+    assert load_base(settings(folder)).facts == open_base(settings(folder)).facts
     name = next(name for name, (_, shape) in stored_shapes(folder).items() if len(shape) == 1)
     reshape(folder, name, (5,))
     assert f"The weight {name} has another shape" in refused(folder)
@@ -208,20 +208,20 @@ HUB = Model(path="owner/name", device="cpu")
 def test_a_hub_model_whose_shards_are_not_here_is_inspected(on_hub, llama):
     from dataclasses import replace
 
-    facts = inspect_base(HUB)
+    facts = open_base(HUB).facts
     assert facts.weight_bytes == {"model-1.safetensors": 1000, "model-2.safetensors": 2000}
-    here = inspect_base(settings(llama))
+    here = open_base(settings(llama)).facts
     assert facts == replace(here, name="owner/name", weight_bytes=facts.weight_bytes)
 
 
 def test_a_hub_model_of_a_billion_layers_is_refused_without_its_weights(on_hub):
     on_hub(num_hidden_layers=10**9)
     with pytest.raises(ModelError, match=r"num_hidden_layers is 1000000000, but a whole number from 0 to 1,000"):
-        inspect_base(HUB)
+        open_base(HUB)
 
 
 def test_a_folder_that_lacks_a_shard_is_no_hub_model(on_hub, folder):
     from bellwether.model.folder import find_folder
 
     with pytest.raises(ModelError, match=r"model-1\.safetensors is missing, though model\.safetensors\.index\.json"):
-        weight_files(find_folder(settings(folder), weights=True), settings(folder))
+        weight_files(find_folder(settings(folder)), settings(folder))

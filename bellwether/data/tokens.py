@@ -51,8 +51,21 @@ class Encoded:
         return np.array(self.encoding.offsets, np.int64).reshape(-1, 2)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a row: its tokens, None where it is left out, and whether its context or response is shorter."""
+
+    tokens: TokenRow | None
+    shortened: bool
+    cut: bool
+
+
 def tokenise(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: recipe.Data, template: Template
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: recipe.Data,
+    template: Template,
+    known: dict[Row, Fitted] | None = None,
 ) -> Tokenised:
     """Turn rows into token rows of at most ``settings.max_tokens`` tokens.
 
@@ -67,27 +80,25 @@ def tokenise(
             so that its tokens never lie across their borders.
         settings: ``max_tokens`` and ``loss_on``.
         template: a template as ``resolve_template`` returns it.
+        known: rows that were tokenised before in the same way, which are not tokenised again; gets the others.
 
     Raises:
         DataError: a row cannot be rendered or writes out a special token, or the tokenizer names no end
             of sequence.
     """
-    check_plain(rows, tokenizer)
+    known = {} if known is None else known
+    new = [row for row in dict.fromkeys(rows) if row not in known]
+    check_plain(new, tokenizer)
     encoder = _Encoder(tokenizer, template, settings)
-    kept: list[TokenRow] = []
-    shortened = cut = left_out = 0
     most = CHARACTERS_PER_TOKEN * settings.max_tokens
-    bounded = [_bounded(row, most, settings.max_tokens) for row in rows]
+    bounded = [_bounded(row, most, settings.max_tokens) for row in new]
     for portion in portions([sum(map(len, (*_texts(row), row.context))) for row in bounded]):
-        for row, tokens in zip(rows[portion], _fitted(bounded[portion], encoder), strict=True):
-            fits_by_chance = len(tokens) <= settings.max_tokens and any(len(text) > most for text in _texts(tokens.row))
-            if tokens.prompt_length >= min(settings.max_tokens, len(tokens)) or fits_by_chance:
-                left_out += 1
-                continue
-            shortened += (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
-            cut += len(tokens) > settings.max_tokens
-            kept.append(_cut(tokens, row, settings.max_tokens))
-    return Tokenised(kept, shortened, left_out, cut)
+        fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
+        known.update((row, _cut(tokens, row, settings.max_tokens, most)) for row, tokens in fitting)
+    fitted = [known[row] for row in rows]
+    kept = [row.tokens for row in fitted if row.tokens is not None]
+    shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut)
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -332,8 +343,20 @@ def _beginning(text: str, encoded: Encoded, less: int) -> str:
     return text[:end].rstrip()
 
 
-def _cut(tokens: TokenRow, row: Row, limit: int) -> TokenRow:
-    """Return a token row cut to a number of tokens, of the row as it was."""
-    return TokenRow(
+def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
+    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response.
+
+    Args:
+        tokens: of the row as it was shortened to fit.
+        row: the row as it was.
+        limit: tokens of a row.
+        most: characters of a text that are tokenised; a longer one that fits would fit for want of the others.
+    """
+    fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
+    if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
+        return Fitted(None, False, False)
+    shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
+    kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
+    return Fitted(kept, shortened, len(tokens) > limit)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bellwether.errors import RecipeError
+from bellwether.recipe.plain import Location
 from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection
-
-Location = tuple[str | int, ...]
+from bellwether.tools.words import cut
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -27,11 +28,6 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = [(tuple(field.split(".")), text) for field, text in _between_sections(recipe)]
     found += _partition_contradictions(recipe.partition)
     if recipe.compare is not None:
-        if recipe.engine.fuse != 1 and recipe.engine.tokens is None:
-            text = (
-                "engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number"
-            )
-            found.append((("engine", "tokens"), f"{text}, such as 1024, or set engine.fuse to 1."))
         if recipe.engine.processes != 1:
             text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
             found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
@@ -42,7 +38,7 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
 def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield field and sentence of what contradicts another field; of partitions, only what names clients."""
     partition, federation, warmup = recipe.partition, recipe.federation, recipe.training.warmup_rounds
-    method, size = partition.method, federation.cohort_size
+    method, size = cut(partition.method), federation.cohort_size
     if method == "column" and not partition.column:
         yield "partition.column", "partition.method is column, so name the column in partition.column."
     if partition.column and method != "column":
@@ -52,13 +48,10 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if size and known and size > partition.clients:
         text = f"federation.cohort_size is {size}, but there are {partition.clients} clients; give at most"
         yield "federation.cohort_size", f"{text} {partition.clients}."
-    if recipe.engine.fuse == 1 and recipe.engine.tokens is not None:
-        yield (
-            "engine.tokens",
-            "engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse.",
-        )
     if recipe.engine.processes > 1 and ":" in recipe.model.device:
-        text = f"engine.processes is {recipe.engine.processes}, but model.device is {recipe.model.device}, one device"
+        text = (
+            f"engine.processes is {recipe.engine.processes}, but model.device is {cut(recipe.model.device)}, one device"
+        )
         yield "engine.processes", f"{text}; set it to cuda, which spreads the processes."
     if federation.sampler == "available" and federation.availability is None:
         text = "federation.sampler is available, but federation.availability is null; say there who is away when."
@@ -66,6 +59,11 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if federation.deadline is not None and federation.availability is None:
         text = "federation.deadline is given, but nobody's speed is simulated; set it, such as"
         yield "federation.deadline", f"{text} federation.availability.rows_per_second=50."
+    ranks = recipe.lora.ranks or ()
+    largest = max(ranks.values() if isinstance(ranks, Mapping) else ranks, default=0)
+    if largest > recipe.lora.rank:
+        text = f"lora.ranks goes up to {largest}, but lora.rank, the server's, is {recipe.lora.rank}; raise lora.rank"
+        yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
     if warmup >= federation.rounds:
         text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
@@ -74,7 +72,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
     """Yield field and sentence of what contradicts another field of the selection."""
-    method = selection.method
+    method = cut(selection.method)
     if method == "full":
         return
     if selection.rows is not None and selection.fraction is not None:
@@ -89,7 +87,7 @@ def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
         text = "selection.rows_per_cluster is given, but selection.rows or selection.fraction says how many to take"
         yield "selection.rows_per_cluster", f"{text}; leave one of them out."
     if (selection.features == "proxy") != (selection.proxy is not None):
-        text = f"selection.features is {selection.features}, and selection.proxy {selection.proxy or 'null'}"
+        text = f"selection.features is {selection.features}, and selection.proxy {cut(selection.proxy or 'null')}"
         yield "selection.proxy", f"{text}; give both or neither."
     if selection.rotate and method not in ("hierarchical", "random"):
         yield (
@@ -131,8 +129,8 @@ def _partition_contradictions(partition: Partition) -> list[tuple[Location, str]
             found.append(
                 (
                     "clients_per_group",
-                    f"partition.clients_per_group is given, but partition.method {partition.method} makes the clients "
-                    "itself; set it to auto, iid, dirichlet, categories, shards or quantity.",
+                    f"partition.clients_per_group is given, but partition.method {cut(partition.method)} makes the "
+                    "clients itself; set it to auto, iid, dirichlet, categories, shards or quantity.",
                 )
             )
         elif total != partition.clients:
@@ -154,9 +152,9 @@ def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Loca
         lists += [(("tune", name), getattr(tune, name)) for name in ("seeds", "learning_rates", "passes")]
     lists += [(("arms", name, "clients"), arm.clients or ()) for name, arm in compare.arms.items()]
     found = [
-        (place, f"compare.{'.'.join(map(str, place))} names {twice[0]} twice; once is enough.")
+        (place, f"compare.{'.'.join(map(str, place))} names {cut(str(twice[0]))} twice; once is enough.")
         for place, values in lists
-        if (twice := [value for value in values if values.count(value) > 1])
+        if (twice := [value for value, count in Counter(values).items() if count > 1])
     ]
     if tune is not None and tune.choose_by != "loss" and not generate:
         found.append(
@@ -197,11 +195,11 @@ def _arm_contradictions(arm: Arm, tuned: bool) -> Iterator[tuple[str, str]]:
     for field in arm.set:
         by = "compare.tune" if tuned and field in told else told.get(field)
         if by:
-            yield "set", f"names {field}, but {by} decides it; leave one of them out."
+            yield "set", f"names {cut(field)}, but {by} decides it; leave one of them out."
         elif _is_idle(field, arm, counted):
-            yield "set", f"names {field}, which has no effect, since trains is {arm.trains}; leave it out."
+            yield "set", f"names {cut(field)}, which has no effect, since trains is {arm.trains}; leave it out."
         if field.partition(".")[0] in ("seed", "compare", "output") or field == "evaluation.part":
-            yield "set", f"names {field}, which is the same for all arms of a comparison; leave it out."
+            yield "set", f"names {cut(field)}, which is the same for all arms of a comparison; leave it out."
 
 
 def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
@@ -210,9 +208,9 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     Without a federation only what counts the passes of the recipe's rounds is used, where nothing else counts them.
     """
     section = field.partition(".")[0]
-    if arm.trains == "federation" or section not in ("training", "federation"):
+    if arm.trains == "federation" or section not in ("training", "federation", "method"):
         return False
     if not arm.learns or field == "training.warmup_rounds":
         return True
     passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
-    return section == "federation" and not (counted and field in passes)
+    return section == "method" or (section == "federation" and not (counted and field in passes))

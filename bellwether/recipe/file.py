@@ -1,4 +1,4 @@
-"""Recipes as files: reading YAML and overrides, naming every mistake with its place, writing, the shipped ones."""
+"""Recipes as files: reading them with overrides, naming every mistake with its place, writing, the shipped ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bellwether.errors import RecipeError
-from bellwether.recipe.contradictions import Location, contradictions
+from bellwether.recipe.contradictions import contradictions
+from bellwether.recipe.method import METHODS, OwnMethod
+from bellwether.recipe.plain import DEEPEST, MOST_BYTES, Location, NotPlain, Unreadable, compose, dotted, plain_value
 from bellwether.recipe.recipe import Recipe
+from bellwether.tools.words import cut, shown
 
 
 @dataclass
@@ -47,7 +50,8 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
     problems: list[str] = []
     path = find_recipe(path) if isinstance(path, str) else path
     source = _read_yaml(path, problems) if path else _Source()
-    for override in overrides:
+    # A method's name first: it leaves the fields of another method behind, and the other overrides are of its own.
+    for override in sorted(overrides, key=lambda text: not text.startswith("method.name")):
         _apply_override(source, override, problems)
     return _validated(source, problems)
 
@@ -78,8 +82,8 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any], place: str = "o
         RecipeError: all mistakes at once.
     """
     source = _Source(recipe.model_dump(mode="json"), origin=place)
-    for dotted, value in overrides.items():
-        _set(source, tuple(dotted.split(".")), value, place)
+    for name, value in sorted(overrides.items(), key=lambda item: item[0] != "method.name"):
+        _set(source, tuple(name.split(".")), value, place)
     return _validated(source, [])
 
 
@@ -93,7 +97,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     keys = sorted(flat_old.keys() | flat_new.keys())
     return [
-        f"{key}: {flat_old.get(key)!r} → {flat_new.get(key)!r}"
+        f"{key}: {shown(flat_old.get(key))} → {shown(flat_new.get(key))}"
         for key in keys
         if flat_old.get(key) != flat_new.get(key)
     ]
@@ -106,14 +110,25 @@ def _read_yaml(path: Path, problems: list[str]) -> _Source:
         problems.append(f"{path}: this is a data file, not a recipe; give it with --data, or to bellwether init.")
         return source
     try:
-        root = yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        root = compose(_read_text(path))
         if isinstance(root, yaml.MappingNode):
-            source.values = _mapping(path, root, (), source.places, problems)
+            source.values = plain_value(root, (), lambda line: f"{path}:{line}", source.places, problems)
         elif root is not None:
             problems.append(f"{path}:1: a recipe is a mapping of sections such as 'training:', but this is none.")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except RecipeError as error:
+        problems += error.problems
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problems.append(_unreadable(path, error))
     return source
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a recipe's file."""
+    with path.open("rb") as file:  # which may be a pipe, so that its size is known only by reading
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise RecipeError(f"{path}: this has more than {MOST_BYTES} bytes, which no recipe needs; give another file.")
+    return content.decode("utf-8-sig")
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -124,55 +139,33 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path}: the recipe cannot be read ({error.strerror}); give another one."
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8."
-    if isinstance(error, RecursionError):
-        return f"{path}: this recipe is nested too deep, or an alias stands for what contains it; write it out."
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{path}: character {error.position} cannot stand in YAML; remove it."
     mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    return f"{path}{line}: this is not YAML ({getattr(error, 'problem', None) or error}); mend it."
-
-
-def _mapping(
-    path: Path, node: yaml.MappingNode, location: Location, places: dict[Location, str], problems: list[str]
-) -> dict[str, Any]:
-    """Turn a mapping node into a dict, noting places and duplicate keys."""
-    values: dict[str, Any] = {}
-    first: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
-        here = (*location, key)
-        if key in first:
-            problems.append(
-                f"{path}:{line}: {'.'.join(map(str, here))} stands twice (first in line {first[key]}); remove one."
-            )
-            continue
-        first[key] = line
-        places[here] = f"{path}:{line}"
-        if isinstance(value_node, yaml.MappingNode):
-            values[key] = _mapping(path, value_node, here, places, problems)
-        else:
-            try:
-                values[key] = yaml.SafeLoader("").construct_object(value_node, deep=True)
-            except (yaml.YAMLError, ValueError) as error:  # a tag that is not known, or a date that is none
-                reason = getattr(error, "problem", None) or error
-                problems.append(
-                    f"{path}:{line}: the value of {'.'.join(map(str, here))} cannot be read ({reason}); quote it."
-                )
-    return values
+    place = f"{path}:{mark.line + 1}" if mark else str(path)
+    problem = str(getattr(error, "problem", None) or error)
+    return (
+        f"{place}: {problem}"
+        if isinstance(error, NotPlain)
+        else f"{place}: this is not YAML ({cut(problem)}); mend it."
+    )
 
 
 def _apply_override(source: _Source, override: str, problems: list[str]) -> None:
     """Set one dotted field of a source."""
-    dotted, separator, text = override.partition("=")
-    location = tuple(dotted.strip().split("."))
-    if not separator or not all(location):
-        problems.append(f"command line: {override!r} is not an override; write section.field=value.")
+    name, separator, text = override.partition("=")
+    location = tuple(name.strip().split("."))
+    if not separator or not all(location) or len(location) > DEEPEST:
+        problems.append(f"command line: {shown(override)} is not an override; write section.field=value.")
         return
     try:
-        node, value = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-        if isinstance(node, yaml.MappingNode):  # whose keys are texts, as in a file
-            value = _mapping(Path("command line"), node, location, {}, problems)
-    except (yaml.YAMLError, ValueError):  # a ValueError where a date is none
-        problems.append(f"command line: the value of {dotted} is not YAML: {text!r}; quote it.")
+        node = compose(text)
+        value = None if node is None else plain_value(node, location, lambda _: "command line", {}, problems)
+    except NotPlain as error:
+        problems.append(f"command line: {dotted(location)}: {error.problem}")
+        return
+    except (yaml.YAMLError, Unreadable):
+        problems.append(f"command line: the value of {dotted(location)} is not YAML: {shown(text)}; quote it.")
         return
     _set(source, location, value, "command line")
 
@@ -180,6 +173,9 @@ def _apply_override(source: _Source, override: str, problems: list[str]) -> None
 def _set(source: _Source, location: tuple[str, ...], value: Any, place: str) -> None:
     """Set one field of a source, making the sections above it where they are not there."""
     target = source.values
+    method = target.get("method")
+    if location == ("method", "name") and isinstance(method, dict) and method.get("name", "fedavg") != value:
+        method.clear()
     for depth, part in enumerate(location[:-1], start=1):
         if not isinstance(target.get(part), dict):
             target[part] = {}
@@ -198,9 +194,14 @@ def _sentences(source: _Source, error: ValidationError) -> list[str]:
         # A list whose items are bad counts as too short as well.
         repeated = problem["type"] == "too_short" and any(known[: len(field)] == field for known in sentences)
         if not repeated and (not kinds or field not in sentences):
-            location = tuple(part for part in problem["loc"] if part not in (*kinds, "[key]"))
+            location = _without_tag(tuple(part for part in problem["loc"] if part not in (*kinds, "[key]")))
             sentences[field] = _sentence(source, location, problem)
     return list(sentences.values())
+
+
+def _without_tag(location: Location) -> Location:
+    """Return a location without the name of the method that pydantic puts behind the field ``method``."""
+    return location[:1] + location[2:] if location[:1] == ("method",) else location
 
 
 # What pydantic says of values of a wrong kind, in words that need no Python.
@@ -214,24 +215,26 @@ _KINDS = {
 
 def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -> str:
     """Turn one of pydantic's errors into: place, field, what is wrong, what to do."""
-    dotted = ".".join(map(str, location)).replace("\n", "\\n")  # a key may be any text, a sentence is one line
     place = source.place(location)
+    method = str(problem["loc"][1]) if problem["loc"][:1] == ("method",) and len(problem["loc"]) > 1 else "fedavg"
     if problem["type"] == "extra_forbidden":
-        return f"{place}: there is no field {dotted}{_nearest(location)}"
-    value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+        return f"{place}: there is no field {dotted(location)}{_nearest(location, method)}"
+    value = "" if isinstance(problem["input"], dict) else f" is {shown(problem['input'])}"
     message = _KINDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    description = _description(location)
+    description = _description(location, method)
     meaning = f" ({description})" if description else ""
-    return f"{place}: {dotted}{value}: {message[0].lower() + message[1:]}{meaning}."
+    return f"{place}: {dotted(location)}{value}: {message[0].lower() + message[1:]}{meaning}."
 
 
-def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
-    """Return the section class at a location, or None."""
+def _section_at(location: Sequence[str | int], method: str = "fedavg") -> type[BaseModel] | None:
+    """Return the section class at a location, or None; that of the field ``method`` depends on the method's name."""
     section: type[BaseModel] = Recipe
     parts = iter(location)
     for part in parts:
         info = section.model_fields.get(str(part))
         inner = _inner_section(info.annotation) if info else None
+        if section is Recipe and part == "method":
+            inner = METHODS.get(method, OwnMethod)
         if info is None or inner is None:
             return None
         section = inner
@@ -246,12 +249,12 @@ def _inner_section(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _nearest(location: Location) -> str:
+def _nearest(location: Location, method: str) -> str:
     """Return a hint that names the field nearest to an unknown one, here or in another section."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], method)
     if section is None:
         return "; remove it."
-    name = str(location[-1])
+    name = cut(str(location[-1]))
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"; did you mean {'.'.join(map(str, (*location[:-1], near[0])))}?"
@@ -265,9 +268,9 @@ def _nearest(location: Location) -> str:
     return f"; known here: {', '.join(section.model_fields)}."
 
 
-def _description(location: Location) -> str:
+def _description(location: Location, method: str) -> str:
     """Return the description of the field at a location."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], method)
     info = section.model_fields.get(str(location[-1])) if section else None
     return (info.description or "") if info else ""
 
@@ -283,6 +286,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _WrittenOut(yaml.SafeDumper):
+    """Writes a value again wherever it is used, since recipes are read without aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return that no value is written as an alias."""
+        return True
+
+
 def _dump_section(section: BaseModel, indent: str, comments: bool) -> Iterable[str]:
     """Yield the YAML lines of a section."""
     for name, info in type(section).model_fields.items():
@@ -295,7 +306,7 @@ def _dump_section(section: BaseModel, indent: str, comments: bool) -> Iterable[s
             yield f"{indent}# {info.description}\n"
         plain = section.model_dump(mode="json", include={name})[name]
         style: dict[str, Any] = {"default_flow_style": True, "width": 10_000, "allow_unicode": True}
-        text = yaml.safe_dump(plain, sort_keys=False, **style).removesuffix("...\n")
+        text = yaml.dump(plain, Dumper=_WrittenOut, sort_keys=False, **style).removesuffix("...\n")
         yield f"{indent}{name}: {text.rstrip()}\n"
 
 

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+from bellwether.tools.words import shown
+
+
+@dataclass(frozen=True)
+class OursOrOwn:
+    """Takes one of our names, or ``package.module:function``, which runs a person's own code.
+
+    Args:
+        ours: our names.
+    """
+
+    ours: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        """Return the value, or raise ValueError."""
+        module, _, function = value.partition(":")
+        own = function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+        if value in self.ours or own:
+            return value
+        raise ValueError(f"{shown(value)} is not one of {', '.join(self.ours)}, nor package.module:function")
+
 
 def ours_or_own(*ours: str) -> Callable[[str], str]:
     """Return a validator that takes one of our names or ``package.module:function``."""
-
-    def check(value: str) -> str:
-        module, _, function = value.partition(":")
-        own = function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-        if value in ours or own:
-            return value
-        raise ValueError(f"{value!r} is not one of {', '.join(ours)}, nor package.module:function")
-
-    return check
+    return OursOrOwn(ours)
 
 
 def folder_name(value: str) -> str:

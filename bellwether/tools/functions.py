@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from typing import Any
 
 from bellwether.errors import BellwetherError, RecipeError
@@ -16,8 +18,8 @@ from bellwether.errors import BellwetherError, RecipeError
 def load_function(name: str) -> Callable[..., Any]:
     """Return the function that a recipe names; the current directory is searched as Python would.
 
-    This is the one place where a string in a recipe becomes code. It is meant for the person who runs
-    the recipe on their own machine.
+    This is the one place where a string in a recipe becomes code, with the rights of whoever runs it. The command
+    asks before it runs what a file or folder names (``recipe.consent``); who calls from Python answers for the recipe.
 
     Args:
         name: ``package.module:function``.
@@ -39,6 +41,28 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise RecipeError(f"{name}: the module {module_name} has no function {function_name}.")
     return function  # type: ignore[no-any-return]
+
+
+def file_of(name: str) -> str | None:
+    """Return the file that a function would be loaded from, without importing anything; None where there is none.
+
+    Args:
+        name: ``package.module:function``.
+    """
+    module_name = name.partition(":")[0]
+    if module_name in sys.modules:
+        return getattr(sys.modules[module_name], "__file__", None)
+    first, *inner = module_name.split(".")
+    try:
+        found = PathFinder.find_spec(first, [os.getcwd()]) if os.getcwd() not in sys.path else None
+        found = found or importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    for part in inner:
+        if found is None or found.submodule_search_locations is None:
+            return None
+        found = PathFinder.find_spec(f"{found.name}.{part}", found.submodule_search_locations)
+    return found.origin if found else None
 
 
 @contextlib.contextmanager

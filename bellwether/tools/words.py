@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection
 from itertools import islice
+from typing import Any
 
 
 def clean(text: str, ascii_only: bool = False) -> str:
@@ -44,3 +45,13 @@ def byte_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return a text of at most so many characters; of a longer one the beginning and an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut where that is long."""
+    return repr(cut(value)) if isinstance(value, str) else cut(repr(value))
