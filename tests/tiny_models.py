@@ -194,6 +194,26 @@ def exact_base(base: Any) -> Any:
     return dataclasses.replace(base, model=in_float64(copy.deepcopy(base.model)))
 
 
+def let_runs_compute_in_float64(monkeypatch: Any) -> None:
+    """Have the runs of a test hold base and adapters in float64."""
+    from bellwether import runner
+    from bellwether.model.base import fingerprint
+
+    load, initial = runner.load_base, runner.initial_adapter
+
+    def exact(settings: Any) -> Any:
+        base = exact_base(load(settings))
+        return dataclasses.replace(base, fingerprint=fingerprint(base.model))
+
+    def wide(*given: Any) -> Any:
+        adapter = initial(*given)
+        return adapter.with_tensors({key: value.astype("float64") for key, value in adapter.tensors.items()})
+
+    monkeypatch.setattr(runner, "load_base", exact)
+    monkeypatch.setattr(runner, "initial_adapter", wide)
+    monkeypatch.setattr(runner, "LoraLayers", functools.partial(runner.LoraLayers, dtype=torch.float64))
+
+
 def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float64", **lora: Any) -> Any:
     """An adapter of all linear modules whose B is not zero."""
     import numpy as np
