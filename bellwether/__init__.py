@@ -13,26 +13,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bellwether.adapter import Adapter as Adapter
-    from bellwether.adapter import AdapterConfig as AdapterConfig
-    from bellwether.errors import BellwetherError as BellwetherError
-    from bellwether.messages import Update as Update
-    from bellwether.randomness import Randomness as Randomness
-    from bellwether.recipe import Recipe as Recipe
-    from bellwether.recipe_file import load_recipe as load_recipe
-    from bellwether.runner import Result as Result
-    from bellwether.runner import run as run
+from bellwether.tools.version import VERSION as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from bellwether.errors import BellwetherError as BellwetherError
+    from bellwether.exchange.adapter import Adapter as Adapter
+    from bellwether.exchange.adapter import AdapterConfig as AdapterConfig
+    from bellwether.exchange.messages import Payload as Payload
+    from bellwether.exchange.messages import Update as Update
+    from bellwether.method.method import Method as Method
+    from bellwether.method.method import Pass as Pass
+    from bellwether.method.method import State as State
+    from bellwether.recipe.file import load_recipe as load_recipe
+    from bellwether.recipe.recipe import Recipe as Recipe
+    from bellwether.runner.run import Result as Result
+    from bellwether.runner.run import run as run
+    from bellwether.tools.randomness import Randomness as Randomness
+
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "BellwetherError",
+    "Method",
+    "Pass",
+    "Payload",
     "Randomness",
     "Recipe",
     "Result",
+    "State",
     "Update",
     "__version__",
     "load_recipe",
@@ -40,15 +49,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adapter": "adapter",
-    "AdapterConfig": "adapter",
+    "Adapter": "exchange.adapter",
+    "AdapterConfig": "exchange.adapter",
     "BellwetherError": "errors",
-    "Randomness": "randomness",
-    "Recipe": "recipe",
-    "Result": "runner",
-    "Update": "messages",
-    "load_recipe": "recipe_file",
-    "run": "runner",
+    "Randomness": "tools.randomness",
+    "Recipe": "recipe.recipe",
+    "Result": "runner.run",
+    "Method": "method.method",
+    "Pass": "method.method",
+    "Payload": "exchange.messages",
+    "State": "method.method",
+    "Update": "exchange.messages",
+    "load_recipe": "recipe.file",
+    "run": "runner.run",
 }
 
 

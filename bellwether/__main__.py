@@ -1,5 +1,5 @@
 """``python -m bellwether`` is the command ``bellwether``."""
 
-from bellwether.cli import main
+from bellwether.cli.main import main
 
 main()

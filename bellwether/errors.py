@@ -8,14 +8,15 @@
     ├── UpdateRejected    a client's update failed the check before aggregation
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
-    ├── JudgeError        a language model that shall judge answers cannot be asked, or refuses
-    │   ├── JudgeAway     it did not answer, however often it was asked; later it may
-    │   └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
-    └── FederationError   a real federation cannot start or go on
+    └── JudgeError        a language model that shall judge answers cannot be asked, or refuses
+        ├── JudgeAway     it did not answer, however often it was asked; later it may
+        └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
 
 Every message says what is wrong, the value, where it stands and what to do about it, in one or
 two sentences that are fit to be shown to a person.
 """
+
+_SHOWN = 10  # mistakes of a recipe
 
 
 class BellwetherError(Exception):
@@ -23,11 +24,13 @@ class BellwetherError(Exception):
 
 
 class RecipeError(BellwetherError):
-    """A recipe or an override is wrong; ``problems`` holds one sentence per mistake."""
+    """A recipe or an override is wrong; ``problems`` holds one sentence per mistake, the message the first ten."""
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+        more = len(self.problems) - _SHOWN
+        rest = [f"... and {more} more; there are {len(self.problems)} mistakes in all."] if more > 0 else []
+        super().__init__("\n".join([*self.problems[:_SHOWN], *rest]))
 
 
 class DataError(BellwetherError):
@@ -68,10 +71,6 @@ class JudgeRefused(JudgeError):
     def __init__(self, problem: str, said: str) -> None:
         self.said = said
         super().__init__(problem)
-
-
-class FederationError(BellwetherError):
-    """A federation across machines cannot start or go on."""
 
 
 def first_line(error: Exception) -> str:

@@ -97,8 +97,8 @@ def run_peak(clients: int, cohort: int, rows: int) -> int:
 
 def write_rows(path: Path, count: int) -> None:
     """Write as many instructions as wanted, the embedded ones over and over, each with a number of its own."""
-    from bellwether.starter.instructions import make_rows
-    from bellwether.starter.world import make_world
+    from starter.instructions import make_rows
+    from starter.world import make_world
 
     known = make_rows(make_world(), "train")
     with path.open("w") as file:

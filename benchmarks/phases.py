@@ -11,7 +11,7 @@ import importlib
 import importlib._bootstrap
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -61,12 +61,12 @@ def default_run(fields: Sequence[str]) -> dict[str, float]:
     """Run ``bellwether run`` in this process; return its seconds by phase, in the order of ``PHASES``."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as place, clock.during(OTHER), timed_imports(clock):
-        from bellwether import cli
+        from bellwether.cli.main import main
 
         arguments = ["run", *fields, "--out", str(Path(place) / "run")]
         with timed_rooms(clock), contextlib.redirect_stdout(io.StringIO()):
             try:
-                cli.main(arguments)
+                main(arguments)
             except SystemExit as end:  # as a command ends
                 if end.code:
                     raise RuntimeError(f"bellwether {' '.join(arguments)} ended with exit code {end.code}") from end
@@ -77,7 +77,6 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     """Return the seconds of a round by phase, after a first one that does not count, as the mean of some rounds."""
     import torch
 
-    from bellwether.aggregate import average
     from bellwether.client.optimizer import StackedAdamW
     from bellwether.model.lora import LoraLayers
     from benchmarks import ours
@@ -86,19 +85,16 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     clock = Clock()
     torch.set_num_threads(setting.threads)
     functions = {
+        (ours, "mean_of"): AVERAGE,
         (StackedAdamW, "step"): OPTIMIZER,
         (StackedAdamW, "clip"): OPTIMIZER,
         (LoraLayers, "load"): SLOTS,
         (LoraLayers, "read"): SLOTS,
     }
 
-    def timed_aggregate(name: str) -> Callable[..., Any]:
-        return clock.timed(AVERAGE, average.make_aggregate(name))
-
     with tempfile.TemporaryDirectory() as place, timed_steps(clock, ours), patched(clock, functions):
         folder = make_model(setting, Path(place))
-        with mock.patch.object(ours, "make_aggregate", timed_aggregate):
-            round = ours.ours(setting, folder, make_clients(setting))
+        round = ours.ours(setting, folder, make_clients(setting))
         round()
         clock.seconds.clear()
         for _ in range(repeats):
@@ -118,17 +114,19 @@ def timed_imports(clock: Clock) -> Iterator[None]:
 @contextlib.contextmanager
 def timed_rooms(clock: Clock) -> Iterator[None]:
     """Count the work of the rooms that a run goes through to their phases."""
-    from bellwether import federate, runner
+    from bellwether import federate
     from bellwether.client import score
     from bellwether.engine.local import LocalEngine
-    from bellwether.messages import TrainTask
-    from bellwether.run_folder import RunFolder
+    from bellwether.exchange.messages import TrainTask
+    from bellwether.runner import run as runner
+    from bellwether.runner import wiring
+    from bellwether.store.run_folder import RunFolder
 
     functions = {
         (runner, "prepare"): DATA,
-        (runner, "data_fingerprint"): DATA,
-        (runner, "fingerprint"): BASE,
-        (runner, "score"): LOSS,
+        (runner, "prepared_fingerprint"): DATA,
+        (wiring, "weights_fingerprint"): BASE,
+        (wiring, "score"): LOSS,
         (score, "generate"): GENERATION,
         (federate, "run_round"): SERVER,
         (RunFolder, "commit"): RECORDS,

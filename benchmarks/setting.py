@@ -90,7 +90,7 @@ def make_model(setting: Setting, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bellwether.randomness import Randomness
+    from bellwether.tools.randomness import Randomness
 
     heads = setting.heads or setting.hidden // 32
     config = LlamaConfig(
@@ -135,7 +135,7 @@ def _write_tokenizer(vocabulary: int, folder: Path) -> None:
 
 def make_clients(setting: Setting) -> dict[str, list[TokenRow]]:
     """Return the token rows of every client."""
-    from bellwether.randomness import Randomness
+    from bellwether.tools.randomness import Randomness
 
     clients = {}
     for number in range(setting.clients):

@@ -132,8 +132,9 @@ def bare(setting: Setting, folder: Path, clients: Rows) -> Callable[[], Any]:
     import torch
 
     from bellwether.model.base import load_base
+    from bellwether.model.batch import pack, padded
     from bellwether.model.features import TOKENS, by_tokens
-    from bellwether.model.forward import pack, padded, run_padded
+    from bellwether.model.forward import run_padded
     from benchmarks.ours import model_of
 
     base = load_base(model_of(setting, folder))
@@ -155,7 +156,7 @@ def _attached(setting: Setting, folder: Path) -> tuple[Any, Any]:
     """Return the base and LoRA layers over it that hold an adapter."""
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
-    from bellwether.randomness import Randomness
+    from bellwether.tools.randomness import Randomness
     from benchmarks.ours import lora_of, model_of
 
     base = load_base(model_of(setting, folder))
@@ -201,8 +202,8 @@ def reduction(setting: Setting, repeats: int) -> dict[str, Any]:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from bellwether.randomness import Randomness
-    from bellwether.select.space import per_client_tsne, random_projection
+    from bellwether.method.select.space import per_client_tsne, random_projection
+    from bellwether.tools.randomness import Randomness
 
     generator = Randomness(0).numpy("features of a benchmark")
     features_NF = generator.standard_normal((setting.rows, (setting.layers + 1) * setting.hidden)).astype(np.float32)
@@ -241,8 +242,8 @@ def clustering(points: int, threads: int) -> dict[str, float]:
     from sklearn.metrics import adjusted_rand_score
     from threadpoolctl import threadpool_limits
 
-    from bellwether.randomness import Randomness
-    from bellwether.select.cluster import find_clusters
+    from bellwether.method.select.cluster import find_clusters
+    from bellwether.tools.randomness import Randomness
 
     generator = Randomness(0).numpy("points of a benchmark")
     centres = generator.standard_normal((200, DIMENSIONS)) * 4

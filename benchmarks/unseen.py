@@ -26,22 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
-from bellwether.adapter import AdapterConfig, read_adapter
-from bellwether.arms import Outcome, arm_recipe
 from bellwether.client.score import score
-from bellwether.compare import compare
-from bellwether.comparison import Comparison, arm_folder
+from bellwether.compare.arms import arm_recipe
+from bellwether.compare.compare import compare
 from bellwether.data.rows import TokenRow
 from bellwether.errors import BellwetherError, RecipeError
-from bellwether.evaluate.intervals import difference, holm, interval
-from bellwether.evaluate.scores import Totals, macro
+from bellwether.exchange.adapter import AdapterConfig, read_adapter
+from bellwether.exchange.records import Event, Note
+from bellwether.exchange.scores import Totals, macro
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
-from bellwether.prepare import prepare
-from bellwether.randomness import Randomness
-from bellwether.recipe import Arm, Compare, Evaluation, Recipe
-from bellwether.recipe_file import with_overrides
-from bellwether.records import Event, Note
+from bellwether.recipe.file import with_overrides
+from bellwether.recipe.recipe import Arm, Compare, Evaluation, Recipe
+from bellwether.runner.prepare import prepare
+from bellwether.store.comparison import Comparison, Outcome, arm_folder
+from bellwether.tools.intervals import difference, holm, interval
+from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
 
 Floats = NDArray[np.float64]

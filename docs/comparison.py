@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from bellwether.arms import Outcome, read_outcomes
-from bellwether.compare_show import markdown
-from bellwether.evaluate.scores import macro
-from bellwether.recipe_file import find_recipe
+from bellwether.exchange.scores import macro
+from bellwether.recipe.file import find_recipe
+from bellwether.store.comparison import Outcome, read_outcomes
+from bellwether.tell.tables import markdown
 
 ROOT = Path(__file__).parents[1]
-STARTER = ROOT / "bellwether" / "starter"
+STARTER = [ROOT / "bellwether" / room / "starter" for room in ("model", "data")]
 HEADS = ("", "loss", "ROUGE-L, %", "exact match, %", "federated minus it: loss", "exact match, points")
 STEPS = ", 1000 steps"
 
@@ -31,7 +31,7 @@ def comparison_hash() -> str:
     """Return a hash of what the table rests on: the embedded base and rows, and what the recipe says."""
     settings = yaml.safe_load(find_recipe("fedit-table").read_text(encoding="utf-8"))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in (STARTER / "base" / "model.safetensors", *sorted((STARTER / "rows").glob("*.jsonl"))):
+    for path in (STARTER[0] / "model.safetensors", *sorted(STARTER[1].glob("*.jsonl"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

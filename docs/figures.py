@@ -24,17 +24,18 @@ import torch
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
-from bellwether.describe import describe, draw
-from bellwether.live import summary, view
-from bellwether.narrate import Progress
-from bellwether.prepare import prepare
-from bellwether.recipe_file import dump_recipe, load_recipe
-from bellwether.records import ClientFinished, Event
-from bellwether.runner import Result, run
+from bellwether.exchange.records import ClientFinished, Event
+from bellwether.recipe.file import dump_recipe, load_recipe
+from bellwether.report.holdings import draw
+from bellwether.runner.describe import describe
+from bellwether.runner.prepare import prepare
+from bellwether.runner.run import Result, run
+from bellwether.tell.live import summary, view
+from bellwether.tell.narrate import RunStatus
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-STARTER = ROOT / "bellwether" / "starter"
+STARTER = [ROOT / "bellwether" / room / "starter" for room in ("model", "data")]
 # Rich's own picture of a terminal, without the font that it would load from elsewhere.
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -64,16 +65,16 @@ class Camera:
     """A watcher that keeps what the terminal shows when some clients of a round have answered."""
 
     def __init__(self, round: int, answered: int) -> None:
-        self.progress, self.round, self.answered = Progress(), round, answered
+        self.status, self.round, self.answered = RunStatus(), round, answered
         self.picture: str | None = None
 
     def __call__(self, event: Event) -> None:
         """Take an event, and the picture when it is time."""
-        self.progress.take(event)
-        there = self.progress.round == self.round and len(self.progress.finished) == self.answered
+        self.status.take(event)
+        there = self.status.round == self.round and len(self.status.finished) == self.answered
         if self.picture is None and there and isinstance(event, ClientFinished):
             console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
-            console.print(view(self.progress, 92, 24))
+            console.print(view(self.status, 92, 24))
             self.picture = console.export_svg(
                 title="bellwether run", theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="live"
             )
@@ -82,7 +83,7 @@ class Camera:
 def default_run_hash() -> str:
     """Return a hash of what the figures rest on: the embedded base and rows, and the default recipe."""
     digest = hashlib.sha256(dump_recipe(load_recipe("default")).encode())
-    for path in (STARTER / "base" / "model.safetensors", *sorted((STARTER / "rows").glob("*.jsonl"))):
+    for path in (STARTER[0] / "model.safetensors", *sorted(STARTER[1].glob("*.jsonl"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

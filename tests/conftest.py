@@ -157,7 +157,7 @@ def tiny_recipe(tmp_path: Path, tiny_llama: Path, dolly_like: Path) -> Path:
 
 def call(*words: object) -> Outcome:
     """Run the command ``bellwether`` in this process."""
-    from bellwether.cli import main
+    from bellwether.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwether.randomness import Randomness
+from bellwether.tools.randomness import Randomness
 
 
 def everybody(clients: Sequence[str], round: int, randomness: Randomness) -> Sequence[str]:

@@ -23,16 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from bellwether import atomic, run_folder
-from bellwether.adapter import Adapter, AdapterConfig, key_a, key_b, read_adapter
-from bellwether.checkpoint import Checkpoint, checkpoint_files
 from bellwether.errors import CheckpointError
-from bellwether.evaluate.scores import Totals
-from bellwether.history import Record, load_records, load_state
-from bellwether.recipe import Recipe
-from bellwether.recipe_file import dump_recipe, load_recipe
-from bellwether.records import ClientRecord, EvaluationRecord, RoundRecord
-from bellwether.run_folder import RunFolder
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b, read_adapter
+from bellwether.exchange.records import ClientRecord, EvaluationRecord, Record, RoundRecord
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.file import dump_recipe, load_recipe
+from bellwether.recipe.recipe import Recipe
+from bellwether.store import run_folder
+from bellwether.store.checkpoint import Checkpoint, checkpoint_files
+from bellwether.store.history import load_records, load_state
+from bellwether.store.run_folder import RunFolder
+from bellwether.tools import atomic
 
 MODULES = ("model.layers.0.q_proj", "model.layers.10.q_proj", "model.layers.2.q_proj")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import random_adapter, tiny_base
 
-from bellwether.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files, read_adapter
 from bellwether.errors import ModelError
+from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files, read_adapter
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 

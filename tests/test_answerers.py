@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import TINY_RECIPE
 
-from bellwether.adapter import Adapter, read_adapter
-from bellwether.answerers import find_answerer, find_answerers
-from bellwether.compare import compare
+from bellwether.ask.answerers import find_answerer, find_answerers
+from bellwether.compare.compare import compare
 from bellwether.errors import CheckpointError, RecipeError
-from bellwether.recipe_file import load_recipe, with_overrides
+from bellwether.exchange.adapter import Adapter, read_adapter
+from bellwether.recipe.file import load_recipe, with_overrides
 
 
 @pytest.fixture(scope="module")

@@ -130,84 +130,9 @@ def contents(folder: Path) -> Iterator[tuple[str, str]]:
 # The recipe and the command -----------------------------------------------------------------------
 
 
-@case("recipe.yaml:2: there is no field training.batchsize; did you mean training.batch_size?")
-def misspelt_field(place: Place) -> list[str]:
-    return place.recipe("training:\n  batchsize: 4\n")
-
-
-@case("recipe.yaml:2: there is no field model.rank; did you mean lora.rank?")
-def field_in_the_wrong_section(place: Place) -> list[str]:
-    return place.recipe("model:\n  rank: 4\n")
-
-
-@case("command line: there is no field quantum; known here: name, seed, model")
-def unknown_section(place: Place) -> list[str]:
-    return place.run("quantum=1")
-
-
 @case("recipe.yaml:3: training.batch_size is 0", "greater than or equal to 1", "rows per batch")
 def value_out_of_range(place: Place) -> list[str]:
     return place.recipe("training:\n  # nothing fits in this\n  batch_size: 0\n")
-
-
-@case("recipe.yaml:2: training.learning_rate is nan", "finite number")
-def value_nan(place: Place) -> list[str]:
-    return place.recipe("training:\n  learning_rate: .nan\n")
-
-
-@case("command line: training.learning_rate is inf", "finite number")
-def value_infinite(place: Place) -> list[str]:
-    return place.run("training.learning_rate=.inf")
-
-
-@case("recipe.yaml:1: lora.rank is 'eight'", "valid integer")
-def value_of_a_wrong_type(place: Place) -> list[str]:
-    return place.recipe("lora: {rank: eight}\n")
-
-
-@case("recipe.yaml:1: training is 4: this is a section; set fields below it, or leave it out")
-def value_instead_of_a_section(place: Place) -> list[str]:
-    return place.recipe("training: 4\n")
-
-
-@case("recipe.yaml:1: training is None: this is a section; set fields below it, or leave it out")
-def section_without_fields(place: Place) -> list[str]:
-    return place.recipe("training:\nseed: 1\n")
-
-
-@case("command line: federation.rounds is True: true and false are not wanted here (number of rounds)")
-def truth_instead_of_a_number(place: Place) -> list[str]:
-    return place.run("federation.rounds=yes")
-
-
-@case("command line: lora.target_modules is 'q_proj': a list is wanted, such as [one, two] (names of")
-def one_name_instead_of_a_list(place: Place) -> list[str]:
-    return place.run("lora.target_modules=q_proj")
-
-
-@case("command line: lora.target_modules is []: this is empty; name at least one")
-def empty_list(place: Place) -> list[str]:
-    return place.run("lora.target_modules=[]")
-
-
-@case("recipe.yaml:2: the value of seed cannot be read (could not determine a constructor for the tag", "quote it")
-def yaml_tag_that_would_make_an_object(place: Place) -> list[str]:
-    return place.recipe("name: a\nseed: !!python/object/apply:os.getpid []\n")
-
-
-@case("recipe.yaml:1: the value of name cannot be read (month must be in 1..12); quote it")
-def yaml_date_that_is_none(place: Place) -> list[str]:
-    return place.recipe("name: 2024-99-99\n")
-
-
-@case("command line: the value of name is not YAML: '2024-99-99'; quote it")
-def override_with_a_date_that_is_none(place: Place) -> list[str]:
-    return place.run("name=2024-99-99")
-
-
-@case("recipe.yaml: this recipe is nested too deep, or an alias stands for what contains it; write it out")
-def yaml_alias_of_itself(place: Place) -> list[str]:
-    return place.recipe("lora: &l {rank: *l}\n")
 
 
 @case("command line: federation.rounds is 0", "greater than or equal to 1", "number of rounds")
@@ -218,11 +143,6 @@ def flag_out_of_range(place: Place) -> list[str]:
 @case("command line: seed is -1", "greater than or equal to 0")
 def seed_out_of_range(place: Place) -> list[str]:
     return place.run("--seed", -1)
-
-
-@case("recipe.yaml:4: lora.rank stands twice (first in line 2); remove one")
-def duplicate_yaml_key(place: Place) -> list[str]:
-    return place.recipe("lora:\n  rank: 4\n  alpha: 8\n  rank: 8\n")
 
 
 @case(
@@ -239,30 +159,9 @@ def missing_recipe(place: Place) -> list[str]:
     return ["run", "nowhere.yaml"]
 
 
-@case("folder: the recipe cannot be read (Is a directory)")
-def recipe_that_is_a_folder(place: Place) -> list[str]:
-    (place.path / "folder").mkdir()
-    return ["run", "folder"]
-
-
-@case("recipe.yaml:1: a recipe is a mapping of sections such as 'training:'")
-def recipe_that_is_a_list(place: Place) -> list[str]:
-    return place.recipe("- training\n- lora\n")
-
-
 @case("recipe.yaml:3: this is not YAML (expected ',' or ']'")
 def recipe_that_is_not_yaml(place: Place) -> list[str]:
     return place.recipe("seed: 1\nlora: [1, 2\n")
-
-
-@case("recipe.yaml:2: this is not YAML (found character '\\t'")
-def recipe_with_tabs(place: Place) -> list[str]:
-    return place.recipe("lora:\n\trank: 2\n")
-
-
-@case("recipe.yaml: byte 6 is not UTF-8; save the recipe as UTF-8")
-def recipe_in_another_encoding(place: Place) -> list[str]:
-    return place.recipe("name: ümlaut\n".encode("latin-1"))
 
 
 @case("give one recipe, not 2 (tiny.yaml, shepherd)")
@@ -275,19 +174,9 @@ def override_without_a_value(place: Place) -> list[str]:
     return place.run("training.batch_size")
 
 
-@case("command line: '=4' is not an override; write section.field=value")
-def override_without_a_field(place: Place) -> list[str]:
-    return place.run("=4")
-
-
 @case("command line: the value of lora.target_modules is not YAML: '[q_proj'; quote it")
 def override_that_is_not_yaml(place: Place) -> list[str]:
     return place.run("lora.target_modules=[q_proj")
-
-
-@case("recipe.yaml:1: name is '../up'", "name of the run")
-def name_with_parts_of_a_path(place: Place) -> list[str]:
-    return place.recipe("name: ../up\n")
 
 
 @case("model.device is 'gpu'", "auto, cpu, cuda, cuda:N or mps")
@@ -300,11 +189,6 @@ def cuda_device_that_is_absent(place: Place) -> list[str]:
     return place.run("--device", "cuda:99")
 
 
-@case("output.trackers.0 is 'teletext'", "'tensorboard', 'mlflow', 'wandb' or 'trackio'")
-def unknown_tracker(place: Place) -> list[str]:
-    return place.run("output.trackers=[teletext]")
-
-
 @case("output.trackers names wandb, which is not installed", "pip install -e '.[wandb]', or leave it out")
 def tracker_that_is_not_installed(place: Place) -> list[str]:
     patch = pytest.MonkeyPatch()
@@ -314,14 +198,9 @@ def tracker_that_is_not_installed(place: Place) -> list[str]:
     return place.run("output.trackers=[wandb]")
 
 
-@case("federation.sampler is 'unifrom': 'unifrom' is not one of uniform, available, nor package.module:function")
-def method_that_does_not_exist(place: Place) -> list[str]:
-    return place.run("federation.sampler=unifrom")
-
-
 @case("nothere.rules:mean: the module nothere.rules cannot be imported (ModuleNotFoundError", "it is searched in")
 def own_function_whose_module_is_absent(place: Place) -> list[str]:
-    return place.run("federation.aggregate=nothere.rules:mean")
+    return place.run("method.name=nothere.rules:mean")
 
 
 @case("own_broken:sample: the module own_broken cannot be imported (ZeroDivisionError")
@@ -354,11 +233,6 @@ def own_partition_that_is_absent(place: Place) -> list[str]:
     return place.run("partition.method=own_short:deal")
 
 
-@case("federation.sampler is available, but federation.availability is null")
-def sampler_without_availability(place: Place) -> list[str]:
-    return place.run("federation.sampler=available")
-
-
 @case("nowhere.jsonl: the trace cannot be read", "federation.availability.trace")
 def missing_trace(place: Place) -> list[str]:
     return place.run("federation.availability.trace=nowhere.jsonl")
@@ -378,16 +252,6 @@ def warm_up_as_long_as_the_run(place: Place) -> list[str]:
     return place.run("training.warmup_rounds=2")
 
 
-@case("engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse")
-def tokens_without_clients_together(place: Place) -> list[str]:
-    return place.run("engine.tokens=1024")
-
-
-@case("engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number")
-def a_comparison_that_would_measure(place: Place) -> list[str]:
-    return place.run("engine.fuse=0", "compare={}")
-
-
 @case("federation.cohort_size is 9, but there are 4 clients; give at most 4")
 def cohort_larger_than_the_clients(place: Place) -> list[str]:
     return place.run("federation.cohort_size=9")
@@ -397,11 +261,6 @@ def cohort_larger_than_the_clients(place: Place) -> list[str]:
 def cohort_larger_than_the_clients_found(place: Place) -> list[str]:
     rows = [{**row, "site": f"site-{number % 2}"} for number, row in enumerate(dolly_rows(CATEGORIES[:2], 8))]
     return place.rows(rows, "partition.method=column", "partition.column=site", "federation.cohort_size=9")
-
-
-@case("tiny.yaml:4: partition.method is column, so name the column in partition.column")
-def partition_by_a_column_without_name(place: Place) -> list[str]:
-    return place.run("partition.method=column")
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -652,13 +511,6 @@ def group_without_clients(place: Place) -> list[str]:
 
 
 @case(
-    "command line: partition.clients_per_group adds up to 7 clients, but partition.clients is 4; set partition.clients"
-)
-def groups_that_do_not_add_up(place: Place) -> list[str]:
-    return place.run("partition.clients_per_group={english: 4, french: 3}")
-
-
-@case(
     "partition.rows_per_client begins at 20 rows, but 4 of 4 clients are dealt fewer: client-01 gets 8; begin at 8 or"
 )
 def more_rows_to_keep_than_are_dealt(place: Place) -> list[str]:
@@ -723,11 +575,6 @@ def file_name_too_long(place: Place) -> list[str]:
 @case("command line: model.path is ''", "at least 1 character")
 def model_without_name(place: Place) -> list[str]:
     return place.run("--model", "")
-
-
-@case("command line: lora.alpha is 1e+300", "less than or equal to 1000000")
-def alpha_that_no_float32_holds(place: Place) -> list[str]:
-    return place.run("lora.alpha=1.0e+300")
 
 
 @case("model.path is './nowhere', but there is no such folder; give a model's folder")
@@ -952,16 +799,6 @@ def output_folder_below_a_file(place: Place) -> list[str]:
     return place.run("--out", "tiny.yaml/out")
 
 
-@case("output.folder is '': this cannot be the name of a folder (run folder")
-def output_folder_without_name(place: Place) -> list[str]:
-    return place.run("output.folder=''")
-
-
-@case("output.folder is 'a\\x00b': this cannot be the name of a folder (run folder")
-def output_folder_with_a_null_character(place: Place) -> list[str]:
-    return place.run('output.folder="a\\0b"')
-
-
 @case("x", "File name too long")
 def output_name_too_long(place: Place) -> list[str]:
     return place.run("--out", "x" * 300)
@@ -970,7 +807,7 @@ def output_name_too_long(place: Place) -> list[str]:
 def hold(place: Place, folder: Path) -> int:
     """Let another process hold a folder's lock; return its number."""
     code = (
-        "import sys, pathlib, bellwether.lock as lock\n"
+        "import sys, pathlib, bellwether.tools.lock as lock\n"
         "held = lock.acquire(pathlib.Path(sys.argv[1]))\n"
         "print('held', flush=True); sys.stdin.read()\n"
     )
@@ -1137,9 +974,9 @@ COMPARISONS: dict[str, tuple[str, str, str]] = {
         "compare.arms.x.set names training.warmup_rounds, which has no effect, since trains is alone; leave it out",
     ),
     "aggregation_without_a_federation_set_by_an_arm": (
-        "{arms: {x: {trains: together, set: {federation.aggregate: uniform}}}}",
+        "{arms: {x: {trains: together, set: {method.name: uniform}}}}",
         "",
-        "compare.arms.x.set names federation.aggregate, which has no effect, since trains is together; leave it out",
+        "compare.arms.x.set names method.name, which has no effect, since trains is together; leave it out",
     ),
     "fraction_beside_passes_set_by_an_arm": (
         "{arms: {x: {trains: together, passes: 3, set: {federation.fraction: 1}}}}",

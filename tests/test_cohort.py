@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from bellwether.cohort import cohort_size, make_sampler, make_trace
+from bellwether.data.trace import read_trace
 from bellwether.errors import DataError
-from bellwether.randomness import Randomness, derive_seed
-from bellwether.recipe import Availability, Federation
+from bellwether.method.cohort import Sampling, cohort_size, make_sampler, make_trace
+from bellwether.recipe.recipe import Availability, Federation
+from bellwether.tools.randomness import Randomness, derive_seed
 
 CLIENTS = [f"client-{n:03d}" for n in range(100)]
 
@@ -34,18 +35,22 @@ def test_a_number_of_clients_goes_before_a_fraction():
 
 def test_uniform_cohorts_repeat_with_the_seed_and_differ_between_rounds():
     sample = make_sampler(Federation(fraction=0.1), None)
-    first = sample(CLIENTS, 1, Randomness(0))
-    assert first == sample(CLIENTS, 1, Randomness(0))
-    assert first != sample(CLIENTS, 2, Randomness(0))
-    assert first != sample(CLIENTS, 1, Randomness(1))
+    first = sample(drawing(CLIENTS, 1, Randomness(0)))
+    assert first == sample(drawing(CLIENTS, 1, Randomness(0)))
+    assert first != sample(drawing(CLIENTS, 2, Randomness(0)))
+    assert first != sample(drawing(CLIENTS, 1, Randomness(1)))
     assert len(set(first)) == 10
+
+
+def drawing(clients, round, randomness):
+    return Sampling(round, clients, {}, None, randomness)
 
 
 def test_uniform_cohorts_take_every_client_equally_often():
     sample = make_sampler(Federation(fraction=0.1), None)
     counts = dict.fromkeys(CLIENTS, 0)
     for round in range(1, 2001):
-        for client in sample(CLIENTS, round, Randomness(3)):
+        for client in sample(drawing(CLIENTS, round, Randomness(3))):
             counts[client] += 1
     # Each count is binomial(2000, 0.1): mean 200, standard deviation 13.4; chi-square over 100 clients.
     chi_square = sum((count - 200) ** 2 / 200 for count in counts.values())
@@ -55,11 +60,11 @@ def test_uniform_cohorts_take_every_client_equally_often():
 def test_the_available_sampler_never_asks_a_client_that_is_away():
     availability = Availability(away=0.5)
     federation = Federation(sampler="available", fraction=0.2, availability=availability)
-    trace = make_trace(availability, CLIENTS, Randomness(0))
+    trace = make_trace(availability, Randomness(0))
     sample = make_sampler(federation, trace)
     away = 0
     for round in range(1, 50):
-        cohort = sample(CLIENTS, round, Randomness(0))
+        cohort = sample(drawing(CLIENTS, round, Randomness(0)))
         assert len(cohort) == 20
         assert all(trace(client, round).available for client in cohort)
         away += sum(not trace(client, round).available for client in CLIENTS)
@@ -68,7 +73,7 @@ def test_the_available_sampler_never_asks_a_client_that_is_away():
 
 def test_a_client_keeps_its_speed_over_rounds_and_speeds_spread_log_normally():
     availability = Availability(rows_per_second=20.0, speed_spread=0.5)
-    trace = make_trace(availability, CLIENTS, Randomness(1))
+    trace = make_trace(availability, Randomness(1))
     speeds = [trace(client, 1).rows_per_second for client in CLIENTS]
     assert speeds == [trace(client, 9).rows_per_second for client in CLIENTS]
     logs = np.log(speeds)
@@ -83,7 +88,7 @@ def test_a_trace_file_says_what_holds_from_its_round_on(tmp_path):
     ]
     path = tmp_path / "trace.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    trace = make_trace(Availability(trace=str(path), rows_per_second=9), ["a", "b"], Randomness(0))
+    trace = make_trace(Availability(trace=str(path), rows_per_second=9), Randomness(0), read_trace(path, ["a", "b"]))
     assert [trace("a", round).available for round in (1, 2, 3, 4)] == [True, True, False, False]
     assert trace("a", 1).rows_per_second == 9
     assert trace("b", 7).rows_per_second == 5
@@ -103,7 +108,7 @@ def test_a_broken_trace_file_is_refused_with_its_line(tmp_path, line, message):
     path = tmp_path / "trace.jsonl"
     path.write_text(line)
     with pytest.raises(DataError) as caught:
-        make_trace(Availability(trace=str(path)), ["a"], Randomness(0))
+        read_trace(path, ["a"])
     assert message in str(caught.value)
 
 

@@ -22,19 +22,19 @@ import pytest
 from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
 from safetensors.numpy import load_file
 
-from bellwether.arms import OUTCOMES, Outcome, arm_recipe, read_outcomes
-from bellwether.compare import compare
-from bellwether.compare_show import cells, cost_cells, describe, gain_cells, terminal
-from bellwether.compare_table import client_gains, make_lines
-from bellwether.comparison import Comparison, read_comparison
+from bellwether.compare.arms import arm_recipe
+from bellwether.compare.compare import compare
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
-from bellwether.evaluate.intervals import Interval
-from bellwether.evaluate.scores import Totals
-from bellwether.history import plain
-from bellwether.prepare import prepare
-from bellwether.recipe import Arm, Recipe
-from bellwether.recipe_file import dump_recipe, load_recipe, with_overrides
-from bellwether.workers import work_off
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
+from bellwether.recipe.recipe import Arm, Recipe
+from bellwether.report.compare_show import cells, comparison_files, cost_cells, gain_cells, terminal
+from bellwether.report.compare_table import client_gains, make_lines
+from bellwether.runner.prepare import prepare
+from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
+from bellwether.tools.intervals import Interval
+from bellwether.tools.json_text import plain
+from bellwether.tools.workers import work_off
 
 ARMS = {
     "base": {"trains": "nobody"},
@@ -297,20 +297,18 @@ def test_a_curve_tells_the_loss_of_each_step_over_passes(sites: Recipe, tmp_path
 
 
 def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(sites: Recipe) -> None:
-    from bellwether.client.train import train_cohort
-    from bellwether.messages import TrainTask
+    from asking import train
+
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
-    from bellwether.randomness import Randomness
+    from bellwether.tools.randomness import Randomness
 
     prepared = prepare(sites)
     base = load_base(sites.model)
     adapter = initial_adapter(base, sites.lora, Randomness(0).torch("initial adapter"))
     layers = LoraLayers(base.model, adapter.config, slots=1)
     training = sites.training.model_copy(update={"batch_size": 16, "local_epochs": 3})  # each step is a whole pass
-    (reply,) = train_cohort(
-        base, layers, {"a": prepared.clients["a"].rows}, TrainTask(1, adapter, training, 1, 0), None
-    )
+    (reply,) = train(base, layers, {"a": prepared.clients["a"].rows}, adapter, training)
     assert len(reply.losses) == 3
     assert sum(reply.losses) / 3 == pytest.approx(reply.update.metrics["loss"], rel=1e-5)
 
@@ -361,7 +359,7 @@ def test_two_processes_find_what_one_finds_and_a_second_call_trains_nothing(
         raise AssertionError("something is trained again")
 
     monkeypatch.setattr("bellwether.client.train.train_cohort", never)
-    monkeypatch.setattr("bellwether.runner.run", never)
+    monkeypatch.setattr("bellwether.runner.run.run", never)
     before = files_of(tmp_path / "one")
     told: list[Any] = []
     assert compare(recipe, tmp_path / "one", jobs=2, watch=told.append).outcomes == one.outcomes
@@ -503,7 +501,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bellwether.compare.compare", interrupted)
+    monkeypatch.setattr("bellwether.compare.compare.compare", interrupted)
     outcome = bellwether("compare", tiny_recipe, "compare={}")
     assert outcome.code == 130
     assert outcome.err == (
@@ -545,7 +543,7 @@ def test_what_goes_wrong_in_a_process_is_said_in_one_sentence(work: list[int], s
 def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path; from test_compare import sleep_long; from bellwether.workers import work_off\n"
+        "from pathlib import Path; from test_compare import sleep_long; from bellwether.tools.workers import work_off\n"
         f"if __name__ == '__main__': work_off(sleep_long, [Path({str(tmp_path / 'pids')!r})] * 2, 2, print)\n"
     )
     (tmp_path / "parent.py").write_text(code)
@@ -596,7 +594,7 @@ def by_hand(arms: dict[str, Arm], outcomes: list[Outcome]) -> Comparison:
 
 def tables(comparison: Comparison) -> dict[str, str]:
     """The files of a comparison's result."""
-    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    files = comparison_files(make_lines(comparison), client_gains(comparison), comparison)
     return {name: content.decode() for name, content in files.items()}
 
 
@@ -726,7 +724,7 @@ def test_categories_have_intervals_of_their_own_rows() -> None:
 
 
 def test_all_differences_that_are_shown_are_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellwether.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.006))
+    monkeypatch.setattr("bellwether.report.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.006))
     comparison = by_hand(TWO, OUTCOMES_BY_HAND)
     lines = make_lines(comparison)
     # Two lines with three differences each: all six get 6 · 0.006.
@@ -737,7 +735,7 @@ def test_all_differences_that_are_shown_are_one_family(monkeypatch: pytest.Monke
 
 
 def test_differences_that_cannot_be_told_from_none_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellwether.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.01))
+    monkeypatch.setattr("bellwether.report.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.01))
     comparison = by_hand(TWO, OUTCOMES_BY_HAND)  # 6 · 0.01 > 0.05
     _, rows = cells(make_lines(comparison))
     assert sum(cell.startswith("= ") for row in rows for cell in row) == 6
@@ -825,7 +823,7 @@ def test_a_client_whose_own_rows_have_no_finite_loss_is_named(
     recipe = comparing(tiny, [3], base=ARMS["base"])
     ordinary = compare(recipe, tmp_path / "out").outcomes
     broken = [dataclasses.replace(one, clients={"c1": Totals(1, 1, math.inf)}) for one in ordinary]
-    monkeypatch.setattr("bellwether.compare._done", lambda *_: [broken])
+    monkeypatch.setattr("bellwether.compare.compare._done", lambda *_: [broken])
     with pytest.raises(RecipeError, match="the training diverged under seed 3"):
         compare(recipe, tmp_path / "out")
 
@@ -840,7 +838,7 @@ def test_with_one_seed_a_gain_on_own_rows_has_no_interval() -> None:
 
 
 def test_gains_of_all_clients_are_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bellwether.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.006))
+    monkeypatch.setattr("bellwether.report.compare_table.difference", lambda *_, **__: Interval(0.1, 0.0, 0.2, 0.006))
     gains = client_gains(by_hand(TWO, OUTCOMES_BY_HAND))
     assert [round(gap.p, 9) for gain in gains for gap in gain.shared.values()] == [0.036] * 6
 
@@ -900,7 +898,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:
@@ -911,7 +909,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
         (folder / OUTCOMES).write_text(json.dumps(plain([outcome])))
         return read_outcomes(folder)
 
-    monkeypatch.setattr("bellwether.compare.train_arm", train)
+    monkeypatch.setattr("bellwether.compare.compare.train_arm", train)
     return asked
 
 
@@ -974,7 +972,7 @@ def test_a_trial_whose_federation_diverges_counts_as_the_worst_and_is_not_run_ag
     assert found.arms["federated"].learning_rate == 0.01
     (diverged,) = read_outcomes(tmp_path / "out" / "trials" / "rate-1e+30-passes-1" / "federated" / "seed-0")
     assert diverged.failure.startswith("Round 1 failed: 0 of 4 updates can be used")
-    monkeypatch.setattr("bellwether.runner.run", lambda *_, **__: pytest.fail("a trial is run again"))
+    monkeypatch.setattr("bellwether.runner.run.run", lambda *_, **__: pytest.fail("a trial is run again"))
     assert compare(recipe, tmp_path / "out").trials == found.trials
 
 

@@ -13,9 +13,9 @@ from bellwether.data.keep import draw_rows
 from bellwether.data.partition import deal, fill_up
 from bellwether.data.rows import Row
 from bellwether.errors import DataError, RecipeError
-from bellwether.randomness import Randomness
-from bellwether.recipe import Data, Partition
-from bellwether.recipe_file import load_recipe
+from bellwether.recipe.file import load_recipe
+from bellwether.recipe.recipe import Data, Partition
+from bellwether.tools.randomness import Randomness
 
 SHARED = Path(__file__).parents[2] / "shared"
 METHODS = ["iid", "dirichlet", "categories", "shards", "quantity"]
@@ -107,7 +107,7 @@ def test_rows_that_make_no_whole_shard_are_spread_over_the_clients():
 
 
 def test_a_small_alpha_is_more_uneven_than_a_large_one():
-    from bellwether.describe import label_skew
+    from bellwether.runner.describe import label_skew
 
     rows = make_rows(a=500, b=500, c=500)
     pooled = collections.Counter(row.category for row in rows)

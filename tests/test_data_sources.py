@@ -6,7 +6,7 @@ import pytest
 from bellwether.data.rows import Turn
 from bellwether.data.sources import STARTER_ROWS, read_rows
 from bellwether.errors import DataError
-from bellwether.recipe import Columns, Data
+from bellwether.recipe.recipe import Columns, Data
 
 DOLLY = [
     {"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"},

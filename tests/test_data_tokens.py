@@ -8,7 +8,7 @@ from bellwether.data.prompts import prompt, render
 from bellwether.data.rows import Row, Turn
 from bellwether.data.tokens import prompt_ids, tokenise
 from bellwether.errors import DataError
-from bellwether.recipe import Data
+from bellwether.recipe.recipe import Data
 
 SHARED = Path(__file__).parents[2] / "shared"
 

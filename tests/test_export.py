@@ -9,14 +9,14 @@ import torch
 from rounding import FLOAT64, coarse
 from tiny_models import ARCHITECTURES, in_float64, padded, random_adapter, tiny_base, tiny_folder
 
-from bellwether import recipe
-from bellwether.adapter import adapter_files
 from bellwether.errors import BellwetherError, CheckpointError, ModelError
-from bellwether.export import export
+from bellwether.exchange.adapter import adapter_files
 from bellwether.model.base import load_base
+from bellwether.model.export import export
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe_file import dump_recipe
+from bellwether.recipe import recipe
+from bellwether.recipe.file import dump_recipe
 
 
 def adapter_folder(folder: Path, adapter) -> Path:

@@ -6,8 +6,8 @@ import torch
 from rounding import FLOAT64, assert_as_near, gamma
 from tiny_models import let_runs_compute_in_float64
 
-from bellwether.recipe_file import load_recipe
-from bellwether.runner import run
+from bellwether.recipe.file import load_recipe
+from bellwether.runner.run import run
 
 pytestmark = [
     pytest.mark.gpu,

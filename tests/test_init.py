@@ -4,10 +4,10 @@ import pytest
 
 from bellwether.data.federated import load_federated
 from bellwether.errors import DataError
-from bellwether.init import propose
-from bellwether.randomness import Randomness
-from bellwether.recipe import Training
-from bellwether.recipe_file import load_recipe
+from bellwether.recipe.file import load_recipe
+from bellwether.recipe.recipe import Training
+from bellwether.runner.init import propose
+from bellwether.tools.randomness import Randomness
 
 
 def write(path, rows):

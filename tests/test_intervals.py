@@ -9,7 +9,7 @@ import pytest
 from rounding import FLOAT64
 from scipy import stats
 
-from bellwether.evaluate.intervals import by_category, difference, holm, interval
+from bellwether.tools.intervals import by_category, difference, holm, interval
 
 NORMAL_95 = 1.959964
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwether import journal
 from bellwether.errors import CheckpointError
+from bellwether.tools import journal
 
 
 def test_what_is_appended_is_read_again(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ import pytest
 from conftest import Command, Outcome, call, json_lines, write_rows
 from judge_server import Asked, Raw, Script, Server, failure, serving
 
-from bellwether.answerers import find_answerer
+from bellwether.ask.answerers import find_answerer
+from bellwether.ask.judge import Judgement, JudgeSettings, judge
+from bellwether.ask.judge_api import TIMEOUT, Judge, find_judge
 from bellwether.errors import JudgeAway, JudgeError
-from bellwether.judge import Judgement, Settings, judge
-from bellwether.judge_api import TIMEOUT, Judge, find_judge
 
 SECRET = "sk-very-secret-0123456789"
 KINDS = ("writing", "maths")
@@ -56,10 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Models
     """A tiny base, and a folder with an adapter that makes it say other things."""
     from tiny_models import random_adapter
 
-    from bellwether import recipe
-    from bellwether.adapter import adapter_files
-    from bellwether.atomic import write_folder_atomic
+    from bellwether.exchange.adapter import adapter_files
     from bellwether.model.base import load_base
+    from bellwether.recipe import recipe
+    from bellwether.tools.atomic import write_folder_atomic
 
     adapter = random_adapter(load_base(recipe.Model(path=str(tiny_llama))), dtype="float32", seed=2, alpha=45)
     folder = tmp_path_factory.mktemp("tuned") / "adapter"
@@ -98,7 +98,7 @@ def judging(tmp_path: Path, questions: Path, models: Models) -> Judging:
     def judge_at(server: Server, retries: int = 1, timeout: float = 30.0, **settings: Any) -> Judgement:
         a, b = (find_answerer(str(folder)) for folder in models)
         whom = Judge("gpt-4", server.address, timeout=timeout, retries=retries)
-        return judge(a, b, questions, Settings(whom, max_new_tokens=6, **settings), tmp_path / "out")
+        return judge(a, b, questions, JudgeSettings(whom, max_new_tokens=6, **settings), tmp_path / "out")
 
     return judge_at
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bellwether.evaluate.judging import Judged, Verdict, add_up, judge_prompt, parse_scores, tally
+from bellwether.ask.judging import Judged, Verdict, add_up, judge_prompt, parse_scores, tally
 
 
 def generator() -> np.random.Generator:

@@ -8,8 +8,9 @@ from rounding import assert_as_near
 from tiny_models import ARCHITECTURES, END_TO_END, exact_base, padded, random_adapter, tiny_base
 
 from bellwether.model import forward
+from bellwether.model.batch import Batch
 from bellwether.model.dropout import Dropout
-from bellwether.model.forward import Batch, logits_at, runs_end_to_end, token_losses
+from bellwether.model.forward import logits_at, runs_end_to_end, token_losses
 from bellwether.model.lora import LoraLayers
 
 LENGTHS = [11, 4, 8]

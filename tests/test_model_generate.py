@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, POSITIONS, random_adapter, tiny_base, tiny_folder
 
-from bellwether import recipe
 from bellwether.errors import ModelError
 from bellwether.model.base import load_base
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe import recipe
 
 
 def greedy(base, prompt, steps, ends=(2,)):
@@ -108,9 +108,9 @@ def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
 
     from data_tokenizers import BRACKETS, metaspace, with_chat
 
-    from bellwether import recipe
     from bellwether.data.rows import Row
     from bellwether.data.tokens import tokenise
+    from bellwether.recipe import recipe
 
     tokenizer = with_chat(metaspace(), BRACKETS) if chat else metaspace()
     page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()

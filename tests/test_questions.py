@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
-from bellwether.data.questions import choose, read_questions
+from bellwether.ask.question_files import choose, read_questions
 from bellwether.errors import DataError
 
 

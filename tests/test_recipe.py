@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from bellwether.errors import RecipeError
-from bellwether.recipe import Recipe, Section
-from bellwether.recipe_file import differences, dump_recipe, find_recipe, load_recipe, shipped
+from bellwether.recipe.file import differences, dump_recipe, find_recipe, load_recipe, shipped
+from bellwether.recipe.recipe import Recipe, Section
 
 
 def problems(path: Path | None = None, overrides: tuple[str, ...] = ()) -> list[str]:

@@ -17,26 +17,26 @@ import pytest
 from browser import console, foreign, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
 
-from bellwether.arms import Outcome as Scored
-from bellwether.compare_table import ClientGain, Line
-from bellwether.comparison import Comparison
-from bellwether.describe import ClientSummary, Description
 from bellwether.errors import CheckpointError
-from bellwether.evaluate.intervals import Interval
-from bellwether.evaluate.scores import Totals
-from bellwether.finished import FinishedRun, read_run
-from bellwether.history import ScoredRow
-from bellwether.page.comparison import Compared, comparison_page
-from bellwether.page.draw import drawing
-from bellwether.page.metrics import EXACT, LOSS, changes, middle_curve
-from bellwether.page.parts import named, visible
-from bellwether.page.render import render
-from bellwether.page.run import run_page
-from bellwether.randomness import Randomness
-from bellwether.recipe import Arm, Model, Recipe
-from bellwether.recipe_file import dump_recipe, load_recipe
-from bellwether.records import ClientRecord, EvaluationRecord, RoundRecord
-from bellwether.report import report
+from bellwether.exchange.records import ClientRecord, EvaluationRecord, RoundRecord
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.file import dump_recipe, load_recipe
+from bellwether.recipe.recipe import Arm, Model, Recipe
+from bellwether.report.compare_table import ClientGain, Line
+from bellwether.report.page.comparison import Compared, comparison_page
+from bellwether.report.page.draw import drawing
+from bellwether.report.page.metrics import EXACT, LOSS, changes, middle_curve
+from bellwether.report.page.parts import named, visible
+from bellwether.report.page.render import render
+from bellwether.report.page.run import run_page
+from bellwether.report.report import report
+from bellwether.store.comparison import Comparison
+from bellwether.store.comparison import Outcome as Scored
+from bellwether.store.finished import FinishedRun, read_run
+from bellwether.store.history import ScoredRow
+from bellwether.store.holdings import ClientSummary, Description
+from bellwether.tools.intervals import Interval
+from bellwether.tools.randomness import Randomness
 
 # What would act if a page did not show it as what it is.
 NASTY = (
@@ -158,7 +158,7 @@ def load_tiny() -> FinishedRun:
 
 
 def _sample() -> Any:
-    from bellwether.finished import Sample
+    from bellwether.store.finished import Sample
 
     return Sample(0, "", "", "", "", "", "")
 

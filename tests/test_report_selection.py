@@ -18,19 +18,19 @@ from conftest import TINY_RECIPE, Command, call, json_lines
 from markupsafe import Markup
 from test_report import NASTY, Reader, nasty_run
 
-from bellwether.arms import read_outcomes
-from bellwether.chosen import Chosen
-from bellwether.compare_show import cost_cells
-from bellwether.compare_table import Line
 from bellwether.errors import CheckpointError
-from bellwether.finished import FinishedRun
-from bellwether.page.charts import Series
-from bellwether.page.render import render
-from bellwether.page.run import run_page
-from bellwether.page.selection import _gained, normalised_entropy
-from bellwether.page.space import Space
-from bellwether.records import SurveyRecord
-from bellwether.report import report
+from bellwether.exchange.records import SurveyRecord
+from bellwether.report.compare_show import cost_cells
+from bellwether.report.compare_table import Line
+from bellwether.report.page.charts import Series
+from bellwether.report.page.render import render
+from bellwether.report.page.run import run_page
+from bellwether.report.page.selection import _gained, normalised_entropy
+from bellwether.report.page.space import Space
+from bellwether.report.report import report
+from bellwether.store.chosen import Chosen
+from bellwether.store.comparison import read_outcomes
+from bellwether.store.finished import FinishedRun
 
 SELECTION = "selection: {method: hierarchical, min_cluster_rows: 2, keep_lone: true, dimensions: 3, layers: [-1]}\n"
 
@@ -212,7 +212,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Markup("")
 
     for chart in (space, bars, stacks):
-        monkeypatch.setattr(f"bellwether.page.selection.{chart.__name__}", chart)
+        monkeypatch.setattr(f"bellwether.report.page.selection.{chart.__name__}", chart)
     return found
 
 

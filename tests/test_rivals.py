@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from bellwether.compare import rivals
+from bellwether.compare.rivals import most_frequent, nearest
 from bellwether.data.rows import Row
-from bellwether.evaluate import rivals
-from bellwether.evaluate.rivals import most_frequent, nearest
 
 
 def asked(text="", category="", context=""):

@@ -18,24 +18,17 @@ import pytest
 import yaml
 from run_folder_harness import MODULES, initial, record, step, work
 
-from bellwether import atomic
-from bellwether.adapter import key_a, key_b, read_adapter
-from bellwether.atomic import write_atomic, write_folder_atomic
 from bellwether.errors import CheckpointError
-from bellwether.evaluate.scores import Totals
-from bellwether.history import (
-    dump_records,
-    dump_state,
-    evaluation_csv,
-    evaluation_rows,
-    json_lines,
-    load_records,
-    load_state,
-)
-from bellwether.model_card import model_card
-from bellwether.recipe import Recipe
-from bellwether.records import EvaluationRecord, RoundRecord
-from bellwether.run_folder import RunFolder, check_new, describe_environment, next_folder
+from bellwether.exchange.adapter import key_a, key_b, read_adapter
+from bellwether.exchange.records import EvaluationRecord, RoundRecord
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.recipe import Recipe
+from bellwether.store.history import dump_records, dump_state, evaluation_csv, evaluation_rows, load_records, load_state
+from bellwether.store.model_card import model_card
+from bellwether.store.run_folder import RunFolder, check_new, describe_environment, next_folder
+from bellwether.tools import atomic
+from bellwether.tools.atomic import write_atomic, write_folder_atomic
+from bellwether.tools.json_text import json_lines
 
 RECIPE = Recipe.model_validate({"federation": {"rounds": 3}})
 BASE = EvaluationRecord(0, "test", {"qa": Totals(2, 10, 20.0, 2, 0.5, 1), "b|d": Totals(1, 5, 5.0)}, 0.1)
@@ -217,7 +210,7 @@ def test_a_recipe_that_was_edited_in_the_folder_is_refused(tmp_path):
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from bellwether.run_folder import RunFolder\n"
+        "import sys, time; from pathlib import Path; from bellwether.store.run_folder import RunFolder\n"
         "folder = RunFolder.reopen(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     run_to(tmp_path / "run", 1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bellwether.recipe import Training
-from bellwether.schedule import learning_rate
+from bellwether.method.schedule import learning_rate
+from bellwether.recipe.recipe import Training
 
 PEAK, ROUNDS, STEPS = 0.1, 4, 5
 

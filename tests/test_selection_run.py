@@ -10,12 +10,12 @@ from conftest import TINY_RECIPE, call, dolly_rows, json_lines, write_rows
 from test_model_proxy import encoder_folder
 from test_resume import RESULTS, Stopped, newest, timeless
 
-from bellwether.atomic import TEMPORARY
 from bellwether.client.memory import recall
-from bellwether.recipe_file import load_recipe
-from bellwether.records import ClientFinished, SurveyFinished
-from bellwether.run_folder import client_folders
-from bellwether.runner import run
+from bellwether.exchange.records import ClientFinished, SurveyFinished
+from bellwether.recipe.file import load_recipe
+from bellwether.runner.run import run
+from bellwether.store.run_folder import client_folders
+from bellwether.tools.atomic import TEMPORARY
 
 SELECT = [
     *("selection.method=hierarchical", "selection.min_cluster_rows=2", "selection.dimensions=4"),

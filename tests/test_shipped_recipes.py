@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import CATEGORIES, Command, dolly_rows, json_lines, write_rows
 
-from bellwether.recipe_file import RECIPES, load_recipe, shipped
+from bellwether.recipe.file import RECIPES, load_recipe, shipped
 
 # Clients, clients in a cohort, and the fewest and the most rows that those of a cohort may have together: of Dolly's
 # 240 made-up ones, or of the embedded ones.

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bellwether.client.batches import collate
-from bellwether.evaluate.scores import means
+from bellwether.exchange.scores import means
 from bellwether.model.base import load_base
 from bellwether.model.forward import token_losses
 from bellwether.model.lora import LoraLayers
-from bellwether.prepare import prepare
-from bellwether.recipe_file import find_recipe, load_recipe
-from bellwether.runner import run
+from bellwether.recipe.file import find_recipe, load_recipe
+from bellwether.runner.prepare import prepare
+from bellwether.runner.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bellwether.errors import CheckpointError
-from bellwether.starter import pretrain, probes, scenes
-from bellwether.starter.pretrain import CHECKPOINT, Pretraining
-from bellwether.starter.tokenizer import PROMPT_PARTS, Encoder
-from bellwether.starter.world import make_world
+from starter import pretrain, probes, scenes
+from starter.pretrain import CHECKPOINT, Pretraining
+from starter.tokenizer import PROMPT_PARTS, Encoder
+from starter.world import make_world
 
-STARTER = Path(pretrain.__file__).parent
+ROOT = Path(pretrain.__file__).parents[1]
+BASE, ROWS = ROOT / "bellwether" / "model" / "starter", ROOT / "bellwether" / "data" / "starter"
 SHORT = Pretraining(
     tokens=24 * 4 * 96, rows=4, length=96, hidden=64, mlp=64, layers=2, heads=4, warmup=4, probe_every=12
 )
@@ -58,8 +59,8 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(short_base: Path, tmp_
     script = (
         "import os, signal, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from bellwether.starter import pretrain\n"
-        "from bellwether.starter.pretrain import Pretraining\n"
+        "from starter import pretrain\n"
+        "from starter.pretrain import Pretraining\n"
         "save = pretrain._save_checkpoint\n"
         "def save_and_die(*given, **named):\n"
         "    save(*given, **named)\n"
@@ -67,7 +68,8 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(short_base: Path, tmp_
         "pretrain._save_checkpoint = save_and_die\n"
         f"pretrain.pretrain({SHORT!r}, Path(sys.argv[1]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL, check=False)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / CHECKPOINT).exists()
     assert not (tmp_path / "model.safetensors").exists(), "it was to be killed before its end"
@@ -135,19 +137,19 @@ def test_the_fast_encoder_equals_the_tokenizer() -> None:
 
 
 def test_everything_shipped_is_at_most_8_megabytes() -> None:
-    files = [*(STARTER / "base").rglob("*"), *(STARTER / "rows").rglob("*")]
+    files = [*BASE.rglob("*"), *ROWS.rglob("*")]
     assert sum(os.path.getsize(path) for path in files) < 8e6
 
 
 def test_the_card_names_the_hash_of_the_shipped_weights() -> None:
-    card = (STARTER / "base" / "README.md").read_text()
+    card = (BASE / "README.md").read_text()
     named = re.findall(r"SHA-256 `([0-9a-f]{64})`", card)
-    assert named == [pretrain.weights_hash(STARTER / "base" / "model.safetensors")]
+    assert named == [pretrain.weights_hash(BASE / "model.safetensors")]
 
 
 def test_the_shipped_base_knows_facts_and_copies() -> None:
-    model = AutoModelForCausalLM.from_pretrained(STARTER / "base", dtype=torch.float32)
-    encoder = Encoder(AutoTokenizer.from_pretrained(STARTER / "base"))
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    encoder = Encoder(AutoTokenizer.from_pretrained(BASE))
     shares = probes.run_probes(model, encoder, probes.make_probes(make_world()))
     assert probes.passes(shares), shares
     with torch.no_grad():
@@ -157,8 +159,8 @@ def test_the_shipped_base_knows_facts_and_copies() -> None:
 
 def test_the_shipped_base_looks_up_all_that_rows_ask_for_but_where_a_thing_was() -> None:
     """Which it guesses, as docs/starter.md says: the town stands before the person, and the thing behind both."""
-    model = AutoModelForCausalLM.from_pretrained(STARTER / "base", dtype=torch.float32)
-    encoder = Encoder(AutoTokenizer.from_pretrained(STARTER / "base"))
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    encoder = Encoder(AutoTokenizer.from_pretrained(BASE))
     rng, part = pretrain.dice(0, "scenes of a test"), make_world().everything
     asked: dict[str, list[probes.Probe]] = {}
     events = [number % 2 + 2 for number in range(240)]
@@ -175,7 +177,7 @@ def test_the_shipped_base_looks_up_all_that_rows_ask_for_but_where_a_thing_was()
 
 def test_the_shipped_tokenizer_is_the_one_that_the_world_makes() -> None:
     _, encoder = pretrain.make_prose(make_world())
-    shipped = AutoTokenizer.from_pretrained(STARTER / "base")
+    shipped = AutoTokenizer.from_pretrained(BASE)
     assert shipped.get_vocab() == encoder.tokenizer.get_vocab()
     for part in PROMPT_PARTS:
         assert len(shipped(part, add_special_tokens=False)["input_ids"]) == 1

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bellwether.starter import instructions, phrasings, scenes
-from bellwether.starter.facts import RELATIONS, plain
-from bellwether.starter.language import LANGUAGES
-from bellwether.starter.pretrain import make_prose
-from bellwether.starter.prose import LOWLAND_SHARE, Writer, lowland_dictionary
-from bellwether.starter.world import SPLITS, World, dice, make_world
+from starter import instructions, phrasings, scenes
+from starter.facts import RELATIONS, plain
+from starter.language import LANGUAGES
+from starter.pretrain import make_prose
+from starter.prose import LOWLAND_SHARE, Writer, lowland_dictionary
+from starter.world import SPLITS, World, dice, make_world
 
-SHIPPED = Path(instructions.__file__).parent / "rows"
+SHIPPED = Path(instructions.__file__).parents[1] / "bellwether" / "data" / "starter"
 DOLLY = {
     "brainstorming",
     "classification",

@@ -18,11 +18,10 @@ from tiny_models import exact_base, in_float64
 from transformers import AutoModelForCausalLM
 
 import bellwether
-from bellwether.arms import Outcome
-from bellwether.comparison import Comparison, read_comparison
-from bellwether.evaluate.scores import Totals
-from bellwether.recipe import Arm, Compare, Recipe
-from bellwether.recipe_file import with_overrides
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.file import with_overrides
+from bellwether.recipe.recipe import Arm, Compare, Recipe
+from bellwether.store.comparison import Comparison, Outcome, read_comparison
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import choosing, report, unseen
@@ -130,7 +129,7 @@ def test_without_unseen_categories_all_scored_rows_count():
     assert found["arms"]["random"]["seen_loss"] is None
 
 
-STARTER = Path(bellwether.__file__).parent / "starter" / "base"
+STARTER = Path(bellwether.__file__).parent / "model" / "starter"
 TINY = """
 name: tiny
 partition: {clients: 4}

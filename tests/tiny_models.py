@@ -170,7 +170,8 @@ def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
 
 def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
     """A loaded base of a tiny model, without files."""
-    from bellwether.model.base import Base, ModelFacts, fingerprint, linear_shapes, output_shape
+    from bellwether.model.base import Base, linear_shapes, output_shape, weights_fingerprint
+    from bellwether.model.facts import ModelFacts
 
     model = tiny_model(architecture, dtype)
     facts = ModelFacts(
@@ -186,7 +187,7 @@ def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
         weight_bytes={},
     )
     device = torch.device("cpu")
-    return Base(model, tiny_tokenizer(), device, facts.name, fingerprint(model), facts, stop_ids=(2,))
+    return Base(model, tiny_tokenizer(), device, facts.name, weights_fingerprint(model), facts, stop_ids=(2,))
 
 
 def exact_base(base: Any) -> Any:
@@ -196,30 +197,30 @@ def exact_base(base: Any) -> Any:
 
 def let_runs_compute_in_float64(monkeypatch: Any) -> None:
     """Have the runs of a test hold base and adapters in float64."""
-    from bellwether import runner
     from bellwether.model.base import fingerprint
+    from bellwether.runner import run, wiring
 
-    load, initial = runner.load_base, runner.initial_adapter
+    load, initial = run.load_base, wiring.initial_adapter
 
-    def exact(settings: Any) -> Any:
-        base = exact_base(load(settings))
+    def exact(*given: Any) -> Any:
+        base = exact_base(load(*given))
         return dataclasses.replace(base, fingerprint=fingerprint(base.model))
 
     def wide(*given: Any) -> Any:
         adapter = initial(*given)
         return adapter.with_tensors({key: value.astype("float64") for key, value in adapter.tensors.items()})
 
-    monkeypatch.setattr(runner, "load_base", exact)
-    monkeypatch.setattr(runner, "initial_adapter", wide)
-    monkeypatch.setattr(runner, "LoraLayers", functools.partial(runner.LoraLayers, dtype=torch.float64))
+    monkeypatch.setattr(run, "load_base", exact)
+    monkeypatch.setattr(wiring, "initial_adapter", wide)
+    monkeypatch.setattr(run, "LoraLayers", functools.partial(run.LoraLayers, dtype=torch.float64))
 
 
 def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float64", **lora: Any) -> Any:
     """An adapter of all linear modules whose B is not zero."""
     import numpy as np
 
-    from bellwether import recipe
     from bellwether.model.lora import initial_adapter
+    from bellwether.recipe import recipe
 
     adapter = initial_adapter(base, recipe.Lora(rank=rank, **lora), torch.Generator().manual_seed(seed))
     draw = np.random.default_rng(seed)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from bellwether.data.rows import TokenRow
-from bellwether.model.forward import Batch, pack
-from bellwether.recipe import Training
+from bellwether.model.batch import Batch, pack
+from bellwether.recipe.recipe import Training
 
 
 def local_steps(lengths: Sequence[int], training: Training, generator: np.random.Generator) -> list[list[list[int]]]:

@@ -1,17 +1,13 @@
 """What a client remembers of its rows, from a survey to the training of the same round and to later surveys.
 
-It stands in the client's own folder, since another process may train it than surveyed it. The report of a simulation,
-which deals the rows out, draws it.
+The report of a simulation, which deals the rows out, draws it.
 
-NAME/survey/0003.npz       where its rows lie by the model of round 3, and their clusters in the last survey with it
-NAME/selected/0003.json    the numbers of the rows that it trained on in round 3
-
-Shape legend: N rows of the client, d dimensions of the space.
+Shape legend: N rows of the client, C clusters, d dimensions of the space.
 """
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.atomic import make_folder, write_atomic
-from bellwether.errors import CheckpointError, first_line
-from bellwether.select.cluster import Clusters
-
-SURVEY, SELECTED = "survey", "selected"
-
-# Of files of points: that of the round, and those that earlier rounds need anew where the last checkpoint is damaged.
-KEPT = 3
+from bellwether.method.select.cluster import Clusters
+from bellwether.store.client_state import SURVEY, damaged, keep_state, recall_state
 
 
 @dataclass(frozen=True)
@@ -65,12 +55,7 @@ def remember(client: Path, memory: Memory) -> None:
     if clusters is not None:
         arrays |= {"surveyed": memory.surveyed, "released": np.array(memory.released, np.int64)}
         arrays |= {"labels": clusters.labels_N, "strengths": clusters.strengths_N, "centroids": clusters.centroids_Cd}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    folder = make_folder(client / SURVEY)
-    write_atomic(folder / f"{memory.computed:04d}.npz", buffer.getvalue())
-    for path in _files(client)[:-KEPT]:
-        path.unlink(missing_ok=True)
+    keep_state(client, SURVEY, memory.computed, arrays, settled=memory.computed)
 
 
 def recall(client: Path, round: int) -> Memory | None:
@@ -78,32 +63,38 @@ def recall(client: Path, round: int) -> Memory | None:
 
     Args:
         client: its folder.
-        round: the round; what later ones left, before a run went back to an earlier checkpoint, is not looked at.
+        round: the round.
 
     Raises:
         CheckpointError: the file is not as ``remember`` wrote it.
     """
-    path = next((path for path in reversed(_files(client)) if int(path.stem) <= round), None)
-    return None if path is None else _read(path)
-
-
-def _files(client: Path) -> list[Path]:
-    """Return a client's files of points by the round whose model they were computed with."""
-    return sorted((client / SURVEY).glob("[0-9]*.npz"), key=lambda path: int(path.stem))
-
-
-def _read(path: Path) -> Memory:
-    """Return what stands in a file of points."""
+    found = recall_state(client, SURVEY, round)
+    if found is None:
+        return None
+    computed, arrays = found
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])
-            if "surveyed" not in arrays:
-                return memory
-            clusters = Clusters(arrays["labels"], arrays["strengths"], arrays["centroids"])
-            released = tuple(int(number) for number in arrays["released"])
-            return Memory(memory.key, memory.computed, memory.points_Nd, int(arrays["surveyed"]), clusters, released)
-    except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
-        raise CheckpointError(
-            f"{path} is not as it was written ({type(error).__name__}: {first_line(error)}); remove it, and its client "
-            "computes its features anew, by the adapter of the round that it is asked in."
-        ) from error
+        memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])
+        _check_finite(memory.points_Nd)
+        if "surveyed" not in arrays:
+            return memory
+        clusters = Clusters(arrays["labels"], arrays["strengths"], arrays["centroids"])
+        released = tuple(int(number) for number in arrays["released"])
+        _check_clusters(memory.points_Nd, clusters, released)
+        return Memory(memory.key, memory.computed, memory.points_Nd, int(arrays["surveyed"]), clusters, released)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise damaged(client / SURVEY / f"{computed:04d}.npz", error) from error
+
+
+def _check_finite(points_Nd: NDArray[Any]) -> None:
+    if points_Nd.ndim != 2 or points_Nd.dtype.kind != "f" or not np.isfinite(points_Nd).all():
+        raise ValueError("its points are no matrix of finite numbers")
+
+
+def _check_clusters(points_Nd: NDArray[Any], clusters: Clusters, released: Sequence[int]) -> None:
+    """Refuse clusters that are not those of the points."""
+    labels_N, count = clusters.labels_N, len(clusters.centroids_Cd)
+    shapes = (labels_N.shape, clusters.strengths_N.shape, clusters.centroids_Cd.shape[1:])
+    if shapes != (points_Nd.shape[:1], points_Nd.shape[:1], points_Nd.shape[1:]) or labels_N.dtype.kind != "i":
+        raise ValueError("its clusters are not those of its points")
+    if not all(-1 <= label < count for label in labels_N.tolist()) or not all(0 <= one < count for one in released):
+        raise ValueError("it names clusters that are not there")

@@ -9,12 +9,12 @@ import torch
 
 from bellwether.client.batches import by_length, collate
 from bellwether.data.rows import TokenRow
-from bellwether.evaluate.scores import Totals, add_up, exact_match, rouge_l
+from bellwether.exchange.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
 from bellwether.model.forward import token_losses
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe import Evaluation
+from bellwether.recipe.recipe import Evaluation
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bellwether import recipe
 from bellwether.data.files import kind
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
+from bellwether.recipe import recipe
 
 USUAL_NAMES = {
     "instruction": ("instruction", "prompt", "question"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
-from bellwether.randomness import Randomness
+from bellwether.tools.randomness import Randomness
 
 
 def keep_some(

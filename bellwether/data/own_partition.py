@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bellwether import recipe
 from bellwether.data.columns import check_client_name
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
-from bellwether.functions import load_function, naming
-from bellwether.randomness import Randomness
+from bellwether.recipe import recipe
+from bellwether.tools.functions import load_function, naming
+from bellwether.tools.randomness import Randomness
 
 
 def by_own_function(

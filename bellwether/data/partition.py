@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from bellwether import recipe
 from bellwether.data.categories import choose_categories, share_categories
 from bellwether.data.groups import split_groups
 from bellwether.data.keep import keep_some
 from bellwether.data.own_partition import by_own_function
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
-from bellwether.randomness import Randomness, derive_seed
+from bellwether.recipe import recipe
+from bellwether.tools.randomness import Randomness, derive_seed
 
 Dealt = dict[str, list[Row]]
 Indices = list[list[int]]

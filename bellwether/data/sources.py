@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bellwether import recipe
 from bellwether.data.columns import USUAL_NAMES, can_group, check_client_name, find_layout, make_row
 from bellwether.data.files import READERS, Problems, Record, read_records
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
+from bellwether.recipe import recipe
 
-STARTER_ROWS = Path(__file__).parents[1] / "starter" / "rows"
+STARTER_ROWS = Path(__file__).parent / "starter"
 _STARTER = re.compile(r"starter(?::(lowland))?(?::(train|validation|test))?")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -22,7 +22,7 @@ from bellwether.model.kernels import gated_mlp, rms_norm, rotate, wide
 from bellwether.model.lora import LoraLayers
 
 if TYPE_CHECKING:
-    from bellwether.model.forward import Batch, Packed
+    from bellwether.model.batch import Batch, Packed
 
 # Only these: others have parts of the same names and put them together in another way.
 _BUILT_SO = {

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from bellwether.errors import ModelError
 from bellwether.model import decoder
 from bellwether.model.base import Base
-from bellwether.model.forward import Packed, pack, padded, run_padded, runs_end_to_end
+from bellwether.model.batch import Packed, pack, padded
+from bellwether.model.forward import run_padded, runs_end_to_end
 from bellwether.model.kernels import wide
 from bellwether.model.lora import LoraLayers
 

@@ -20,7 +20,7 @@ from bellwether.errors import ModelError
 from bellwether.model.base import Base
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
-from bellwether.randomness import Randomness
+from bellwether.tools.randomness import Randomness
 
 
 @dataclass(frozen=True)

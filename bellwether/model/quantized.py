@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bellwether import recipe
 from bellwether.errors import ModelError
+from bellwether.recipe import recipe
 
 if TYPE_CHECKING:
-    from bellwether.model.base import ModelFacts
+    from bellwether.model.facts import ModelFacts
 
 BLOCK = 64  # weights in four bits that share a scale
 # Bytes of a weight in four bits: half a byte, a byte of scale for each block, and four bytes for each 256

@@ -1,1 +1,0 @@
-"""Turning updates into the next adapter: arrays in, arrays out."""

@@ -1,0 +1,41 @@
+"""The command that compares arms of tuning on one split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bellwether.cli.given import trusted_recipe
+from bellwether.cli.look import report_on
+from bellwether.cli.options import DataFlag, ModelFlag, TrustFlag, Words, fields_of_flags
+from bellwether.cli.say import console, say
+
+
+def compare_arms(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a comparison in it goes on.")] = Path(
+        "comparison"
+    ),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes side by side, each on its share of cores.")] = 1,
+    trust: TrustFlag = False,
+) -> None:
+    """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
+    recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
+    from bellwether.compare.compare import compare
+    from bellwether.report.compare_show import comparison_files, terminal
+    from bellwether.report.compare_table import client_gains, make_lines
+    from bellwether.tell.narrate import plain_lines
+    from bellwether.tools.atomic import write_atomic
+
+    comparison = compare(recipe, out, jobs=jobs, watch=plain_lines(say))
+    lines, gains = make_lines(comparison), client_gains(comparison)
+    for name, content in comparison_files(lines, gains, comparison).items():
+        write_atomic(out / name, content)
+    screen = console()
+    screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))
+    say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
+    report_on(out)

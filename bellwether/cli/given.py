@@ -1,0 +1,177 @@
+"""From the words of a command line to a recipe, whose code its person agrees to before anything of it is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bellwether.cli.options import CLEARED
+from bellwether.cli.say import complain, printable
+from bellwether.errors import RecipeError
+
+if TYPE_CHECKING:
+    from bellwether.recipe.consent import Code
+    from bellwether.recipe.recipe import Recipe
+
+# A rate that suits pretrained models of usual size; the default recipe's suits the embedded base only.
+USUAL_RATE = 3e-4
+
+
+def given_recipe(words: list[str] | None, flags: list[str], default: str = "default") -> Recipe:
+    """Return the recipe that the command line describes, or that default; flags win over fields, fields over it."""
+    from bellwether.recipe.file import find_recipe, load_recipe
+
+    fields = [word for word in words or [] if "=" in word]
+    flags = _without_what_fields_set(flags, fields)
+    file = _file(words or [])
+    if file is not None:
+        return load_recipe(find_recipe(file), [*fields, *flags])
+    models = [word.partition("=")[2].strip("\"'") for word in [*fields, *flags] if word.startswith("model.path=")]
+    other_model = models[-1:] not in ([], ["starter"])
+    if other_model and not any(word.startswith("training.learning_rate=") for word in fields):
+        complain(
+            f"training.learning_rate is {USUAL_RATE:g}, since the default recipe's suits the embedded base only; set "
+            "it to change it."
+        )
+        fields.insert(0, f"training.learning_rate={USUAL_RATE}")
+    if _only_embedded([word for word in [*fields, *flags] if word.startswith("data.sources=")]):
+        return load_recipe(default, [*fields, *flags])
+    recipe = load_recipe(None, [*fields, *flags])
+    complain(
+        "fields that you do not set have their own defaults, since the default recipe's partition and rounds suit the "
+        "embedded rows only."
+    )
+    return recipe
+
+
+def trusted_recipe(
+    words: list[str] | None, flags: list[str], trust: bool, default: str = "default", arms: bool = False
+) -> Recipe:
+    """Return the recipe that the command line describes, once its person agrees to the code that it would run.
+
+    Args:
+        words: recipe and fields.
+        flags: fields that flags set.
+        trust: whether the person has agreed beforehand.
+        default: the recipe to take where none is named.
+        arms: whether the arms of its comparison are run, too.
+
+    Raises:
+        RecipeError: there is no such recipe, or the person does not agree.
+    """
+    from bellwether.recipe.consent import code_in
+
+    recipe = given_recipe(words, flags, default)
+    agree(_file(words or []) or "The recipe", code_in(recipe, arms=arms), trust, [*(words or []), *flags])
+    return recipe
+
+
+def resumed_recipe(folder: Path, words: list[str], flags: list[str], trust: bool) -> Recipe | None:
+    """Return the recipe that the command line asks a run to go on with; None where it asks for nothing.
+
+    Its person agrees to the code of the folder's own recipe, which is the one that is run.
+    """
+    from bellwether.recipe.consent import code_in
+    from bellwether.recipe.file import load_recipe
+    from bellwether.store.checkpoint import RECIPE
+
+    kept = _kept_recipe(folder)
+    if kept is not None:
+        agree(str(folder), code_in(kept), trust, [*words, *flags])
+    if not words and not flags:
+        return None
+    if any("=" not in word for word in words) or not (folder / RECIPE).is_file():
+        return given_recipe(words, flags)
+    return load_recipe(folder / RECIPE, [*words, *flags])
+
+
+def agree_to_folder(folder: Path, trust: bool, model: str | None = None, rows: bool = False) -> None:
+    """Let the person agree to the code that loading a folder's base model, and dealing its rows, would run.
+
+    Args:
+        folder: of a run or a comparison; others name no code.
+        trust: whether the person has agreed beforehand.
+        model: path or hub name of the base, instead of the folder's.
+        rows: whether the folder's rows are dealt anew, too.
+
+    Raises:
+        RecipeError: the person does not agree.
+    """
+    from bellwether.recipe.consent import code_in, model_code
+    from bellwether.recipe.file import with_overrides
+
+    kept = _kept_recipe(folder)
+    if kept is not None:
+        recipe = kept if model is None else with_overrides(kept, {"model.path": model})
+        dealing = [code for code in code_in(recipe) if code.field == "partition.method"] if rows else []
+        agree(str(folder), [*model_code(recipe), *dealing], trust)
+
+
+def _kept_recipe(folder: Path) -> Recipe | None:
+    """Return the recipe that a folder keeps; None where none can be read, which every command says in its own words."""
+    from bellwether.recipe.file import load_recipe
+    from bellwether.store.checkpoint import RECIPE
+
+    try:
+        return load_recipe(folder / RECIPE)
+    except RecipeError:
+        return None
+
+
+def agree(place: str, codes: Sequence[Code], trust: bool, typed: Iterable[str] = ()) -> None:
+    """Let the person at the keyboard agree to run code that a file names, unless they typed all of it themselves.
+
+    Args:
+        place: the file or folder that names it.
+        codes: what would be run.
+        trust: whether the person has agreed beforehand.
+        typed: words of the command line.
+
+    Raises:
+        RecipeError: they do not agree, or cannot be asked.
+    """
+    from bellwether.recipe.consent import not_typed
+
+    foreign = [] if trust else not_typed(codes, [word for word in typed if "=" in word])
+    if not foreign:
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        listed = ", ".join(code.described for code in foreign)
+        raise RecipeError(f"{place} would run Python code: {listed}; if you trust it, give --trust-code.")
+    listed = "".join(f"  {code.described}\n" for code in foreign)
+    sys.stderr.write(printable(f"{place} would run Python code on this machine, with your rights:\n{listed}"))
+    sys.stderr.write("Run it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RecipeError("The code is not trusted, so nothing was run.")
+
+
+def _file(words: Sequence[str]) -> str | None:
+    """Return the one recipe among the words, None where they name none."""
+    from bellwether.recipe.recipe import Recipe
+
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        fieldlike = [name for name in names if name.partition(".")[0] in Recipe.model_fields]
+        if fieldlike:
+            raise RecipeError(f"command line: {fieldlike[0]!r} sets no value; write {fieldlike[0]}=VALUE.")
+        raise RecipeError(f"command line: give one recipe, not {len(names)} ({', '.join(names)}).")
+    return names[0] if names else None
+
+
+def _without_what_fields_set(flags: list[str], fields: list[str]) -> list[str]:
+    """Return the fields of flags without those that are only emptied by the way, and set by the person."""
+    given = {field.partition("=")[0] for field in fields}
+    return [flag for flag in flags if flag not in CLEARED or flag.partition("=")[0] not in given]
+
+
+def _only_embedded(sources: Sequence[str]) -> bool:
+    """Return whether the fields that name sources, of which there may be none, name embedded rows alone."""
+    from bellwether.recipe.file import load_recipe
+
+    try:
+        return all(source.partition(":")[0] == "starter" for source in load_recipe(None, sources).data.sources)
+    except RecipeError:  # told together with the mistakes of other fields
+        return False

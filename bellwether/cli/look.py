@@ -1,0 +1,54 @@
+"""Commands on what is finished: its report, and a model with the adapter merged into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bellwether.cli.given import agree_to_folder
+from bellwether.cli.options import ModelFlag, TrustFlag
+from bellwether.cli.say import say
+from bellwether.errors import CheckpointError
+
+
+def write_report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or comparison.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; else report.html in the folder.")] = None,
+) -> None:
+    """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
+    from bellwether.report.report import report
+
+    say(f"Report: {report(folder, out)}")
+
+
+def report_on(folder: Path) -> None:
+    """Write the report on what was just finished in a folder, and say where it is.
+
+    Raises:
+        CheckpointError: it cannot be written; what is finished stays as it is.
+    """
+    from bellwether.report.report import report
+
+    try:
+        path = report(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"Results are in {folder}, but their report is not; bellwether report {folder}. {error}"
+        ) from error
+    say(f"Report: {path}")
+
+
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],
+    model: ModelFlag = None,
+    trust: TrustFlag = False,
+) -> None:
+    """Merge an adapter into its base model and write a plain Hugging Face model folder."""
+    agree_to_folder(folder, trust, model)
+    from bellwether.model.export import export
+
+    export(folder, out, model)
+    say(f"Wrote {out}.")

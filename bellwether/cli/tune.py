@@ -1,0 +1,137 @@
+"""Commands from rows and a model to an adapter: run, and what helps to prepare one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bellwether.cli.given import given_recipe, resumed_recipe, trusted_recipe
+from bellwether.cli.look import report_on
+from bellwether.cli.options import (
+    DataFlag,
+    DeviceFlag,
+    ModelFlag,
+    RoundsFlag,
+    SeedFlag,
+    TrustFlag,
+    Words,
+    fields_of_flags,
+)
+from bellwether.cli.say import console, say
+from bellwether.errors import RecipeError
+
+if TYPE_CHECKING:
+    from bellwether.recipe.recipe import Recipe
+
+
+def tune_model(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; else runs/NAME-N.")] = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with.")] = None,
+    trust: TrustFlag = False,
+) -> None:
+    """Tune a model with simulated clients, and write adapter, scores and records to a run folder."""
+    flags = fields_of_flags(model, data, rounds, seed, device, out)
+    if resume is not None and out is not None:
+        raise RecipeError("command line: a run goes on in its own folder; give --resume or --out, not both.")
+    if resume is None:
+        _run(trusted_recipe(words, flags, trust), None)
+    else:
+        _run(resumed_recipe(resume, words or [], flags, trust), resume)
+
+
+def _run(recipe: Recipe | None, resume: Path | None) -> None:
+    """Run with a live view, then show the summary."""
+    from bellwether.runner.run import run
+    from bellwether.tell.live import watching
+    from bellwether.tell.narrate import summary
+
+    screen = console()
+    with watching(screen) as watcher:
+        result = run(recipe, resume=resume, watch=watcher)
+    screen.print(summary([*result.rounds, *result.evaluations], ascii_only=screen.options.ascii_only))
+    say(f"Adapter, scores and records are in {result.folder}.")
+    report_on(result.folder)
+
+
+def show_plan(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    trust: TrustFlag = False,
+) -> None:
+    """Say what a run will need (parameters, memory, tokens, bytes, time) before anything is loaded."""
+    recipe = trusted_recipe(words, fields_of_flags(model, data, rounds, seed, device), trust)
+    from bellwether.runner.plan import plan, plan_table
+
+    console().print(plan_table(plan(recipe)))
+
+
+def show_clients(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for clients.png and clients.svg.")] = Path("."),
+    seed: SeedFlag = None,
+    trust: TrustFlag = False,
+) -> None:
+    """Show what each client holds: a table, and a picture of categories per client."""
+    recipe = trusted_recipe(words, fields_of_flags(model, data, seed=seed), trust)
+    from bellwether.report.holdings import draw, table
+    from bellwether.runner.describe import describe
+    from bellwether.runner.prepare import prepare
+    from bellwether.tools.atomic import make_folder
+
+    prepared = prepare(recipe)
+    description = describe(prepared.federated, prepared.clients)
+    console().print(table(description))
+    for text in prepared.notes:
+        say(text)
+    make_folder(out)
+    for path in draw(description, out):
+        say(f"Wrote {path}.")
+
+
+def show_recipe(
+    words: Words = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    names: Annotated[bool, typer.Option("--list", help="List the shipped recipes instead.")] = False,
+) -> None:
+    """Print a recipe with every field, its value, unit and meaning."""
+    from bellwether.recipe.file import dump_recipe, shipped
+
+    if names:
+        sys.stdout.write("".join(f"{name}\n" for name in shipped()))
+        return
+    recipe = given_recipe(words, fields_of_flags(model, data, rounds, seed, device))
+    sys.stdout.write(dump_recipe(recipe, comments=True))
+
+
+def propose_recipe(
+    files: Annotated[list[Path], typer.Argument(help="Your data files, or a folder with one file per client.")],
+    out: Annotated[Path, typer.Option("--out", help="Recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Look at your data files and write a commented recipe for them."""
+    from bellwether.runner.init import propose
+    from bellwether.tools.atomic import write_atomic
+
+    if out.exists():
+        raise RecipeError(f"{out} exists already; remove it, or name another file with --out.")
+    text = propose(files)
+    write_atomic(out, text.encode())
+    say(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}")

@@ -1,0 +1,1 @@
+"""Comparisons: arms under several seeds, trials, trivial rivals."""

@@ -1,1 +1,0 @@
-"""Scores: texts and sums in, numbers out."""

@@ -1,0 +1,200 @@
+"""What travels between the server and its clients: tasks downwards, replies upwards.
+
+The engines deliver these; the clients and the round loop read and write them. Every task is made for one client, and
+holds nothing of another one's. Nothing here holds a row of text.
+
+Shape legend: C centroids of a client, d dimensions of the space, P parameters of an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bellwether.exchange.adapter import Adapter, Arrays, Tensors
+from bellwether.exchange.scores import Totals
+from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.tools.randomness import Draws, Randomness
+
+# What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
+PURPOSES = ("batch order", "dropout", "selection", "centroid noise", "t-SNE", "method")
+SPACE = "selection space"
+
+
+def client_draws(randomness: Randomness, round: int, client: str) -> Draws:
+    """Return what a client may draw in a round.
+
+    Args:
+        randomness: of the run.
+        round: the round, counted from 1.
+        client: the client's name.
+    """
+    own = {purpose: randomness.seed_for(purpose, round=round, client=client) for purpose in PURPOSES}
+    return Draws({**own, SPACE: randomness.seed_for(SPACE)})
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What the server sends a client to begin with.
+
+    Args:
+        adapter: the adapter that the client begins with; its rank is the client's own.
+        arrays: named arrays beside it, such as SCAFFOLD's control variate.
+        trained: keys of the tensors that are trained; the others stay as they are sent, and nothing moves them. None
+            trains all.
+        returned: keys of the tensors that come back; None are those that are trained.
+        folded: an update of the frozen weights that all rounds before have folded into them, as factors; the client
+            adds it to its base before it begins. None leaves the base as it is.
+    """
+
+    adapter: Adapter
+    arrays: Arrays = field(default_factory=dict)
+    trained: tuple[str, ...] | None = None
+    returned: tuple[str, ...] | None = None
+    folded: Adapter | None = None
+
+    @property
+    def expected(self) -> Tensors:
+        """The tensors that come back, as they are sent: an update's have their keys, shapes and precision."""
+        keys = self.returned or self.trained or tuple(self.adapter.tensors)
+        return {key: self.adapter.tensors[key] for key in keys}
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Ask one client to train on its own rows.
+
+    Args:
+        round: the round, counted from 1.
+        payload: what it begins with.
+        training: the recipe's training section.
+        rounds: rounds of the whole run, over which the learning rate follows its schedule.
+        draws: what the client may draw.
+        selection: the recipe's selection section, which of its rows it shall train on.
+        kept: the clusters of its survey that the server kept; None where there was no survey.
+        settled: the last round in which an update of this client counted, 0 where none did; what the client keeps of
+            later rounds is not to be gone on from.
+    """
+
+    round: int
+    payload: Payload
+    training: Training
+    rounds: int
+    draws: Draws
+    selection: Selection = field(default_factory=Selection)
+    kept: Sequence[int] | None = None
+    settled: int = 0
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that the client begins with."""
+        return self.payload.adapter
+
+
+@dataclass(frozen=True)
+class SurveyTask:
+    """Ask one client for the centroids of its rows' clusters, and to remember these for the training of the round.
+
+    Args:
+        round: the round, counted from 1.
+        adapter: the adapter whose hidden states stand for the rows; None where a proxy's do.
+        selection: the recipe's selection section.
+        draws: what the client may draw.
+    """
+
+    round: int
+    adapter: Adapter | None
+    selection: Selection
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Ask one client to score the adapter that it serves on the rows that it holds out.
+
+    Args:
+        round: the round whose result is scored; 0 before the first.
+        payload: what the server sends it; the method says which adapter the client makes of it.
+        evaluation: the recipe's evaluation section.
+        settled: as in ``TrainTask``.
+    """
+
+    round: int
+    payload: Payload
+    evaluation: Evaluation
+    settled: int = 0
+
+
+Task = TrainTask | SurveyTask | EvaluateTask
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client sends back after training.
+
+    Args:
+        client: the client's name.
+        round: the round it trained for.
+        tensors: its trained tensors, under the keys of the adapter.
+        rows: how many rows it has to train on, the weight of its update in FedAvg; where rows are selected, those
+            selected or all of them, as the recipe says.
+        metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
+            ``rows`` (as trained, repetitions counted), ``selected`` (how many of its rows it trained on).
+        arrays: named arrays beside the adapter, as the method says.
+    """
+
+    client: str
+    round: int
+    tensors: Tensors
+    rows: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one client tells of its rows: where their clusters lie, and nothing else.
+
+    Args:
+        client: the client's name.
+        round: the round it answers for.
+        centroids_Cd: a float32 point for each of its C clusters that may leave it, in d dimensions; C may be 0.
+    """
+
+    client: str
+    round: int
+    centroids_Cd: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an engine delivers of one client: an update, a survey, scores, or the reason why there is none of these.
+
+    Who answered, how long it took and whether the task came there at all the engine knows itself; everything else is
+    what somebody claims, to be checked before it is used.
+
+    Args:
+        client: the client that was asked.
+        seconds: how long the client took, by the engine's clock; simulated seconds where speed is simulated.
+        update: its update, after a ``TrainTask``.
+        survey: its centroids, after a ``SurveyTask``.
+        totals: its totals by category, after an ``EvaluateTask``.
+        failure: why there is no result, in one clause.
+        reached: whether the task came to the client at all.
+        groups: its totals by group (language or domain), after an ``EvaluateTask``.
+        losses: mean loss of each of its optimizer steps, per trained token, after a ``TrainTask``;
+            for those who hold the rows, it is not sent.
+    """
+
+    client: str
+    seconds: float
+    update: Update | None = None
+    totals: Mapping[str, Totals] | None = None
+    failure: str | None = None
+    reached: bool = True
+    groups: Mapping[str, Totals] = field(default_factory=dict)
+    losses: Sequence[float] = ()
+    survey: Survey | None = None

@@ -1,0 +1,226 @@
+"""What a run tells about itself: one record per round and per evaluation, and events while it goes on.
+
+The round loop makes these, the run folder keeps them, the live view and the report show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from bellwether.exchange.scores import Totals
+from bellwether.tools.json_text import Amount, Count, Finite, Number
+
+Group = Annotated[int, Field(strict=True, ge=-1, le=2**53)]
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One client's part in a round.
+
+    Args:
+        client: the client's name.
+        rows: the weight of its update: rows it has to train on, or those it chose.
+        rows_seen: rows it trained on, repetitions counted.
+        tokens: trained tokens, repetitions counted.
+        loss: mean loss over those tokens while training, in nats where it is the cross-entropy.
+        seconds: how long it took.
+        selected: how many of its rows it trained on; None where clients train on all.
+    """
+
+    client: str
+    rows: Count
+    rows_seen: Count
+    tokens: Count
+    loss: Number
+    seconds: Number
+    selected: Count | None = None
+
+
+@dataclass(frozen=True)
+class SurveyRecord:
+    """What the server learned of the cohort's rows before a round's training, and what it kept.
+
+    Args:
+        centroids: for each client that answered its centroids, in the dimensions of the space.
+        groups: for each client the group of each centroid; -1 is none.
+        kept: for each client the numbers of its centroids that were kept.
+        bytes_down: bytes of tasks and answers from the server to the cohort.
+        sent: bytes of the centroids that left each client that answered, also of those that were refused.
+    """
+
+    centroids: Mapping[str, tuple[tuple[Finite, ...], ...]]
+    groups: Mapping[str, tuple[Group, ...]]
+    kept: Mapping[str, tuple[Count, ...]]
+    bytes_down: Count
+    sent: Mapping[str, Count]
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of all centroids."""
+        return sum(self.sent.values())
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line per round.
+
+    Args:
+        round: the round, counted from 1.
+        cohort: the clients that were asked.
+        clients: those whose updates were aggregated.
+        left_out: client and reason for the others.
+        learning_rate: the clients' learning rate at the beginning of the round; while it warms up, at its end.
+        loss: the clients' training loss per token, weighted by tokens, in nats where it is the cross-entropy.
+        rows: rows that the clients have to train on.
+        rows_seen: rows trained on, repetitions counted.
+        tokens: tokens trained, repetitions counted.
+        bytes_down: bytes from the server to the cohort, those of a survey included.
+        bytes_up: bytes from the cohort to the server, those of a survey included.
+        seconds: wall seconds by phase: survey where there is one, train, aggregate, evaluate.
+        duration: how long the round took its clients, in seconds; simulated where speed is simulated.
+        adapter: fingerprint of the adapter after the round.
+        failure: why the round kept the adapter as it was; None where it did not fail.
+        survey: what the cohort told of its rows before; None where nobody asked.
+    """
+
+    round: Count
+    cohort: tuple[str, ...]
+    clients: tuple[ClientRecord, ...]
+    left_out: Mapping[str, str]
+    learning_rate: Amount
+    loss: Number
+    rows: Count
+    rows_seen: Count
+    tokens: Count
+    bytes_down: Count
+    bytes_up: Count
+    seconds: Mapping[str, Amount]
+    duration: Number
+    adapter: str
+    failure: str | None = None
+    survey: SurveyRecord | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The scores of one adapter.
+
+    Args:
+        round: the round whose result was scored; 0 is the untuned base.
+        part: ``test``, ``validation``, or ``clients`` for the rows that clients hold out themselves.
+        categories: totals by category.
+        seconds: how long scoring took.
+        clients: for the part ``clients``, each client's totals by category.
+        groups: totals by group (language or domain); empty where rows name fewer than two.
+    """
+
+    round: Count
+    part: str
+    categories: Mapping[str, Totals]
+    seconds: Amount
+    clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
+    groups: Mapping[str, Totals] = field(default_factory=dict)
+
+
+Record = RoundRecord | EvaluationRecord
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The run begins, or goes on after ``done`` rounds.
+
+    Args:
+        name: name of the run.
+        folder: its run folder.
+        rounds: how many rounds there will be.
+        done: how many are already committed.
+        clients: number of clients.
+        cohort: clients per round.
+    """
+
+    name: str
+    folder: str
+    rounds: int
+    done: int
+    clients: int
+    cohort: int
+
+
+@dataclass(frozen=True)
+class RoundStarted:
+    """A round begins with this cohort."""
+
+    round: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SurveyFinished:
+    """The cohort of a round has told of its rows, and the server what it kept."""
+
+    round: int
+    record: SurveyRecord
+
+
+@dataclass(frozen=True)
+class ClientFinished:
+    """A client of the cohort has answered."""
+
+    round: int
+    record: ClientRecord
+
+
+@dataclass(frozen=True)
+class ClientFailed:
+    """A client of the cohort gave nothing that can be used."""
+
+    round: int
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """A round is committed."""
+
+    record: RoundRecord
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An adapter was scored."""
+
+    record: EvaluationRecord
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the log; ``warning`` marks what a person should look at."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over; ``seconds`` is the wall time since the base was loaded."""
+
+    seconds: float
+
+
+Event = (
+    RunStarted
+    | RoundStarted
+    | SurveyFinished
+    | ClientFinished
+    | ClientFailed
+    | RoundFinished
+    | Evaluated
+    | Note
+    | RunFinished
+)
+Watcher = Callable[[Event], None]

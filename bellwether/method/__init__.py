@@ -1,0 +1,1 @@
+"""The mathematics of federated learning: arrays in, arrays out."""

@@ -1,0 +1,139 @@
+"""Export: an adapter merged into its base, as a plain Hugging Face model folder.
+
+    bellwether export runs/default-1 merged
+
+A merged weight is W + scaling · B A (Hu et al. 2021, arXiv 2106.09685, section 4.1), summed in float32
+and rounded once to the base's precision. W is the float weight of the base's folder, also where the adapter was tuned
+over a quantised base.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bellwether.errors import CheckpointError, ModelError
+from bellwether.exchange.adapter import CONFIG_FILE, Adapter, read_adapter
+from bellwether.recipe import recipe
+from bellwether.recipe.file import load_recipe
+from bellwether.tools.atomic import TEMPORARY, cannot_write, remove
+
+if TYPE_CHECKING:
+    from bellwether.model.folder import ModelFolder
+
+# The model writes these itself; weights and their index are never copied.
+_WRITTEN = ("config.json", "generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def export(folder: Path, out: Path, model: str | None = None) -> None:
+    """Merge an adapter into its base model and write model and tokenizer.
+
+    Args:
+        folder: a finished run's folder, or a folder with an adapter in PEFT's format.
+        out: the folder to write, which must not exist or be empty; a new one appears whole or not at all, in one
+            that exists ``config.json`` comes last.
+        model: path or hub name of the base; None takes the one that run or adapter names.
+
+    Raises:
+        ModelError: there is no adapter, or the base cannot be used or does not fit it.
+        CheckpointError: the output folder is not empty or cannot be written.
+    """
+    adapter, settings = _find(folder, model)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not empty; give a new or an empty folder to write to.")
+    from bellwether.model.folder import find_folder, quiet_transformers, with_weights
+
+    source = with_weights(find_folder(settings), settings)
+    with _appearing(out) as temporary:
+        merged = _merged(source, settings, adapter)
+        with quiet_transformers():
+            merged.save_pretrained(temporary)
+        _copy_small_files(source.path, temporary)
+
+
+def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
+    """Return the adapter in a folder, and how to load its base."""
+    if (folder / "recipe.yaml").is_file():
+        if not (folder / "adapter").is_dir():
+            raise ModelError(f"The run in {folder} is not finished; go on with bellwether run --resume {folder}.")
+        settings = load_recipe(folder / "recipe.yaml").model
+        adapter = read_adapter(folder / "adapter")
+    elif (folder / CONFIG_FILE).is_file():
+        adapter = read_adapter(folder)
+        settings = recipe.Model(path=model or _named_base(folder, adapter))
+    else:
+        raise ModelError(f"{folder} holds neither a run nor an adapter; give a folder with one of them.")
+    if model is not None and model != settings.path:
+        settings = settings.model_copy(update={"path": model, "revision": None})
+    return adapter, settings.model_copy(update={"device": "cpu", "quantization": "none"})
+
+
+def _named_base(folder: Path, adapter: Adapter) -> str:
+    if not adapter.config.base_model:
+        raise ModelError(f"The adapter in {folder} does not name its base model; give it with --model.")
+    return adapter.config.base_model
+
+
+def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> Any:
+    import torch
+
+    from bellwether.model.base import linear_shapes
+    from bellwether.model.loading import load_weights, read_config
+    from bellwether.model.lora import LoraLayers
+
+    model = load_weights(source, settings, torch.device("cpu"), read_config(source, settings))
+    layers = LoraLayers(model, adapter.config)
+    layers.load(0, adapter.tensors)
+    layers.detach()
+    transposed = {shape.path: shape.transposed for shape in linear_shapes(model)}
+    with torch.no_grad():
+        for path, a_KRI, b_KOR in zip(adapter.config.modules, layers.A, layers.B, strict=True):
+            weight = model.get_submodule(path).weight
+            delta_OI = adapter.config.scaling * (b_KOR[0] @ a_KRI[0])
+            weight.copy_(weight.float() + (delta_OI.T if transposed[path] else delta_OI))
+    return model
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, chat template and the model's own code as they are."""
+    from bellwether.model.folder import SMALL_FILES
+
+    for pattern in SMALL_FILES:
+        for path in sorted(source.glob(pattern)):
+            if path.name not in _WRITTEN:
+                shutil.copyfile(path, target / path.name)
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose content takes its place when all is written; ``out`` is absent or empty."""
+    from safetensors import SafetensorError
+
+    out = Path(os.path.realpath(out))
+    # A folder that exists stays the same one: it may be the current one, or a mounted disk.
+    exists = out.is_dir()
+    temporary = (out if exists else out.parent) / f"{TEMPORARY}{os.getpid()}-{out.name}"
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        if exists:
+            _move_up(temporary)
+        else:
+            temporary.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{out} cannot be written ({error}); give a folder with space enough.") from error
+    finally:
+        remove(temporary)
+
+
+def _move_up(folder: Path) -> None:
+    """Move what a folder holds into the one around it, ``config.json`` last: without it, there is no model."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+        path.rename(folder.parent / path.name)

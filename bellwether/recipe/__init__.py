@@ -1,0 +1,1 @@
+"""The recipe: typed sections, YAML, contradictions, the shipped ones."""

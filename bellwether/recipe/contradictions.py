@@ -1,0 +1,216 @@
+"""What no single field of a recipe can know: fields that contradict each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bellwether.errors import RecipeError
+from bellwether.recipe.plain import Location
+from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection
+from bellwether.tools.words import cut
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check what no single field can know, for recipes that were built in Python.
+
+    Raises:
+        RecipeError: fields contradict each other.
+    """
+    problems = [f"{'.'.join(map(str, location))}: {text}" for location, text in contradictions(recipe)]
+    if problems:
+        raise RecipeError(problems)
+
+
+def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
+    """Return location and sentence of every pair of fields that cannot stand together."""
+    found: list[tuple[Location, str]] = [(tuple(field.split(".")), text) for field, text in _between_sections(recipe)]
+    found += _partition_contradictions(recipe.partition)
+    if recipe.compare is not None:
+        if recipe.engine.processes != 1:
+            text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
+            found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
+        found += _compare_contradictions(recipe.compare, recipe.evaluation.generate)
+    return found
+
+
+def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what contradicts another field; of partitions, only what names clients."""
+    partition, federation, warmup = recipe.partition, recipe.federation, recipe.training.warmup_rounds
+    method, size = cut(partition.method), federation.cohort_size
+    if method == "column" and not partition.column:
+        yield "partition.column", "partition.method is column, so name the column in partition.column."
+    if partition.column and method != "column":
+        text = f"partition.column is given, but partition.method is {method}; set it to column."
+        yield "partition.column", text
+    known = method not in ("column", "files", "auto") or partition.clients_per_group is not None
+    if size and known and size > partition.clients:
+        text = f"federation.cohort_size is {size}, but there are {partition.clients} clients; give at most"
+        yield "federation.cohort_size", f"{text} {partition.clients}."
+    if recipe.engine.processes > 1 and ":" in recipe.model.device:
+        text = (
+            f"engine.processes is {recipe.engine.processes}, but model.device is {cut(recipe.model.device)}, one device"
+        )
+        yield "engine.processes", f"{text}; set it to cuda, which spreads the processes."
+    if federation.sampler == "available" and federation.availability is None:
+        text = "federation.sampler is available, but federation.availability is null; say there who is away when."
+        yield "federation.sampler", text
+    if federation.deadline is not None and federation.availability is None:
+        text = "federation.deadline is given, but nobody's speed is simulated; set it, such as"
+        yield "federation.deadline", f"{text} federation.availability.rows_per_second=50."
+    ranks = recipe.lora.ranks or ()
+    largest = max(ranks.values() if isinstance(ranks, Mapping) else ranks, default=0)
+    if largest > recipe.lora.rank:
+        text = f"lora.ranks goes up to {largest}, but lora.rank, the server's, is {recipe.lora.rank}; raise lora.rank"
+        yield "lora.ranks", f"{text} to {largest}, or lower the others."
+    yield from _of_selection(recipe.selection)
+    if warmup >= federation.rounds:
+        text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
+        yield "training.warmup_rounds", f"{text} learning rate; give fewer."
+
+
+def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what contradicts another field of the selection."""
+    method = cut(selection.method)
+    if method == "full":
+        return
+    if selection.rows is not None and selection.fraction is not None:
+        yield "selection.fraction", "selection.rows and selection.fraction are both given; give one of them."
+    if method != "hierarchical" and selection.rows is None and selection.fraction is None:
+        text = f"selection.method is {method}, which must be told how many rows; give a number, hierarchical, or"
+        yield "selection.rows", f"{text} selection.fraction."
+    if method == "hierarchical" and selection.rows == "hierarchical":
+        yield "selection.rows", "selection.rows hierarchical is for other methods; give a number or null."
+    told = selection.rows is not None or selection.fraction is not None
+    if method == "hierarchical" and told and selection.rows_per_cluster > 1:
+        text = "selection.rows_per_cluster is given, but selection.rows or selection.fraction says how many to take"
+        yield "selection.rows_per_cluster", f"{text}; leave one of them out."
+    if (selection.features == "proxy") != (selection.proxy is not None):
+        text = f"selection.features is {selection.features}, and selection.proxy {cut(selection.proxy or 'null')}"
+        yield "selection.proxy", f"{text}; give both or neither."
+    if selection.rotate and method not in ("hierarchical", "random"):
+        yield (
+            "selection.rotate",
+            f"selection.rotate is given, but selection.method {method} chooses by itself; leave it out.",
+        )
+    if selection.noise and not selection.surveys:
+        text = f"selection.noise is given, but with selection.method {method} clients send no centroids; leave it out."
+        yield "selection.noise", text
+    if selection.projection_sources and selection.space != "shared":
+        text = f"selection.projection_sources are given, but selection.space is {selection.space}; set it to shared."
+        yield "selection.projection_sources", text
+    if selection.noise and selection.clip_norm is None:
+        text = "selection.noise is given, but without selection.clip_norm no amount of noise is enough; give both."
+        yield "selection.noise", text
+    if selection.noise and selection.space == "per_client_tsne":
+        text = "selection.noise is given, but a t-SNE may move a centroid anywhere, whatever its rows' norms; set"
+        yield "selection.noise", f"{text} selection.space to shared."
+
+
+def _partition_contradictions(partition: Partition) -> list[tuple[Location, str]]:
+    """Return what cannot stand together of ranges and of clients per group."""
+    found: list[tuple[str, str]] = []
+    for name in ("categories_per_client", "rows_per_client"):
+        value = getattr(partition, name)
+        if isinstance(value, tuple) and value[0] > value[1]:
+            found.append((name, f"partition.{name} is {list(value)}; give the smaller number first."))
+    if partition.rows_per_client and partition.rows_per_client[0] < partition.min_rows:
+        found.append(
+            (
+                "rows_per_client",
+                f"partition.rows_per_client begins at {partition.rows_per_client[0]}, but partition.min_rows is "
+                f"{partition.min_rows}; begin there or higher, or lower min_rows.",
+            )
+        )
+    if partition.clients_per_group is not None:
+        total = sum(partition.clients_per_group.values())
+        if partition.method in ("column", "files") or ":" in partition.method:
+            found.append(
+                (
+                    "clients_per_group",
+                    f"partition.clients_per_group is given, but partition.method {cut(partition.method)} makes the "
+                    "clients itself; set it to auto, iid, dirichlet, categories, shards or quantity.",
+                )
+            )
+        elif total != partition.clients:
+            found.append(
+                (
+                    "clients_per_group",
+                    f"partition.clients_per_group adds up to {total} clients, but partition.clients is "
+                    f"{partition.clients}; set partition.clients to {total}.",
+                )
+            )
+    return [(("partition", name), text) for name, text in found]
+
+
+def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Location, str]]:
+    """Return what cannot stand together of a comparison's seeds, arms and trials."""
+    tune = compare.tune
+    lists: list[tuple[Location, Sequence[Any]]] = [(("seeds",), compare.seeds)]
+    if tune is not None:
+        lists += [(("tune", name), getattr(tune, name)) for name in ("seeds", "learning_rates", "passes")]
+    lists += [(("arms", name, "clients"), arm.clients or ()) for name, arm in compare.arms.items()]
+    found = [
+        (place, f"compare.{'.'.join(map(str, place))} names {cut(str(twice[0]))} twice; once is enough.")
+        for place, values in lists
+        if (twice := [value for value, count in Counter(values).items() if count > 1])
+    ]
+    if tune is not None and tune.choose_by != "loss" and not generate:
+        found.append(
+            (
+                ("tune", "choose_by"),
+                f"compare.tune.choose_by is {tune.choose_by}, but evaluation.generate is false, so there are no "
+                "answers; choose by loss.",
+            )
+        )
+    if tune is not None and not compare.tuned:
+        found.append((("tune",), "compare.tune is given, but no arm trains passes that it could choose; leave it out."))
+    for name, arm in compare.arms.items():
+        for field, text in _arm_contradictions(arm, tuned=name in compare.tuned):
+            found.append((("arms", name, field), f"compare.arms.{name}.{field} {text}"))
+    return [(("compare", *place), text) for place, text in found]
+
+
+def _arm_contradictions(arm: Arm, tuned: bool) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence, without its subject, of what an arm says twice or in vain."""
+    length = "passes" if arm.passes is not None else "steps" if arm.steps is not None else None
+    if arm.clients is not None and arm.trains != "alone":
+        yield "clients", f"is given, but trains is {arm.trains}; only an arm that trains alone names clients."
+    if arm.passes is not None and arm.steps is not None:
+        yield "steps", "is given as well as passes; leave one of them out."
+    if arm.steps is not None and arm.trains == "federation":
+        yield "steps", "is given, but a federation counts rounds; give passes, or set federation.rounds."
+    for field in ("learning_rate", "passes", "steps"):
+        if getattr(arm, field) is None:
+            continue
+        if not arm.learns:
+            yield field, f"is given, but trains is {arm.trains}, which trains nothing; leave it out."
+        elif tuned:
+            yield field, "is given, but compare.tune chooses it; leave one of them out."
+    counted = length is None and not tuned  # by the recipe's rounds
+    lengths = {"federation.rounds", "training.local_epochs", "training.local_steps"}
+    told = {"training.learning_rate": "learning_rate" if arm.learning_rate is not None else None}
+    told |= dict.fromkeys({"federation.rounds"} if arm.trains == "federation" else lengths, length)
+    for field in arm.set:
+        by = "compare.tune" if tuned and field in told else told.get(field)
+        if by:
+            yield "set", f"names {cut(field)}, but {by} decides it; leave one of them out."
+        elif _is_idle(field, arm, counted):
+            yield "set", f"names {cut(field)}, which has no effect, since trains is {arm.trains}; leave it out."
+        if field.partition(".")[0] in ("seed", "compare", "output") or field == "evaluation.part":
+            yield "set", f"names {cut(field)}, which is the same for all arms of a comparison; leave it out."
+
+
+def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
+    """Return whether a field that an arm sets decides nothing, since no rounds or no training use it.
+
+    Without a federation only what counts the passes of the recipe's rounds is used, where nothing else counts them.
+    """
+    section = field.partition(".")[0]
+    if arm.trains == "federation" or section not in ("training", "federation", "method"):
+        return False
+    if not arm.learns or field == "training.warmup_rounds":
+        return True
+    passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
+    return section == "method" or (section == "federation" and not (counted and field in passes))

@@ -1,0 +1,353 @@
+"""The page of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from bellwether.report.compare_show import cells, part_cells, references
+from bellwether.report.compare_table import Line
+from bellwether.report.page.appendix import answers_section, appendix, exchange
+from bellwether.report.page.charts import Series, dots, framed, lines
+from bellwether.report.page.clients import holdings, participation
+from bellwether.report.page.effort import cost_section, gains_section
+from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Metric, capital, middle_curve
+from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Table, Tile, named, words
+from bellwether.store.comparison import Comparison, Outcome
+from bellwether.store.finished import FinishedRun
+from bellwether.tools.intervals import Interval
+
+_ANSWERS = 6  # arms whose answers stand side by side
+_ARMS = 8  # arms in a chart that tells them apart by colour
+_DOUBT = (
+    "= marks a difference that cannot be told from none (p > 0.05, adjusted by Holm's method over all of the table)."
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a page on a comparison is made of.
+
+    Args:
+        comparison: what it gave.
+        lines: of ``compare_table.make_lines``.
+        gains: of ``compare_table.client_gains``.
+        run: the first federated arm's run under the first seed; None where no arm is a federation.
+        environment: what it ran on.
+    """
+
+    comparison: Comparison
+    lines: Sequence[Line]
+    gains: Sequence[Any]
+    run: FinishedRun | None
+    environment: Mapping[str, Any]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in their order."""
+        return list(dict.fromkeys(outcome.seed for outcome in self.comparison.outcomes))
+
+    @property
+    def of_arms(self) -> list[Line]:
+        """The lines that are whole arms."""
+        return [line for line in self.lines if line.name in self.comparison.arms]
+
+    @property
+    def reference(self) -> Line | None:
+        """The line of the federation that others are compared with."""
+        name = self.comparison.reference(False) or self.comparison.reference(True)
+        return next((line for line in self.of_arms if line.name == name), None)
+
+    @property
+    def metric(self) -> Metric:
+        """The score that speaks for the comparison: exact match where there is any, else ROUGE-L, else the loss.
+
+        Only scores count that the reference has, or without one the arms that learn; rules have scores of their own.
+        """
+        arms = self.comparison.arms
+        models = [line for line in self.of_arms if arms[line.name].learns or arms[line.name].trains == "nobody"]
+        learned = [line for line in models if arms[line.name].learns]
+        known = [self.reference] if self.reference else learned or models or self.of_arms
+        best = max((line.scores["exact"].mean for line in models or known if "exact" in line.scores), default=0.0)
+        if best >= 0.01 and any("exact" in line.scores for line in known):
+            return EXACT
+        return ROUGE_L if any("rouge_l" in line.scores for line in known) else LOSS
+
+
+def comparison_page(compared: Compared) -> Page:
+    """Return the page of a finished comparison."""
+    recipe, run = compared.comparison.recipe, compared.run
+    seed = f"As the rows are dealt under seed {compared.seeds[0]}; every seed deals them anew."
+    of = f"In the run of the arm {_federated(compared.comparison)!r} under seed {compared.seeds[0]}."
+    return Page(
+        kind="comparison",
+        name=recipe.name,
+        summary=_summary(compared),
+        result=_result(compared),
+        tiles=_tiles(compared),
+        sections=[
+            _scores(compared),
+            _learning(compared),
+            *_parts(compared),
+            *([holdings(run.description, seed)] if run else []),
+            *gains_section(compared.gains, compared.metric),
+            *([participation(run.rounds, [one.client for one in run.description.clients], of)] if run else []),
+            *cost_section(compared.of_arms, compared.metric),
+            *_answers(compared),
+            _arms(compared.comparison),
+            *_trials(compared.comparison),
+            *appendix(recipe, compared.environment),
+        ],
+    )
+
+
+def _federated(comparison: Comparison) -> str | None:
+    return next((name for name, arm in comparison.arms.items() if arm.trains == "federation"), None)
+
+
+# What was compared, and what came out -------------------------------------------------------------
+
+
+def _summary(compared: Compared) -> Markup:
+    """Return what was compared, in one paragraph."""
+    comparison, first = compared.comparison, compared.comparison.outcomes[0]
+    seeds = ", ".join(map(str, compared.seeds))
+    return Markup(
+        "The recipe {} compares {} arms over the base model {}: {}. All are trained on one and the same split under {} "
+        "seed{} ({}), and answer the same {} held-out questions of {} categories. A seed changes who holds which rows, "
+        "the cohorts, the initial adapter, the order of rows and dropout."
+    ).format(
+        named(comparison.recipe.name),
+        f"{len(comparison.arms)}",
+        named(comparison.recipe.model.path),
+        Markup(", ").join(named(name) for name in comparison.arms),
+        f"{len(compared.seeds)}",
+        "" if len(compared.seeds) == 1 else "s",
+        seeds,
+        f"{len(first.categories):,}",
+        f"{len(set(first.categories)):,}",
+    )
+
+
+def _result(compared: Compared) -> Markup:
+    """Return what came out, in one sentence with its uncertainty."""
+    metric, reference = compared.metric, compared.reference
+    if reference is None or metric.key not in reference.scores:
+        ranked = [line for line in compared.of_arms if metric.key in line.scores]
+        best = max(ranked, key=lambda line: line.scores[metric.key].mean * metric.better)
+        return Markup("The best {} has the arm {}: {}, with a 95 % interval of {}.").format(
+            metric.name, named(best.name), *_said(best.scores[metric.key], metric)
+        )
+    arms = compared.comparison.arms
+    others = [
+        line
+        for line in compared.of_arms
+        if metric.key in line.gaps
+        and arms[line.name].trains in ("nobody", "alone", "together")
+        and arms[line.name].counts_steps == arms[reference.name].counts_steps  # else its gap is to another arm
+    ]
+    text = Markup("The arm {} has a mean {} of {} (95 % interval {})").format(
+        named(reference.name), metric.name, *_said(reference.scores[metric.key], metric)
+    )
+    if not others:
+        return text + "."
+    family = sum(len(line.gaps) for line in compared.lines)
+    return text + ": " + Markup(", ").join(_against(line, metric, family) for line in others[:4]) + "."
+
+
+def _said(found: Interval, metric: Metric) -> tuple[str, str]:
+    return metric.text(found.mean * metric.scale), metric.range(found)
+
+
+def _against(line: Line, metric: Metric, family: int) -> Markup:
+    """Return how far the federation is from another arm, one difference of a family, as a part of a sentence."""
+    gap = line.gaps[metric.key]
+    if gap.p > 0.05:
+        mean = metric.number(gap.mean * metric.scale, sign=True)
+        # The interval is of this difference alone, and may exclude 0 though the adjusted p-value is large.
+        why = "" if gap.low <= 0 <= gap.high else f" after Holm's adjustment over the table's {family:,} differences"
+        return Markup("not distinguishable{} from {} ({}, {})").format(
+            why, named(line.name), mean, metric.range(gap, sign=True)
+        )
+    size = gap if gap.mean > 0 else Interval(-gap.mean, -gap.high, -gap.low, gap.p)
+    return Markup("{} {} {} than {} ({})").format(
+        metric.number(size.mean * metric.scale),
+        metric.gap,
+        "more" if gap.mean > 0 else "less",
+        named(line.name),
+        metric.range(size),
+    )
+
+
+def _tiles(compared: Compared) -> list[Tile]:
+    """Return a tile for each arm, of the score that speaks for the comparison."""
+    metric = compared.metric
+    return [
+        Tile(line.name, metric.text(one.mean * metric.scale), f"{metric.name}, {metric.range(one)}")
+        for line in compared.of_arms[:_ARMS]
+        if (one := line.scores.get(metric.key)) is not None
+    ]
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def _scores(compared: Compared) -> Section:
+    """Return the section with all scores, their intervals and differences."""
+    parts: list[Part] = []
+    for metric in dict.fromkeys((compared.metric, LOSS)):
+        known = [line for line in compared.of_arms if metric.key in line.scores]
+        if known:
+            series = _points(metric.name, [(row, line.scores[metric.key]) for row, line in enumerate(known)], metric)
+            label = f"Points with intervals: {metric.name} of {len(known)} arms; see the table."
+            frame, note = framed([series], (0.0, metric.most))
+            names = [line.name for line in known]
+            svg = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
+            parts.append(Figure(capital(metric.name), svg, note))
+    heads, rows = cells(compared.lines)
+    split = 1 + len(METRICS)
+    parts.append(_table("Scores", heads[:split], [row[:split] for row in rows]))
+    if len(heads) > split:
+        compared_with = [row for row in rows if any(cell != "-" for cell in row[split:])]
+        differences = [[row[0], *row[split:]] for row in compared_with]
+        note = _DOUBT + references(compared.comparison)
+        parts.append(_table("Differences", [heads[0], *heads[split:]], differences, note))
+    lead = "Means over categories, then clients, then seeds, with 95 % intervals over seeds and questions."
+    return Section("scores", "Scores", parts, lead)
+
+
+def _points(name: str, found: Sequence[tuple[int, Interval]], metric: Metric, look: int = 0) -> Series:
+    """Return points with intervals in the rows of a chart."""
+    mean, low, high = ([getattr(one, side) * metric.scale for _, one in found] for side in ("mean", "low", "high"))
+    return Series(name, [row for row, _ in found], mean, low, high, look)
+
+
+def _table(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", *, folded: bool = False
+) -> Table:
+    """Return a table whose first column is words and whose others are numbers."""
+    return Table(title, heads, [[words(row[0]), *map(Cell, row[1:])] for row in rows], note, folded)
+
+
+def _learning(compared: Compared) -> Section:
+    """Return the learning curves of all arms that train."""
+    found: dict[str, list[Outcome]] = {name: [] for name in compared.comparison.arms}
+    for outcome in compared.comparison.outcomes:
+        if len(outcome.curve) > 1:
+            found[outcome.arm].append(outcome)
+    looks = {name: look for look, name in enumerate(compared.comparison.arms)}
+    curves = [
+        Series(name, *middle_curve([one.curve for one in outcomes]), look=looks[name])
+        for name, outcomes in found.items()
+        if outcomes
+    ]
+    label = "Curves of the training loss over passes: " + "; ".join(
+        f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in curves
+    )
+    parts: list[Part] = []
+    if curves:
+        svg = lines(
+            "training", label, curves, "passes over the rows held", "loss per trained token", height=330, wide=True
+        )
+        note = "Medians over seeds and clients; a band holds the middle 80 % of them."
+        parts.append(Figure("Training loss", svg, note, wide=True))
+    return Section("learning", "Learning curves", parts, "" if curves else "No arm has a curve of several points.")
+
+
+def _parts(compared: Compared) -> list[Section]:
+    """Return the scores by category, and by group where there are several."""
+    sections = []
+    for part, one in (("categories", "category"), ("groups", "group")):
+        names = sorted({name for line in compared.of_arms for name in getattr(line, part)})
+        if names:
+            sections.append(Section(part, f"Scores by {one}", _by_part(compared, part, one, names)))
+    return sections
+
+
+def _by_part(compared: Compared, part: str, one: str, names: Sequence[str]) -> list[Part]:
+    """Return a chart of the score that speaks for the comparison, and tables of all."""
+    metric, arms = compared.metric, list(compared.comparison.arms)
+    series = []
+    for line in compared.of_arms[:_ARMS]:
+        known = getattr(line, part)
+        found = [(row, known[name][metric.key]) for row, name in enumerate(names) if metric.key in known.get(name, {})]
+        if found:
+            series.append(_points(line.name, found, metric, arms.index(line.name)))
+    label = f"Points with intervals: {metric.name} of {len(series)} arms by {one}; see the table."
+    frame, note = framed(series, (0.0, metric.most))
+    svg = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
+    shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", svg, note, wide=True)]
+    for other in METRICS:
+        if any(other.key in line.scores for line in compared.of_arms):
+            table = _table(f"{capital(other.axis)}, by {one}", *part_cells(compared.of_arms, other.key, part))
+            shown.append(Table(table.title, table.heads, table.rows, folded=other is not metric))
+    return shown
+
+
+# Answers, arms, trials ----------------------------------------------------------------------------
+
+
+def _answers(compared: Compared) -> list[Section]:
+    """Return the answers of the arms, under the first seed, to the rows that the federated run shows."""
+    if compared.run is None:
+        return []
+    seed = compared.seeds[0]
+    first: dict[str, Outcome] = {}
+    for outcome in compared.comparison.outcomes:
+        if outcome.seed == seed:
+            first.setdefault(outcome.arm, outcome)
+    shown = [(", ".join(filter(None, (name, one.client))), one) for name, one in list(first.items())[:_ANSWERS]]
+    exchanges = [
+        exchange(
+            sample.category,
+            sample.instruction,
+            sample.context,
+            sample.reference,
+            {name: outcome.answers[sample.row] for name, outcome in shown if sample.row < len(outcome.answers)},
+        )
+        for sample in compared.run.samples
+    ]
+    lead = f"Held-out rows that no client trains on, categories in turn; nothing is chosen by hand. Seed {seed}."
+    return answers_section(exchanges, lead)
+
+
+def _arms(comparison: Comparison) -> Section:
+    """Return how each arm was trained."""
+    rows = []
+    for name, arm in comparison.arms.items():
+        rate = f"{arm.learning_rate or comparison.recipe.training.learning_rate:g}" if arm.learns else ""
+        length = f"{arm.passes} passes" if arm.passes else f"{arm.steps} steps" if arm.steps else ""
+        if arm.learns and not length:
+            length = "as the recipe's rounds"
+        other = "; ".join(f"{field}={value}" for field, value in arm.set.items())
+        clients = ", ".join(arm.clients or ())
+        rows.append([words(text) for text in (name, arm.trains, rate, length, clients, other)])
+    heads = ["arm", "who trains", "learning rate", "how long", "clients", "other fields"]
+    used = [column for column in range(len(heads)) if any(row[column].text for row in rows)]
+    table = Table("Arms", [heads[column] for column in used], [[row[column] for column in used] for row in rows])
+    return Section("arms", "How arms were trained", [table])
+
+
+def _trials(comparison: Comparison) -> list[Section]:
+    """Return the trials that chose learning rates and passes, where there were any."""
+    if not comparison.trials:
+        return []
+    rows = [
+        [
+            one.arm,
+            f"{one.learning_rate:g}",
+            f"{one.passes}",
+            f"{one.score:.4f}" if math.isfinite(one.score) else "diverged",
+        ]
+        for one in comparison.trials
+    ]
+    table = _table("Trials on validation rows", ["arm", "learning rate", "passes", "score"], rows, folded=True)
+    return [
+        Section(
+            "trials", "Trials", [table], "They chose learning rate and passes of each arm; no trial saw a test row."
+        )
+    ]

@@ -1,0 +1,188 @@
+"""What a page says of a run's scores: learning curves, categories, gains of clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from bellwether.exchange.records import EvaluationRecord
+from bellwether.exchange.scores import Scores, Totals, macro, means
+from bellwether.report.page.charts import Series, bars, histogram, lines
+from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Change, Metric, capital
+from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, words
+from bellwether.store.finished import FinishedRun
+
+BASE, TUNED = "untuned base", "after the last round"
+OWN = "clients"  # the part that clients score themselves
+_SHOWN = 40  # categories or clients with a line of their own in a chart
+_CURVES = "Held-out rows: means over categories, each counted alike. Round 0 is the untuned base."
+
+Changes = Mapping[str, Change]
+
+
+def main_scores(run: FinishedRun) -> list[EvaluationRecord]:
+    """Return the evaluations that count: on rows that no client holds, or else on those that clients hold out."""
+    return [record for record in run.evaluations if record.part != OWN] or run.scored(OWN)
+
+
+def headline(before: Scores, after: Scores) -> Metric:
+    """Return the score that speaks for a run: exact match where there is any, else ROUGE-L, else the loss."""
+    if max(before.exact or 0.0, after.exact or 0.0) >= 0.01:
+        return EXACT
+    return ROUGE_L if after.rouge_l is not None else LOSS
+
+
+def _charted(run: FinishedRun) -> list[Metric]:
+    """Return the scores that have charts: the one that speaks for the run, and the loss; tables have all."""
+    before, after = (macro(record.categories) for record in (main_scores(run)[0], main_scores(run)[-1]))
+    return list(dict.fromkeys((headline(before, after), LOSS)))
+
+
+def learning(run: FinishedRun) -> Section:
+    """Return the section with the learning curves.
+
+    Args:
+        run: whose losses and scores they are.
+    """
+    good = [record for record in run.rounds if record.failure is None and math.isfinite(record.loss)]
+    trained = Series("training, clients of the round", [one.round for one in good], [one.loss for one in good])
+    losses = [*([trained] if good else []), *_curves(run, [LOSS])]
+    answers = list(_curves(run, [EXACT, ROUGE_L]))
+    failed = sum(record.failure is not None for record in run.rounds)
+    lead = f"{failed} of {len(run.rounds)} rounds failed and left the adapter as it was." if failed else ""
+    parts = [_curve_figure("Loss", losses, LOSS.unit), _curve_figure("Answers to held-out rows", answers, EXACT.unit)]
+    return Section("learning", "Learning curves", [part for part in parts if part is not None], lead)
+
+
+def _curve_figure(title: str, curves: Sequence[Series], unit: str) -> Figure | None:
+    """Return the chart of curves, None where there are none."""
+    if not curves:
+        return None
+    label = f"{title} by round: " + "; ".join(f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in curves)
+    shown = [Series(one.name, one.x, one.y, look=look) for look, one in enumerate(curves)]
+    return Figure(title, lines(f"by-round-{title.split()[0].lower()}", label, shown, "round", unit), _CURVES)
+
+
+def _curves(run: FinishedRun, metrics: Sequence[Metric]) -> Iterator[Series]:
+    """Yield how scores went over the evaluations of each part."""
+    for part in dict.fromkeys(record.part for record in run.evaluations):
+        for metric in metrics:
+            values = [(record.round, metric.value(macro(record.categories))) for record in run.scored(part)]
+            known = [(round, value) for round, value in values if math.isfinite(value)]
+            rows = "clients' own rows" if part == OWN else f"{part} rows"
+            if known:
+                name = f"{metric.name}, {rows}" if len(metrics) > 1 else rows
+                yield Series(name, [round for round, _ in known], [value for _, value in known])
+
+
+def categories(run: FinishedRun, found: Changes) -> list[Section]:
+    """Return the section with scores by category, and by group where there are several; none where nothing was scored.
+
+    Args:
+        run: whose scores they are.
+        found: what became of each score, with intervals.
+    """
+    scored = main_scores(run)
+    if not scored:
+        return []
+    first, last = scored[0], scored[-1]
+    names = sorted(last.categories)
+    largest = sorted(sorted(names, key=lambda name: -last.categories[name].rows)[:_SHOWN])
+    parts: list[Part] = []
+    for metric in _charted(run):
+        series = [
+            _bars_of(label, look, largest, record, metric, values)
+            for label, look, record, values in (
+                (BASE, 7, first, found[metric.key].before if metric.key in found else {}),
+                (TUNED, 0, last, found[metric.key].after if metric.key in found else {}),
+            )
+        ]
+        if all(math.isfinite(value) for one in series for value in one.y):
+            label = f"Bars of {metric.name} by category, untuned base and after the last round; see the table."
+            svg = bars(f"category-{metric.key}", label, largest, series, metric.axis)
+            parts.append(Figure(capital(metric.name), svg))
+    parts.append(_score_table("Scores by category", "category", first.categories, last.categories, len(names) > 24))
+    if last.groups:
+        parts.append(_score_table("Scores by group, over all rows of each", "group", first.groups, last.groups, False))
+    left = len(names) - len(largest)
+    lead = "Whiskers are 95 % intervals over questions." if found else ""
+    lead += f" Charts show the {len(largest)} categories with the most rows of {len(names)}." if left else ""
+    return [Section("categories", "Scores by category", parts, lead.strip())]
+
+
+def _bars_of(
+    label: str, look: int, names: Sequence[str], record: EvaluationRecord, metric: Metric, found: Mapping[str, object]
+) -> Series:
+    """Return one bar per category, with intervals where all are known."""
+    values = [metric.value(means(record.categories.get(name, Totals()))) for name in names]
+    ends = [found.get(name) for name in names]
+    if any(end is None for end in ends):
+        return Series(label, [], values, look=look)
+    low, high = ([getattr(end, side) * metric.scale for end in ends] for side in ("low", "high"))
+    return Series(label, [], values, low, high, look)
+
+
+def _score_table(
+    title: str, first: str, before: Mapping[str, Totals], after: Mapping[str, Totals], folded: bool
+) -> Table:
+    """Return a table of scores before and after, by name."""
+    metrics = [metric for metric in METRICS if not math.isnan(metric.value(macro(after)))]
+    heads = [first, "rows", *(f"{metric.axis}{side}" for metric in metrics for side in (", base", ", tuned"))]
+    lines = []
+    for name in sorted({*before, *after}):
+        old, new = (means(totals.get(name, Totals())) for totals in (before, after))
+        scores = [Cell(metric.number(metric.value(one))) for metric in metrics for one in (old, new)]
+        lines.append([words(name or "(none)"), Cell(f"{new.rows:,}"), *scores])
+    return Table(title, heads, lines, folded=folded)
+
+
+def gains(run: FinishedRun) -> list[Section]:
+    """Return the section on what each client gains on the rows that it holds out; none where no client does.
+
+    Args:
+        run: whose clients they are.
+    """
+    scored = run.scored(OWN)
+    names = [client for client in (scored[-1].clients if scored else {}) if client in scored[0].clients]
+    if not names:
+        return []
+    before, after = (
+        {client: means(sum(record.clients[client].values(), start=Totals())) for client in names}
+        for record in (scored[0], scored[-1])
+    )
+    parts: list[Part] = []
+    for metric in _charted(run):
+        gained = {client: metric.value(after[client]) - metric.value(before[client]) for client in names}
+        gained = {client: gain for client, gain in gained.items() if math.isfinite(gain)}
+        if gained:
+            parts.append(_gain_figure(metric, gained))
+    heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in METRICS for side in (", base", ", tuned"))]
+    table = [
+        [
+            words(client),
+            Cell(f"{after[client].rows:,}"),
+            *(Cell(metric.number(metric.value(one[client]))) for metric in METRICS for one in (before, after)),
+        ]
+        for client in names
+    ]
+    parts.append(Table("Scores of each client's own held-out rows", heads, table, folded=len(names) > 12))
+    lead = (
+        "On the rows that clients hold out of their own: the tuned model minus the untuned base. A client holds few "
+        "such rows, and only totals leave it, so there are no intervals."
+    )
+    return [Section("gains", "Gain per client", parts, lead)]
+
+
+def _gain_figure(metric: Metric, gains: Mapping[str, float]) -> Figure:
+    """Return the chart of what clients gain in a score, the largest gain first."""
+    order = sorted(gains, key=lambda client: -gains[client] * metric.better)
+    better = sum(gain * metric.better > 0 for gain in gains.values())
+    title = f"Gain in {metric.name}" if metric.better > 0 else f"Change of the {metric.name} (less is better)"
+    label = f"{title} of {len(gains)} clients, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
+    note = f"{better:,} of {len(gains):,} clients are better off."
+    if len(order) > _SHOWN:
+        svg = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
+    else:
+        gained = Series("gain", [], [gains[client] for client in order])
+        svg = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
+    return Figure(title, svg, note)

@@ -1,0 +1,1 @@
+"""A recipe becomes data, clients, an engine and a method, and is run."""

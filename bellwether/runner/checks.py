@@ -1,0 +1,152 @@
+"""What can be found wrong of a recipe once its rows and its model's facts are known, before any weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bellwether.data.rows import Federated, Tokenised
+from bellwether.errors import DataError, RecipeError
+from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
+from bellwether.method.named import make_method
+from bellwether.recipe.recipe import Model, Recipe, Selection
+from bellwether.tools.functions import load_function
+from bellwether.tools.randomness import Randomness
+
+if TYPE_CHECKING:
+    from bellwether.model.facts import ModelFacts
+
+
+SAFE_ROWS = 5  # centroids of fewer rows are warned of
+
+
+def feature_width(selection: Selection, facts: ModelFacts) -> int:
+    """Return how many features a row has.
+
+    Args:
+        selection: which features there shall be.
+        facts: of the model.
+
+    Raises:
+        RecipeError: layers are chosen that the model or proxy does not have.
+        ModelError: the proxy cannot be used.
+    """
+    chosen = None if selection.layers == "all" else selection.layers
+    if selection.proxy is not None:
+        from bellwether.model.proxy import proxy_width
+
+        return proxy_width(Model(path=selection.proxy), chosen)
+    from bellwether.model.features import state_numbers
+
+    return len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+
+
+def survey_width(selection: Selection, facts: ModelFacts) -> int:
+    """Return how many dimensions the centroids of a survey have; 0 where nobody is surveyed."""
+    if not selection.surveys:
+        return 0
+    return feature_width(selection, facts) if selection.space == "none" else selection.dimensions
+
+
+def check_features(selection: Selection, facts: ModelFacts, public: int) -> None:
+    """Refuse layers that the model or proxy does not have, and a shared space of too many dimensions.
+
+    Args:
+        selection: which features there shall be.
+        facts: of the model.
+        public: rows of public text.
+    """
+    if selection.method == "full":
+        return
+    width = feature_width(selection, facts)
+    if selection.space == "shared" and selection.dimensions > width:
+        raise RecipeError(
+            f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
+        )
+    if selection.projection_sources and selection.dimensions >= public:
+        raise RecipeError(
+            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
+            f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
+        )
+
+
+def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[str]:
+    """Return what a person should know of a choice of rows by clients with so many rows."""
+    if selection.method == "full":
+        idle = [field for field in ("rows", "fraction", "proxy") if getattr(selection, field) is not None]
+        why = "has no effect, since selection.method is full: clients train on all their rows."
+        return [f"selection.{field} {why}" for field in idle]
+    if not selection.surveys:
+        return []
+    warnings, least = [], selection.min_cluster_rows
+    if least < SAFE_ROWS:
+        warnings.append(
+            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
+            "in one of them to whoever gets it."
+        )
+    # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
+    needed = least if selection.whole_client else max(2 * least, selection.min_samples(least))
+    few = [client for client, count in rows.items() if count < needed]
+    if few:
+        warnings.append(
+            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
+            f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
+            "nothing of theirs is ever selected."
+        )
+    return warnings
+
+
+def check_scored(recipe: Recipe, federated: Federated) -> None:
+    """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
+    if recipe.evaluation.part == "validation" and not federated.validation:
+        raise RecipeError(
+            "evaluation.part is validation, but no rows are held out for it; "
+            "set data.validation_rows_per_category or data.validation_sources."
+        )
+
+
+def check_cohort_size(recipe: Recipe, clients: int) -> None:
+    """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
+    size = recipe.federation.cohort_size
+    if size is not None and size > clients:
+        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+    processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
+    if processes > cohort:
+        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
+
+
+def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -> None:
+    """Refuse methods that cannot be had, such as a person's own that is not there or a broken trace."""
+    make_sampler(recipe.federation, trace)
+    for name in (recipe.training.loss, recipe.selection.method):
+        if ":" in name:
+            load_function(name)
+    method, name = make_method(recipe.method), recipe.method.name
+    problems = [
+        f"training.{field} is {json.dumps(value)}, but the method {name} is right only with {json.dumps(needed)}; set "
+        f"training.{field}={json.dumps(needed)}, or take another method."
+        for field, needed in method.needs.items()
+        if (value := getattr(recipe.training, field)) != needed
+    ]
+    if recipe.lora.ranks and not method.mixed_ranks:
+        problems.append(
+            f"lora.ranks gives clients unlike ranks, but the method {name} takes one rank for all; set method.name to "
+            "flexlora, or leave lora.ranks out."
+        )
+    client_ranks(recipe.lora, clients, Randomness(recipe.seed))
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
+    """Refuse clients of whose rows none can be trained on."""
+    empty = [client for client, tokenised in clients.items() if not tokenised.rows]
+    if empty:
+        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise DataError(
+            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
+            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
+            "these clients out."
+        )

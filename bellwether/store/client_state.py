@@ -1,0 +1,113 @@
+"""A client's own state: named arrays by round, in the client's own folder, which never leave it.
+
+Another process may serve the client next time, and a round may have to be run again, so what a round leaves is a file
+of that round; a later round names the one that it goes on from.
+
+NAME/survey/0003.npz       where the client's rows lie by the model of round 3, see ``bellwether.client.memory``
+NAME/selected/0003.json    the numbers of the rows that it trained on in round 3, see ``bellwether.client.choose``
+NAME/method/0003.npz       what the method keeps at the client after round 3, such as SCAFFOLD's control variate
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bellwether.errors import CheckpointError, first_line
+from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.json_text import Count, from_json, typed
+
+SURVEY, SELECTED, METHOD = "survey", "selected", "method"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# Of rounds that counted: the newest, and those that a run needs anew where its last checkpoint is damaged.
+KEPT = 3
+
+
+def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int) -> None:
+    """Write what a client keeps of a round, and forget what rounds long before left.
+
+    Args:
+        client: the client's own folder, made where it is missing.
+        name: what it is, such as ``METHOD``.
+        round: the round that leaves it.
+        arrays: named arrays.
+        settled: the last round that certainly counted; the newest files up to it stay.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    # NumPy's own archive, but that no name can be taken for an argument of its writer.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+    write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
+    for path in [path for path in _files(client, name) if int(path.stem) <= settled][:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | None:
+    """Return what a client kept in a round, or else in the last one before it, with that round.
+
+    Args:
+        client: the client's own folder.
+        name: what it is.
+        round: the round; what later ones left, before a run went back to an earlier checkpoint, is not looked at.
+
+    Returns:
+        The round and its arrays; None where there is nothing.
+
+    Raises:
+        CheckpointError: the file is not as ``keep_state`` wrote it.
+    """
+    path = next((path for path in reversed(_files(client, name)) if int(path.stem) <= round), None)
+    if path is None:
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            return int(path.stem), dict(stored)
+    except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
+        raise damaged(path, error) from error
+
+
+def selected_rows(path: Path) -> list[int]:
+    """Return the numbers of the rows that a client trained on in a round.
+
+    Args:
+        path: the file of the round.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be read.
+    """
+    kept = typed(from_json(path.read_bytes()), dict[str, Any])
+    rows: list[int] = typed(kept.get("rows"), list[Count])
+    return rows
+
+
+def selected_files(client: Path) -> list[Path]:
+    """Return the files of a client that ``selected_rows`` reads, the oldest round first."""
+    return _files(client, SELECTED, "json")
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a file of a client's state that is not as it was written."""
+    return CheckpointError(
+        f"{path} is not as it was written ({type(error).__name__}: {first_line(error)}); remove it, and its client "
+        "begins without it, or restore it."
+    )
+
+
+def _files(client: Path, name: str, suffix: str = "npz") -> list[Path]:
+    """Return a client's files of one kind, the oldest round first; what else lies there is not looked at."""
+    paths = [path for path in (client / name).glob(f"*.{suffix}") if path.stem.isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem))

@@ -1,0 +1,49 @@
+"""Texts, seconds and bytes as they are shown to people.
+
+Names of clients and categories come from other people's files, so ``clean`` takes from them what
+could move the cursor or turn the line around.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+
+def clean(text: str, ascii_only: bool = False) -> str:
+    """Return a text on one line, without control, formatting and direction characters."""
+    shown = "".join("?" if unicodedata.category(mark) in ("Cc", "Cf", "Cs", "Zl", "Zp") else mark for mark in text)
+    return shown.encode("ascii", "backslashreplace").decode() if ascii_only else shown
+
+
+def clean_lines(text: str, ascii_only: bool = False) -> str:
+    """Return a text without such characters, its line breaks kept and its tabs as spaces."""
+    return "\n".join(clean(line, ascii_only) for line in text.expandtabs(4).split("\n"))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``12 s``, ``3:07`` or ``2:03:07``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes in a unit that fits: B, kB, MB, GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return a text of at most so many characters; of a longer one the beginning and an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut where that is long."""
+    return repr(cut(value)) if isinstance(value, str) else cut(repr(value))
