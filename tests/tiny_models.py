@@ -197,14 +197,14 @@ def exact_base(base: Any) -> Any:
 
 def let_runs_compute_in_float64(monkeypatch: Any) -> None:
     """Have the runs of a test hold base and adapters in float64."""
-    from bellwether.model.base import fingerprint
+    from bellwether.model.base import weights_fingerprint
     from bellwether.runner import run, wiring
 
     load, initial = run.load_base, wiring.initial_adapter
 
     def exact(*given: Any) -> Any:
         base = exact_base(load(*given))
-        return dataclasses.replace(base, fingerprint=fingerprint(base.model))
+        return dataclasses.replace(base, fingerprint=weights_fingerprint(base.model))
 
     def wide(*given: Any) -> Any:
         adapter = initial(*given)
