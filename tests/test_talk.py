@@ -289,8 +289,6 @@ from pathlib import Path
 from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
 from types import SimpleNamespace
-from bellwether.ask.questions import Settings, make_question
-from bellwether.ask.talk import open_talk
 
 talk = open_talk(Path(sys.argv[1]))
 stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))
@@ -361,6 +359,10 @@ def test_each_is_asked_with_its_own_template(crowd):
     [
         ("", "", "the instruction is empty"),
         (" \n\t", "a text", "the instruction is empty"),
+        pytest.param("x" * 1_000_001, "", r"the instruction has 1,000,001 characters; give at most 1,", id="long"),
+        pytest.param(
+            "Why?", "é" * 1_000_001, r"the context has 1,000,001 characters; give at most 1,000,", id="longer"
+        ),
         ("Clear\x1b[2J", "", r"the instruction holds the control character U\+001B"),
         ("Why?", "a\x00b", r"the context holds the control character U\+0000"),
         ("half \ud83d", "", r"the instruction holds the control character U\+D83D"),
