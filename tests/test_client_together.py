@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from asking import train
 from rounding import FLOAT64, assert_as_near, gamma
 from test_model_training import token_rows
-from tiny_models import ARCHITECTURES, exact_base, in_float64, random_adapter, tiny_base
+from tiny_models import ARCHITECTURES, exact_base, let_runs_compute_in_float64, random_adapter, tiny_base
 
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.model.dropout import Dropout
@@ -246,22 +243,7 @@ def test_the_same_budget_gives_the_same_bytes(bellwether, tiny_recipe, tmp_path)
 
 
 def test_runs_together_and_one_by_one_end_with_the_same_adapter(bellwether, tiny_recipe, tmp_path, monkeypatch):
-    from bellwether import runner
-    from bellwether.model.base import weights_fingerprint as fingerprint
-
-    load, initial = runner.load_base, runner.initial_adapter
-
-    def exact(settings):
-        base = load(settings)
-        return replace(base, model=in_float64(base.model), fingerprint=fingerprint(base.model))
-
-    def wide(*given):
-        adapter = initial(*given)
-        return adapter.with_tensors({key: value.astype(np.float64) for key, value in adapter.tensors.items()})
-
-    monkeypatch.setattr(runner, "load_base", exact)
-    monkeypatch.setattr(runner, "initial_adapter", wide)
-    monkeypatch.setattr(runner, "LoraLayers", functools.partial(LoraLayers, dtype=torch.float64))
+    let_runs_compute_in_float64(monkeypatch)
     together = adapter_of_a_run(bellwether, tiny_recipe, tmp_path / "together", *TOGETHER)
     for key, value in adapter_of_a_run(bellwether, tiny_recipe, tmp_path / "alone").items():
         assert value.dtype == np.float64

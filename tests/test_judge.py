@@ -560,7 +560,7 @@ def test_a_killed_judgement_goes_on_where_it_was(
         process = subprocess.Popen(
             [sys.executable, "-m", "bellwether", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        wait_for(lambda: len(server.asked) == 6 or process.poll() is not None, 120)
+        wait_for(lambda: len(server.asked) == 6 or process.poll() is not None, 300)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         before = verdicts.read_bytes()
@@ -586,7 +586,7 @@ def test_an_interrupt_ends_it_at_once_and_says_how_to_go_on(questions: Path, tmp
             text=True,
             cwd=tmp_path,
         )
-        wait_for(lambda: server.asked or process.poll() is not None, 120)
+        wait_for(lambda: server.asked or process.poll() is not None, 300)
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=TIMEOUT / 2)[1]  # it waits neither for the reply nor for its time to be up
     assert process.returncode == 130

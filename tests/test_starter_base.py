@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bellwether.errors import CheckpointError
-from starter import pretrain, probes
+from starter import pretrain, probes, scenes
 from starter.pretrain import CHECKPOINT, Pretraining
 from starter.tokenizer import PROMPT_PARTS, Encoder
 from starter.world import make_world
@@ -154,6 +155,24 @@ def test_the_shipped_base_knows_facts_and_copies() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.add_(0.1 * torch.randn(model.model.embed_tokens.weight.shape))
     assert not probes.passes(probes.run_probes(model, encoder, probes.make_probes(make_world(), per_kind=8)))
+
+
+def test_the_shipped_base_looks_up_all_that_rows_ask_for_but_where_a_thing_was() -> None:
+    """Which it guesses, as docs/starter.md says: the town stands before the person, and the thing behind both."""
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    encoder = Encoder(AutoTokenizer.from_pretrained(BASE))
+    rng, part = pretrain.dice(0, "scenes of a test"), make_world().everything
+    asked: dict[str, list[probes.Probe]] = {}
+    events = [number % 2 + 2 for number in range(240)]
+    for state in (scenes.who, scenes.what, scenes.where, scenes.where_good):
+        for size in events:
+            scene = scenes.draw_scene(rng, part, size)
+            known, wanted = f"{scenes.tell(rng, scene, 1)} {state(rng.choice(scene.events))}".split("|")
+            asked.setdefault(state.__name__, []).append((known, wanted))
+    shares = probes.run_probes(model, encoder, asked)
+    guessed = statistics.mean(1 / size for size in events)
+    assert min(shares["who"], shares["what"], shares["where"]) > 0.95
+    assert abs(shares["where_good"] - guessed) < 4 * (0.25 / len(events)) ** 0.5, "docs/starter.md says that it guesses"
 
 
 def test_the_shipped_tokenizer_is_the_one_that_the_world_makes() -> None:

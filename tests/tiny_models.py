@@ -195,6 +195,26 @@ def exact_base(base: Any) -> Any:
     return dataclasses.replace(base, model=in_float64(copy.deepcopy(base.model)))
 
 
+def let_runs_compute_in_float64(monkeypatch: Any) -> None:
+    """Have the runs of a test hold base and adapters in float64."""
+    from bellwether.model.base import weights_fingerprint
+    from bellwether.runner import run, wiring
+
+    load, initial = run.load_base, wiring.initial_adapter
+
+    def exact(*given: Any) -> Any:
+        base = exact_base(load(*given))
+        return dataclasses.replace(base, fingerprint=weights_fingerprint(base.model))
+
+    def wide(*given: Any) -> Any:
+        adapter = initial(*given)
+        return adapter.with_tensors({key: value.astype("float64") for key, value in adapter.tensors.items()})
+
+    monkeypatch.setattr(run, "load_base", exact)
+    monkeypatch.setattr(wiring, "initial_adapter", wide)
+    monkeypatch.setattr(run, "LoraLayers", functools.partial(run.LoraLayers, dtype=torch.float64))
+
+
 def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float64", **lora: Any) -> Any:
     """An adapter of all linear modules whose B is not zero."""
     import numpy as np
