@@ -13,26 +13,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bellwether.tools.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from bellwether.errors import BellwetherError as BellwetherError
     from bellwether.exchange.adapter import Adapter as Adapter
     from bellwether.exchange.adapter import AdapterConfig as AdapterConfig
+    from bellwether.exchange.messages import Payload as Payload
     from bellwether.exchange.messages import Update as Update
+    from bellwether.method.method import Method as Method
+    from bellwether.method.method import Pass as Pass
+    from bellwether.method.method import State as State
     from bellwether.recipe.file import load_recipe as load_recipe
     from bellwether.recipe.recipe import Recipe as Recipe
     from bellwether.runner.run import Result as Result
     from bellwether.runner.run import run as run
     from bellwether.tools.randomness import Randomness as Randomness
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "BellwetherError",
+    "Method",
+    "Pass",
+    "Payload",
     "Randomness",
     "Recipe",
     "Result",
+    "State",
     "Update",
     "__version__",
     "load_recipe",
@@ -46,6 +55,10 @@ _HOMES = {
     "Randomness": "tools.randomness",
     "Recipe": "recipe.recipe",
     "Result": "runner.run",
+    "Method": "method.method",
+    "Pass": "method.method",
+    "Payload": "exchange.messages",
+    "State": "method.method",
     "Update": "exchange.messages",
     "load_recipe": "recipe.file",
     "run": "runner.run",

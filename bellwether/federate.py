@@ -1,7 +1,7 @@
 """The one round loop, over any engine and any method.
 
-A round: sample the cohort, survey its rows where the recipe selects some, ask it to train, check every update,
-aggregate, evaluate, commit.
+A round: sample the cohort, survey its rows where the recipe selects some, give each client its task, check what comes
+back, let the method close the round, evaluate, commit.
 """
 
 from __future__ import annotations
@@ -14,12 +14,23 @@ from typing import Protocol
 
 from bellwether.errors import RoundFailed, UpdateRejected
 from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.checks import adapter_bytes, check_tensor, check_update
-from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask, Update
+from bellwether.exchange.checks import (
+    check_array,
+    check_scores,
+)
+from bellwether.exchange.collect import Collection
+from bellwether.exchange.messages import (
+    EvaluateTask,
+    Payload,
+    Reply,
+    SurveyTask,
+    Task,
+    TrainTask,
+    Update,
+    client_draws,
+)
 from bellwether.exchange.records import (
     ClientFailed,
-    ClientFinished,
-    ClientRecord,
     Evaluated,
     EvaluationRecord,
     Note,
@@ -30,8 +41,8 @@ from bellwether.exchange.records import (
     Watcher,
 )
 from bellwether.exchange.scores import Totals, add_up
-from bellwether.method.average import Aggregate, State
-from bellwether.method.cohort import Sampler
+from bellwether.method.cohort import Sampler, Sampling
+from bellwether.method.method import Closing, Known, Method, State, mean_of
 from bellwether.method.schedule import learning_rate
 from bellwether.method.select.budget import share
 from bellwether.method.survey import Surveyed, survey
@@ -41,39 +52,46 @@ from bellwether.tools.randomness import Randomness
 
 
 class Engine(Protocol):
-    """Whatever can give a task to clients and collect their replies."""
+    """Whatever can give clients their tasks and collect their replies."""
 
-    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
-        """Give a task to every client of a cohort; yield their replies as they come."""
+    def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
+        """Give every client its task; yield the replies as they come.
+
+        Args:
+            tasks: what each client is asked, in the order of the cohort.
+            deadline: seconds, by the engine's own clock, after which it waits for nobody any more; None waits.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Federation:
-    """A federation and its methods, as values.
+    """A federation and its method, as values.
 
     Args:
         recipe: what the recipe says.
         engine: delivers tasks to clients.
-        clients: all clients, in their order.
+        ranks: all clients, in their order, and the rank of each one's adapter.
         evaluating: the clients that hold out rows of their own.
         sample: draws the cohort of a round.
-        aggregate: turns updates into the next adapter.
+        method: says what clients are sent and do, and closes rounds.
         score: scores an adapter on the coordinator's own held-out rows: (round, adapter) to totals by
             category and totals by group; both empty where there are no such rows.
         commit: makes the progress after a round last.
         watch: is told what happens.
+        width: dimensions of the space of a survey; not used where there is none.
     """
 
     recipe: Recipe
     engine: Engine
-    clients: Sequence[str]
+    ranks: Mapping[str, int]
     evaluating: Sequence[str]
     sample: Sampler
-    aggregate: Aggregate
-    score: Callable[[int, Adapter], tuple[Mapping[str, Totals], Mapping[str, Totals]]]
+    method: Method
+    score: Callable[[int, State], tuple[Mapping[str, Totals], Mapping[str, Totals]]]
     commit: Callable[[Progress], None]
     watch: Watcher
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,17 +100,20 @@ class Progress:
 
     Args:
         round: completed rounds.
-        adapter: the adapter after them.
-        state: what the aggregation rule remembers.
+        state: the server's state after them.
         rounds: records of the completed rounds.
         evaluations: records of the evaluations so far.
     """
 
     round: int
-    adapter: Adapter
     state: State
     rounds: tuple[RoundRecord, ...] = ()
     evaluations: tuple[EvaluationRecord, ...] = ()
+
+    @property
+    def adapter(self) -> Adapter:
+        """The global adapter after the completed rounds."""
+        return self.state.adapter
 
 
 def federate(federation: Federation, progress: Progress) -> Progress:
@@ -138,135 +159,114 @@ def _with_seconds(rounds: tuple[RoundRecord, ...], **phases: float) -> tuple[Rou
 
 
 def run_round(federation: Federation, progress: Progress) -> Progress:
-    """Run one round and return the progress after it; a round below its quorum keeps the adapter.
+    """Run one round and return the progress after it; a failed round keeps the adapter, unless the method says else.
 
     Raises:
         RoundFailed: the round is below its quorum and no more failures are tolerated, or a person's own
-            sampler or aggregation rule returned what cannot be used.
+            sampler or method returned what cannot be used.
     """
-    recipe, round, before = federation.recipe, progress.round + 1, progress.adapter
-    drawn = _sample(federation, round)
+    recipe, round = federation.recipe, progress.round + 1
+    known = what_is_known(federation.ranks, progress.rounds)
+    drawn = _sample(federation, progress, known)
     federation.watch(RoundStarted(round, drawn))
 
-    rounds, deadline = recipe.federation.rounds, recipe.federation.deadline
-    task = TrainTask(round, before, recipe.training, rounds, recipe.seed, deadline, recipe.selection)
     start = time.perf_counter()
-    surveyed = _survey(federation, drawn, task) if recipe.selection.surveys else None
-    cohort, failure = drawn, None
+    tasks = {client: _task(federation, progress, known[client]) for client in drawn}
+    surveyed = _survey(federation, round, tasks) if recipe.selection.surveys else None
+    failure = None
     if surveyed is not None:
-        task = replace(task, kept=surveyed.kept)
         failure = _below_quorum("surveys", len(surveyed.kept), drawn, surveyed.left_out, recipe)
         # A client of whose rows none was selected does not train, and does not count.
-        cohort = tuple(client for client in drawn if surveyed.kept.get(client) and failure is None)
+        kept = surveyed.kept if failure is None else {}
+        tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
     asked = time.perf_counter()
-    answers = _collect(federation, cohort, task, surveyed.left_out if surveyed else {})
+    missing, returns = surveyed.left_out if surveyed else {}, federation.method.returns
+    answers = Collection(tasks, returns, recipe.federation, missing, federation.watch, round)
+    for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
+        answers.take(reply)
+    answers.close()
     trained = time.perf_counter()
 
-    nothing = surveyed is not None and failure is None and not cohort
-    if failure is None and not nothing:
-        failure = _below_quorum("updates", len(answers.accepted), cohort, answers.left_out, recipe)
+    nothing = surveyed is not None and failure is None and not tasks
     if nothing:
         federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
-        adapter, state = before, progress.state
     elif failure is None:
-        updates = [update for update, _ in answers.accepted]
-        with naming(f"Round {round}: the aggregation rule {recipe.federation.aggregate}", RoundFailed):
-            adapter, state = federation.aggregate(updates, before, progress.state)
-        _check_aggregated(adapter, state, before, round)
-    else:
+        failure = _below_quorum("updates", len(answers.accepted), tuple(tasks), answers.left_out, recipe)
+    if failure is not None:
         _tolerate(failure, round, progress.rounds, federation)
-        adapter, state = before, progress.state
+    updates = [update for update, _ in answers.accepted] if failure is None else []
+    state = _close(federation, progress, tuple(tasks), updates, failure)
     seconds = {"survey": asked - start} if surveyed else {}
     seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
-    record = _record(drawn, task, answers, adapter, seconds, failure)
+    record = _record(federation, round, drawn, answers, state.adapter, seconds, failure)
     if surveyed is not None:
         record = surveyed.added_to(record)
-    return Progress(round, adapter, state, (*progress.rounds, record), progress.evaluations)
+    return Progress(round, state, (*progress.rounds, record), progress.evaluations)
 
 
-@dataclass
-class _Answers:
-    """What a cohort sent: accepted updates with their records, and why the others are left out."""
+def what_is_known(ranks: Mapping[str, int], rounds: Sequence[RoundRecord]) -> dict[str, Known]:
+    """Return what the server knows of each client without asking.
 
-    accepted: list[tuple[Update, ClientRecord]]
-    left_out: dict[str, str]
-    bytes_up: int
-    duration: float
-    reached: int
+    Args:
+        ranks: all clients, and the rank of each one's adapter.
+        rounds: the completed rounds.
+    """
+    known = {client: Known(client, rank) for client, rank in ranks.items()}
+    for record in rounds:
+        for one in record.clients:
+            settled = record.round if record.failure is None else known[one.client].settled
+            known[one.client] = Known(one.client, ranks[one.client], one.rows, one.loss, one.seconds, settled)
+    return known
 
 
-def _sample(federation: Federation, round: int) -> tuple[str, ...]:
+def _sample(federation: Federation, progress: Progress, known: Mapping[str, Known]) -> tuple[str, ...]:
     """Return the cohort of a round, refusing what a person's own sampler must not return."""
-    name = federation.recipe.federation.sampler
+    name, round = federation.recipe.federation.sampler, progress.round + 1
+    clients = tuple(federation.ranks)
+    sampling = Sampling(round, clients, known, progress.state, Randomness(federation.recipe.seed))
     with naming(f"Round {round}: the sampler {name}", RoundFailed):
-        cohort = tuple(federation.sample(federation.clients, round, Randomness(federation.recipe.seed)))
-    unknown = [client for client in cohort if client not in federation.clients]
+        cohort = tuple(federation.sample(sampling))
+    unknown = [client for client in cohort if client not in federation.ranks]
     if unknown or len(set(cohort)) != len(cohort):
         what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
         raise RoundFailed(f"Round {round}: the sampler {name} returned {what}.")
     return cohort
 
 
-def _survey(federation: Federation, cohort: tuple[str, ...], task: TrainTask) -> Surveyed:
+def _task(federation: Federation, progress: Progress, client: Known) -> TrainTask:
+    """Return what one client is asked in the next round, which holds nothing of another one's."""
+    recipe, round = federation.recipe, progress.round + 1
+    payload = _payload(federation, progress.state, client, round)
+    draws = client_draws(Randomness(recipe.seed), round, client.client)
+    rounds, settled = recipe.federation.rounds, client.settled
+    return TrainTask(round, payload, recipe.training, rounds, draws, recipe.selection, settled=settled)
+
+
+def _payload(federation: Federation, state: State, client: Known, round: int) -> Payload:
+    """Return what the method sends one client."""
+    who = f"Round {round}: the method {federation.recipe.method.name}"
+    with naming(who, RoundFailed):
+        payload = federation.method.give(state, client, round)
+    if not isinstance(payload, Payload):
+        raise RoundFailed(f"{who} gives {client.client} a {type(payload).__name__}; return a Payload.")
+    return payload
+
+
+def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) -> Surveyed:
     """Ask the cohort where its rows lie, and tell of it."""
-    adapter = task.adapter if task.selection.features == "model" else None
-    question = SurveyTask(task.round, adapter, task.selection, task.seed)
-    surveyed = survey(federation.engine.ask, cohort, question)
-    federation.watch(SurveyFinished(task.round, surveyed.record))
+    recipe = federation.recipe
+    settings, deadline = recipe.selection, recipe.federation.deadline
+    questions = {
+        client: SurveyTask(round, task.adapter if settings.features == "model" else None, settings, task.draws)
+        for client, task in tasks.items()
+    }
+    surveyed = survey(
+        lambda asked: federation.engine.ask(asked, deadline), questions, settings, round, federation.width
+    )
+    federation.watch(SurveyFinished(round, surveyed.record))
     for client, reason in surveyed.left_out.items():
-        federation.watch(ClientFailed(task.round, client, reason))
+        federation.watch(ClientFailed(round, client, reason))
     return surveyed
-
-
-def _collect(federation: Federation, cohort: tuple[str, ...], task: TrainTask, left_out: Mapping[str, str]) -> _Answers:
-    """Ask a cohort to train; accept each update that passes the check, in time."""
-    answers = _Answers([], dict(left_out), 0, 0.0, len(cohort))
-    for reply in federation.engine.ask(cohort, task) if cohort else ():
-        answers.reached -= not reply.reached
-        if reply.update is not None:
-            answers.bytes_up += adapter_bytes(reply.update.tensors)
-        # The server waits for what comes in time; what comes later costs it no more than the deadline.
-        answers.duration = max(answers.duration, min(reply.seconds, task.deadline or math.inf))
-        try:
-            update = _accept(reply, task, cohort, answers, federation.recipe.federation.max_rows)
-        except UpdateRejected as reason:
-            _leave_out(federation, answers, task.round, reply.client, str(reason))
-            continue
-        record = ClientRecord(
-            update.client,
-            update.rows,
-            int(update.metrics.get("rows", update.rows)),
-            int(update.metrics.get("tokens", 0)),
-            float(update.metrics.get("loss", math.nan)),
-            reply.seconds,
-            int(update.metrics["selected"]) if "selected" in update.metrics else None,
-        )
-        answers.accepted.append((update, record))
-        federation.watch(ClientFinished(task.round, record))
-    heard = {update.client for update, _ in answers.accepted} | answers.left_out.keys()
-    for client in cohort:
-        if client not in heard:
-            _leave_out(federation, answers, task.round, client, "it did not answer")
-    return answers
-
-
-def _accept(reply: Reply, task: TrainTask, cohort: Sequence[str], answers: _Answers, max_rows: int) -> Update:
-    """Return a reply's update, or raise UpdateRejected with the reason to leave it out."""
-    if reply.failure is not None or reply.update is None:
-        raise UpdateRejected(reply.failure or "it sent no update")
-    if task.deadline is not None and reply.seconds > task.deadline:
-        raise UpdateRejected(f"it took {reply.seconds:.1f} s, and the deadline is {task.deadline:g} s")
-    if reply.update.client != reply.client:
-        raise UpdateRejected(f"its update is signed {reply.update.client!r}")
-    taken = {update.client for update, _ in answers.accepted}
-    check_update(reply.update, task.adapter, task.round, cohort, taken, max_rows)
-    return reply.update
-
-
-def _leave_out(federation: Federation, answers: _Answers, round: int, client: str, reason: str) -> None:
-    """Note why a client's reply is not used."""
-    answers.left_out[client] = reason
-    federation.watch(ClientFailed(round, client, reason))
 
 
 def _below_quorum(
@@ -293,44 +293,72 @@ def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federatio
     federation.watch(Note(f"Round {round} failed and keeps the adapter: {failure}.", warning=True))
 
 
-def _check_aggregated(adapter: Adapter, state: State, before: Adapter, round: int) -> None:
-    """Refuse an aggregate that is not an adapter like the one before, holds values that are not finite, or no state."""
-    if not isinstance(state, Mapping):
-        raise RoundFailed(
-            f"Round {round}: the aggregation rule returned a {type(state).__name__} as its state; return a mapping."
-        )
-    if not isinstance(adapter, Adapter) or adapter.tensors.keys() != before.tensors.keys():
-        raise RoundFailed(f"Round {round}: the aggregation rule returned no adapter with the same tensors.")
-    for key, value in adapter.tensors.items():
+def _close(
+    federation: Federation, progress: Progress, cohort: tuple[str, ...], updates: Sequence[Update], failure: str | None
+) -> State:
+    """Let the method close the round, failed and empty ones too; refuse a state that cannot be gone on from."""
+    recipe, method, round = federation.recipe, federation.method, progress.round + 1
+    randomness = Randomness(Randomness(recipe.seed).seed_for("server"))
+    name = f"the method {recipe.method.name}"
+    with naming(f"Round {round}: {name}", RoundFailed):
+        if method.weigh is not None:
+            _check_weights(updates, method.weigh, f"Round {round}: {name}")
+        mean = mean_of(updates, method.weigh) if updates and method.weigh is not None else None
+        apart = sorted(updates, key=lambda update: update.client) if method.weigh is None else ()
+        clients = len(federation.ranks)
+        state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))
+    _check_state(state, progress.state, f"Round {round}: {name}")
+    return state
+
+
+def _check_weights(updates: Sequence[Update], weigh: Callable[[Update], float], who: str) -> None:
+    """Refuse weights that make no mean."""
+    for update in updates:
+        weight = weigh(update)
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise RoundFailed(f"{who} weighs {update.client} by {weight!r}; return a positive number.")
+
+
+def _check_state(state: State, before: State, who: str) -> None:
+    """Refuse a state whose adapter is not like the one before or not finite, or that remembers no mapping."""
+    if not isinstance(state, State) or not isinstance(state.adapter, Adapter):
+        raise RoundFailed(f"{who} returned a {type(state).__name__}; return a State with an adapter.")
+    if not isinstance(state.arrays, Mapping):
+        raise RoundFailed(f"{who} returned a {type(state.arrays).__name__} as what it remembers; return a mapping.")
+    if state.adapter.tensors.keys() != before.adapter.tensors.keys():
+        raise RoundFailed(f"{who} returned no adapter with the same tensors.")
+    for key, expected in before.adapter.tensors.items():
         try:
-            check_tensor(key, value, before.tensors[key])
+            check_array(key, state.adapter.tensors[key], expected.shape, expected.dtype)
         except UpdateRejected as reason:
-            raise RoundFailed(f"Round {round}: the aggregation rule returned an adapter whose {reason}.") from None
+            raise RoundFailed(f"{who} returned an adapter whose {reason}.") from None
 
 
 def _record(
+    federation: Federation,
+    round: int,
     cohort: tuple[str, ...],
-    task: TrainTask,
-    answers: _Answers,
+    answers: Collection,
     adapter: Adapter,
     seconds: Mapping[str, float],
     failure: str | None,
 ) -> RoundRecord:
     """Return the record of a round."""
+    recipe = federation.recipe
     clients = tuple(record for _, record in answers.accepted)
     tokens = sum(record.tokens for record in clients)
     loss = sum(record.loss * record.tokens for record in clients) / tokens if tokens else math.nan
     return RoundRecord(
-        round=task.round,
+        round=round,
         cohort=cohort,
         clients=clients,
         left_out=dict(answers.left_out),
-        learning_rate=learning_rate(task.training, task.round, task.rounds),
+        learning_rate=learning_rate(recipe.training, round, recipe.federation.rounds),
         loss=loss,
         rows=sum(record.rows for record in clients),
         rows_seen=sum(record.rows_seen for record in clients),
         tokens=tokens,
-        bytes_down=adapter_bytes(task.adapter.tensors) * answers.reached,
+        bytes_down=answers.bytes_down,
         bytes_up=answers.bytes_up,
         seconds=dict(seconds),
         duration=answers.duration,
@@ -349,7 +377,7 @@ def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationReco
     """Score the adapter on the coordinator's rows and, at the clients, on those that they hold out."""
     start = time.perf_counter()
     records: list[EvaluationRecord] = []
-    totals, groups = federation.score(progress.round, progress.adapter)
+    totals, groups = federation.score(progress.round, progress.state)
     if totals:
         part, seconds = federation.recipe.evaluation.part, time.perf_counter() - start
         records.append(EvaluationRecord(progress.round, part, totals, seconds, groups=_several(groups)))
@@ -359,27 +387,35 @@ def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationReco
 
 
 def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationRecord:
-    """Ask the clients that hold out rows to score the adapter; only their totals come back."""
-    start = time.perf_counter()
-    task = EvaluateTask(progress.round, progress.adapter, federation.recipe.evaluation)
+    """Ask the clients that hold out rows to score the adapter that each serves; only their totals come back."""
+    start, recipe = time.perf_counter(), federation.recipe
+    known = what_is_known(federation.ranks, progress.rounds)
+    tasks: dict[str, Task] = {}
+    for client in federation.evaluating:
+        payload = _payload(federation, progress.state, known[client], progress.round)
+        tasks[client] = EvaluateTask(progress.round, payload, recipe.evaluation, known[client].settled)
     by_client: dict[str, Mapping[str, Totals]] = {}
     by_group: list[Mapping[str, Totals]] = []
-    for reply in federation.engine.ask(federation.evaluating, task):
-        if reply.totals is None:
-            _missed(federation, progress.round, reply)
-        else:
-            by_client[reply.client] = reply.totals
-            by_group.append(reply.groups)
+    missed = dict.fromkeys(tasks, "it did not answer")
+    for reply in federation.engine.ask(tasks, recipe.federation.deadline):
+        if reply.client not in tasks or reply.client in by_client:  # what came first counts
+            continue
+        try:
+            totals, groups = check_scores(reply, recipe.federation.max_rows)
+        except UpdateRejected as reason:
+            missed[reply.client] = str(reason)
+            continue
+        by_client[reply.client] = totals
+        by_group.append(groups)
+        missed.pop(reply.client)
+    for client, why in missed.items():
+        text = f"Round {progress.round}: {client} did not score its rows: {why}."
+        federation.watch(Note(text, warning=True))
     totals, groups = (
         add_up(item for totals in by_client.values() for item in totals.items()),
         _several(add_up(item for totals in by_group for item in totals.items())),
     )
     return EvaluationRecord(progress.round, "clients", totals, time.perf_counter() - start, by_client, groups)
-
-
-def _missed(federation: Federation, round: int, reply: Reply) -> None:
-    """Note that a client did not score its rows."""
-    federation.watch(Note(f"Round {round}: {reply.client} did not score its rows: {reply.failure}.", warning=True))
 
 
 def _several(groups: Mapping[str, Totals]) -> Mapping[str, Totals]:

@@ -18,7 +18,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,18 @@ from numpy.typing import NDArray
 from bellwether import load_recipe
 from bellwether.client.choose import Chooser
 from bellwether.client.memory import recall
-from bellwether.exchange.messages import Reply, SurveyTask, TrainTask
-from bellwether.method.select.measure import agreement, expected_cover, topics_covered
+from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, client_draws
 from bellwether.method.survey import survey
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Recipe
+from bellwether.runner.checks import survey_width
 from bellwether.runner.prepare import prepare
 from bellwether.store.run_folder import client_folders
 from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
+from benchmarks.measure import agreement, expected_cover, topics_covered
 
 FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
 SEEDS = (10, 11, 12, 13, 14)
@@ -60,11 +61,13 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
     folders = client_folders(folder, list(rows))
     chooser = Chooser(base, layers, folders, prepared.public)
 
-    def ask(cohort: Sequence[str], task: SurveyTask) -> Iterator[Reply]:
-        return (chooser.survey(client, rows[client], task) for client in cohort)
+    draws = {client: client_draws(Randomness(recipe.seed), 1, client) for client in rows}
 
-    surveyed = survey(ask, list(rows), SurveyTask(1, adapter, recipe.selection, recipe.seed))
-    task = TrainTask(1, adapter, recipe.training, 1, recipe.seed, None, recipe.selection, surveyed.kept)
+    def ask(tasks: Mapping[str, SurveyTask]) -> Iterator[Reply]:
+        return (chooser.survey(client, rows[client], task) for client, task in tasks.items())
+
+    asked = {client: SurveyTask(1, adapter, recipe.selection, draws[client]) for client in rows}
+    surveyed = survey(ask, asked, recipe.selection, 1, survey_width(recipe.selection, prepared.facts))
     topics = {client: [row.category for row in some] for client, some in rows.items()}
     groups, labels, wrong, chosen = [], [], [], []
     for client, kept in surveyed.kept.items():
@@ -76,6 +79,7 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
             named[number] = main_topic(topics[client], clusters_N, number)
         groups += surveyed.record.groups[client]
         labels += [named[number] for number in memory.released]
+        task = TrainTask(1, Payload(adapter), recipe.training, 1, draws[client], recipe.selection, kept)
         for row in chooser.choose(client, rows[client], task) if kept else ():
             chosen.append(topics[client][row])
             wrong.append(topics[client][row] != named[int(clusters_N[row])])

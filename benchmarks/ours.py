@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, worker_models
-from bellwether.exchange.messages import TrainTask
-from bellwether.method.average import make_aggregate
+from bellwether.exchange.messages import Payload, TrainTask, client_draws
+from bellwether.method.average import fedavg
+from bellwether.method.method import by_rows, mean_of
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
+from bellwether.recipe.method import FedAvg
 from bellwether.recipe.recipe import Lora, Model, Training
 from bellwether.tools.randomness import Randomness
 from benchmarks.setting import ALPHA, DROPOUT, RANK, RATE, Setting
@@ -33,19 +35,24 @@ def ours(
     base = load_base(model)
     held = [initial_adapter(base, lora_of(setting), Randomness(0).torch("adapter of a benchmark")), 0]
     training = training_of(setting)
-    fedavg = make_aggregate("fedavg")
+    randomness = Randomness(0)
     engine: LocalEngine | ProcessEngine
     if processes == 1:
-        engine = LocalEngine(base, LoraLayers(base.model, held[0].config, slots=together), clients, {}, (), tokens)
+        engine = LocalEngine(
+            base, LoraLayers(base.model, held[0].config, slots=together), clients, {}, fedavg(), (), tokens
+        )
     else:
-        work = Work(held[0].config, together, clients, {}, (), tokens)
+        work = Work(held[0].config, together, clients, {}, FedAvg(), (), tokens)
         engine = ProcessEngine(worker_models(model, base.device, processes), work, base.fingerprint)
 
     def round() -> None:
         held[1] += 1
-        task = TrainTask(held[1], held[0], training, held[1], 0)
-        updates = [reply.update for reply in engine.ask(list(clients), task)]
-        held[0], _ = fedavg(updates, held[0], {})
+        tasks = {
+            client: TrainTask(held[1], Payload(held[0]), training, held[1], client_draws(randomness, held[1], client))
+            for client in clients
+        }
+        updates = [reply.update for reply in engine.ask(tasks)]
+        held[0] = held[0].updated(mean_of(updates, by_rows).tensors)
 
     return round
 

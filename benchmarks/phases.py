@@ -11,7 +11,7 @@ import importlib
 import importlib._bootstrap
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -61,12 +61,12 @@ def default_run(fields: Sequence[str]) -> dict[str, float]:
     """Run ``bellwether run`` in this process; return its seconds by phase, in the order of ``PHASES``."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as place, clock.during(OTHER), timed_imports(clock):
-        from bellwether.cli import cli
+        from bellwether.cli.main import main
 
         arguments = ["run", *fields, "--out", str(Path(place) / "run")]
         with timed_rooms(clock), contextlib.redirect_stdout(io.StringIO()):
             try:
-                cli.main(arguments)
+                main(arguments)
             except SystemExit as end:  # as a command ends
                 if end.code:
                     raise RuntimeError(f"bellwether {' '.join(arguments)} ended with exit code {end.code}") from end
@@ -78,7 +78,6 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     import torch
 
     from bellwether.client.optimizer import StackedAdamW
-    from bellwether.method import average
     from bellwether.model.lora import LoraLayers
     from benchmarks import ours
     from benchmarks.setting import make_clients
@@ -86,19 +85,16 @@ def rounds_split(setting: Setting, repeats: int) -> dict[str, float]:
     clock = Clock()
     torch.set_num_threads(setting.threads)
     functions = {
+        (ours, "mean_of"): AVERAGE,
         (StackedAdamW, "step"): OPTIMIZER,
         (StackedAdamW, "clip"): OPTIMIZER,
         (LoraLayers, "load"): SLOTS,
         (LoraLayers, "read"): SLOTS,
     }
 
-    def timed_aggregate(name: str) -> Callable[..., Any]:
-        return clock.timed(AVERAGE, average.make_aggregate(name))
-
     with tempfile.TemporaryDirectory() as place, timed_steps(clock, ours), patched(clock, functions):
         folder = make_model(setting, Path(place))
-        with mock.patch.object(ours, "make_aggregate", timed_aggregate):
-            round = ours.ours(setting, folder, make_clients(setting))
+        round = ours.ours(setting, folder, make_clients(setting))
         round()
         clock.seconds.clear()
         for _ in range(repeats):
@@ -128,8 +124,8 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
 
     functions = {
         (runner, "prepare"): DATA,
-        (runner, "data_fingerprint"): DATA,
-        (wiring, "fingerprint"): BASE,
+        (runner, "prepared_fingerprint"): DATA,
+        (wiring, "weights_fingerprint"): BASE,
         (wiring, "score"): LOSS,
         (score, "generate"): GENERATION,
         (federate, "run_round"): SERVER,

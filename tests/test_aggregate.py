@@ -4,7 +4,11 @@ import pytest
 from bellwether.errors import RecipeError
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.exchange.messages import Update
-from bellwether.method.average import fedavg, make_aggregate, uniform
+from bellwether.method.average import fedavg, uniform
+from bellwether.method.method import Closing, State, mean_of
+from bellwether.method.named import make_method
+from bellwether.recipe.method import OwnMethod
+from bellwether.tools.randomness import Randomness
 
 A, B = key_a("q"), key_b("q")
 START = Adapter(AdapterConfig(1, 1.0, 0.0, ("q",)), {A: np.zeros((1, 2), np.float32), B: np.zeros((2, 1), np.float32)})
@@ -17,17 +21,27 @@ def update(client: str, a: list[float], b: list[float], rows: int) -> Update:
 UPDATES = [update("x", [1.0, 2.0], [4.0, 0.0], 10), update("y", [3.0, -2.0], [0.0, 8.0], 30)]
 
 
+def closed(method, updates, state=None, clients=2, failure=None):
+    """Close a round as the loop does; the state after it."""
+    began = state or State(START)
+    mean = mean_of(updates, method.weigh) if updates and method.weigh else None
+    apart = () if method.weigh else sorted(updates, key=lambda update: update.client)
+    cohort = [update.client for update in updates]
+    return method.close(Closing(1, began, clients, cohort, mean, apart, failure, Randomness(0)))
+
+
 def test_fedavg_weighs_a_and_b_separately_by_rows():
     # By hand: weights 1/4 and 3/4.
-    adapter, state = fedavg(UPDATES, START, {"kept": 1})
+    state = closed(fedavg(), UPDATES, State(START, {"kept": 1}))
+    adapter = state.adapter
     np.testing.assert_allclose(adapter.tensors[A], [[2.5, -1.0]])
     np.testing.assert_allclose(adapter.tensors[B], [[1.0], [6.0]])
-    assert state == {"kept": 1}
+    assert state.arrays == {"kept": 1}
     assert adapter.tensors[A].dtype == np.float32
 
 
 def test_uniform_gives_every_client_the_same_weight():
-    adapter, _ = uniform(UPDATES, START, {})
+    adapter = closed(uniform(), UPDATES).adapter
     np.testing.assert_allclose(adapter.tensors[A], [[2.0, 0.0]])
     np.testing.assert_allclose(adapter.tensors[B], [[2.0], [4.0]])
 
@@ -38,22 +52,37 @@ def test_the_mean_does_not_depend_on_the_order_of_replies():
         Update(f"c{n}", 1, {A: draw.normal(size=(1, 2)).astype(np.float32), B: np.ones((2, 1), np.float32)}, 1 + n)
         for n in range(9)
     ]
-    one, _ = fedavg(updates, START, {})
-    other, _ = fedavg(updates[::-1], START, {})
+    one = closed(fedavg(), updates).adapter
+    other = closed(fedavg(), updates[::-1]).adapter
     assert one.fingerprint() == other.fingerprint()
 
 
 def test_equal_updates_give_that_update():
-    adapter, _ = fedavg([UPDATES[0], UPDATES[0]], START, {})
+    adapter = closed(fedavg(), [UPDATES[0], UPDATES[0]]).adapter
     assert adapter.tensors[A].tobytes() == UPDATES[0].tensors[A].tobytes()
 
 
-def test_a_persons_own_rule_is_loaded_by_name(tmp_path, monkeypatch):
-    (tmp_path / "my_rules.py").write_text("def keep(updates, adapter, state):\n    return adapter, state\n")
+def test_a_round_in_which_nothing_came_leaves_all_as_it_was():
+    before = State(START, {"kept": 1})
+    assert closed(fedavg(), [], before, failure="nobody answered") is before
+
+
+def test_a_persons_own_method_is_loaded_by_name_and_called_with_its_parameters(tmp_path, monkeypatch):
+    (tmp_path / "my_rules.py").write_text(
+        "from bellwether.method.method import Method, State\n"
+        "def keep(marks=1):\n"
+        "    return Method(lambda closing: State(closing.state.adapter, {'marks': marks}))\n"
+        "def number():\n    return 3\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert make_aggregate("my_rules:keep")(UPDATES, START, {}) == (START, {})
-    with pytest.raises(RecipeError, match="has no function missing"):
-        make_aggregate("my_rules:missing")
-    with pytest.raises(RecipeError, match="cannot be imported"):
-        make_aggregate("no_such_module_of_mine:rule")
+    kept = closed(make_method(OwnMethod(name="my_rules:keep", parameters={"marks": 5})), UPDATES)
+    assert (kept.adapter, kept.arrays) == (START, {"marks": 5})
+    for name, parameters, said in (
+        ("my_rules:missing", {}, "has no function missing"),
+        ("no_such_module_of_mine:rule", {}, "cannot be imported"),
+        ("my_rules:number", {}, "method.name my_rules:number returned a int; return a Method"),
+        ("my_rules:keep", {"points": 1}, "method.name my_rules:keep failed .*unexpected keyword argument 'points'"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            make_method(OwnMethod(name=name, parameters=parameters))

@@ -210,7 +210,7 @@ def tracker_that_is_not_installed(place: Place) -> list[str]:
 
 @case("nothere.rules:mean: the module nothere.rules cannot be imported (ModuleNotFoundError", "it is searched in")
 def own_function_whose_module_is_absent(place: Place) -> list[str]:
-    return place.run("federation.aggregate=nothere.rules:mean")
+    return place.run("method.name=nothere.rules:mean")
 
 
 @case("own_broken:sample: the module own_broken cannot be imported (ZeroDivisionError")

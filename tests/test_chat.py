@@ -13,7 +13,7 @@ from conftest import Command
 from rich.console import Console
 
 from bellwether.ask import chat as chatting
-from bellwether.ask.questions import Settings
+from bellwether.ask.questions import AnswerSettings
 from bellwether.ask.talk import Answer
 from bellwether.data.rows import Row
 
@@ -216,7 +216,7 @@ def test_help_lists_every_command_and_who_answers_can_be_chosen():
     for name in chatting.COMMANDS:
         assert name in shown
     assert talk.asked[0][1] == ["who 2", "who 0"]
-    assert talk.asked[0][2] == Settings()
+    assert talk.asked[0][2] == AnswerSettings()
 
 
 def test_a_real_terminal_shows_answers_and_ends_by_ctrl_d(tiny_run):

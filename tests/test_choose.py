@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import survey_tasks, train_task, train_tasks
 from sklearn.cluster import HDBSCAN
 from tiny_models import random_adapter, tiny_base
 
@@ -20,8 +21,9 @@ from bellwether.client.train import train_chosen
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, RoundFailed
-from bellwether.exchange.messages import SurveyTask, TrainTask
+from bellwether.exchange.messages import Payload
 from bellwether.method.average import fedavg
+from bellwether.method.method import mean_of
 from bellwether.method.select.space import random_projection
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
@@ -64,14 +66,13 @@ class Client:
 
     def survey(self, round=1, adapter=None, held=None, seed=SEED, **selection):
         settings = recipe.Selection(**{**DEFAULTS, **selection})
-        task = SurveyTask(round, adapter or self.adapter, settings, seed)
+        task = survey_tasks("a", adapter or self.adapter, settings, round=round, seed=seed)["a"]
         return self.chooser.survey("a", self.rows if held is None else held, task)
 
     def task(self, round=1, kept=(), training=None, **selection):
         settings = recipe.Selection(**{**DEFAULTS, **selection})
-        return TrainTask(
-            round, self.adapter, training or recipe.Training(batch_size=4), 3, SEED, None, settings, {"a": kept}
-        )
+        asked = training or recipe.Training(batch_size=4)
+        return train_task(self.adapter, asked, round=round, rounds=3, seed=SEED, selection=settings, kept=kept)
 
     def choose(self, round=1, kept=(), held=None, **selection):
         task = self.task(round, kept, **selection)
@@ -188,7 +189,8 @@ def test_a_projection_fitted_on_public_rows_is_that_of_the_untuned_base_in_all_r
 def test_projecting_makes_no_second_array_as_large_as_the_features(make, more):
     features_NF = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float32)
     client = make()
-    task = SurveyTask(1, client.adapter, recipe.Selection(**DEFAULTS | {"space": "shared", "dimensions": 4} | more), 0)
+    settings = recipe.Selection(**DEFAULTS | {"space": "shared", "dimensions": 4} | more)
+    task = survey_tasks("a", client.adapter, settings)["a"]
     client.chooser._reduced("a", features_NF[:300], task)
     tracemalloc.start()
     points_Nd = client.chooser._reduced("a", features_NF, task)
@@ -220,10 +222,10 @@ def test_the_rows_that_are_trained_are_those_that_were_chosen(make):
     client.survey()
     chosen = client.choose(kept=[0, 1], rows_per_cluster=2)
     task = client.task(kept=[0, 1], rows_per_cluster=2)
-    [ours] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    [ours] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     full = replace(task, selection=recipe.Selection())
     own = {"a": [client.rows[number] for number in chosen]}
-    [theirs] = train_chosen(client.chooser.choose, client.base, client.layers, own, full)
+    [theirs] = train_chosen(client.chooser.choose, client.base, client.layers, own, {"a": full}, fedavg())
     assert all(ours.update.tensors[key].tobytes() == value.tobytes() for key, value in theirs.update.tensors.items())
     assert (ours.update.rows, ours.update.metrics["selected"], ours.update.metrics["rows"]) == (4, 4.0, 4.0)
     kept = json.loads((client.folder / "selected" / "0001.json").read_text())
@@ -389,8 +391,8 @@ def test_features_that_are_not_finite_leave_the_client_out_without_naming_rows(m
         None,
         "the features of some of its rows are not finite, so none can be chosen by them",
     )
-    task = replace(client.task(method="perplexity", rows=2), adapter=broken)
-    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    task = replace(client.task(method="perplexity", rows=2), payload=Payload(broken))
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     assert reply.failure == "the losses of some of its rows are not finite, so none can be chosen by them"
 
 
@@ -405,11 +407,11 @@ def test_clients_weigh_by_their_selected_rows_or_by_all(base, layers, adapter, t
     replies = []
     for name, count, fraction in (("a", 20, 0.1), ("b", 10, 0.5)):
         chosen = settings.model_copy(update={"fraction": fraction})
-        task = TrainTask(1, adapter, training, 3, SEED, None, chosen)
-        replies += train_chosen(chooser.choose, base, layers, {name: topic_rows(count, seed=count)}, task)
+        tasks = train_tasks(name, adapter, training, rounds=3, seed=SEED, selection=chosen)
+        replies += train_chosen(chooser.choose, base, layers, {name: topic_rows(count, seed=count)}, tasks, fedavg())
     one, two = (reply.update for reply in replies)
     assert ((one.rows, two.rows), (one.metrics["selected"], two.metrics["selected"])) == (weights, (2, 5))
-    mean, _ = fedavg([one, two], adapter, {})
+    mean = mean_of([one, two], fedavg().weigh)
     share = np.float64(weights[0]) / sum(weights)
     for key, value in mean.tensors.items():
         byhand = share * one.tensors[key].astype(float) + (1 - share) * two.tensors[key].astype(float)
@@ -420,7 +422,7 @@ def test_seconds_of_a_client_hold_its_choice(make, monkeypatch):
     client = make()
     monkeypatch.setattr(choose, "row_losses", lambda *arguments: (choose.time.sleep(0.2), [1.0] * 21)[1])
     task = client.task(method="perplexity", rows=2)
-    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, task)
+    [reply] = train_chosen(client.chooser.choose, client.base, client.layers, {"a": client.rows}, {"a": task}, fedavg())
     assert reply.seconds >= 0.2
 
 
@@ -596,7 +598,7 @@ class CountingProxy:
 def test_features_of_the_tuned_model_are_not_guessed_without_its_adapter(make):
     client = make()
     with pytest.raises(ValueError, match="need the adapter that the task leaves out"):
-        client.chooser.survey("a", client.rows, SurveyTask(1, None, recipe.Selection(**DEFAULTS), SEED))
+        client.chooser.survey("a", client.rows, survey_tasks("a", None, recipe.Selection(**DEFAULTS))["a"])
 
 
 def test_a_proxy_describes_texts_once_whatever_the_adapter_and_the_round(make, monkeypatch):
@@ -616,14 +618,15 @@ def test_clients_that_are_trained_together_are_surveyed_like_one_by_one(base, ad
     for slots in (1, 3):
         layers = LoraLayers(base.model, adapter.config, slots)
         folders = {name: tmp_path / f"{slots}" / name for name in rows}
-        engine = LocalEngine(base, layers, rows, {}, (), 1024, folders)
+        engine = LocalEngine(base, layers, rows, {}, fedavg(), (), 1024, folders)
         settings = recipe.Selection(**DEFAULTS, rows_per_cluster=2)
-        sent.append(
-            [one.survey.centroids_Cd.tobytes() for one in engine.ask("abc", SurveyTask(1, adapter, settings, 0))]
-        )
+        sent.append([one.survey.centroids_Cd.tobytes() for one in engine.ask(survey_tasks("abc", adapter, settings))])
         kept = {"a": [0, 1], "b": [1], "c": [0]}
-        task = TrainTask(1, adapter, recipe.Training(batch_size=4), 3, 0, None, settings, kept)
-        updates.append(list(engine.ask("abc", task)))
+        training = recipe.Training(batch_size=4)
+        tasks = {
+            name: train_task(adapter, training, name, rounds=3, selection=settings, kept=kept[name]) for name in kept
+        }
+        updates.append(list(engine.ask(tasks)))
         layers.detach()
     assert sent[0] == sent[1]
     for one, other in zip(*updates, strict=True):

@@ -294,26 +294,30 @@ def test_rows_that_clients_hold_out_are_scored_at_the_clients(bellwether: Comman
 
 
 OWN_RULES = '''
-from bellwether.exchange.adapter import Adapter
+from bellwether.method.method import Method, State
 
 
-def first_two(clients, round, randomness):
+def first_two(sampling):
     """The same two clients in every round."""
-    return clients[:2]
+    return sampling.clients[:2]
 
 
-def keep_first(updates, adapter, state):
+def keep_first():
     """Take the update of the first client by name, and count the rounds."""
-    first = min(updates, key=lambda update: update.client)
-    return adapter.with_tensors(first.tensors), {"rounds": state.get("rounds", 0) + 1}
+
+    def close(closing):
+        rounds = closing.state.arrays.get("rounds", 0) + 1
+        return State(closing.state.adapter.updated(closing.updates[0].tensors), {"rounds": rounds})
+
+    return Method(close)
 
 
-def nobody(clients, round, randomness):
+def nobody(sampling):
     return ["nobody"]
 
 
-def nothing(updates, adapter, state):
-    return None, state
+def nothing():
+    return Method(lambda closing: None)
 
 
 def halves(rows, settings, randomness):
@@ -330,10 +334,10 @@ def own(name: str) -> str:
 def test_own_sampler_and_aggregate_are_used(bellwether: Command, tiny_recipe: Path) -> None:
     from safetensors.numpy import load_file
 
-    words = [f"federation.sampler={own('first_two')}", f"federation.aggregate={own('keep_first')}", "lora.dropout=0"]
+    words = [f"federation.sampler={own('first_two')}", f"method.name={own('keep_first')}", "lora.dropout=0"]
     ok(bellwether("run", tiny_recipe, *words, "--out", "out"))
     assert [record["cohort"] for record in json_lines(Path("out/rounds.jsonl"))] == [["client-01", "client-02"]] * 2
-    assert read_checkpoint(Path("out/checkpoints/0002")).state == {"rounds": 2}
+    assert read_checkpoint(Path("out/checkpoints/0002")).state["arrays"] == {"rounds": 2}
     # Alone in a federation, the first client ends at the same adapter.
     alone = [*words, "federation.quorum=0.1", "federation.availability.trace=trace.jsonl"]
     line = {"client": "client-02", "round": 1, "available": False, "rows_per_second": 1}
@@ -358,16 +362,16 @@ def test_an_own_partition_is_used(bellwether: Command, tiny_recipe: Path) -> Non
 @pytest.mark.parametrize(
     ("field", "name", "said"),
     [
-        ("sampler", "nobody", "Round 1: the sampler own_rules:nobody returned 'nobody', which is no client."),
-        ("aggregate", "nothing", "Round 1: the aggregation rule returned no adapter with the same tensors."),
+        ("federation.sampler", "nobody", "the sampler own_rules:nobody returned 'nobody', which is no client."),
+        ("method.name", "nothing", "the method own_rules:nothing returned a NoneType; return a State with an adapter."),
     ],
 )
 def test_an_own_function_that_returns_nonsense_fails_the_run(
     bellwether: Command, tiny_recipe: Path, field: str, name: str, said: str
 ) -> None:
-    outcome = bellwether("run", tiny_recipe, f"federation.{field}={own(name)}", "--out", "out")
+    outcome = bellwether("run", tiny_recipe, f"{field}={own(name)}", "--out", "out")
     assert outcome.code == 1
-    assert outcome.err == f"bellwether: {said}\n"
+    assert outcome.err == f"bellwether: Round 1: {said}\n"
 
 
 # Uneven resources ---------------------------------------------------------------------------------

@@ -6,18 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from asking import evaluate_tasks, train, train_tasks
 from tiny_models import tiny_base
 
 from bellwether.client.batches import by_length, collate, local_steps
 from bellwether.client.score import by_category, by_group, score
-from bellwether.client.train import train_cohort
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.engine.resources import UnevenClients
-from bellwether.exchange.messages import EvaluateTask, TrainTask
 from bellwether.exchange.scores import Totals, exact_match, macro, means, rouge_l
+from bellwether.method.average import fedavg
 from bellwether.method.cohort import Condition
-from bellwether.model.base import fingerprint
+from bellwether.model.base import weights_fingerprint
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.recipe import Evaluation, Lora, Training
 from bellwether.tools.randomness import Randomness
@@ -121,36 +121,31 @@ def layers(base, adapter):
     layers.detach()
 
 
-def task(adapter, **training) -> TrainTask:
-    return TrainTask(1, adapter, Training(learning_rate=1e-2, **training), rounds=4, seed=5)
+def trained(base, layers, cohort, adapter, *, round=1, seed=5, **training):
+    settings = Training(learning_rate=1e-2, **training)
+    return train(base, layers, cohort, adapter, settings, round=round, rounds=4, seed=seed)
 
 
 def test_a_client_trains_to_the_same_bytes_alone_and_in_a_cohort(base, adapter, layers):
     rows = {name: random_rows(11, seed) for seed, name in enumerate("abc")}
-    together = {reply.client: reply.update for reply in train_cohort(base, layers, rows, task(adapter))}
-    (alone,) = train_cohort(base, layers, {"b": rows["b"]}, task(adapter))
+    together = {reply.client: reply.update for reply in trained(base, layers, rows, adapter)}
+    (alone,) = trained(base, layers, {"b": rows["b"]}, adapter)
     assert all(alone.update.tensors[key].tobytes() == together["b"].tensors[key].tobytes() for key in adapter.tensors)
     assert together["a"].rows == 11
 
 
 def test_training_changes_the_adapter_and_never_the_base(base, adapter, layers):
-    (reply,) = train_cohort(base, layers, {"a": random_rows(9)}, task(adapter))
+    (reply,) = trained(base, layers, {"a": random_rows(9)}, adapter)
     assert all((reply.update.tensors[key] != adapter.tensors[key]).any() for key in adapter.tensors)
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
 
 
 def test_another_seed_or_round_or_client_draws_another_order_and_other_masks(base, adapter, layers):
     rows = random_rows(20)
-    ours = task(adapter, schedule="constant")
-    others = [
-        (ours, "a"),
-        (TrainTask(1, adapter, ours.training, 4, seed=6), "a"),
-        (TrainTask(2, adapter, ours.training, 4, seed=5), "a"),
-        (ours, "b"),
-    ]
+    others = [({}, "a"), ({"seed": 6}, "a"), ({"round": 2}, "a"), ({}, "b")]
     results = set()
     for each, client in others:
-        (reply,) = train_cohort(base, layers, {client: rows}, each)
+        (reply,) = trained(base, layers, {client: rows}, adapter, schedule="constant", **each)
         results.add(b"".join(reply.update.tensors[key].tobytes() for key in sorted(adapter.tensors)))
     assert len(results) == 4
 
@@ -163,8 +158,8 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(base, layers):
     for size, accumulation in ((8, 1), (2, 4)):
         double = LoraLayers(base.model, plain.config, dtype=torch.float64)
         double.load(0, plain.tensors)
-        each = task(plain, batch_size=size, accumulation=accumulation, clip_norm=None)
-        (reply,) = train_cohort(base, double, {"a": rows}, each)
+        settings = {"batch_size": size, "accumulation": accumulation, "clip_norm": None}
+        (reply,) = trained(base, double, {"a": rows}, plain, **settings)
         changes.append(reply.update)
         double.detach()
     assert changes[0].metrics["loss"] == pytest.approx(changes[1].metrics["loss"], rel=1e-5)
@@ -176,7 +171,7 @@ def test_clipping_bounds_the_step_and_null_does_not(base, layers, adapter):
     plain = initial_adapter(base, Lora(rank=4, dropout=0.0), Randomness(0).torch("test"))
     norms = {}
     for limit in (1e-9, None):
-        (reply,) = train_cohort(base, layers, {"a": random_rows(8)}, task(plain, clip_norm=limit))
+        (reply,) = trained(base, layers, {"a": random_rows(8)}, plain, clip_norm=limit)
         # AdamW's first step hides a gradient's size, except near its epsilon of 1e-8.
         norms[limit] = max(np.abs(reply.update.tensors[key] - plain.tensors[key]).max() for key in plain.tensors)
     assert norms[1e-9] < 0.2 * norms[None]
@@ -185,7 +180,7 @@ def test_clipping_bounds_the_step_and_null_does_not(base, layers, adapter):
 def test_the_loss_that_a_client_reports_is_that_of_transformers(base, layers):
     plain = initial_adapter(base, Lora(rank=4, dropout=0.0), Randomness(0).torch("test"))
     row = random_rows(1)[0]
-    (reply,) = train_cohort(base, layers, {"a": [row]}, task(plain))
+    (reply,) = trained(base, layers, {"a": [row]}, plain)
     ids = torch.from_numpy(row.ids_T)[None]
     labels = torch.where(torch.from_numpy(row.trained_T)[None], ids, -100)
     with torch.no_grad(), layers.disabled():
@@ -262,7 +257,7 @@ def test_an_exact_match_ignores_white_space_only():
 
 
 def engine(base, layers, conditions=None, **rows):
-    local = LocalEngine(base, layers, rows, {"a": random_rows(3)})
+    local = LocalEngine(base, layers, rows, {"a": random_rows(3)}, fedavg())
     return UnevenClients(local.ask, rows, lambda client, round: conditions[client]) if conditions else local
 
 
@@ -275,8 +270,8 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
     }
     rows = {name: random_rows(10) for name in "abcd"}
     training = Training(local_epochs=2)
-    asked = TrainTask(1, adapter, training, rounds=1, seed=0, deadline=10.0)
-    replies = {reply.client: reply for reply in engine(base, layers, conditions, **rows).ask("abcd", asked)}
+    asked = train_tasks("abcd", adapter, training)
+    replies = {reply.client: reply for reply in engine(base, layers, conditions, **rows).ask(asked, 10.0)}
     # By hand: 10 rows, 2 epochs, 5 rows a second.
     assert replies["a"].seconds == pytest.approx(4.0)
     assert replies["a"].update is not None
@@ -287,13 +282,15 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
 
 
 def test_a_client_scores_its_own_rows_and_sends_totals_only(base, adapter, layers):
-    (reply,) = engine(base, layers, a=random_rows(3)).ask(["a"], EvaluateTask(0, adapter, Evaluation(generate=False)))
+    (reply,) = engine(base, layers, a=random_rows(3)).ask(
+        evaluate_tasks("a", adapter, Evaluation(generate=False), round=0)
+    )
     assert reply.update is None
     assert reply.totals["x"].rows == 3
 
 
 def test_a_client_tells_how_many_rows_it_went_through_beside_how_many_it_has(base, adapter, layers):
-    (few,) = train_cohort(base, layers, {"a": random_rows(9)}, task(adapter, local_steps=1, batch_size=2))
-    (twice,) = train_cohort(base, layers, {"a": random_rows(9)}, task(adapter, local_epochs=2, batch_size=4))
+    (few,) = trained(base, layers, {"a": random_rows(9)}, adapter, local_steps=1, batch_size=2)
+    (twice,) = trained(base, layers, {"a": random_rows(9)}, adapter, local_epochs=2, batch_size=4)
     assert (few.update.rows, few.update.metrics["rows"]) == (9, 2)
     assert (twice.update.rows, twice.update.metrics["rows"]) == (9, 18)

@@ -5,7 +5,7 @@ import pytest
 
 from bellwether.data.trace import read_trace
 from bellwether.errors import DataError
-from bellwether.method.cohort import cohort_size, make_sampler, make_trace
+from bellwether.method.cohort import Sampling, cohort_size, make_sampler, make_trace
 from bellwether.recipe.recipe import Availability, Federation
 from bellwether.tools.randomness import Randomness, derive_seed
 
@@ -35,18 +35,22 @@ def test_a_number_of_clients_goes_before_a_fraction():
 
 def test_uniform_cohorts_repeat_with_the_seed_and_differ_between_rounds():
     sample = make_sampler(Federation(fraction=0.1), None)
-    first = sample(CLIENTS, 1, Randomness(0))
-    assert first == sample(CLIENTS, 1, Randomness(0))
-    assert first != sample(CLIENTS, 2, Randomness(0))
-    assert first != sample(CLIENTS, 1, Randomness(1))
+    first = sample(drawing(CLIENTS, 1, Randomness(0)))
+    assert first == sample(drawing(CLIENTS, 1, Randomness(0)))
+    assert first != sample(drawing(CLIENTS, 2, Randomness(0)))
+    assert first != sample(drawing(CLIENTS, 1, Randomness(1)))
     assert len(set(first)) == 10
+
+
+def drawing(clients, round, randomness):
+    return Sampling(round, clients, {}, None, randomness)
 
 
 def test_uniform_cohorts_take_every_client_equally_often():
     sample = make_sampler(Federation(fraction=0.1), None)
     counts = dict.fromkeys(CLIENTS, 0)
     for round in range(1, 2001):
-        for client in sample(CLIENTS, round, Randomness(3)):
+        for client in sample(drawing(CLIENTS, round, Randomness(3))):
             counts[client] += 1
     # Each count is binomial(2000, 0.1): mean 200, standard deviation 13.4; chi-square over 100 clients.
     chi_square = sum((count - 200) ** 2 / 200 for count in counts.values())
@@ -60,7 +64,7 @@ def test_the_available_sampler_never_asks_a_client_that_is_away():
     sample = make_sampler(federation, trace)
     away = 0
     for round in range(1, 50):
-        cohort = sample(CLIENTS, round, Randomness(0))
+        cohort = sample(drawing(CLIENTS, round, Randomness(0)))
         assert len(cohort) == 20
         assert all(trace(client, round).available for client in cohort)
         away += sum(not trace(client, round).available for client in CLIENTS)

@@ -27,7 +27,7 @@ from bellwether.errors import BellwetherError, CheckpointError, RecipeError, Rou
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
-from bellwether.report.compare_show import cells, cost_cells, describe, gain_cells, terminal
+from bellwether.report.compare_show import cells, comparison_files, cost_cells, gain_cells, terminal
 from bellwether.report.compare_table import client_gains, make_lines
 from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
@@ -296,8 +296,8 @@ def test_a_curve_tells_the_loss_of_each_step_over_passes(sites: Recipe, tmp_path
 
 
 def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(sites: Recipe) -> None:
-    from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import TrainTask
+    from asking import train
+
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.tools.randomness import Randomness
@@ -307,9 +307,7 @@ def test_the_losses_of_steps_weighed_by_their_tokens_are_the_loss_of_training(si
     adapter = initial_adapter(base, sites.lora, Randomness(0).torch("initial adapter"))
     layers = LoraLayers(base.model, adapter.config, slots=1)
     training = sites.training.model_copy(update={"batch_size": 16, "local_epochs": 3})  # each step is a whole pass
-    (reply,) = train_cohort(
-        base, layers, {"a": prepared.clients["a"].rows}, TrainTask(1, adapter, training, 1, 0), None
-    )
+    (reply,) = train(base, layers, {"a": prepared.clients["a"].rows}, adapter, training)
     assert len(reply.losses) == 3
     assert sum(reply.losses) / 3 == pytest.approx(reply.update.metrics["loss"], rel=1e-5)
 
@@ -591,7 +589,7 @@ def by_hand(arms: dict[str, Arm], outcomes: list[Outcome]) -> Comparison:
 
 def tables(comparison: Comparison) -> dict[str, str]:
     """The files of a comparison's result."""
-    files = describe(make_lines(comparison), client_gains(comparison), comparison)
+    files = comparison_files(make_lines(comparison), client_gains(comparison), comparison)
     return {name: content.decode() for name, content in files.items()}
 
 
@@ -895,7 +893,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +34,24 @@ def test_label_skew_is_half_the_summed_difference_of_shares():
     assert label_skew({"x": 3, "y": 1}, {"x": 4, "y": 1, "z": 1}) == pytest.approx(0.5 * (1 / 12 + 1 / 12 + 1 / 6))
     assert label_skew({"x": 3}, {"x": 30}) == 0
     assert label_skew({"x": 1}, {"x": 0, "y": 5}) == 1
+
+
+def test_label_skew_is_the_same_in_every_process():
+    script = (
+        "from bellwether.runner.describe import label_skew\n"
+        "pooled = {f'category {number}': 3 + number % 11 for number in range(60)}\n"
+        "print([label_skew({name: 1 + place}, pooled).hex() for place, name in enumerate(pooled)])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(said) == 1
 
 
 def test_a_description_counts_what_each_client_holds(federated):

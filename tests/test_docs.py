@@ -32,8 +32,9 @@ from conftest import CATEGORIES, call, dolly_rows, write_rows
 from judge_server import serving
 
 from bellwether.ask.answerers import find_answerers
-from bellwether.ask.judge import Judgement, Settings
+from bellwether.ask.judge import Judgement, JudgeSettings
 from bellwether.recipe.file import load_recipe, shipped
+from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
 from starter.instructions import write_rows as write_starter_rows
 from starter.pretrain import Pretraining, settings_of
@@ -92,6 +93,9 @@ def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]
     """Return the lines of the table of recipe fields, in the order of the recipe."""
     lines = [] if prefix else ["| field | default | meaning |", "| --- | --- | --- |"]
     for name, info in section.model_fields.items():
+        if not prefix and name == "method":
+            lines += method_lines()
+            continue
         inner = [kind for kind in (info.annotation, *getattr(info.annotation, "__args__", ())) if _is_section(kind)]
         if inner and _is_section(type(info.default)):
             lines += fields_table(inner[0], f"{prefix}{name}.")
@@ -105,6 +109,16 @@ def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]
         lines.append(f"| `{prefix}{name}` | `{shown}` | {info.description} |")
         if inner:
             lines += fields_table(inner[0], f"{prefix}{name}.{'NAME.' if several else ''}")
+    return lines
+
+
+def method_lines() -> list[str]:
+    """Return the lines of the recipe's section of the method: the name, and the fields of each method."""
+    lines = [f"| `method.name` | `fedavg` | the method: {', '.join(METHODS)}, or package.module:function |"]
+    for name, section in [*METHODS.items(), ("one's own", OwnMethod)]:
+        for field, info in section.model_fields.items():
+            if field != "name":
+                lines.append(f"| `method.{field}` | `{info.default}` | {name}: {info.description} |")
     return lines
 
 
@@ -179,7 +193,7 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
 def short_judge(judge: Any, address: str, *arguments: Any, watch: Any) -> Judgement:
     """Ask a scripted judge about one short answer."""
     *models, settings, folder = arguments
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, JudgeSettings)
     short = replace(settings, judge=replace(settings.judge, address=address), limit=1, max_new_tokens=2)
     result: Judgement = judge(*models, short, folder, watch=watch)
     return result
@@ -285,39 +299,47 @@ def test_the_error_of_a_broken_row_is_the_one_that_the_docs_show(workshop: Path)
     assert f"`{sentence}`" in " ".join((ROOT / "docs" / "your-own-data.md").read_text().split())
 
 
-def test_the_server_momentum_of_the_docs_is_fedavgm(workshop: Path) -> None:
-    from bellwether import Adapter, AdapterConfig, Update
+def test_the_stateful_method_of_the_docs_moves_as_it_says(workshop: Path) -> None:
+    from test_aggregate import closed
+
+    from bellwether import Adapter, AdapterConfig, State, Update
 
     page = ROOT / "docs" / "your-own-method.md"
     names: dict[str, Any] = {}
-    exec(next(block.text for block in blocks(page) if "fedavgm" in block.text and block.language == "python"), names)
+    exec(
+        next(block.text for block in blocks(page) if "remembering" in block.text and block.language == "python"), names
+    )
     adapter = Adapter(AdapterConfig(1, 1.0, 0.0, ()), {"w": np.array([1.0, 2.0], np.float32)})
 
     def updates(*values: float) -> list[Update]:
         tensors = [{"w": np.array([value, value], np.float32)} for value in values]
         return [Update(f"c{n}", 1, tensor, rows=n + 1) for n, tensor in enumerate(tensors)]
 
-    first, state = names["fedavgm"](updates(3.0, 0.0), adapter, {})
-    second, _ = names["fedavgm"](updates(1.0, 1.0), first, state)
-    # By hand: the mean with weights 1 and 2 is 1, so v1 = w - 1 and w1 = 1; then v2 = 0.9 v1 + 0, w2 = 1 - 0.9 v1.
-    np.testing.assert_allclose(first.tensors["w"], [1.0, 1.0])
-    np.testing.assert_allclose(second.tensors["w"], [1.0, 1.0 - 0.9 * 1.0], atol=1e-6)
+    method = names["remembering"](share=0.9)
+    first = closed(method, updates(3.0, 0.0), State(adapter))
+    second = closed(method, updates(1.0, 1.0), first)
+    # By hand: the mean with weights 1 and 2 is 1, so the moves are 0 and -1; then 0 and 0.9 · -1 from 1.
+    np.testing.assert_allclose(first.adapter.tensors["w"], [1.0, 1.0])
+    np.testing.assert_allclose(second.adapter.tensors["w"], [1.0, 1.0 - 0.9 * 1.0], atol=1e-6)
+    assert closed(method, [], second, failure="nobody answered") is second
 
 
 def test_methods_of_the_docs_take_at_most_twenty_lines() -> None:
     methods = [block.text for block in blocks(ROOT / "docs" / "your-own-method.md") if block.file]
-    assert len(methods) == 6
+    assert len(methods) == 7
     assert all(len(text.splitlines()) <= 20 for text in methods)
 
 
 def test_the_sampler_of_the_docs_asks_everybody_once_before_anybody_twice() -> None:
     from bellwether import Randomness
+    from bellwether.method.cohort import Sampling
 
     names: dict[str, Any] = {}
     page = ROOT / "docs" / "your-own-method.md"
     exec(next(block.text for block in blocks(page) if "in_turn" in block.text and block.language == "python"), names)
     clients = [f"c{number}" for number in range(9)]
-    asked = [client for round in (1, 2, 3) for client in names["in_turn"](clients, round, Randomness(0))]
+    drawn = (names["in_turn"](Sampling(round, clients, {}, None, Randomness(0))) for round in (1, 2, 3))
+    asked = [client for cohort in drawn for client in cohort]
     assert sorted(asked) == clients
 
 

@@ -10,8 +10,10 @@ from bellwether.exchange.records import ClientFailed, Evaluated, RoundFinished, 
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Federation, Progress, federate
 from bellwether.method.average import fedavg
+from bellwether.method.method import Method, State, by_rows
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
+from bellwether.tools.randomness import Randomness
 
 A, B = key_a("q"), key_b("q")
 START = Adapter(AdapterConfig(1, 1.0, 0.0, ("q",)), {A: np.zeros((1, 2), np.float32), B: np.zeros((2, 1), np.float32)})
@@ -25,9 +27,9 @@ class AddingEngine:
         self.faults = faults or {}
         self.tasks = []
 
-    def ask(self, cohort, task):
-        self.tasks.append((tuple(cohort), task))
-        for client in cohort:
+    def ask(self, tasks, deadline=None):
+        self.tasks.append(dict(tasks))
+        for client, task in tasks.items():
             if isinstance(task, EvaluateTask):
                 totals = {"x": Totals(rows=1, tokens=2, loss=4.0)}
                 groups = {"north" if client in "ab" else "south": Totals(rows=1, tokens=2, loss=ROWS[client])}
@@ -42,24 +44,25 @@ class AddingEngine:
 
 
 def federation(
-    *overrides, engine=None, sample=None, aggregate=fedavg, committed=None, events=None, evaluating=(), groups=()
+    *overrides, engine=None, sample=None, method=None, committed=None, events=None, evaluating=(), groups=()
 ):
     recipe = load_recipe(None, ["federation.rounds=3", "federation.fraction=1", *overrides])
     return Federation(
         recipe=recipe,
         engine=engine or AddingEngine(),
-        clients=list(ROWS),
+        ranks=dict.fromkeys(ROWS, 1),
         evaluating=evaluating,
-        sample=sample or (lambda clients, round, randomness: clients),
-        aggregate=aggregate,
-        score=lambda round, adapter: ({"x": Totals(rows=1, tokens=1, loss=float(round))}, dict(groups)),
+        sample=sample or (lambda sampling: sampling.clients),
+        method=method or fedavg(),
+        score=lambda round, state: ({"x": Totals(rows=1, tokens=1, loss=float(round))}, dict(groups)),
         commit=(committed if committed is not None else []).append,
         watch=(events if events is not None else []).append,
+        width=2,
     )
 
 
 def begin() -> Progress:
-    return Progress(0, START, {})
+    return Progress(0, State(START))
 
 
 def test_rounds_add_the_weighted_mean_of_the_clients_changes():
@@ -170,20 +173,25 @@ def test_a_tolerated_failed_round_keeps_the_adapter():
 
 def test_an_empty_cohort_is_a_failed_round_and_never_a_zero_adapter():
     with pytest.raises(RoundFailed, match="no client was there"):
-        federate(federation(sample=lambda clients, round, randomness: []), begin())
+        federate(federation(sample=lambda sampling: []), begin())
 
 
 @pytest.mark.parametrize(("cohort", "what"), [(["a", "z"], "'z', which is no client"), (["a", "a"], "a client twice")])
 def test_a_sampler_that_returns_nonsense_is_refused(cohort, what):
     with pytest.raises(RoundFailed, match=what):
-        federate(federation(sample=lambda clients, round, randomness: cohort), begin())
+        federate(federation(sample=lambda sampling: cohort), begin())
+
+
+def closing(close):
+    return Method(close, weigh=by_rows)
 
 
 def changed(change):
-    return lambda updates, adapter, state: (
-        adapter.with_tensors({key: change(value) for key, value in adapter.tensors.items()}),
-        state,
-    )
+    def close(closing):
+        adapter = closing.state.adapter
+        return State(adapter.with_tensors({key: change(value) for key, value in adapter.tensors.items()}))
+
+    return close
 
 
 @pytest.mark.parametrize(
@@ -192,27 +200,28 @@ def changed(change):
         changed(lambda value: value * np.nan),
         changed(lambda value: value[:, :1]),
         changed(lambda value: value.astype(np.float64)),
-        lambda updates, adapter, state: (adapter.with_tensors({}), state),
-        lambda updates, adapter, state: (None, state),
+        lambda closing: State(closing.state.adapter.with_tensors({})),
+        lambda closing: State(None),
+        lambda closing: None,
     ],
 )
-def test_an_aggregation_rule_that_returns_no_like_adapter_is_refused(rule):
-    with pytest.raises(RoundFailed, match="the aggregation rule returned"):
-        federate(federation(aggregate=rule), begin())
+def test_a_method_that_returns_no_like_adapter_is_refused(rule):
+    with pytest.raises(RoundFailed, match="the method fedavg returned"):
+        federate(federation(method=closing(rule)), begin())
 
 
-def test_the_state_of_a_rule_is_handed_from_round_to_round():
-    def counting(updates, adapter, state):
-        return adapter, {"rounds": state.get("rounds", 0) + 1}
+def test_the_state_of_a_method_is_handed_from_round_to_round():
+    def counting(closing):
+        return State(closing.state.adapter, {"rounds": closing.state.arrays.get("rounds", 0) + 1})
 
-    assert federate(federation(aggregate=counting), begin()).state == {"rounds": 3}
+    assert federate(federation(method=closing(counting)), begin()).state.arrays == {"rounds": 3}
 
 
 def test_clients_score_their_own_rows_through_the_engine_and_only_totals_come_back():
     engine = AddingEngine()
     progress = federate(federation("federation.rounds=1", engine=engine, evaluating=["a", "c"]), begin())
-    asked = [cohort for cohort, task in engine.tasks if isinstance(task, EvaluateTask)]
-    assert asked == [("a", "c"), ("a", "c")]
+    asked = [list(tasks) for tasks in engine.tasks if any(isinstance(task, EvaluateTask) for task in tasks.values())]
+    assert asked == [["a", "c"], ["a", "c"]]
     own = [record for record in progress.evaluations if record.part == "clients"]
     assert own[-1].categories["x"] == Totals(rows=2, tokens=4, loss=8.0)
     assert set(own[-1].clients) == {"a", "c"}
@@ -244,24 +253,25 @@ def test_clients_of_one_group_have_no_scores_by_group():
     assert [record.groups for record in progress.evaluations if record.part == "clients"] == [{}, {}]
 
 
-def test_the_task_carries_the_runs_rounds_and_seed_and_the_record_the_rate_at_the_rounds_beginning():
+def test_the_task_carries_the_runs_rounds_and_own_draws_and_the_record_the_rate_at_the_rounds_beginning():
     engine = AddingEngine()
     fields = ("seed=9", "training.learning_rate=0.4", "federation.rounds=2")
     progress = federate(federation(*fields, engine=engine), begin())
-    tasks = [task for _, task in engine.tasks]
+    tasks = [tasks["a"] for tasks in engine.tasks]
     assert [(task.round, task.rounds) for task in tasks] == [(1, 2), (2, 2)]
     assert [record.learning_rate for record in progress.rounds] == [0.4, 0.2]
-    assert {task.seed for task in tasks} == {9}
+    drawn = Randomness(9).numpy("batch order", round=2, client="a").random()
+    assert tasks[1].draws.numpy("batch order").random() == drawn
     assert Recipe().training.batch_size == tasks[0].training.batch_size
 
 
 def test_an_error_in_a_persons_own_function_is_one_sentence_that_names_its_place():
-    def broken(updates, adapter, state):
+    def broken(closing):
         return 1 / 0
 
     with pytest.raises(RoundFailed) as caught:
-        federate(federation(aggregate=broken), begin())
-    assert "Round 1: the aggregation rule" in str(caught.value)
+        federate(federation(method=closing(broken)), begin())
+    assert "Round 1: the method fedavg" in str(caught.value)
     assert "test_federate.py:" in str(caught.value)
     assert "ZeroDivisionError: division by zero" in str(caught.value)
 
@@ -276,7 +286,7 @@ def test_a_quorum_needs_its_share_of_the_cohort_and_not_one_more(monkeypatch, qu
         faults = {(1, name): (lambda reply: []) for name in names[:silent]}
         engine = AddingEngine(faults)
         ours = federation(f"federation.quorum={quorum}", "federation.rounds=1", engine=engine)
-        ours = replace(ours, clients=names)
+        ours = replace(ours, ranks=dict.fromkeys(names, 1))
         for name in names:
             monkeypatch.setitem(ROWS, name, 1)
         if fails:
@@ -286,10 +296,11 @@ def test_a_quorum_needs_its_share_of_the_cohort_and_not_one_more(monkeypatch, qu
             assert federate(ours, begin()).rounds[0].failure is None
 
 
-def test_a_rule_whose_state_is_no_mapping_is_refused_before_anything_is_committed():
+def test_a_method_that_remembers_no_mapping_is_refused_before_anything_is_committed():
     committed = []
-    with pytest.raises(RoundFailed, match="returned a NoneType as its state"):
-        federate(federation(aggregate=lambda updates, adapter, state: (adapter, None), committed=committed), begin())
+    forgetful = closing(lambda closing: State(closing.state.adapter, None))
+    with pytest.raises(RoundFailed, match="returned a NoneType as what it remembers"):
+        federate(federation(method=forgetful, committed=committed), begin())
     assert [progress.round for progress in committed] == [0]
 
 

@@ -145,6 +145,11 @@ def test_no_module_imports_itself_by_way_of_others(module):
     assert way is None, f"a circle: {' → '.join(way)}"
 
 
+def test_nothing_inside_imports_the_packages_own_face():
+    for module in MODULES:
+        assert "bellwether" not in imports(MODULES[module]), f"{module} imports bellwether itself"
+
+
 def test_a_package_file_holds_nothing_but_its_docstring():
     for path in files():
         if path.name == "__init__.py":

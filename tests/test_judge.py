@@ -21,7 +21,7 @@ from conftest import Command, Outcome, call, json_lines, write_rows
 from judge_server import Asked, Raw, Script, Server, failure, serving
 
 from bellwether.ask.answerers import find_answerer
-from bellwether.ask.judge import Judgement, Settings, judge
+from bellwether.ask.judge import Judgement, JudgeSettings, judge
 from bellwether.ask.judge_api import Judge, find_judge
 from bellwether.errors import JudgeAway, JudgeError
 
@@ -98,7 +98,7 @@ def judging(tmp_path: Path, questions: Path, models: Models) -> Judging:
     def judge_at(server: Server, retries: int = 1, timeout: float = 30.0, **settings: Any) -> Judgement:
         a, b = (find_answerer(str(folder)) for folder in models)
         whom = Judge("gpt-4", server.address, timeout=timeout, retries=retries)
-        return judge(a, b, questions, Settings(whom, max_new_tokens=6, **settings), tmp_path / "out")
+        return judge(a, b, questions, JudgeSettings(whom, max_new_tokens=6, **settings), tmp_path / "out")
 
     return judge_at
 

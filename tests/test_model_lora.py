@@ -13,9 +13,9 @@ from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_f
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files, read_adapter
 from bellwether.model import lora, low_rank
-from bellwether.model.base import inspect_base
+from bellwether.model.base import open_base
 from bellwether.model.dropout import Dropout
-from bellwether.model.lora import LoraLayers, initial_adapter, resolve_targets, short_names
+from bellwether.model.lora import LoraLayers, initial_adapter, low_rank_update, resolve_targets, short_names
 from bellwether.recipe import recipe
 
 
@@ -162,6 +162,73 @@ def test_mixed_slots_equal_separate_runs_in_logits_and_gradients(architecture, c
             torch.testing.assert_close(stacked.grad[slot], single.grad[0], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("columns", [128, 4])
+def test_layers_add_the_formula_for_each_token_in_output_and_gradients(columns, monkeypatch):
+    """Several slots side by side and in turn, dropout, and some of the tokens; one by one from the definition."""
+    monkeypatch.setattr(low_rank, "_COLUMNS", columns)
+    base = tiny_base("llama")
+    path = "model.layers.0.self_attn.q_proj"
+    adapters = [random_adapter(base, dtype="float64", seed=seed, target_modules=(path,)) for seed in (1, 2, 3)]
+    layers = LoraLayers(base.model, adapters[0].config, slots=3, dtype=torch.float64)
+    for slot, adapter in enumerate(adapters):
+        layers.load(slot, adapter.tensors)
+    slots, lengths, index_S, some = [2, 0, 1, 2], [4, 7, 3, 5], torch.tensor([1, 4, 5, 10, 12, 17, 18]), [1, 3, 1, 2]
+    row_M = torch.repeat_interleave(torch.tensor(lengths))
+    position_M = torch.cat([torch.arange(length) for length in lengths])
+    masks = Dropout(0.4, torch.tensor([5, 6, 7, 8])).masks(row_M, position_M)
+    generator = torch.Generator().manual_seed(0)
+    module = base.model.get_submodule(path)
+    x_MI = torch.randn(19, module.in_features, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights_MO = torch.randn(19, module.out_features, dtype=torch.float64, generator=generator)
+
+    with layers.routed(slots, masks, lengths):
+        ours_MO = module(x_MI)
+        with layers.chosen(index_S, some):
+            ours_SO = module(x_MI[index_S])
+    ((ours_MO * weights_MO).sum() + (ours_SO * weights_MO[index_S]).sum()).backward()
+    ours = [x_MI.grad, layers.A[0].grad.clone(), layers.B[0].grad.clone()]
+    layers.detach()
+
+    x_MI.grad = None
+    a_KRI, b_KOR = (parameter[0].detach().clone().requires_grad_() for parameter in (layers.A, layers.B))
+    dropped_MI = x_MI * masks(path, x_MI)
+    scaling = adapters[0].config.scaling
+    updates = [
+        low_rank_update(dropped_MI[token, None], a_KRI[slots[row]], b_KOR[slots[row]], scaling)
+        for token, row in enumerate(row_M.tolist())
+    ]
+    expected_MO = module(x_MI) + torch.cat(updates)
+    torch.testing.assert_close(ours_MO, expected_MO, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(ours_SO, expected_MO[index_S], atol=1e-12, rtol=1e-12)
+    ((expected_MO * weights_MO).sum() + (expected_MO[index_S] * weights_MO[index_S]).sum()).backward()
+    for mine, theirs in zip(ours, [x_MI.grad, a_KRI.grad, b_KOR.grad], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+        assert theirs.abs().max() > 0.1
+
+
+def test_the_formula_is_that_of_the_paper_worked_by_hand():
+    x_MI = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    a_RI, b_OR = torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0], [0.0], [-1.0]])
+    assert low_rank_update(x_MI, a_RI, b_OR, 0.5).tolist() == [[5.0, 0.0, -2.5], [-1.0, 0.0, 0.5]]
+
+
+def test_merged_weights_add_the_formula():
+    base = tiny_base("llama")
+    path = "model.layers.0.self_attn.q_proj"
+    adapter = random_adapter(base, dtype="float64", target_modules=(path,))
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
+    module = base.model.get_submodule(path)
+    x_MI = torch.randn(5, module.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with layers.merged():
+            ours_MO = module(x_MI)
+        layers.detach()
+        update_MO = low_rank_update(x_MI, layers.A[0][0], layers.B[0][0], adapter.config.scaling)
+        torch.testing.assert_close(ours_MO, module(x_MI) + update_MO, atol=1e-12, rtol=1e-12)
+    assert update_MO.abs().max() > 0.1
+
+
 def test_rows_are_untouched_by_adapters_in_other_slots():
     base = tiny_base("llama")
     layers = LoraLayers(base.model, random_adapter(base).config, slots=2, dtype=torch.float64)
@@ -268,7 +335,7 @@ def test_initial_adapter_changes_nothing_and_comes_from_its_generator():
 
 def test_targets_are_found_on_facts_without_weights(tmp_path):
     folder = tiny_folder("llama", tmp_path / "m")
-    facts = inspect_base(recipe.Model(path=str(folder)))
+    facts = open_base(recipe.Model(path=str(folder))).facts
     assert resolve_targets(facts, ("v_proj", "model.layers.1.self_attn.q_proj")) == (
         "model.layers.0.self_attn.v_proj",
         "model.layers.1.self_attn.q_proj",

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from asking import train as ask
+from asking import train_task
 from tiny_models import ARCHITECTURES, END_TO_END, random_adapter, tiny_base, tiny_model
 
 from bellwether.client import train
 from bellwether.client.batches import local_steps
 from bellwether.data.rows import Row, TokenRow
 from bellwether.exchange.adapter import peft_config
-from bellwether.exchange.messages import TrainTask
 from bellwether.model import forward
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
@@ -146,13 +147,13 @@ def test_local_training_equals_peft_with_adamw(architecture, end_to_end, dropout
     training = recipe.Training(
         local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5
     )
-    task = TrainTask(round=3, adapter=start, training=training, rounds=5, seed=11)
+    task = train_task(start, training, "client-1", round=3, rounds=5, seed=11)
     rows = token_rows(24)
     masks = GivenMasks(dropout)
     given = SimpleNamespace(masks=lambda row_M, position_M: OurMasks(masks, row_M, position_M))
     monkeypatch.setattr(train, "Dropout", lambda probability, seed_N: given)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
-    (reply,) = train.train_cohort(base, layers, {"client-1": rows}, task)
+    (reply,) = ask(base, layers, {"client-1": rows}, start, training, round=3, rounds=5, seed=11)
     ours = reply.update.tensors
     layers.detach()
 
@@ -168,17 +169,16 @@ def test_local_training_equals_peft_with_adamw(architecture, end_to_end, dropout
 
 
 def test_the_base_is_not_changed_by_training():
-    from bellwether.model.base import fingerprint
+    from bellwether.model.base import weights_fingerprint
 
     base = tiny_base("llama", torch.float32)
     start = random_adapter(base, dtype="float32", dropout=0.1)
     layers = LoraLayers(base.model, start.config)
-    task = TrainTask(1, start, recipe.Training(local_steps=3), rounds=1, seed=0)
-    list(train.train_cohort(base, layers, {"a": token_rows(8)}, task))
+    ask(base, layers, {"a": token_rows(8)}, start, recipe.Training(local_steps=3))
     layers.detach()
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
     next(base.model.parameters()).view(-1)[0] += 1e-3
-    assert fingerprint(base.model) != base.fingerprint
+    assert weights_fingerprint(base.model) != base.fingerprint
 
 
 def change_in_training(dtype: str, folder) -> np.ndarray:
@@ -189,8 +189,7 @@ def change_in_training(dtype: str, folder) -> np.ndarray:
     start = random_adapter(base, dtype="float32")
     layers = LoraLayers(base.model, start.config)
     training = recipe.Training(local_epochs=3, batch_size=4, learning_rate=1e-3, schedule="constant")
-    task = TrainTask(1, start, training, rounds=1, seed=0)
-    (reply,) = train.train_cohort(base, layers, {"a": token_rows(24)}, task)
+    (reply,) = ask(base, layers, {"a": token_rows(24)}, start, training)
     trained = reply.update.tensors
     layers.detach()
     assert all(value.dtype == np.float32 for value in trained.values())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from asking import train, train_task
 from test_client_together import cohort_of, furthest, updates
 from test_model_training import token_rows, train_with_peft
 from tiny_models import random_adapter, tiny_base
 
 from bellwether.client.batches import local_steps
-from bellwether.client.train import train_cohort
 from bellwether.errors import RoundFailed
-from bellwether.exchange.messages import TrainTask
+from bellwether.method.average import fedavg, fedprox
+from bellwether.method.method import Pass
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
@@ -37,14 +39,6 @@ def mean(logits_SV, targets_S, row_S):
     return torch.nn.functional.cross_entropy(logits_SV, targets_S)
 
 
-def doubled(gradient_P, adapter_P, start_P):
-    return 2 * gradient_P
-
-
-def number(gradient_P, adapter_P, start_P):
-    return 1.0
-
-
 def broken(*given):
     raise ZeroDivisionError("oh")
 '''
@@ -60,6 +54,10 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("own_objective", None)
 
 
+def correcting(correct):
+    return replace(fedavg(), passes=(Pass(correct=correct),))
+
+
 def training_of(**fields):
     settings = {"local_epochs": 2, "batch_size": 2, "accumulation": 2, "learning_rate": 4e-3, "clip_norm": 0.5}
     return recipe.Training(weight_decay=0.01, **{**settings, **fields})
@@ -69,7 +67,7 @@ def training_of(**fields):
     ("fields", "reference"),
     [
         ({"loss": "own_objective:smoothed"}, {"smoothing": 0.1}),
-        ({"correction": "proximal", "proximal": 0.7}, {"proximal": 0.7}),
+        ({}, {"proximal": 0.7}),
     ],
     ids=["label smoothing", "proximal term"],
 )
@@ -77,10 +75,11 @@ def training_of(**fields):
 def test_another_objective_equals_peft_trained_with_it(architecture, fields, reference):
     base = tiny_base(architecture)
     start = random_adapter(base, rank=3, alpha=6.0, dropout=0.0)
-    task = TrainTask(round=3, adapter=start, training=training_of(**fields), rounds=5, seed=11)
+    training, method = training_of(**fields), fedprox(0.7) if "proximal" in reference else fedavg()
+    task = train_task(start, training, "client-1", round=3, rounds=5, seed=11)
     rows = token_rows(24)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
-    (reply,) = train_cohort(base, layers, {"client-1": rows}, task)
+    (reply,) = train(base, layers, {"client-1": rows}, start, training, None, method, round=3, rounds=5, seed=11)
     layers.detach()
     order = Randomness(11).numpy("batch order", round=3, client="client-1")
     steps = local_steps([len(row) for row in rows], task.training, order)
@@ -92,43 +91,46 @@ def test_another_objective_equals_peft_trained_with_it(architecture, fields, ref
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "method"),
     [
-        {"loss": "own_objective:smoothed"},
-        {"loss": "own_objective:per_row"},
-        {"correction": "proximal", "proximal": 0.7},
-        {"correction": "own_objective:doubled", "clip_norm": None},
+        ({"loss": "own_objective:smoothed"}, fedavg()),
+        ({"loss": "own_objective:per_row"}, fedavg()),
+        ({}, fedprox(0.7)),
+        ({"clip_norm": None}, correcting(lambda step: 2 * step.gradient_P)),
     ],
-    ids=str,
+    ids=["smoothed", "per row", "proximal", "doubled"],
 )
-def test_clients_with_another_objective_train_together_as_one_by_one(fields):
+def test_clients_with_another_objective_train_together_as_one_by_one(fields, method):
     base = tiny_base("llama")
     start = random_adapter(base, rank=3, dropout=0.2)
     cohort = cohort_of(9, 3, 14)
-    alone = updates(base, start, cohort, slots=1, training=training_of(**fields))
-    assert furthest(updates(base, start, cohort, slots=3, tokens=70, training=training_of(**fields)), alone) < 1e-10
+    settings = {"training": training_of(**fields), "method": method}
+    alone = updates(base, start, cohort, slots=1, **settings)
+    assert furthest(updates(base, start, cohort, slots=3, tokens=70, **settings), alone) < 1e-10
     assert furthest(updates(base, start, cohort, slots=1, training=training_of(clip_norm=None)), alone) > 1e-6
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "method", "said"),
     [
         (
             {"loss": "own_objective:mean"},
+            fedavg(),
             r"training.loss own_objective:mean returned a tensor of shape \(\); return one ",
         ),
-        ({"loss": "own_objective:broken"}, r"training.loss own_objective:broken failed at .*own_objective.py:28 "),
-        ({"correction": "own_objective:number"}, "training.correction own_objective:number returned float; return a "),
         (
-            {"correction": "own_objective:broken"},
-            r"training.correction own_objective:broken failed .*ZeroDivisionError",
+            {"loss": "own_objective:broken"},
+            fedavg(),
+            r"training.loss own_objective:broken failed at .*own_objective.py:20 ",
         ),
+        ({}, correcting(lambda step: 1.0), "The method's correction of a gradient returned float; return a gradient"),
+        ({}, correcting(lambda step: 1 / 0), r"The method's correction of a gradient failed .*ZeroDivisionError"),
     ],
 )
-def test_what_ones_own_objective_must_not_return_is_said_in_a_sentence(fields, said):
+def test_what_ones_own_objective_must_not_return_is_said_in_a_sentence(fields, method, said):
     base = tiny_base("llama")
     with pytest.raises(RoundFailed, match=said):
-        updates(base, random_adapter(base), cohort_of(4), slots=1, training=training_of(**fields))
+        updates(base, random_adapter(base), cohort_of(4), slots=1, training=training_of(**fields), method=method)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import evaluate_tasks, train_tasks
 from test_model_training import token_rows
 from test_resume import RESULTS, newest, timeless
 from tiny_models import random_adapter, tiny_folder
@@ -23,12 +24,14 @@ from bellwether.engine.local import LocalEngine
 from bellwether.engine.processes import ProcessEngine, Work, split, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import BellwetherError, ModelError, RoundFailed
-from bellwether.exchange.messages import EvaluateTask, TrainTask
+from bellwether.exchange.messages import TrainTask
+from bellwether.method.average import fedavg
 from bellwether.method.cohort import Condition, clients_together
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.contradictions import contradictions
+from bellwether.recipe.method import FedAvg
 
 SIZES = {"a": 9, "b": 3, "c": 14, "d": 5, "e": 8}
 
@@ -47,13 +50,14 @@ class Both:
         self.settings = recipe.Model(path=str(folder), device="cpu")
         self.base = load_base(self.settings)
         self.adapter = random_adapter(self.base, rank=2, dtype="float32", dropout=0.1)
-        self.work = Work(self.adapter.config, 1, dealt(), {"b": token_rows(4), "d": token_rows(3)})
+        self.work = Work(self.adapter.config, 1, dealt(), {"b": token_rows(4), "d": token_rows(3)}, FedAvg())
         self.models = worker_models(self.settings, self.base.device, 2)
         layers = LoraLayers(self.base.model, self.adapter.config)
-        self.local = LocalEngine(self.base, layers, self.work.rows, self.work.held_out)
+        self.local = LocalEngine(self.base, layers, self.work.rows, self.work.held_out, fedavg())
 
-    def task(self, round: int = 1, **training) -> TrainTask:
-        return TrainTask(round, self.adapter, recipe.Training(batch_size=4, **training), rounds=3, seed=5)
+    def tasks(self, clients, round: int = 1, **training) -> dict[str, TrainTask]:
+        settings = recipe.Training(batch_size=4, **training)
+        return train_tasks(clients, self.adapter, settings, round=round, rounds=3, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +81,15 @@ def same(one, other) -> bool:
 
 def test_updates_are_byte_equal_to_those_of_one_process_and_come_in_the_cohorts_order(both, workers):
     for round, cohort in ((1, ["d", "a", "c", "e"]), (2, ["b"])):
-        ours, theirs = list(workers.ask(cohort, both.task(round))), list(both.local.ask(cohort, both.task(round)))
+        tasks = both.tasks(cohort, round)
+        ours, theirs = list(workers.ask(tasks)), list(both.local.ask(tasks))
         assert [reply.client for reply in ours] == cohort
         assert all(same(*pair) for pair in zip(ours, theirs, strict=True))
 
 
 def test_clients_score_their_held_out_rows_alike(both, workers):
-    task = EvaluateTask(1, both.adapter, recipe.Evaluation(max_new_tokens=3))
-    ours, theirs = list(workers.ask(["d", "b"], task)), list(both.local.ask(["d", "b"], task))
+    tasks = evaluate_tasks("db", both.adapter, recipe.Evaluation(max_new_tokens=3))
+    ours, theirs = list(workers.ask(tasks)), list(both.local.ask(tasks))
     assert [(reply.client, reply.totals) for reply in ours] == [(reply.client, reply.totals) for reply in theirs]
 
 
@@ -92,7 +97,7 @@ def test_simulated_resources_stand_over_several_processes_too(both, workers):
     def trace(client: str, round: int) -> Condition:
         return Condition(client != "c", 10.0, False)
 
-    replies = list(UnevenClients(workers.ask, both.work.rows, trace).ask(["a", "c", "b"], both.task()))
+    replies = list(UnevenClients(workers.ask, both.work.rows, trace).ask(both.tasks("acb")))
     assert [(reply.client, reply.failure) for reply in replies] == [("c", "it is away"), ("a", None), ("b", None)]
     assert [reply.seconds for reply in replies] == [0.0, 0.9, 0.3]
 
@@ -104,11 +109,11 @@ def test_the_workers_bases_are_unchanged_and_known(both, workers):
 def test_a_killed_worker_is_one_sentence_and_the_others_end_too(both):
     before = multiprocessing.active_children()
     with ProcessEngine(both.models, both.work, both.base.fingerprint) as engine:
-        list(engine.ask(["a"], both.task()))
+        list(engine.ask(both.tasks("a")))
         second = max(set(multiprocessing.active_children()) - set(before), key=lambda process: process.pid)
         threading.Timer(0.3, os.kill, (second.pid, signal.SIGKILL)).start()
         with pytest.raises(RoundFailed, match=r"Worker process 2 of 2 was killed by signal 9, .* --resume") as caught:
-            list(engine.ask(list(SIZES), both.task(local_epochs=10_000)))  # takes hours
+            list(engine.ask(both.tasks(SIZES, local_epochs=10_000)))  # takes hours
     assert "\n" not in str(caught.value)
     assert set(multiprocessing.active_children()) == set(before)
 
@@ -119,7 +124,7 @@ def test_a_workers_own_error_reaches_the_caller_as_it_is(both):
         ProcessEngine(broken, both.work, both.base.fingerprint) as engine,
         pytest.raises(ModelError, match="there is no such folder"),
     ):
-        list(engine.ask(["a"], both.task()))
+        list(engine.ask(both.tasks("a")))
 
 
 # Who does what ------------------------------------------------------------------------------------

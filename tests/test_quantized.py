@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import train as ask
 from safetensors.torch import load_file, save_file
 from test_model_training import token_rows
 from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_config, tiny_folder, tiny_tokenizer
 
-from bellwether.client.train import train_cohort
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import adapter_files
-from bellwether.exchange.messages import TrainTask
-from bellwether.model.base import fingerprint, inspect_base, load_base
+from bellwether.model.base import load_base, open_base, weights_fingerprint
 from bellwether.model.export import export
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.model.quantized import weight_bytes
@@ -125,10 +124,10 @@ def test_the_fingerprint_is_that_of_the_stored_bits_and_using_the_base_leaves_it
     x_NTD = torch.randn(2, 5, 64, requires_grad=True)
     base.model(inputs_embeds=x_NTD).logits.sum().backward()
     assert x_NTD.grad.abs().sum() > 0
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
     module = again.model.get_submodule(again.facts.linears[0].path)
     module.weight.data.view(-1)[3] ^= 1
-    assert fingerprint(again.model) != base.fingerprint
+    assert weights_fingerprint(again.model) != base.fingerprint
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
@@ -176,7 +175,7 @@ def train(base, slots: int, epochs: int = 4):
     rows = token_rows(24)
     cohort = {"a": rows[:12], "b": rows[12:15], "c": rows[15:]}
     training = recipe.Training(local_epochs=epochs, batch_size=4, learning_rate=5e-3, schedule="constant")
-    replies = list(train_cohort(base, layers, cohort, TrainTask(1, adapter, training, 1, 0), 100))
+    replies = ask(base, layers, cohort, adapter, training, 100)
     layers.detach()
     return adapter, {reply.client: reply.update for reply in replies}
 
@@ -197,7 +196,7 @@ def test_clients_learn_over_it_and_together_they_stay_near_one_by_one(quantizati
         assert together[client].metrics["loss"] == pytest.approx(update.metrics["loss"], rel=2e-3)
     # The mean loss over all steps falls as training goes on.
     assert train(base, 1, epochs=12)[1]["a"].metrics["loss"] < 0.9 * alone["a"].metrics["loss"]
-    assert fingerprint(base.model) == base.fingerprint
+    assert weights_fingerprint(base.model) == base.fingerprint
 
 
 # In a run -----------------------------------------------------------------------------------------
@@ -229,18 +228,18 @@ def test_without_bitsandbytes_and_on_mps_it_is_refused_before_anything_is_loaded
     from bellwether.model import quantized
 
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"4bit, for which bitsandbytes is not installed.*\[quant\]"):
             use(settings(llama, "4bit"))
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(ModelError, match="8bit, which is not done on mps; set model.device to cpu"):
-        inspect_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
+        open_base(recipe.Model(path=str(llama), device="mps", quantization="8bit"))
 
 
 def test_layers_that_the_cpu_kernel_computes_wrongly_are_refused(tmp_path):
     folder = tiny_folder("llama", tmp_path / "m")
-    for use in (inspect_base, load_base):
+    for use in (open_base, load_base):
         with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj has 24 inputs, .* multiple of 64"):
             use(settings(folder, "4bit"))
 

@@ -155,16 +155,6 @@ MISTAKES = {
         ["training.warmup_rounds=2"],
         "training.warmup_rounds is 2, which leaves none of the 2 rounds at the full learning rate; give fewer",
     ),
-    "tokens_without_clients_together": mistake(
-        TINY,
-        ["engine.tokens=1024"],
-        "engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse",
-    ),
-    "a_comparison_that_would_measure": mistake(
-        TINY,
-        ["engine.fuse=0", "compare={}"],
-        "engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number",
-    ),
     "cohort_larger_than_the_clients": mistake(
         TINY, ["federation.cohort_size=9"], "federation.cohort_size is 9, but there are 4 clients; give at most 4"
     ),
@@ -260,9 +250,9 @@ MISTAKES = {
         "compare.arms.x.set names training.warmup_rounds, which has no effect, since trains is alone; leave it out",
     ),
     "aggregation_without_a_federation_set_by_an_arm": mistake(
-        TINY + "compare: {arms: {x: {trains: together, set: {federation.aggregate: uniform}}}}\n",
+        TINY + "compare: {arms: {x: {trains: together, set: {method.name: uniform}}}}\n",
         [],
-        "compare.arms.x.set names federation.aggregate, which has no effect, since trains is together; leave it out",
+        "compare.arms.x.set names method.name, which has no effect, since trains is together; leave it out",
     ),
     "fraction_beside_passes_set_by_an_arm": mistake(
         TINY + "compare: {arms: {x: {trains: together, passes: 3, set: {federation.fraction: 1}}}}\n",

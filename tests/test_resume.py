@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import json_lines
 
+from bellwether.exchange.records import RoundFinished
+from bellwether.recipe.file import load_recipe
+from bellwether.runner.run import run
+
 ROUNDS = 24
 FIELDS = [f"federation.rounds={ROUNDS}", "evaluation.every=6", "training.schedule=cosine", "lora.dropout=0.1"]
 RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "evaluation.csv", "samples.jsonl")
@@ -99,11 +103,18 @@ def test_a_changed_recipe_is_refused_with_the_difference(bellwether, tiny_run, t
 
 
 MOMENTUM = """
-def moving(updates, adapter, state):
-    mean = {key: sum(u.tensors[key] for u in updates) / len(updates) for key in adapter.tensors}
-    velocity = {key: 0.5 * state.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean}
-    tensors = {key: (adapter.tensors[key] + velocity[key]).astype("float32") for key in mean}
-    return adapter.with_tensors(tensors), velocity
+from bellwether.method.method import Method, State, alike
+
+
+def moving(momentum):
+    def close(closing):
+        adapter, mean = closing.state.adapter, closing.mean.tensors
+        velocity = {
+            key: momentum * closing.state.arrays.get(key, 0.0) + (mean[key] - adapter.tensors[key]) for key in mean
+        }
+        return State(adapter.updated({key: adapter.tensors[key] + velocity[key] for key in mean}), velocity)
+
+    return Method(close, weigh=alike)
 """
 
 
@@ -113,9 +124,6 @@ class Stopped(Exception):
 
 def stopped_after(rounds, recipe, path, *fields):
     """Begin a run and stop it by an error after some rounds, as a power cut would."""
-    from bellwether.exchange.records import RoundFinished
-    from bellwether.recipe.file import load_recipe
-    from bellwether.runner.run import run
 
     def watch(event):
         if isinstance(event, RoundFinished) and event.record.round == rounds:
@@ -125,7 +133,7 @@ def stopped_after(rounds, recipe, path, *fields):
         run(load_recipe(recipe, [*FIELDS, f"output.folder={path}", *STATEFUL, *fields]), watch=watch)
 
 
-STATEFUL = ["federation.rounds=4", "federation.aggregate=my_rule:moving"]
+STATEFUL = ["federation.rounds=4", "method.name=my_rule:moving", "method.parameters.momentum=0.5"]
 
 
 @pytest.fixture
@@ -139,7 +147,7 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert outcome.code == 0, outcome.err
     stopped_after(2, tiny_recipe, tmp_path / "run")
     assert newest(tmp_path / "run") == 2
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 0, outcome.err
     for name in RESULTS:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "truth" / name).read_bytes(), name
@@ -155,6 +163,34 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert last[0][-1] == last[1][-1]
 
 
+METHODS = {
+    "scaffold": ["training.optimizer=sgd", "training.schedule=constant", "training.clip_norm=null"],
+    "fedadam": [],
+    "flexlora": ["lora.ranks=[1, 2]", "partition.client_test_fraction=0.25"],
+}
+
+
+@pytest.mark.parametrize(("method", "processes"), [("scaffold", 1), ("scaffold", 2), ("fedadam", 1), ("flexlora", 1)])
+def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, method, processes):
+    fields = [*FIELDS, "federation.rounds=4", f"method.name={method}", *METHODS[method]]
+    fields += ["federation.fraction=1", "training.local_steps=2", "evaluation.generate=false"]
+    truth = run(load_recipe(tiny_recipe, [*fields, f"output.folder={tmp_path / 'truth'}"]))
+
+    def watch(event):
+        if isinstance(event, RoundFinished) and event.record.round == 2:
+            raise Stopped
+
+    fields += [f"engine.processes={processes}", f"output.folder={tmp_path / 'run'}"]
+    with pytest.raises(Stopped):
+        run(load_recipe(tiny_recipe, fields), watch=watch)
+    assert newest(tmp_path / "run") == 2
+    found = run(resume=tmp_path / "run")
+    assert found.adapter.fingerprint() == truth.adapter.fingerprint()
+    assert [record.bytes_up for record in found.rounds] == [record.bytes_up for record in truth.rounds]
+    kept = sorted(path.parts[-3] for path in (tmp_path / "run").glob("clients/*/method/0004.npz"))
+    assert len(kept) == (4 if method == "scaffold" else 0)
+
+
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):
     model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     tiny_recipe.write_text(tiny_recipe.read_text().replace(str(tiny_llama), str(model)))
@@ -162,7 +198,7 @@ def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe
     settings = json.loads((model / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
     (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    outcome = bellwether("run", "--resume", tmp_path / "run")
+    outcome = bellwether("run", "--resume", tmp_path / "run", "--trust-code")
     assert outcome.code == 2
     assert "its data is another one now" in outcome.err
 

@@ -8,8 +8,8 @@ import pytest
 from bellwether.errors import ModelError, RecipeError, UpdateRejected
 from bellwether.method.select.cluster import cluster, find_clusters, nearest_first
 from bellwether.method.select.groups import keep
-from bellwether.method.select.measure import agreement
 from bellwether.method.select.space import clip_rows, fit_projection, per_client_tsne, random_projection
+from benchmarks.measure import agreement
 
 # Worked by hand for clusters of at least 2. The nearest other row lies at 1, 1, 1, 3 and 1, 1, 1, so the tree of
 # mutual reachability joins 0, 1 and 2 at distance 1, adds 5 at 3, joins 20, 21 and 22 at 1, and joins the two at 15.

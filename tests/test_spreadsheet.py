@@ -88,6 +88,24 @@ def test_half_a_character_does_not_break_the_table() -> None:
     assert csv_table(["a"], [["\ud800"]]) == b"a\n\\ud800\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\x1b]0;owned\x07\x1b[2J", "\\x1b]0;owned\\x07\\x1b[2J"),
+        ("a\x00=1+1", "a\\x00=1+1"),
+        ("\x00=1+1", "\\x00=1+1"),
+        ("\ufeff=1+1", "\\ufeff=1+1"),
+        ("txt.\u202eexe", "txt.\\u202eexe"),
+        ("a\x85b\u2028c\x0bd", "a\\x85b\\u2028c\\x0bd"),
+        ("می\u200cخواهم 👩\u200d🌾", "می\u200cخواهم 👩\u200d🌾"),
+    ],
+)
+def test_what_would_steer_a_terminal_stands_as_its_escape(text: str, told: str) -> None:
+    table = csv_table(["name", text], [[text, 1]])
+    assert read(table) == [["name", told], [told, "1"]]
+    assert not [mark for mark in table.decode() if ord(mark) < 32 and mark != "\n"]
+
+
 def test_a_category_in_the_scores_of_a_run_is_no_formula() -> None:
     record = EvaluationRecord(0, "test", {"=1+1": Totals(2, 10, 20.0, 2, 0.5, 1)}, 0.1)
     rows = read(evaluation_csv(evaluation_rows([record])))

@@ -6,22 +6,24 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from asking import survey_tasks, train_task
 from rich.console import Console
 from test_federate import ROWS, START, A, AddingEngine, begin, federation
 
 from bellwether.engine.resources import UnevenClients, rows_to_train, selected_rows
 from bellwether.errors import RoundFailed, UpdateRejected
-from bellwether.exchange.checks import MOST_CENTROIDS, adapter_bytes, check_survey
+from bellwether.exchange.checks import MOST_CENTROIDS, array_bytes, check_survey
 from bellwether.exchange.messages import Reply, Survey, SurveyTask, TrainTask
 from bellwether.exchange.records import ClientFailed, Note, RunStarted, SurveyFinished
 from bellwether.federate import federate
 from bellwether.method.cohort import Condition
+from bellwether.method.method import State
 from bellwether.method.survey import survey
 from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.recipe import Recipe, Selection, Training
 from bellwether.store.history import dump_records, load_records
 from bellwether.tell.live import view
-from bellwether.tell.narrate import Progress, plain_lines
+from bellwether.tell.narrate import RunStatus, plain_lines
 from bellwether.tell.trackers import scalars
 
 # Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.
@@ -32,7 +34,7 @@ CENTROIDS = {
     "d": [[10, 10]],
 }
 NONE = np.zeros((0, 2), np.float32)
-ADAPTER = adapter_bytes(START.tensors)
+ADAPTER = array_bytes(START.tensors)
 
 
 class SurveyedEngine(AddingEngine):
@@ -42,15 +44,18 @@ class SurveyedEngine(AddingEngine):
         super().__init__(faults)
         self.answers, self.centroids = answers or {}, centroids
 
-    def ask(self, cohort, task):
-        if not isinstance(task, SurveyTask):
-            yield from super().ask(cohort, task)
+    def ask(self, tasks, deadline=None):
+        if not any(isinstance(task, SurveyTask) for task in tasks.values()):
+            yield from super().ask(tasks, deadline)
             return
-        self.tasks.append((tuple(cohort), task))
-        for client in cohort:
+        self.tasks.append(dict(tasks))
+        for client, task in tasks.items():
             points_Cd = np.array(self.centroids.get(client, NONE), np.float32).reshape(-1, 2)
             reply = Reply(client, 0.5, survey=Survey(client, task.round, points_Cd))
             yield from self.answers.get(client, lambda reply: [reply])(reply)
+
+
+CHOSEN = Selection(method="hierarchical", dimensions=2)
 
 
 def away(reply):
@@ -68,9 +73,8 @@ def selecting(*words, **more):
 def test_only_clients_with_a_kept_centroid_train_and_only_they_count():
     engine, events = SurveyedEngine(), []
     progress = federate(selecting("federation.quorum=1", engine=engine, events=events), begin())
-    tasks = [(cohort, task) for cohort, task in engine.tasks if not isinstance(task, SurveyTask)]
-    assert [cohort for cohort, _ in tasks] == [("a", "d")]
-    assert tasks[0][1].kept == {"a": [0], "b": [], "c": [], "d": [0]}
+    trained = [tasks for tasks in engine.tasks if all(isinstance(task, TrainTask) for task in tasks.values())]
+    assert [{client: task.kept for client, task in tasks.items()} for tasks in trained] == [{"a": [0], "d": [0]}]
     record = progress.rounds[0]
     # By hand: of a and d alone, (10·10 + 40·40) / 50.
     np.testing.assert_allclose(progress.adapter.tensors[A], 34.0)
@@ -91,12 +95,12 @@ def test_the_server_gets_four_bytes_a_dimension_and_counts_all_that_travelled():
 
 
 def test_centroids_that_are_refused_have_travelled_too():
-    def ask(cohort, task):
+    def ask(tasks):
         bad = np.full((3, 2), np.nan, np.float32)
         yield Reply("a", 0.5, survey=Survey("a", 1, bad))
         yield Reply("b", 0.5, survey=Survey("b", 1, np.zeros((2, 2), np.float32)))
 
-    found = survey(ask, ("a", "b"), SurveyTask(1, START, Selection(method="hierarchical", dimensions=2), 0))
+    found = survey(ask, survey_tasks("ab", START, CHOSEN), CHOSEN, 1, 2)
     assert set(found.left_out) == {"a"}
     assert found.record.sent == {"a": 3 * 2 * 4, "b": 2 * 2 * 4}
 
@@ -119,11 +123,11 @@ def test_seconds_and_duration_of_a_round_hold_its_survey():
 def test_the_order_in_which_surveys_arrive_decides_nothing():
     alike = SurveyedEngine(centroids={client: [[0, 0], [10, 10]] for client in "abcd"})
 
-    def backwards(cohort, task):
-        return iter(list(alike.ask(cohort, task))[::-1])
+    def backwards(tasks):
+        return iter(list(alike.ask(tasks))[::-1])
 
-    task = SurveyTask(1, START, Selection(method="hierarchical", dimensions=2), 0)
-    there, back = (survey(ask, tuple("abcd"), task) for ask in (alike.ask, backwards))
+    tasks = survey_tasks("abcd", START, CHOSEN)
+    there, back = (survey(ask, tasks, CHOSEN, 1, 2) for ask in (alike.ask, backwards))
     # Of centroids that are the same, the first client's is kept.
     assert there.kept == back.kept == {"a": [0, 1], "b": [], "c": [], "d": []}
     assert there.record == back.record
@@ -132,14 +136,14 @@ def test_the_order_in_which_surveys_arrive_decides_nothing():
 def test_without_a_survey_nobody_is_asked_for_one_and_the_record_holds_none():
     engine = SurveyedEngine()
     record = federate(selecting("selection.method=random", "selection.rows=3", engine=engine), begin()).rounds[0]
-    assert not [task for _, task in engine.tasks if isinstance(task, SurveyTask)]
+    assert not [task for tasks in engine.tasks for task in tasks.values() if isinstance(task, SurveyTask)]
     assert (record.survey, set(record.seconds)) == (None, {"train", "aggregate", "evaluate"})
 
 
 def test_rivals_of_the_same_size_are_surveyed_too():
     engine = SurveyedEngine()
     federate(selecting("selection.method=random", "selection.rows=hierarchical", engine=engine), begin())
-    assert [isinstance(task, SurveyTask) for _, task in engine.tasks] == [True, False]
+    assert [isinstance(tasks["a"], SurveyTask) for tasks in engine.tasks] == [True, False]
 
 
 # Nothing selected, and faults ---------------------------------------------------------------------
@@ -148,7 +152,7 @@ def test_rivals_of_the_same_size_are_surveyed_too():
 @pytest.mark.parametrize("answers", [{}, {"b": away}])
 def test_where_nothing_is_selected_the_adapter_stays_and_the_round_does_not_fail(answers):
     events = []
-    start = replace(begin(), adapter=START.with_tensors({key: value + 3 for key, value in START.tensors.items()}))
+    start = replace(begin(), state=State(START.updated({key: value + 3 for key, value in START.tensors.items()})))
     engine = SurveyedEngine(answers=answers, centroids={"a": [[0, 0]], "d": [[9, 9]]})
     progress = federate(selecting("federation.rounds=2", engine=engine, events=events), start)
     assert progress.round == 2
@@ -173,7 +177,7 @@ def test_a_survey_that_too_few_answer_is_a_failed_round_with_all_reasons(silent)
 
 def test_an_empty_cohort_is_a_failed_round():
     with pytest.raises(RoundFailed, match="no client was there"):
-        federate(selecting(engine=SurveyedEngine(), sample=lambda clients, round, randomness: []), begin())
+        federate(selecting(engine=SurveyedEngine(), sample=lambda sampling: []), begin())
 
 
 def test_a_client_whose_survey_fails_does_not_train_and_counts_for_the_quorum_of_the_survey():
@@ -222,9 +226,8 @@ def good(**changes):
     [
         (Reply("a", 1, failure="no power"), "no power"),
         (Reply("a", 1), "it sent no survey"),
-        (Reply("z", 1, survey=good(client="z")), "the client was not asked in this round"),
         (Reply("a", 1, survey=good(client="b")), "its survey is signed 'b'"),
-        (Reply("c", 1, survey=good(client="c")), "the client has answered already"),
+        (Reply("a", 1, survey="centroids"), "it sent str in place of a survey"),
         (Reply("a", 1, survey=good(round=2)), "belongs to round 2, not 3"),
         (Reply("a", 1, survey=good(centroids_Cd=[[1.0] * 4])), "no float32 matrix"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 4)))), "no float32 matrix"),
@@ -238,20 +241,28 @@ def good(**changes):
 )
 def test_a_bad_survey_is_refused_with_its_reason(reply, reason):
     with pytest.raises(UpdateRejected) as caught:
-        check_survey(reply, SurveyTask(3, START, Selection(), 0), ("a", "b", "c"), ("c",), 4)
+        check_survey(reply, 3, 4)
     assert reason in str(caught.value)
 
 
 def test_good_surveys_pass():
-    task = SurveyTask(3, START, Selection(), 0)
     survey = good()
-    assert check_survey(Reply("a", 1, survey=survey), task, ("a",), (), 4) is survey.centroids_Cd
+    assert check_survey(Reply("a", 1, survey=survey), 3, 4) is survey.centroids_Cd
     empty = Reply("a", 1, survey=good(centroids_Cd=np.zeros((0, 4), np.float32)))
-    for width in (None, 9):
-        assert len(check_survey(empty, task, ("a",), (), width)) == 0
+    assert len(check_survey(empty, 3, 9)) == 0
 
 
-def test_where_features_stay_as_they_are_most_clients_decide_on_their_width():
+def test_surveys_of_clients_that_were_not_asked_or_have_answered_do_not_count():
+    def ask(tasks):
+        for client, at in (("a", 0.0), ("z", 5.0), ("a", 9.0)):
+            yield Reply(client, 0.5, survey=Survey(client, 1, np.full((1, 2), at, np.float32)))
+
+    found = survey(ask, survey_tasks("ab", START, CHOSEN), CHOSEN, 1, 2)
+    assert found.record.centroids == {"a": ((0.0, 0.0),)}
+    assert found.left_out == {"b": "it did not answer"}
+
+
+def test_where_features_stay_as_they_are_their_width_is_known_and_nobody_else_decides_on_it():
     wide = {"a": lambda reply: [replace(reply, survey=Survey("a", 1, np.zeros((3, 7), np.float32)))]}
     engine = SurveyedEngine(answers=wide)  # a answers first
     record = federate(selecting("selection.space=none", engine=engine), begin()).rounds[0]
@@ -270,7 +281,7 @@ def test_who_is_away_answers_no_survey_and_who_drops_out_or_is_late_does_so_afte
     uneven = UnevenClients(engine.ask, {client: [None] * 40 for client in ROWS}, trace)
     words = ("selection.rows_per_cluster=30", "federation.availability.away=0", "federation.deadline=2")
     record = federate(selecting(*words, "federation.failed_rounds=1", engine=uneven), begin()).rounds[0]
-    assert engine.tasks[0][0] == ("a", "c", "d")
+    assert list(engine.tasks[0]) == ["a", "c", "d"]
     assert record.survey.kept == {"a": (0,), "c": (), "d": (0,)}
     assert dict(record.left_out) == {
         "b": "it is away",
@@ -294,7 +305,7 @@ def test_who_is_away_answers_no_survey_and_who_drops_out_or_is_late_does_so_afte
 )
 def test_simulated_work_is_that_of_the_selected_rows(selection, rows):
     assert selected_rows(40, 3, selection) == rows
-    assert rows_to_train(rows, TrainTask(1, START, Training(local_epochs=2), 1, 0)) == 2 * rows
+    assert rows_to_train(rows, train_task(START, Training(local_epochs=2))) == 2 * rows
 
 
 # What a person sees -------------------------------------------------------------------------------
@@ -320,33 +331,33 @@ def test_lines_and_trackers_say_in_words_that_nothing_was_selected():
 
 def drawn(events, ascii_only=False):
     ticks = iter(range(1000))
-    progress, out = Progress(clock=lambda: float(next(ticks))), io.StringIO()
+    status, out = RunStatus(clock=lambda: float(next(ticks))), io.StringIO()
     for event in [RunStarted("n", "f", 1, 0, 4, 4), *events]:
-        progress.take(event)
-    Console(file=out, width=100).print(view(progress, 100, 30, ascii_only))
-    return progress, out.getvalue()
+        status.take(event)
+    Console(file=out, width=100).print(view(status, 100, 30, ascii_only))
+    return status, out.getvalue()
 
 
 def test_the_live_view_tells_who_has_no_selected_row_and_counts_them_as_done():
     federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
     told = next(number for number, event in enumerate(events) if isinstance(event, SurveyFinished))
-    progress, text = drawn(events[: told + 1])
-    assert progress.idle == {"b", "c"}
+    status, text = drawn(events[: told + 1])
+    assert status.idle == {"b", "c"}
     assert text.count("no row was selected") == 2
     assert text.count("asked") == 2
     federate(selecting(engine=SurveyedEngine(centroids={}), events=(events := [])), begin())
-    progress, text = drawn(events)
-    assert (progress.losses, "nan" in text) == ([], False)
+    status, text = drawn(events)
+    assert (status.losses, "nan" in text) == ([], False)
 
 
 def test_the_speed_is_that_of_training_without_the_survey():
     federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
     now = 0.0
-    progress = Progress(clock=lambda: now)
+    status = RunStatus(clock=lambda: now)
     for event in events:
         now += 100.0 if isinstance(event, SurveyFinished) else 1.0
-        progress.take(event)
-    assert progress.training == 2.0  # of two clients
+        status.take(event)
+    assert status.training == 2.0  # of two clients
 
 
 # Fields that contradict each other ----------------------------------------------------------------

@@ -22,7 +22,7 @@ from tiny_models import padded, random_adapter, tiny_base
 
 from bellwether.ask import talk as talking
 from bellwether.ask.answerers import Answerer
-from bellwether.ask.questions import Settings, check_settings, make_question
+from bellwether.ask.questions import AnswerSettings, check_settings, make_question
 from bellwether.ask.talk import conversation, find_examples, first_asked, open_talk
 from bellwether.data.federated import load_federated
 from bellwether.errors import DataError, RecipeError
@@ -191,7 +191,7 @@ def crowd(tiny_talk):
     return dataclasses.replace(tiny_talk, answerers=answerers, templates=dict.fromkeys(answerers, "alpaca"))
 
 
-SHORT = Settings(max_new_tokens=16)
+SHORT = AnswerSettings(max_new_tokens=16)
 
 
 def last(talk, question, names, settings=SHORT):
@@ -222,7 +222,9 @@ def test_answers_are_those_that_the_run_scored(tiny_run, tiny_talk, name, file):
     assert {row.category for row in rows} == {"brainstorming", "classification", "closed_qa", "creative_writing"}
     for row in rows:
         question = make_question(row.instruction, row.context, row)
-        answer = last(tiny_talk, question, tiny_talk.names, Settings(max_new_tokens=3))[tiny_talk.names.index(name)]
+        answer = last(tiny_talk, question, tiny_talk.names, AnswerSettings(max_new_tokens=3))[
+            tiny_talk.names.index(name)
+        ]
         assert answer.text == stored[list(scored).index(row)]["answer"]
         assert question.reference == row.response
 
@@ -235,12 +237,12 @@ def test_answers_arrive_while_they_are_made_and_only_grow(crowd, monkeypatch):
         return forward(*args, **values)
 
     monkeypatch.setattr(type(crowd.base.model), "forward", slow)
-    seen = list(crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=12)))
+    seen = list(crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12)))
     assert len(seen) > 5
     for before, now in itertools.pairwise(seen):
         assert all(one.tokens <= other.tokens for one, other in zip(before, now, strict=True))
         assert all(other.text.startswith(one.text.rstrip()) for one, other in zip(before, now, strict=True))
-    assert seen[-1] == last(crowd, make_question("Task 1?"), crowd.names, Settings(max_new_tokens=12))
+    assert seen[-1] == last(crowd, make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12))
 
 
 def test_who_stops_listening_stops_the_answers(crowd, monkeypatch):
@@ -252,18 +254,20 @@ def test_who_stops_listening_stops_the_answers(crowd, monkeypatch):
         return forward(*args, **values)
 
     monkeypatch.setattr(type(crowd.base.model), "forward", counted)
-    stream = crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=300))
+    stream = crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=300))
     next(stream)
     stream.close()
     # The next question is answered when the one before has come to rest.
-    last(crowd, make_question("Task 1?"), ["base"], Settings(max_new_tokens=2))
+    last(crowd, make_question("Task 1?"), ["base"], AnswerSettings(max_new_tokens=2))
     assert len(steps) < 50
 
 
 @pytest.mark.parametrize("heard", ["all", "one step"])
 def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
     before = set(threading.enumerate())
-    stream = crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=300 if heard != "all" else 4))
+    stream = crowd.answer(
+        make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=300 if heard != "all" else 4)
+    )
     collections.deque(stream, maxlen=0) if heard == "all" else next(stream)
     stream.close()
     assert set(threading.enumerate()) <= before
@@ -272,11 +276,11 @@ def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
 ENDING = """
 import sys
 from pathlib import Path
-from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
 
 talk = open_talk(Path(sys.argv[1]))
-stream = talk.answer(make_question("Task 1?"), ["federated"], Settings(max_new_tokens=200))
+stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))
 next(stream)
 if sys.argv[2] == "finished":
     list(stream)
@@ -294,11 +298,11 @@ def test_a_program_ends_in_order_right_after_an_answer(tiny_run, how):
 
 def test_an_answer_says_whether_it_came_to_its_end(crowd):
     question, name = make_question("Task 1?"), "local, client-01"
-    (cut,) = last(crowd, question, [name], Settings(max_new_tokens=4))
+    (cut,) = last(crowd, question, [name], AnswerSettings(max_new_tokens=4))
     assert (cut.tokens, cut.ended) == (4, False)
     # The last token of the answer, made an end of it.
     ended = dataclasses.replace(crowd, base=dataclasses.replace(crowd.base, stop_ids=(2, all_ids(crowd, name)[3])))
-    (answer,) = last(ended, question, [name], Settings(max_new_tokens=50))
+    (answer,) = last(ended, question, [name], AnswerSettings(max_new_tokens=50))
     assert answer.ended
     assert answer.tokens <= 3
 
@@ -314,7 +318,7 @@ def all_ids(talk, name):
 
 
 def test_drawn_answers_do_not_depend_on_who_else_is_asked(crowd):
-    settings, question = Settings(temperature=1.2, top_p=0.9, max_new_tokens=16, seed=3), make_question("Task 1?")
+    settings, question = AnswerSettings(temperature=1.2, top_p=0.9, max_new_tokens=16, seed=3), make_question("Task 1?")
     together = last(crowd, question, crowd.names, settings)
     assert together == [last(crowd, question, [name], settings)[0] for name in crowd.names]
     other = dataclasses.replace(settings, seed=4)
@@ -353,7 +357,7 @@ def test_each_is_asked_with_its_own_template(crowd):
 )
 def test_bad_questions_are_refused_in_a_sentence(crowd, instruction, context, sentence):
     with pytest.raises(DataError, match=sentence):
-        crowd.answer(make_question(instruction, context), ["base"], Settings())
+        crowd.answer(make_question(instruction, context), ["base"], AnswerSettings())
 
 
 def test_markup_other_scripts_and_marks_of_direction_are_text(crowd):
@@ -376,15 +380,15 @@ def test_markup_other_scripts_and_marks_of_direction_are_text(crowd):
 )
 def test_settings_out_of_range_are_refused(crowd, change, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        crowd.answer(make_question("Task 1?"), ["base"], Settings(**change))
-    check_settings(Settings())
+        crowd.answer(make_question("Task 1?"), ["base"], AnswerSettings(**change))
+    check_settings(AnswerSettings())
 
 
 def test_nobody_and_strangers_cannot_be_asked(crowd):
     with pytest.raises(RecipeError, match="nobody is asked"):
-        crowd.answer(make_question("Task 1?"), [], Settings())
+        crowd.answer(make_question("Task 1?"), [], AnswerSettings())
     with pytest.raises(RecipeError, match="nobody here is called 'nobody'; there are 'base', 'local, client-01'"):
-        crowd.answer(make_question("Task 1?"), ["base", "nobody"], Settings())
+        crowd.answer(make_question("Task 1?"), ["base", "nobody"], AnswerSettings())
 
 
 # Opening ------------------------------------------------------------------------------------------
@@ -474,7 +478,7 @@ def test_an_arm_with_a_comma_in_its_name_is_an_arm_of_its_own():
 def test_a_conversation_is_kept_with_all_that_made_it(crowd):
     question, settings = (
         make_question("Wie heißt </script>?", "Köln"),
-        Settings(temperature=0.5, max_new_tokens=4, seed=9),
+        AnswerSettings(temperature=0.5, max_new_tokens=4, seed=9),
     )
     names = ["base", "local, client-02"]
     exchange = talking.Exchange(question, settings, last(crowd, question, names, settings))

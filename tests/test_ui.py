@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import re
@@ -18,8 +19,11 @@ from pathlib import Path
 import pytest
 from browser import DESKTOP, PHONE, browser, console, foreign, missing, picture, resize
 from conftest import Command
+from ui_server import serving
 
-pytest.importorskip("gradio", reason="gradio is not installed; pip install -e '.[ui]'")
+from bellwether.ask.talk import open_talk
+
+pytest.importorskip("fastapi", reason="fastapi is not installed; pip install -e '.[ui]'")
 
 # Where several processes share the tests, one of them takes all of these: they share a server and a browser.
 pytestmark = pytest.mark.xdist_group("browser")
@@ -46,18 +50,13 @@ def page(tiny_comparison):
     assert (rest, code) == ("", 0), "the page does not end quietly"
 
 
-def in_a_field(text):
-    """A text as a browser's text field gives it back."""
-    return re.sub(r"\r\n?", "\n", text)
-
-
 class Tab:
     """The page as somebody sees and uses it."""
 
     def __init__(self, driver, address):
         self.driver = driver
         driver.get(address)
-        parts = ("#instruction textarea", "#ask", "#who input", "#examples input", "#conversation button")
+        parts = ("#instruction", "#ask", "#who input", "#examples", "#conversation summary", ".answer")
         self.until(lambda: all(map(self.find, parts)), "the page does not open")
 
     def find(self, selector):
@@ -74,7 +73,7 @@ class Tab:
 
     def write(self, name, text):
         """Put a text into a field as pasting does, since a driver's keys know few scripts."""
-        (field,) = self.find(f"#{name} textarea, #{name} input[type=number]")
+        (field,) = self.find(f"#{name}")
         self.driver.execute_script(
             "const [field, text] = arguments, kind = Object.getPrototypeOf(field);"
             "Object.getOwnPropertyDescriptor(kind, 'value').set.call(field, text);"
@@ -84,7 +83,8 @@ class Tab:
         )
 
     def value(self, name):
-        return self.find(f"#{name} textarea")[0].get_property("value")
+        (field,) = self.find(f"#{name}")
+        return field.get_property("value" if field.tag_name == "textarea" else "textContent")
 
     def press(self, name):
         (button,) = self.until(lambda: self.find(f"#{name}"), f"there is no {name}")
@@ -95,8 +95,8 @@ class Tab:
     def answers(self):
         """The answers by who gave them."""
         boxes = [box for box in self.find(".answer") if box.is_displayed()]
-        labels = [box.find_element("css selector", "[data-testid=block-info]").text for box in boxes]
-        texts = [box.find_element("css selector", "textarea").get_property("value") for box in boxes]
+        labels = [box.find_element("css selector", "h2").text for box in boxes]
+        texts = [box.find_element("css selector", ".text").get_property("textContent") for box in boxes]
         return dict(zip(labels, texts, strict=True))
 
     def ask(self, text, context=""):
@@ -107,8 +107,8 @@ class Tab:
         return self.until(self.finished, "no answers")
 
     def open_settings(self):
-        self.find("#settings button")[0].click()
-        self.until(lambda: self.find("#seed input") and self.find("#seed input")[0].is_displayed(), "they stay closed")
+        self.find("#settings summary")[0].click()
+        self.until(self.find("#seed")[0].is_displayed, "they stay closed")
 
     def finished(self):
         answers = self.answers()
@@ -116,9 +116,8 @@ class Tab:
         return answers if over and answers and all("token" in label for label in answers) else None
 
     def problem(self):
-        return self.until(
-            lambda: self.find("#problem textarea") and self.value("problem"), "nothing is said to be wrong"
-        )
+        shown = self.find("#problem")[0].is_displayed
+        return self.until(lambda: shown() and self.value("problem"), "nothing is said to be wrong")
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +157,17 @@ def test_answers_are_those_of_the_terminal(tab, bellwether: Command, tiny_compar
     monkeypatch.setattr(sys, "stdin", io.StringIO("Task 2?\n/save talk.json\n"))
     assert bellwether("chat", tiny_comparison).code == 0
     (exchange,) = json.loads(Path("talk.json").read_text())["exchanges"]
-    wanted = [in_a_field(answer["text"]) for answer in exchange["answers"]]
-    assert list(shown.values()) == wanted
+    assert list(shown.values()) == [answer["text"] for answer in exchange["answers"]]
 
 
 def test_answers_grow_while_they_are_made(tab):
     tab.open_settings()
-    tab.write("tokens", "1024")
+    tab.write("max_new_tokens", "1024")
     tab.write("instruction", "Task 3?")
     # The page watches itself: a driver on a busy machine may look only before the first token and after the last.
     tab.driver.execute_script(
         "window.lengths = []; setInterval(() => {"
-        "  const shown = [...document.querySelectorAll('.answer textarea')].map(field => field.value.length);"
+        "  const shown = [...document.querySelectorAll('.answer .text')].map(field => field.textContent.length);"
         "  if (shown.length) window.lengths.push(shown)}, 5)"
     )
     tab.press("ask")
@@ -181,7 +179,7 @@ def test_answers_grow_while_they_are_made(tab):
 
 def test_stop_ends_an_answer_and_the_next_can_be_asked(tab):
     tab.open_settings()
-    tab.write("tokens", "1024")
+    tab.write("max_new_tokens", "1024")
     tab.write("instruction", "Task 3?")
     tab.press("ask")
     tab.until(lambda: any(tab.answers().values()), "no answer begins")
@@ -190,7 +188,7 @@ def test_stop_ends_an_answer_and_the_next_can_be_asked(tab):
     before = tab.answers()
     time.sleep(0.5)
     assert tab.answers() == before, "the answer goes on"
-    tab.write("tokens", "5")
+    tab.write("max_new_tokens", "5")
     assert tab.ask("Task 1?")
 
 
@@ -211,7 +209,15 @@ def test_bad_questions_are_refused_in_a_sentence_and_the_next_can_be_asked(tab, 
     tab.press("ask")
     assert words in tab.problem()
     assert all(tab.ask("Task 1?").values())
-    assert not [one for one in tab.find("#problem textarea") if one.is_displayed()]
+    assert not [one for one in tab.find("#problem") if one.is_displayed()]
+
+
+def test_a_refused_question_leaves_the_answers_of_the_one_before(tab):
+    before = tab.ask("Task 1?")
+    tab.write("instruction", "")
+    tab.press("ask")
+    assert tab.problem()
+    assert tab.answers() == before
 
 
 def test_a_setting_that_is_empty_is_refused(tab):
@@ -225,17 +231,24 @@ def test_a_setting_that_is_empty_is_refused(tab):
 def test_markup_is_shown_as_text_and_never_run(tab):
     answers = tab.ask(EVIL, EVIL)
     assert all(answers.values())
-    tab.find("#conversation button")[0].click()
+    tab.find("#conversation summary")[0].click()
     tab.until(lambda: EVIL in tab.value("said"), "the conversation does not show what was asked")
     assert tab.driver.execute_script("return window.hacked") is None
     assert not tab.find("img[src=x], svg[onload]")
 
 
+def choose_example(tab, number):
+    """Choose from the list of examples, and return how the choice is listed."""
+    from selenium.webdriver.support.ui import Select
+
+    field = Select(tab.find("#examples")[0])
+    assert len(field.options) > 1, "there are no examples"
+    field.select_by_index(number)
+    return field.options[number].get_property("textContent")
+
+
 def test_examples_fill_the_fields_and_show_the_answer_in_the_data(tab):
-    tab.find("#examples input")[0].click()
-    option = tab.until(lambda: tab.find("ul[role=listbox] li"), "there are no examples")[0]
-    label = option.get_attribute("aria-label")
-    option.click()
+    label = choose_example(tab, 1)
     tab.until(lambda: tab.value("instruction"), "the example is not taken")
     assert label.endswith(tab.value("instruction"))
     tab.press("ask")
@@ -246,14 +259,14 @@ def test_examples_fill_the_fields_and_show_the_answer_in_the_data(tab):
 
 def test_the_conversation_can_be_downloaded_and_forgotten(tab, downloads):
     first, second = tab.ask("Task 1?"), tab.ask("Wie heißt </script>?", "Köln")
-    tab.find("#conversation button")[0].click()
+    tab.find("#conversation summary")[0].click()
     tab.press("download")
     path = downloads / "conversation.json"
     tab.until(path.is_file, "nothing is downloaded")
     exchanges = json.loads(path.read_text())["exchanges"]
     assert [one["question"]["instruction"] for one in exchanges] == ["Task 1?", "Wie heißt </script>?"]
     for exchange, shown in zip(exchanges, (first, second), strict=True):
-        assert [in_a_field(answer["text"]) for answer in exchange["answers"]] == list(shown.values())
+        assert [answer["text"] for answer in exchange["answers"]] == list(shown.values())
     tab.press("clear")
     tab.until(lambda: not tab.value("said"), "the conversation is still there")
     tab.ask("Task 3?")
@@ -261,12 +274,90 @@ def test_the_conversation_can_be_downloaded_and_forgotten(tab, downloads):
 
 
 def test_who_answers_can_be_chosen(tab):
-    (field,) = tab.find("#who input")
-    for _ in range(2):
-        field.send_keys("\ue003")  # backspace takes away the last
+    for name in ("local, client-01", "federated"):
+        next(chip for chip in tab.find(".chip") if chip.text == name).click()
     tab.until(lambda: list(tab.answers()) == ["base"], "those who were taken away are still there")
-    field.send_keys("\ue00c")  # escape closes the list
     assert [label.split(" · ")[0] for label in tab.ask("Task 1?")] == ["base"]
+
+
+def test_enter_asks_and_with_shift_it_breaks_the_line(tab):
+    from selenium.webdriver import Keys
+
+    (field,) = tab.find("#instruction")
+    field.send_keys("Task", Keys.SHIFT, Keys.ENTER, Keys.NULL, "1?")
+    assert tab.value("instruction") == "Task\n1?"
+    assert not any(tab.answers().values())
+    field.send_keys(Keys.ENTER)
+    assert tab.until(tab.finished, "no answers")
+    assert tab.value("instruction") == "Task\n1?"
+
+
+def test_taking_no_example_empties_the_fields(tab):
+    choose_example(tab, 1)
+    tab.until(lambda: tab.value("instruction"), "the example is not taken")
+    choose_example(tab, 0)
+    tab.until(lambda: not tab.value("instruction"), "the example is still there")
+
+
+def test_an_example_that_was_changed_shows_no_answer_of_the_data(tab):
+    choose_example(tab, 1)
+    tab.ask("Something else?")
+    assert not tab.find("#data")[0].is_displayed()
+
+
+def test_every_field_and_button_has_a_name(tab):
+    tab.open_settings()
+    tab.find("#conversation summary")[0].click()
+    fields = [one for one in tab.find("input, textarea, select, button") if one.is_displayed()]
+    assert len(fields) > 14
+    assert all(field.accessible_name for field in fields)
+    assert tab.find("[role=alert]#problem")
+    assert tab.find("[role=status]#status")
+
+
+def test_of_many_six_answer_at_most_and_names_can_be_searched(driver, tiny_run):
+    talk = open_talk(tiny_run[0])
+    names = ["base", "federated", *(f"local, client-{number:02}" for number in range(1, 13))]
+    many = dataclasses.replace(
+        talk,
+        answerers={name: dataclasses.replace(talk.answerers["federated"], name=name) for name in names}
+        | {"base": talk.answerers["base"]},
+        templates=dict.fromkeys(names, talk.templates["base"]),
+    )
+    with serving(many) as port:
+        tab = Tab(driver, f"http://127.0.0.1:{port}")
+        chips = {chip.text: chip for chip in tab.find(".chip")}
+        assert list(chips) == names
+        tab.write("filter", "CLIENT-0")
+        tab.until(
+            lambda: [name for name in names if chips[name].is_displayed()] == names[2:11], "they are not searched"
+        )
+        tab.write("filter", "")
+        for name in names[-2:]:
+            chips[name].click()
+        assert len(tab.find("#who input:checked")) == 6
+        assert len(tab.find("#who input:disabled")) == len(names) - 6
+        assert [label.split(" · ")[0] for label in tab.ask("Task 1?")] == [*names[:4], *names[-2:]]
+
+
+def test_a_page_for_other_machines_opens_with_the_token_of_its_address(driver, tiny_run):
+    with serving(open_talk(tiny_run[0]), host=None, token="a-token-of-a-test") as port:
+        driver.get(f"http://127.0.0.1:{port}/")
+        assert "wants its token" in driver.page_source
+        tab = Tab(driver, f"http://127.0.0.1:{port}/?token=a-token-of-a-test")
+        assert all(tab.ask("Task 1?").values())
+        assert driver.current_url == f"http://127.0.0.1:{port}/", "the token stays in sight"
+        assert driver.execute_script("return document.cookie") == "", "scripts can read the token"
+        driver.refresh()
+        assert all(tab.ask("Task 1?").values())
+
+
+def test_a_server_that_has_gone_is_said_to_be_gone(driver, tiny_run):
+    with serving(open_talk(tiny_run[0])) as port:
+        tab = Tab(driver, f"http://127.0.0.1:{port}")
+    tab.write("instruction", "Task 1?")
+    tab.press("ask")
+    assert "is it still running?" in tab.problem()
 
 
 def test_the_page_asks_nothing_of_other_machines_and_says_nothing_of_errors(driver, page):
@@ -344,7 +435,7 @@ def test_every_address_of_this_machine_alone_answers_to_this_machines_names_only
 
 def test_every_answer_of_the_server_carries_the_policy(page):
     with urllib.request.urlopen(page, timeout=20) as answer:
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "fonts.googleapis.com/css" not in answer.read().decode()
 
 
@@ -357,18 +448,21 @@ def test_an_address_that_is_taken_or_wrong_is_refused_in_a_sentence(bellwether: 
     assert bellwether("ui", tiny_run[0], "--host", "no such host", "--port", 0).code == 2
 
 
-def test_without_gradio_the_command_says_how_to_get_it(bellwether: Command, tiny_run, monkeypatch):
+def test_without_what_serves_pages_the_command_says_how_to_get_it(bellwether: Command, tiny_run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = bellwether("ui", tiny_run[0])
     assert outcome.code == 2
     assert "pip install -e '.[ui]'" in outcome.err
 
 
-def test_a_page_for_other_machines_comes_with_a_warning(tiny_run, monkeypatch):
+def test_a_page_for_other_machines_comes_with_a_token_and_a_warning(tiny_run, monkeypatch):
     from bellwether.ask import ui
 
     monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
     said = []
-    ui.serve(tiny_run[0], host="0.0.0.0", port=0, say=said.append)
+    for _ in range(2):
+        ui.serve(tiny_run[0], host="0.0.0.0", port=0, say=said.append)
     assert said[0].startswith("Talk at http://0.0.0.0:")
     assert "everybody who can reach this address" in said[1]
+    first, second = (re.search(r":\d+/\?token=([\w-]{43}) \(Ctrl-C ends\)\.$", text)[1] for text in said[::2])
+    assert first != second

@@ -117,7 +117,7 @@ def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
 
 def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
     """A loaded base of a tiny model, without files."""
-    from bellwether.model.base import Base, fingerprint, linear_shapes, output_shape
+    from bellwether.model.base import Base, linear_shapes, output_shape, weights_fingerprint
     from bellwether.model.facts import ModelFacts
 
     model = tiny_model(architecture, dtype)
@@ -134,7 +134,7 @@ def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
         weight_bytes={},
     )
     device = torch.device("cpu")
-    return Base(model, tiny_tokenizer(), device, facts.name, fingerprint(model), facts, stop_ids=(2,))
+    return Base(model, tiny_tokenizer(), device, facts.name, weights_fingerprint(model), facts, stop_ids=(2,))
 
 
 def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float64", **lora: Any) -> Any:

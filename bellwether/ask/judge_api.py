@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bellwether.errors import JudgeAway, JudgeError, JudgeRefused, first_line
+from bellwether.tools.json_text import KEPT, Count
 
 if TYPE_CHECKING:
     import openai
@@ -50,7 +51,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """What a judge answered.
 
     Args:
@@ -60,10 +61,12 @@ class Reply:
         reply_tokens: tokens of the reply, thoughts included; None where the server does not count.
     """
 
+    __pydantic_config__ = KEPT
+
     text: str
     model: str
-    prompt_tokens: int | None
-    reply_tokens: int | None
+    prompt_tokens: Count | None
+    reply_tokens: Count | None
 
 
 def find_judge(model: str, address: str | None, temperature: float | None) -> Judge:
@@ -131,7 +134,7 @@ async def check(judge: Judge) -> None:
             pass  # not every server lists its models
 
 
-async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
+async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> JudgeReply:
     """Return a judge's reply.
 
     Args:
@@ -155,7 +158,7 @@ async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
         text = completion.choices[0].message.content or ""
         if not isinstance(text, str):
             raise TypeError("a reply that is no text")
-        return Reply(
+        return JudgeReply(
             text=without_key(text),
             model=without_key(str(completion.model or "")),
             prompt_tokens=_count(completion.usage, "prompt_tokens"),
@@ -173,7 +176,7 @@ async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
 def _count(usage: Any, name: str) -> int | None:
     """Return a number of tokens; None where the server does not say it."""
     count = getattr(usage, name, None)
-    return count if isinstance(count, int) else None
+    return count if type(count) is int and 0 <= count < 2**53 else None
 
 
 def without_key(text: str) -> str:

@@ -15,15 +15,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from bellwether.ask.answerers import Answerer
-from bellwether.ask.judge_api import Judge, Reply
-from bellwether.ask.judging import PROMPT, REMINDER, Scores, Verdict
-from bellwether.errors import CheckpointError, first_line
-from bellwether.model.folder import weights
+from bellwether.ask.judge_api import Judge, JudgeReply
+from bellwether.ask.judging import PROMPT, REMINDER, Verdict
+from bellwether.errors import CheckpointError
+from bellwether.model.folder import find_folder, weights_digest
 from bellwether.tools import journal
 from bellwether.tools.atomic import write_atomic
+from bellwether.tools.json_text import KEPT, Count, Truth, from_json, reading, typed
 from bellwether.tools.lock import held
 
 JUDGEMENT = "judgement.json"
@@ -31,6 +34,8 @@ ANSWERS = "answers.jsonl"
 VERDICTS = "verdicts.jsonl"
 A, B = "A", "B"
 
+Score = Annotated[float, Field(strict=True, ge=1, le=10)]
+Line = TypeVar("Line")
 Facts = Mapping[str, Mapping[str, Any]]
 
 
@@ -47,12 +52,14 @@ class Attempt:
         reply: as it came, with the tokens that it took.
     """
 
+    __pydantic_config__ = KEPT
+
     question: str
-    swapped: bool
-    repeat: int
-    attempt: int
-    scores: Scores | None
-    reply: Reply
+    swapped: Truth
+    repeat: Count
+    attempt: Count
+    scores: tuple[Score, Score] | None
+    reply: JudgeReply
 
 
 @dataclass
@@ -93,8 +100,9 @@ def claimed(path: Path, facts: Facts) -> Iterator[JudgeFolder]:
     """
     with held(path, JUDGEMENT):
         _keep_facts(path, facts)
-        answers = journal.read(path / ANSWERS, lambda line: ((line["model"], line["question"]), line["answer"]))
-        yield JudgeFolder(path, dict(answers), journal.read(path / VERDICTS, _attempt))
+        answers = journal.read(path / ANSWERS, lambda line: _of_line(line, _Answered))
+        attempts = journal.read(path / VERDICTS, lambda line: _of_line(line, Attempt))
+        yield JudgeFolder(path, {(one.model, one.question): one.answer for one in answers}, attempts)
 
 
 def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, max_new_tokens: int) -> Facts:
@@ -107,7 +115,8 @@ def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, ma
         max_new_tokens: tokens after which an answer ends.
     """
     answers: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens}
-    hashes = {model: weights(model) for model in {one.recipe.model for one in answerers.values()}}
+    models = {one.recipe.model for one in answerers.values()}
+    hashes = {model: weights_digest(find_folder(model), model) for model in models}
     for name, one in answerers.items():
         model = one.recipe.model
         answers[f"base model of {name}"] = hashes[model]
@@ -128,20 +137,14 @@ def verdicts(attempts: Sequence[Attempt]) -> list[Verdict]:
 def _keep_facts(path: Path, facts: Facts) -> None:
     """Write what a judgement rests on; what the folder holds already must rest on the same."""
     file, kept = path / JUDGEMENT, dict[str, Any]()
-    try:
+    with reading(file, "restore it, or give another folder with --out"):
         if file.exists():
-            kept = dict(json.loads(file.read_bytes()))
-        changed = [
-            fact
-            for part in (ANSWERS, VERDICTS)
-            if (path / part).exists()
-            for fact, value in facts[part].items()
-            if kept[part][fact] != value
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({first_line(error)}); restore it, or give another folder with --out."
-        ) from error
+            kept = typed(from_json(file.read_bytes()), dict[str, dict[str, Any]])
+        begun = [part for part in (ANSWERS, VERDICTS) if (path / part).exists()]
+        lacking = [part for part in begun if not kept.get(part, {}).keys() >= facts[part].keys()]
+        if lacking:
+            raise ValueError(f"it does not say all that {lacking[0]} rests on")
+    changed = [fact for part in begun for fact, value in facts[part].items() if kept[part][fact] != value]
     if changed:
         raise CheckpointError(
             f"{path} holds a judgement with another {' and another '.join(changed)}; undo the change, or give another "
@@ -151,13 +154,18 @@ def _keep_facts(path: Path, facts: Facts) -> None:
         write_atomic(file, (json.dumps(facts, indent=1) + "\n").encode())
 
 
-def _attempt(line: Mapping[str, Any]) -> Attempt:
-    """Return the reply behind a line of verdicts.jsonl."""
-    scores = line["scores"]
-    return Attempt(
-        **{
-            **line,
-            "scores": None if scores is None else (float(scores[0]), float(scores[1])),
-            "reply": Reply(**line["reply"]),
-        }
-    )
+@dataclass(frozen=True)
+class _Answered:
+    """A line of answers.jsonl."""
+
+    __pydantic_config__ = KEPT
+
+    model: Literal["A", "B"]
+    question: str
+    answer: str
+
+
+def _of_line(line: Any, kind: type[Line]) -> Line:
+    """Return what a line of a file stands for."""
+    found: Line = typed(line, kind)
+    return found

@@ -1,7 +1,7 @@
 """What is asked, and how answers shall be made; both come from a person, and are checked.
 
 question = make_question("Name three colours.")
-check_settings(Settings(temperature=0.7))
+check_settings(AnswerSettings(temperature=0.7))
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnswerSettings:
     """How answers are made.
 
     Args:
@@ -74,7 +74,7 @@ def _plain(text: str, what: str) -> str:
     return text
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: AnswerSettings) -> None:
     """Check that settings make sense.
 
     Raises:

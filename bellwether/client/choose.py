@@ -26,7 +26,8 @@ from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
-from bellwether.exchange.messages import Reply, Survey, SurveyTask, TrainTask
+from bellwether.exchange.adapter import Adapter
+from bellwether.exchange.messages import SPACE, Reply, Survey, SurveyTask, TrainTask
 from bellwether.method.select import rules, space
 from bellwether.method.select.budget import budget, deal
 from bellwether.method.select.cluster import Clusters, cluster, nearest_first
@@ -35,10 +36,9 @@ from bellwether.model.base import Base
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Model, Selection
-from bellwether.store.client_state import SELECTED
+from bellwether.store.client_state import SELECTED, selected_files, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import load_function, naming
-from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
@@ -126,7 +126,7 @@ class Chooser:
         if settings.method == "hierarchical":
             return deal(kept, budget(len(rows), settings), settings.rows_per_cluster)
         most = budget(len(rows), settings) or len(deal(kept, None, settings.rows_per_cluster))
-        generator = Randomness(task.seed).numpy("selection", round=task.round, client=client)
+        generator = task.draws.numpy("selection")
         match settings.method:
             case "random":
                 return rules.random_rows(len(rows), most, generator, used)
@@ -151,7 +151,7 @@ class Chooser:
             or not self._fits(memory, rows, task)
         ):
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
-        kept = task.kept[client]
+        kept = task.kept or ()
         if not all(0 <= number < len(memory.released) for number in kept):
             raise RoundFailed(f"{client} was told to keep {list(kept)} of its {len(memory.released)} centroids.")
         numbers = [memory.released[number] for number in kept]
@@ -160,10 +160,10 @@ class Chooser:
     def _used(self, client: str, round: int) -> Counter[int]:
         """Return how often a client has trained on each of its rows before a round."""
         used = Counter[int]()
-        for path in (self._folders[client] / SELECTED).glob("[0-9]*.json"):
+        for path in selected_files(self._folders[client]):
             try:
-                used.update(int(number) for number in json.loads(path.read_bytes())["rows"] if int(path.stem) < round)
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                used.update(selected_rows(path) if int(path.stem) < round else ())
+            except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
                     f"what it trained on in that round."
@@ -172,7 +172,7 @@ class Chooser:
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
-        self._layers.load(0, task.adapter.tensors)
+        self._load(task.adapter)
         summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
         tokens = [max(1, int(row.response_T[1:].sum())) for row in rows]
         losses_N: NDArray[np.float64] = np.array(summed, np.float64) / np.array(tokens)
@@ -193,21 +193,27 @@ class Chooser:
         _require_finite("features", features_NF)
         points_Nd = self._reduced(client, features_NF, task).astype(np.float32)
         _require_finite("points", points_Nd)
-        memory = Memory(self._key(rows, settings, task.seed), task.round, points_Nd)
+        memory = Memory(self._key(rows, settings, task.draws.seeds[SPACE]), task.round, points_Nd)
         remember(self._folders[client], memory)
         return memory
 
     def _fits(self, memory: Memory, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> bool:
         """Return whether a memory is of these rows, in this space."""
-        return memory.key == self._key(rows, task.selection, task.seed) and len(memory.points_Nd) == len(rows)
+        key = self._key(rows, task.selection, task.draws.seeds[SPACE])
+        return memory.key == key and len(memory.points_Nd) == len(rows)
 
     def _features(self, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
         if task.selection.proxy is None:
             if task.adapter is None:
                 raise ValueError("features of the tuned model need the adapter that the task leaves out")
-            self._layers.load(0, task.adapter.tensors)
+            self._load(task.adapter)
         return self._states(rows, task.selection)
+
+    def _load(self, adapter: Adapter) -> None:
+        """Put an adapter into slot 0."""
+        self._layers.fit(adapter.config)
+        self._layers.load(0, adapter.tensors)
 
     def _states(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
         """Return the hidden states of rows, of the model with whatever stands in its layers, or of the proxy."""
@@ -223,7 +229,7 @@ class Chooser:
         """Return features in the space that the recipe names."""
         settings, width = task.selection, features_NF.shape[1]
         if settings.space == "shared":
-            mean_F, projection_Fd = self._projection(settings, task.seed, width)
+            mean_F, projection_Fd = self._projection(settings, task.draws.seeds[SPACE], width)
             # Piece by piece, so that no second array as large as the features is made.
             starts = range(0, max(1, len(features_NF)), AT_ONCE)
             pieces = (_clipped(features_NF[start : start + AT_ONCE] - mean_F, settings) for start in starts)
@@ -231,13 +237,13 @@ class Chooser:
         features_NF = _clipped(features_NF, settings)
         if settings.space == "none":
             return features_NF
-        seed = Randomness(task.seed).small_seed("t-SNE", round=task.round, client=client)
+        seed = task.draws.small_seed("t-SNE")
         return space.per_client_tsne(features_NF, settings.dimensions, seed)
 
     def _make_projection(self, settings: Selection, seed: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the mean and the projection that all clients share."""
         if not self._public:
-            draw = Randomness(seed).numpy("selection space")
+            draw = np.random.default_rng(seed)
             return np.zeros(width, np.float32), space.random_projection(width, settings.dimensions, draw)
         # Of the untuned base, so that the space stays where it is over all rounds.
         with self._layers.disabled():
@@ -280,7 +286,7 @@ def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArra
         clusters.centroids_Cd,
         sizes_C,
         settings.min_cluster_rows,
-        Randomness(task.seed).numpy("centroid noise", round=task.round, client=client),
+        task.draws.numpy("centroid noise"),
         noise=settings.noise,
         norm=settings.clip_norm if settings.noise else None,
     )

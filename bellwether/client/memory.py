@@ -7,6 +7,7 @@ Shape legend: N rows of the client, C clusters, d dimensions of the space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,27 @@ def recall(client: Path, round: int) -> Memory | None:
     computed, arrays = found
     try:
         memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])
+        _check_finite(memory.points_Nd)
         if "surveyed" not in arrays:
             return memory
         clusters = Clusters(arrays["labels"], arrays["strengths"], arrays["centroids"])
         released = tuple(int(number) for number in arrays["released"])
+        _check_clusters(memory.points_Nd, clusters, released)
         return Memory(memory.key, memory.computed, memory.points_Nd, int(arrays["surveyed"]), clusters, released)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise damaged(client / SURVEY / f"{computed:04d}.npz", error) from error
+
+
+def _check_finite(points_Nd: NDArray[Any]) -> None:
+    if points_Nd.ndim != 2 or points_Nd.dtype.kind != "f" or not np.isfinite(points_Nd).all():
+        raise ValueError("its points are no matrix of finite numbers")
+
+
+def _check_clusters(points_Nd: NDArray[Any], clusters: Clusters, released: Sequence[int]) -> None:
+    """Refuse clusters that are not those of the points."""
+    labels_N, count = clusters.labels_N, len(clusters.centroids_Cd)
+    shapes = (labels_N.shape, clusters.strengths_N.shape, clusters.centroids_Cd.shape[1:])
+    if shapes != (points_Nd.shape[:1], points_Nd.shape[:1], points_Nd.shape[1:]) or labels_N.dtype.kind != "i":
+        raise ValueError("its clusters are not those of its points")
+    if not all(-1 <= label < count for label in labels_N.tolist()) or not all(0 <= one < count for one in released):
+        raise ValueError("it names clusters that are not there")

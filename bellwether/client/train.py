@@ -1,15 +1,18 @@
-"""Local training: what clients do with the adapter and their own rows in one round.
+"""Local training: what clients do with what they are sent and their own rows in one round.
 
 The base stays frozen; A and B of the LoRA layers are trained by AdamW, whose state begins afresh in every round, as
-in FedIT (Zhang et al. 2023, arXiv 2305.05644). The loss of a client's step is a mean over all its trained tokens, over
-all its accumulated batches: of the cross-entropy, or of another loss that the recipe names (``objective``).
+in FedIT (Zhang et al. 2023, arXiv 2305.05644), or by plain SGD. The loss of a client's step is a mean over all its
+trained tokens, over all its accumulated batches: of the cross-entropy, or of another loss that the recipe names
+(``objective``). The method says how many passes a client goes through, what corrects its gradients, and what it sends
+and keeps in the end.
 
 Several clients are trained together: their adapters stand in slots of the same LoRA layers, the rows of all their
 steps run through the one base in pieces of a given number of tokens, and each keeps its own loss, gradient,
 clipping, optimizer state and learning rate. A client that has taken all its steps rests while others go on. One by
-one, a piece is one of the client's own batches, so that a client trains alike wherever it is.
+one, a piece is one of the client's own batches, so that a client trains alike wherever it is. Clients with adapters of
+unlike ranks are never trained together.
 
-Shape legend: K clients trained together, S selected positions.
+Shape legend: K clients trained together, S selected positions, P parameters of an adapter.
 """
 
 from __future__ import annotations
@@ -17,41 +20,72 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from bellwether.client.batches import collate, local_steps
-from bellwether.client.objective import Objective, make_objective
-from bellwether.client.optimizer import StackedAdamW
+from bellwether.client.objective import make_loss
+from bellwether.client.optimizer import make_optimizer
 from bellwether.data.rows import TokenRow
-from bellwether.errors import NotFinite, first_line
+from bellwether.errors import NotFinite, RoundFailed, first_line
+from bellwether.exchange.adapter import Arrays, Tensors
 from bellwether.exchange.messages import Reply, TrainTask, Update
+from bellwether.method.method import Method, Pass, Step, Trained
 from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
-from bellwether.model.forward import token_losses
+from bellwether.model.forward import TokenLoss, token_losses
 from bellwether.model.lora import LoraLayers
-from bellwether.tools.randomness import Randomness
+from bellwether.store.client_state import METHOD, keep_state, recall_state
+from bellwether.tools.functions import naming
 
 # From a client, its rows and what it is asked to the numbers of the rows that it trains on.
 Choose = Callable[[str, Sequence[TokenRow], TrainTask], Sequence[int]]
 
 
 @dataclass(frozen=True)
+class _Client:
+    """One client of those that are trained together: its name, rows, task, and the arrays that it keeps."""
+
+    name: str
+    rows: Sequence[TokenRow]
+    task: TrainTask
+    own: Arrays
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """All that a client will do in a round, drawn before it begins.
+    """All that a client will do in a pass, drawn before it begins.
 
     Args:
-        client: its name.
-        rows: its token rows.
+        client: whose it is.
         steps: per optimizer step its batches, per batch row numbers.
         seeds: a number for each of these rows, from which its dropout derives.
+        rates: the learning rate of each step.
     """
 
-    client: str
-    rows: Sequence[TokenRow]
+    client: _Client
     steps: Sequence[Sequence[Sequence[int]]]
     seeds: Sequence[Sequence[Sequence[int]]]
+    rates: Sequence[float]
+
+    @property
+    def rows(self) -> Sequence[TokenRow]:
+        """The client's rows."""
+        return self.client.rows
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What a client has after a pass: its tensors, the mean loss of each step, and what it went through."""
+
+    plan: _Plan
+    tensors: Tensors
+    losses: Sequence[float]
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -67,29 +101,43 @@ def train_cohort(
     base: Base,
     layers: LoraLayers,
     cohort: Mapping[str, Sequence[TokenRow]],
-    task: TrainTask,
+    tasks: Mapping[str, TrainTask],
+    method: Method,
     tokens: int | None = None,
+    folders: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[Reply]:
-    """Train every client of a cohort on its own rows, all from the same adapter.
+    """Train every client of a cohort on its own rows, as its task and the method say.
 
     Args:
         base: the frozen base model.
         layers: LoRA layers over it, with as many slots as clients shall be trained together.
         cohort: token rows by client name.
-        task: adapter, settings, round and seed.
+        tasks: what each of them is asked; the recipe's settings are the same in all.
+        method: passes, corrections, and what is sent and kept.
         tokens: how many tokens, padding included, run through the base at once where clients are trained together.
+        folders: each client's own folder, for what the method keeps there.
 
     Yields:
-        One reply per client, with its update and its share of the wall seconds.
+        One reply per client, with its update and its share of the wall seconds; clients of one rank after the other.
 
     Raises:
-        RecipeError: the task names a loss or a correction that is not there.
-        RoundFailed: one of a person's own failed.
+        RecipeError: the task names a loss that is not there.
+        RoundFailed: a person's own loss or method failed.
+        CheckpointError: what a client kept was damaged, or cannot be written.
     """
-    objective = make_objective(task.training)
-    plans = [_plan(client, rows, task) for client, rows in cohort.items()]
-    for start in range(0, len(plans), layers.slots):
-        yield from _train_together(base, layers, plans[start : start + layers.slots], task, objective, tokens)
+    clients = [
+        _Client(name, rows, tasks[name], recalled(folders, name, tasks[name].settled)) for name, rows in cohort.items()
+    ]
+    alike: dict[Any, list[_Client]] = {}
+    for client in clients:
+        payload = client.task.payload
+        folded = payload.folded.fingerprint() if payload.folded is not None else None
+        alike.setdefault((payload.adapter.config.rank, folded), []).append(client)
+    for group in alike.values():
+        layers.fit(group[0].task.adapter.config)
+        with layers.folded(group[0].task.payload.folded):
+            for start in range(0, len(group), layers.slots):
+                yield from _train_together(base, layers, group[start : start + layers.slots], method, tokens, folders)
 
 
 def train_chosen(
@@ -97,8 +145,10 @@ def train_chosen(
     base: Base,
     layers: LoraLayers,
     cohort: Mapping[str, Sequence[TokenRow]],
-    task: TrainTask,
+    tasks: Mapping[str, TrainTask],
+    method: Method,
     tokens: int | None = None,
+    folders: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[Reply]:
     """Train every client of a cohort on the rows that it chooses.
 
@@ -107,8 +157,10 @@ def train_chosen(
         base: the frozen base model.
         layers: LoRA layers over it.
         cohort: all token rows by client name.
-        task: what the clients are asked.
+        tasks: what each client is asked.
+        method: see ``train_cohort``.
         tokens: see ``train_cohort``.
+        folders: see ``train_cohort``.
 
     Yields:
         One reply per client, those that could not choose first, the others in the order of the cohort; seconds are
@@ -119,81 +171,162 @@ def train_chosen(
     for client, rows in cohort.items():
         start = time.perf_counter()
         try:
-            selected[client] = [rows[number] for number in choose(client, rows, task)]
+            selected[client] = [rows[number] for number in choose(client, rows, tasks[client])]
         except NotFinite as error:
             yield Reply(client, time.perf_counter() - start, failure=first_line(error))
         seconds[client] = time.perf_counter() - start
-    for reply in train_cohort(base, layers, selected, task, tokens):
-        update = reply.update
+    for reply in train_cohort(base, layers, selected, tasks, method, tokens, folders):
+        update, settings = reply.update, tasks[reply.client].selection
         assert update is not None
-        weight = len(cohort[reply.client]) if task.selection.weigh_by == "all" else update.rows
-        if task.selection.method != "full":
+        weight = len(cohort[reply.client]) if settings.weigh_by == "all" else update.rows
+        if settings.method != "full":
             update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
         yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)
 
 
-def _plan(client: str, rows: Sequence[TokenRow], task: TrainTask) -> _Plan:
-    """Draw a client's steps and the numbers that its dropout derives from."""
-    randomness = Randomness(task.seed)
-    order = randomness.numpy("batch order", round=task.round, client=client)
-    steps = local_steps([len(row) for row in rows], task.training, order)
-    draws = randomness.numpy("dropout", round=task.round, client=client)
-    seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
-    return _Plan(client, rows, steps, seeds)
+def recalled(folders: Mapping[str, Path], client: str, settled: int) -> Arrays:
+    """Return what a client keeps of its last round that counted; nothing before, or where it has lost it.
+
+    Args:
+        folders: each client's own folder.
+        client: its name.
+        settled: that round; 0 where there was none.
+
+    Raises:
+        CheckpointError: what it kept is damaged.
+    """
+    found = recall_state(folders[client], METHOD, settled) if settled and client in folders else None
+    return found[1] if found is not None else {}
 
 
 def _train_together(
     base: Base,
     layers: LoraLayers,
-    plans: Sequence[_Plan],
-    task: TrainTask,
-    objective: Objective,
+    clients: Sequence[_Client],
+    method: Method,
     tokens: int | None,
+    folders: Mapping[str, Path],
 ) -> Iterator[Reply]:
-    """Train some clients at the same time; yield their replies in the order of ``plans``."""
+    """Train some clients at the same time; yield their replies in their order."""
     start = time.perf_counter()
+    loss = make_loss(clients[0].task.training)
+    passed = [_go_through(base, layers, clients, part, loss, tokens) for part in enumerate(method.passes)]
+    seconds = time.perf_counter() - start
+    work = {client.name: sum(_work(passes[client.name].plan) for passes in passed) for client in clients}
+    for client in clients:
+        own = [passes[client.name] for passes in passed]
+        update = _finished(client, own, method, folders)
+        share = seconds * work[client.name] / sum(work.values())
+        yield Reply(client.name, share, update=update, losses=own[0].losses)
+
+
+def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folders: Mapping[str, Path]) -> Update:
+    """Return what a client sends after its passes, once it has kept what it keeps."""
+    task, rates = client.task, passed[0].plan.rates
+    trained = Trained(task.payload, client.own, [one.tensors for one in passed], rates, task.draws)
+    with naming("What the method lets a client send", RoundFailed):
+        finished = method.finish(trained)
+    if finished.own is not None:
+        keep_state(folders[client.name], METHOD, task.round, finished.own, task.settled)
+    return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), finished.arrays)
+
+
+def _planned(client: _Client, part: int) -> _Plan:
+    """Draw a client's steps and the numbers that its dropout derives from."""
+    task = client.task
+    steps = local_steps([len(row) for row in client.rows], task.training, task.draws.numpy("batch order", part))
+    draws = task.draws.numpy("dropout", part)
+    seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
+    rates = [learning_rate(task.training, task.round, task.rounds, n, len(steps)) for n in range(len(steps))]
+    return _Plan(client, steps, seeds, rates)
+
+
+def _go_through(
+    base: Base,
+    layers: LoraLayers,
+    clients: Sequence[_Client],
+    part: tuple[int, Pass],
+    loss: TokenLoss | None,
+    tokens: int | None,
+) -> dict[str, _Passed]:
+    """Let clients go through one pass at the same time; return what each has then, by name."""
+    number, training_pass = part
     # Those that take most steps stand first, so that those at work are always the first slots.
-    busy = sorted(plans, key=lambda plan: -len(plan.steps))
-    for slot in range(len(busy)):
-        layers.load(slot, task.adapter.tensors)
+    busy = sorted((_planned(client, number) for client in clients), key=lambda plan: -len(plan.steps))
+    training = busy[0].client.task.training
+    for slot, plan in enumerate(busy):
+        with naming("What the method lets a client begin with", RoundFailed):
+            layers.load(slot, training_pass.begin(plan.client.task.payload, plan.client.own))
     layers.grads_KP.zero_()
-    start_P = layers.values_KP[0].clone()
-    optimizer = StackedAdamW(layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)], task.training.weight_decay)
+    correct = _corrections(layers, busy, training_pass)
+    trained_P = layers.where(busy[0].client.task.payload.trained)
+    values_KP, grads_KP = layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)]
+    optimizer = make_optimizer(training, values_KP, grads_KP, trained_P)
     loss_K, losses = torch.zeros(len(busy), device=base.device), []
-    for number in range(len(busy[0].steps)):
-        active = sum(number < len(plan.steps) for plan in busy)
+    for step in range(len(busy[0].steps)):
+        active = sum(step < len(plan.steps) for plan in busy)
         counted_K = torch.tensor(
-            [max(1, _trained(plan, number)) if slot < active else 1 for slot, plan in enumerate(busy)],
+            [max(1, _trained(plan, step)) if slot < active else 1 for slot, plan in enumerate(busy)],
             device=base.device,
         )
         before_K = loss_K.clone()
-        for piece in _pieces(busy[:active], number, tokens if layers.slots > 1 else None):
-            loss_K += _backward(base, layers, piece, counted_K, task, objective)
+        for piece in _pieces(busy[:active], step, tokens if layers.slots > 1 else None):
+            loss_K += _backward(base, layers, piece, counted_K, busy[0].client.task, loss)
         losses.append((loss_K - before_K) / counted_K)
-        if objective.correct is not None:
+        if correct is not None:
             for slot in range(active):
-                grad_P = layers.grads_KP[slot]
-                grad_P.copy_(objective.correct(grad_P, layers.values_KP[slot], start_P))
-        if task.training.clip_norm is not None:
-            optimizer.clip(active, task.training.clip_norm)
-        optimizer.step(
-            [learning_rate(task.training, task.round, task.rounds, number, len(plan.steps)) for plan in busy[:active]]
-        )
+                correct(slot, step)
+        if training.clip_norm is not None:
+            optimizer.clip(active, training.clip_norm)
+        optimizer.step([plan.rates[step] for plan in busy[:active]])
     by_slot = torch.stack(losses).T.tolist()
-    seconds = time.perf_counter() - start
-    slots = {plan.client: slot for slot, plan in enumerate(busy)}
-    work = {plan.client: sum(_lengths(plan)) for plan in plans}
-    for plan in plans:
-        slot = slots[plan.client]
-        metrics = _metrics(plan, float(loss_K[slot]))
-        update = Update(plan.client, task.round, layers.read(slot), len(plan.rows), metrics)
-        share = seconds * work[plan.client] / sum(work.values())
-        yield Reply(plan.client, share, update=update, losses=by_slot[slot][: len(plan.steps)])
+    return {
+        plan.client.name: _Passed(plan, layers.read(slot), by_slot[slot][: len(plan.steps)], float(loss_K[slot]))
+        for slot, plan in enumerate(busy)
+    }
 
 
-def _lengths(plan: _Plan) -> list[int]:
-    """Return the tokens of every row that a client goes through, repetitions counted."""
-    return [len(plan.rows[index]) for step in plan.steps for batch in step for index in batch]
+def _corrections(layers: LoraLayers, plans: Sequence[_Plan], training_pass: Pass) -> Callable[[int, int], None] | None:
+    """Return what corrects the gradient in a slot in a step, in place; None where nothing does."""
+    if training_pass.correct is None:
+        return None
+    like_P = layers.values_KP[0]
+    start_KP = torch.stack([_flat(layers, plan.client.task.adapter.tensors) for plan in plans])
+    sent = [_as_tensors(plan.client.task.payload.arrays, like_P) for plan in plans]
+    own = [_as_tensors(plan.client.own, like_P) for plan in plans]
+    function = training_pass.correct
+
+    def correct(slot: int, number: int) -> None:
+        plan, grad_P, adapter_P = plans[slot], layers.grads_KP[slot], layers.values_KP[slot]
+        step = Step(
+            plan.client.name, number, plan.rates[number], grad_P, adapter_P, start_KP[slot], sent[slot], own[slot]
+        )
+        what = "The method's correction of a gradient"
+        with naming(what, RoundFailed):
+            found = function(step)
+        if not isinstance(found, torch.Tensor) or found.shape != grad_P.shape:
+            shape = (
+                f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            )
+            raise RoundFailed(f"{what} returned {shape}; return a gradient as long as the adapter, ({len(grad_P)},).")
+        grad_P.copy_(found)
+
+    return correct
+
+
+def _flat(layers: LoraLayers, tensors: Tensors) -> torch.Tensor:
+    """Return an adapter as the vector that it is in a slot."""
+    return torch.cat([torch.from_numpy(tensors[key]).reshape(-1) for key in layers.keys]).to(layers.values_KP)
+
+
+def _as_tensors(arrays: Arrays, like_P: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return arrays as tensors where and as precise as the adapter is."""
+    return {name: torch.from_numpy(value).to(like_P) for name, value in arrays.items()}
+
+
+def _work(plan: _Plan) -> int:
+    """Return the tokens of all rows that a client goes through, repetitions counted."""
+    return sum(len(plan.rows[index]) for step in plan.steps for batch in step for index in batch)
 
 
 def _trained(plan: _Plan, number: int) -> int:
@@ -201,14 +334,22 @@ def _trained(plan: _Plan, number: int) -> int:
     return sum(plan.rows[index].trained_tokens for batch in plan.steps[number] for index in batch)
 
 
-def _metrics(plan: _Plan, loss: float) -> dict[str, float]:
+def _metrics(passed: Sequence[_Passed]) -> dict[str, float]:
     """Return a client's figures.
 
-    ``loss`` is the mean loss per trained token as met while training, in nats where it is the cross-entropy; ``tokens``
-    the number of those tokens, and ``rows`` that of the rows they stand in, repetitions counted in both.
+    ``loss`` is the mean loss per trained token as met in the first pass, in nats where it is the cross-entropy;
+    ``tokens`` the number of trained tokens in all passes, and ``rows`` that of the rows they stand in, repetitions
+    counted in both.
     """
-    trained = [plan.rows[index].trained_tokens for step in plan.steps for batch in step for index in batch]
-    return {"loss": loss / max(sum(trained), 1), "tokens": float(sum(trained)), "rows": float(len(trained))}
+    trained = [
+        [one.plan.rows[index].trained_tokens for step in one.plan.steps for batch in step for index in batch]
+        for one in passed
+    ]
+    return {
+        "loss": passed[0].loss / max(sum(trained[0]), 1),
+        "tokens": float(sum(map(sum, trained))),
+        "rows": float(sum(map(len, trained))),
+    }
 
 
 def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator[list[_Used]]:
@@ -240,7 +381,7 @@ def _backward(
     piece: Sequence[_Used],
     counted_K: torch.Tensor,
     task: TrainTask,
-    objective: Objective,
+    loss: TokenLoss | None,
 ) -> torch.Tensor:
     """Add a piece's gradients to its clients' slots; return each client's loss summed over its tokens there.
 
@@ -252,7 +393,7 @@ def _backward(
     if probability > 0:
         dropout = Dropout(probability, torch.tensor([used.seed for used in piece], device=base.device))
     again = task.training.gradient_checkpointing
-    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again, loss=objective.loss)
+    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again, loss=loss)
     slot_S = torch.tensor(slots, device=base.device)[batch.row_M[batch.select_S]]
     loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
     torch.autograd.backward((loss_K / counted_K).sum())

@@ -53,8 +53,21 @@ class Encoded:
         return np.array(self.encoding.offsets, np.int64).reshape(-1, 2)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a row: its tokens, None where it is left out, and whether its context or response is shorter."""
+
+    tokens: TokenRow | None
+    shortened: bool
+    cut: bool
+
+
 def tokenise(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: recipe.Data, template: Template
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: recipe.Data,
+    template: Template,
+    known: dict[Row, Fitted] | None = None,
 ) -> Tokenised:
     """Turn rows into token rows of at most ``settings.max_tokens`` tokens.
 
@@ -68,25 +81,23 @@ def tokenise(
             so that its tokens never lie across their borders.
         settings: ``max_tokens`` and ``loss_on``.
         template: a template as ``resolve_template`` returns it.
+        known: rows that were tokenised before in the same way, which are not tokenised again; gets the others.
 
     Raises:
         DataError: a row cannot be rendered or writes out a special token, or the tokenizer names no end
             of sequence.
     """
-    check_plain(rows, tokenizer)
+    known = {} if known is None else known
+    new = [row for row in dict.fromkeys(rows) if row not in known]
+    check_plain(new, tokenizer)
     encoder = _Encoder(tokenizer, template, settings)
-    kept: list[TokenRow] = []
-    shortened = cut = left_out = 0
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        for row, (tokens, was_shortened) in zip(chunk, _fitted(chunk, encoder), strict=True):
-            if tokens.prompt_length >= settings.max_tokens or tokens.prompt_length >= len(tokens):
-                left_out += 1
-                continue
-            shortened += was_shortened
-            cut += len(tokens) > settings.max_tokens
-            kept.append(_cut(tokens, row, settings.max_tokens))
-    return Tokenised(kept, shortened, left_out, cut)
+    for start in range(0, len(new), _CHUNK):
+        chunk = new[start : start + _CHUNK]
+        known.update(zip(chunk, _fitted(chunk, encoder), strict=True))
+    fitted = [known[row] for row in rows]
+    kept = [row.tokens for row in fitted if row.tokens is not None]
+    shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut)
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -254,8 +265,8 @@ def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
 # Rows that are too long ---------------------------------------------------------------------------
 
 
-def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, bool]]:
-    """Return token rows with contexts and histories shortened as far as is needed and possible."""
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[Fitted]:
+    """Return token rows with contexts and histories shortened as far as is needed and possible, then cut."""
     current = list(rows)
     tokens = encoder.rows(current)
     shortened: set[int] = set()
@@ -263,7 +274,9 @@ def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, bool
     while True:
         long = [n for n, row in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
         if not long:
-            return [(row, number in shortened) for number, row in enumerate(tokens)]
+            return [
+                _cut(*pair, number in shortened, limit) for number, pair in enumerate(zip(tokens, rows, strict=True))
+            ]
         excess = [len(tokens[number]) - limit for number in long]
         smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
         for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
@@ -302,8 +315,11 @@ def _beginning(text: str, encoded: Encoded, less: int) -> str:
     return text[:end].rstrip()
 
 
-def _cut(tokens: TokenRow, row: Row, limit: int) -> TokenRow:
-    """Return a token row cut to a number of tokens, of the row as it was."""
-    return TokenRow(
+def _cut(tokens: TokenRow, row: Row, shortened: bool, limit: int) -> Fitted:
+    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response."""
+    if tokens.prompt_length >= min(limit, len(tokens)):
+        return Fitted(None, False, False)
+    kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
+    return Fitted(kept, shortened, len(tokens) > limit)

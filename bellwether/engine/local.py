@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 from bellwether.client.choose import Chooser
 from bellwether.client.score import by_category, by_group, score
-from bellwether.client.train import train_chosen
+from bellwether.client.train import recalled, train_chosen
 from bellwether.data.rows import TokenRow
 from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.method.method import Method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 
@@ -24,9 +25,10 @@ class LocalEngine:
         layers: LoRA layers over it.
         rows: training rows by client.
         held_out: rows that clients hold out of their own, by client; may be empty.
+        method: what clients do, and which adapter they serve.
         stop: token ids that end an answer beside the model's own.
         tokens: tokens that run through the base at once where the layers have several slots.
-        folders: each client's own folder, for what it remembers where rows are selected.
+        folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
     """
 
@@ -36,41 +38,46 @@ class LocalEngine:
         layers: LoraLayers,
         rows: Mapping[str, Sequence[TokenRow]],
         held_out: Mapping[str, Sequence[TokenRow]],
+        method: Method,
         stop: Collection[int] = (),
         tokens: int | None = None,
         folders: Mapping[str, Path] = MappingProxyType({}),
         public: Sequence[TokenRow] = (),
     ) -> None:
         self._base, self._layers = base, layers
-        self._rows, self._held_out = rows, held_out
+        self._rows, self._held_out, self._method, self._folders = rows, held_out, method, folders
         self._chooser = Chooser(base, layers, folders, public)
         self._stop, self._tokens = stop, tokens
 
-    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
-        """Give a task to every client of a cohort; yield their replies as they come.
+    def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
+        """Give every client its task; yield the replies as they come.
 
         Args:
-            cohort: names of clients.
-            task: what they shall do.
+            tasks: what each client is asked, all of one kind.
+            deadline: has no effect, since one process has no clock for each of its clients: ``UnevenClients`` has.
 
         Yields:
-            One reply per client, in the order of the cohort; those that cannot choose rows to train on come first.
+            One reply per client, clients of one rank after the other; those that cannot choose rows to train on come
+            first.
         """
-        match task:
-            case TrainTask():
-                rows = {client: self._rows[client] for client in cohort}
-                yield from train_chosen(self._chooser.choose, self._base, self._layers, rows, task, self._tokens)
-            case SurveyTask():
-                yield from (self._chooser.survey(client, self._rows[client], task) for client in cohort)
-            case EvaluateTask():
-                yield from self._evaluate(cohort, task)
+        train = {client: task for client, task in tasks.items() if isinstance(task, TrainTask)}
+        rows = {client: self._rows[client] for client in train}
+        trainers = (self._base, self._layers, rows, train, self._method, self._tokens, self._folders)
+        yield from train_chosen(self._chooser.choose, *trainers)
+        for client, task in tasks.items():
+            if isinstance(task, SurveyTask):
+                yield self._chooser.survey(client, self._rows[client], task)
+            elif isinstance(task, EvaluateTask):
+                yield self._evaluate(client, task)
 
-    def _evaluate(self, cohort: Sequence[str], task: EvaluateTask) -> Iterator[Reply]:
-        """Let clients score the rows that they hold out themselves."""
-        self._layers.load(0, task.adapter.tensors)
-        for client in cohort:
-            start = time.perf_counter()
-            rows = self._held_out[client]
+    def _evaluate(self, client: str, task: EvaluateTask) -> Reply:
+        """Let a client score the adapter that it serves on the rows that it holds out itself."""
+        start = time.perf_counter()
+        payload, rows = task.payload, self._held_out[client]
+        tensors = self._method.serves(payload, recalled(self._folders, client, task.settled))
+        self._layers.fit(payload.adapter.config)
+        self._layers.load(0, tensors)
+        with self._layers.folded(payload.folded):
             scored = score(self._base, self._layers, rows, task.evaluation, self._stop)
-            totals, groups = by_category(rows, scored), by_group(rows, scored)
-            yield Reply(client, time.perf_counter() - start, totals=totals, groups=groups)
+        totals, groups = by_category(rows, scored), by_group(rows, scored)
+        return Reply(client, time.perf_counter() - start, totals=totals, groups=groups)

@@ -6,10 +6,9 @@ at the start; then only tasks and replies travel, as pickles over pipes to proce
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +22,11 @@ from bellwether.engine.resources import rows_to_train
 from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_line
 from bellwether.exchange.adapter import AdapterConfig
 from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
-from bellwether.model.base import fingerprint, load_base
+from bellwether.method.named import make_method
+from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
+from bellwether.recipe.method import MethodSection
 from bellwether.tools.workers import begin_worker
 
 Rows = Mapping[str, Sequence[TokenRow]]
@@ -40,9 +41,10 @@ class Work:
         slots: clients that a worker trains together.
         rows: training rows by client.
         held_out: rows that clients hold out of their own, by client; may be empty.
+        method: the recipe's section of the method, of which every worker makes its own.
         stop: token ids that end an answer beside the model's own.
         tokens: tokens that run through a base at once where the layers have several slots.
-        folders: each client's own folder, for what it remembers where rows are selected.
+        folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
     """
 
@@ -50,6 +52,7 @@ class Work:
     slots: int
     rows: Rows
     held_out: Rows
+    method: MethodSection
     stop: Collection[int] = ()
     tokens: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
@@ -86,15 +89,15 @@ class ProcessEngine:
     ) -> None:
         self.close()
 
-    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
-        """Give a task to every client of a cohort; must be read to its end.
+    def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
+        """Give every client its task; must be read to its end.
 
         Args:
-            cohort: names of clients.
-            task: what they shall do.
+            tasks: what each client is asked, all of one kind.
+            deadline: has no effect, since clients wait for each other here: ``UnevenClients`` has their clock.
 
         Yields:
-            One reply per client, in the order of the cohort.
+            One reply per client, in the order of the tasks.
 
         Raises:
             RoundFailed: a worker ended.
@@ -102,18 +105,23 @@ class ProcessEngine:
         """
         for worker in self._workers:
             worker.wait_until_ready(self._fingerprint)
-        rows = self._work.held_out if isinstance(task, EvaluateTask) else self._work.rows
-        shares = split({client: _cost(rows[client], task) for client in cohort}, len(self._workers))
+        costs = {client: _cost(self._rows(task)[client], task) for client, task in tasks.items()}
+        shares = split(costs, len(self._workers))
         busy = {worker: len(share) for worker, share in zip(self._workers, shares, strict=True) if share}
         for worker, share in zip(self._workers, shares, strict=True):
             if share:
-                worker.send((share, _part_of(task, share)))
+                # Only what its own clients are asked; in their order.
+                worker.send({client: tasks[client] for client in share})
         arrived: dict[str, Reply] = {}
-        waiting = list(reversed(cohort))
+        waiting = list(tasks)[::-1]
         for reply in _replies(busy):
             arrived[reply.client] = reply
             while waiting and waiting[-1] in arrived:
                 yield arrived.pop(waiting.pop())
+
+    def _rows(self, task: Task) -> Rows:
+        """Return the rows that a task is about, by client."""
+        return self._work.held_out if isinstance(task, EvaluateTask) else self._work.rows
 
     def fingerprints(self) -> list[str]:
         """Return the hash that each worker's copy of the base has now."""
@@ -144,20 +152,8 @@ def worker_models(settings: recipe.Model, device: torch.device, processes: int) 
     """
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     devices = [f"cuda:{number % count}" if count else str(device) for number in range(processes)]
-    with threads_each(processes) as threads:
-        return [settings.model_copy(update={"device": name, "threads": threads}) for name in devices]
-
-
-@contextlib.contextmanager
-def threads_each(processes: int) -> Iterator[int]:
-    """Let this process use, inside, as many CPU threads as each of several workers gets; yield their number."""
-    whole = torch.get_num_threads()
-    each = max(1, whole // processes)
-    torch.set_num_threads(each)
-    try:
-        yield each
-    finally:
-        torch.set_num_threads(whole)
+    threads = max(1, torch.get_num_threads() // processes)
+    return [settings.model_copy(update={"device": name, "threads": threads}) for name in devices]
 
 
 def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
@@ -178,13 +174,6 @@ def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
         shares[number].append(client)
         sums[number] += costs[client]
     return shares
-
-
-def _part_of(task: Task, share: Sequence[str]) -> Task:
-    """Return a task without what it says of clients that others have."""
-    if not isinstance(task, TrainTask) or not task.kept:
-        return task
-    return replace(task, kept={client: task.kept[client] for client in share})
 
 
 def _cost(rows: Sequence[TokenRow], task: Task) -> float:
@@ -269,14 +258,15 @@ def _serve(parent: Connection) -> None:
         model, work = parent.recv()
         base = load_base(model)
         layers = LoraLayers(base.model, work.config, work.slots)
-        engine = LocalEngine(base, layers, work.rows, work.held_out, work.stop, work.tokens, work.folders, work.public)
+        method, rows = make_method(work.method), (work.rows, work.held_out)
+        engine = LocalEngine(base, layers, *rows, method, work.stop, work.tokens, work.folders, work.public)
         parent.send(base.fingerprint)
         while True:
             asked = parent.recv()
             if asked is None:
-                parent.send(fingerprint(base.model))
+                parent.send(weights_fingerprint(base.model))
                 continue
-            for reply in engine.ask(*asked):
+            for reply in engine.ask(asked):
                 parent.send(reply)
     except BellwetherError as error:
         parent.send(error)

@@ -11,7 +11,7 @@ from bellwether.method.cohort import Trace
 from bellwether.method.select.budget import budget
 from bellwether.recipe.recipe import Selection
 
-Ask = Callable[[Sequence[str], Task], Iterator[Reply]]
+Ask = Callable[[Mapping[str, Task], float | None], Iterator[Reply]]
 
 
 class UnevenClients:
@@ -26,39 +26,39 @@ class UnevenClients:
     def __init__(self, ask: Ask, rows: Mapping[str, Sequence[TokenRow]], trace: Trace) -> None:
         self._ask, self._rows, self._trace = ask, rows, trace
 
-    def ask(self, cohort: Sequence[str], task: Task) -> Iterator[Reply]:
+    def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
         """Let those clients train whose resources let them finish; the others' replies say why not.
 
         Args:
-            cohort: names of clients.
-            task: what they shall do; every client can evaluate at any time, and those that are there answer a survey,
-                which takes them no simulated time.
+            tasks: what each client is asked; every client can evaluate at any time, and those that are there answer a
+                survey, which takes them no simulated time.
+            deadline: simulated seconds after which nobody is waited for; None waits.
 
         Yields:
             One reply per client, those of the others first; seconds of training are simulated ones.
         """
-        if isinstance(task, EvaluateTask):
-            yield from self._ask(cohort, task)
-            return
-        fates = {client: self._fate(client, task) for client in cohort}
-        yield from (fate for fate in fates.values() if fate.failure is not None)
-        able = [client for client in cohort if fates[client].failure is None]
-        for reply in self._ask(able, task) if able else ():
-            yield replace(reply, seconds=fates[reply.client].seconds)
+        fates = {client: self._fate(client, task, deadline) for client, task in tasks.items()}
+        yield from (fate for fate in fates.values() if fate is not None and fate.failure is not None)
+        able = {client: task for client, task in tasks.items() if (fate := fates[client]) is None or not fate.failure}
+        for reply in self._ask(able, deadline) if able else ():
+            fate = fates[reply.client]
+            yield reply if fate is None else replace(reply, seconds=fate.seconds)
 
-    def _fate(self, client: str, task: TrainTask | SurveyTask) -> Reply:
+    def _fate(self, client: str, task: Task, deadline: float | None) -> Reply | None:
         """Return the reply of a client that will not answer in time, or else one with its simulated seconds only."""
+        if isinstance(task, EvaluateTask):
+            return None
         condition = self._trace(client, task.round)
         if not condition.available:
             return Reply(client, 0.0, failure="it is away", reached=False)
         if isinstance(task, SurveyTask):
             return Reply(client, 0.0)
-        rows = selected_rows(len(self._rows[client]), len(task.kept.get(client, ())), task.selection)
+        rows = selected_rows(len(self._rows[client]), len(task.kept or ()), task.selection)
         seconds = rows_to_train(rows, task) / condition.rows_per_second
         if condition.drops_out:
             return Reply(client, seconds, failure="it dropped out in mid-round")
-        if task.deadline is not None and seconds > task.deadline:
-            late = f"it would need {seconds:.1f} s, and the deadline is {task.deadline:g} s"
+        if deadline is not None and seconds > deadline:
+            late = f"it would need {seconds:.1f} s, and the deadline is {deadline:g} s"
             return Reply(client, seconds, failure=late)
         return Reply(client, seconds)
 

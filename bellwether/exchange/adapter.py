@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from bellwether.errors import ModelError
 
 Tensors = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]  # under names of a method's own
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -60,7 +61,12 @@ class AdapterConfig:
     @property
     def scaling(self) -> float:
         """The factor before B·A."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return scaling_of(self, self.rank)
+
+
+def scaling_of(config: AdapterConfig, rank: int) -> float:
+    """Return the factor before B·A that a configuration would have with another rank."""
+    return config.alpha / (math.sqrt(rank) if config.rslora else rank)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,11 @@ class Adapter:
         """Return an adapter of the same configuration with other tensors."""
         return Adapter(self.config, dict(tensors))
 
+    def updated(self, tensors: Tensors) -> Adapter:
+        """Return an adapter with other values in some of its tensors, each in the precision that it has here."""
+        changed = {key: np.asarray(value).astype(self.tensors[key].dtype) for key, value in tensors.items()}
+        return self.with_tensors({**self.tensors, **changed})
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of all keys, dtypes, shapes and bytes, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
@@ -82,6 +93,16 @@ class Adapter:
             digest.update(f"{key}|{value.dtype.str}|{value.shape}|".encode())
             digest.update(value.tobytes())
         return digest.hexdigest()
+
+
+def flat(tensors: Tensors, order: Iterable[str]) -> NDArray[Any]:
+    """Return tensors as one vector of P values.
+
+    Args:
+        tensors: by key.
+        order: their keys in the order in which they stand in the vector.
+    """
+    return np.concatenate([np.asarray(tensors[key]).reshape(-1) for key in order])
 
 
 def key_a(module: str) -> str:
@@ -250,6 +271,22 @@ def _number(stored: Mapping[str, Any], name: str, default: float | None = None) 
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} in {CONFIG_FILE} is {repr(value)[:40]}, but a finite number is wanted")
     return float(value)
+
+
+def stacked(parts: Sequence[Adapter]) -> Adapter:
+    """Return one adapter whose product is the sum of several adapters' products; their ranks add up.
+
+    Args:
+        parts: adapters for the same modules, at least one; the scaling of each is taken up by its B.
+    """
+    first, rank = parts[-1].config, sum(part.config.rank for part in parts)
+    tensors: dict[str, NDArray[Any]] = {}
+    for module in first.modules:
+        dtype = parts[-1].tensors[key_b(module)].dtype
+        scaled = [part.config.scaling * part.tensors[key_b(module)].astype(np.float64) for part in parts]
+        tensors[key_a(module)] = np.concatenate([part.tensors[key_a(module)] for part in parts]).astype(dtype)
+        tensors[key_b(module)] = np.concatenate(scaled, axis=1).astype(dtype)
+    return Adapter(replace(first, rank=rank, alpha=float(rank), rslora=False), tensors)
 
 
 def side_by_side(adapters: Sequence[Adapter | None]) -> tuple[AdapterConfig, list[Tensors]]:

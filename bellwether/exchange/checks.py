@@ -1,92 +1,141 @@
-"""What an adapter or update takes on the way, and the one strict check before aggregation.
+"""The one strict check of every kind of reply, before anything is computed with it, and the bytes that travel.
 
-All tensors count as one flat array with a description: with Flower the number of tensors, not their
-size, decides how long a message takes. No torch here.
+What a client sends may be anything: a list in place of a tensor, a loss of a thousand digits, counts of rows that no
+site has. Nothing here trusts a type, a size or a number. All tensors of a message count as one flat array with a
+description, since with Flower the number of tensors, not their size, decides how long a message takes. No torch here.
+
+Shape legend: C centroids of a client, d dimensions of the space.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.adapter import Adapter, Tensors
-from bellwether.exchange.messages import Reply, SurveyTask, Update
+from bellwether.exchange.adapter import Arrays
+from bellwether.exchange.messages import Payload, Reply, Survey, Update
+from bellwether.exchange.scores import Totals
 
 MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for hours
+MOST_NAMES, LONGEST_NAME = 1_000, 200  # of categories, groups and figures
+MOST_FIGURES = 32  # of an update's metrics
+LARGEST_LOSS = 1e6  # per token; any that is meant is far smaller
+MOST_TOKENS = 2**40  # of one client, so that sums over thousands of them are whole numbers in float64, too
+SHOWN = 60  # characters of a value in a sentence
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
 
 
-def adapter_bytes(tensors: Tensors) -> int:
-    """Return the bytes that tensors take on the way: their values in float32, and key and shape of each."""
-    description = json.dumps([(key, tensors[key].shape) for key in sorted(tensors)]).encode()
-    return sum(4 * int(value.size) for value in tensors.values()) + len(description)
+def payload_bytes(payload: Payload) -> int:
+    """Return the bytes of what a client is sent."""
+    folded = payload.folded.tensors if payload.folded is not None else {}
+    return array_bytes({**payload.adapter.tensors, **payload.arrays}) + (array_bytes(folded) if folded else 0)
 
 
-def check_update(
-    update: Update, adapter: Adapter, round: int, cohort: Collection[str], taken: Collection[str], max_rows: int
-) -> None:
-    """Refuse an update that must not be aggregated.
+def update_bytes(update: Any) -> int:
+    """Return the bytes of what a client sent, also where it must be refused: of all that are arrays, they travelled."""
+    parts = (getattr(update, name, None) for name in ("tensors", "arrays"))
+    arrays = {
+        str(key)[:LONGEST_NAME]: value
+        for part in parts
+        if isinstance(part, Mapping)
+        for key, value in part.items()
+        if isinstance(value, np.ndarray)
+    }
+    return array_bytes(arrays) if arrays else 0
 
-    Args:
-        update: what the client sent.
-        adapter: the adapter that was sent out.
-        round: the round that is being aggregated.
-        cohort: the clients that were asked in this round.
-        taken: the clients whose updates were accepted already.
-        max_rows: rows that one update may claim.
+
+def array_bytes(arrays: Arrays) -> int:
+    """Return the bytes that arrays take on the way: their values, and name and shape of each."""
+    description = json.dumps([(key, arrays[key].shape) for key in sorted(arrays)]).encode()
+    return sum(int(value.nbytes) for value in arrays.values()) + len(description)
+
+
+def check_seconds(reply: Reply, deadline: float | None) -> None:
+    """Refuse a reply that took no believable time, or longer than the server waits.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
     """
-    if update.client not in cohort:
-        raise UpdateRejected("the client was not asked in this round")
-    if update.client in taken:
-        raise UpdateRejected("the client has answered already")
-    if update.round != round:
-        raise UpdateRejected(f"it belongs to round {update.round}, not {round}")
-    if isinstance(update.rows, bool) or not isinstance(update.rows, int) or not 1 <= update.rows <= max_rows:
-        raise UpdateRejected(f"it claims {update.rows!r} rows, where 1 to {max_rows} are believed")
-    for name, figure in update.metrics.items():
-        if not isinstance(figure, int | float) or not math.isfinite(figure):
-            raise UpdateRejected(f"its {name[:40]!r} is {figure!r}, not a finite number")
-    missing, unknown = adapter.tensors.keys() - update.tensors.keys(), update.tensors.keys() - adapter.tensors.keys()
-    if missing or unknown:
-        raise UpdateRejected(f"its tensors are not the adapter's: {_some(missing)} missing, {_some(unknown)} unknown")
-    for key, expected in adapter.tensors.items():
-        check_tensor(key, update.tensors[key], expected)
+    seconds = reply.seconds
+    if not _is_finite(seconds) or seconds < 0:
+        raise UpdateRejected(f"its {_shown(seconds)} seconds are no time")
+    if deadline is not None and seconds > deadline:
+        raise UpdateRejected(f"it took {seconds:.1f} s, and the deadline is {deadline:g} s")
 
 
-def check_survey(
-    reply: Reply, task: SurveyTask, cohort: Collection[str], taken: Collection[str], width: int | None
-) -> NDArray[Any]:
+def check_update(
+    reply: Reply,
+    payload: Payload,
+    returns: Shapes,
+    round: int,
+    max_rows: int,
+    max_norm: float,
+) -> Update:
+    """Refuse a reply that must not be aggregated; return its update.
+
+    Args:
+        reply: what the engine delivered.
+        payload: what this client was sent: what comes back has its keys, shapes and precision.
+        returns: the shapes of the arrays that the method expects beside the tensors, by name.
+        round: the round that is being closed.
+        max_rows: rows that one update may claim.
+        max_norm: the largest norm of the change of all tensors, and of each array.
+
+    Raises:
+        UpdateRejected: the reason, as one clause; the caller adds round and client.
+    """
+    update = reply.update
+    if reply.failure is not None or update is None:
+        raise UpdateRejected(_clause(reply.failure) or "it sent no update")
+    if not isinstance(update, Update):
+        raise UpdateRejected(f"it sent {_kind(update)} in place of an update")
+    _check_signature("update", update, reply, round)
+    _check_count("rows", update.rows, 1, max_rows)
+    _check_figures(update.metrics, max_rows)
+    expected = payload.expected
+    _check_names("tensors", update.tensors, expected)
+    _check_names("arrays", update.arrays, returns)
+    for key, sent in expected.items():
+        check_array(key, update.tensors[key], sent.shape, sent.dtype)
+    precision = next(iter(expected.values())).dtype
+    for name, shape in returns.items():
+        check_array(name, update.arrays[name], shape, precision)
+    # In float64, where the squares of everything that float32 holds are finite.
+    squares = (np.square(update.tensors[key].astype(np.float64) - sent).sum() for key, sent in expected.items())
+    _check_norm("its change", sum(squares), max_norm)
+    for name in returns:
+        _check_norm(name, np.square(update.arrays[name].astype(np.float64)).sum(), max_norm)
+    return update
+
+
+def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
     """Refuse a survey that must not be clustered; return its centroids_Cd.
 
     Args:
-        reply: what the client sent.
-        task: what it was asked.
-        cohort: the clients that were asked in this round.
-        taken: the clients whose surveys were accepted already.
-        width: how many dimensions are due; None where no client has a centroid.
+        reply: what the engine delivered.
+        round: the round that is being surveyed.
+        width: how many dimensions are due.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
     """
     survey = reply.survey
-    if reply.client not in cohort:
-        raise UpdateRejected("the client was not asked in this round")
-    if reply.client in taken:
-        raise UpdateRejected("the client has answered already")
     if reply.failure is not None or survey is None:
-        raise UpdateRejected(reply.failure or "it sent no survey")
-    if survey.client != reply.client:
-        raise UpdateRejected(f"its survey is signed {survey.client!r}")
-    if survey.round != task.round:
-        raise UpdateRejected(f"its survey belongs to round {survey.round}, not {task.round}")
+        raise UpdateRejected(_clause(reply.failure) or "it sent no survey")
+    if not isinstance(survey, Survey):
+        raise UpdateRejected(f"it sent {_kind(survey)} in place of a survey")
+    _check_signature("survey", survey, reply, round)
     points_Cd = survey.centroids_Cd
     if not isinstance(points_Cd, np.ndarray) or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
         raise UpdateRejected("its centroids are no float32 matrix")
@@ -101,17 +150,137 @@ def check_survey(
     return points_Cd
 
 
-def check_tensor(key: str, value: NDArray[Any], expected: NDArray[Any]) -> None:
-    """Refuse a tensor of another kind, shape (which includes the rank) or with values that are not finite."""
-    if not isinstance(value, np.ndarray) or value.dtype != expected.dtype:
-        raise UpdateRejected(f"{key} is {getattr(value, 'dtype', type(value).__name__)}, not {expected.dtype}")
-    if value.shape != expected.shape:
-        raise UpdateRejected(f"{key} has shape {value.shape}, not {expected.shape}")
+def check_scores(reply: Reply, max_rows: int) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
+    """Refuse scores that must not be added up; return totals by category and by group.
+
+    Args:
+        reply: what the engine delivered.
+        max_rows: rows that one client may claim to have scored.
+
+    Raises:
+        UpdateRejected: the reason, as one clause; the caller adds round and client.
+    """
+    if reply.failure is not None or reply.totals is None:
+        raise UpdateRejected(_clause(reply.failure) or "it sent no scores")
+    sums = []
+    for what, parts in (("category", reply.totals), ("group", reply.groups)):
+        if not isinstance(parts, Mapping) or len(parts) > MOST_NAMES:
+            raise UpdateRejected(f"its scores are no mapping of at most {MOST_NAMES} names of {what} to totals")
+        for name, totals in parts.items():
+            _check_totals(what, name, totals, max_rows)
+        sums.append(sum(totals.rows for totals in parts.values()))
+    if sums[0] > max_rows:
+        raise UpdateRejected(f"it claims {sums[0]} scored rows, where {max_rows} are believed")
+    if reply.groups and sums[1] != sums[0]:
+        raise UpdateRejected(f"its groups have {sums[1]} rows together, and its categories {sums[0]}")
+    return reply.totals, reply.groups
+
+
+def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse an array of another kind or shape (which includes the rank), or with values that are not finite.
+
+    Raises:
+        UpdateRejected: the reason, as one clause.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        raise UpdateRejected(f"{name} is {value.dtype if isinstance(value, np.ndarray) else _kind(value)}, not {dtype}")
+    if value.shape != shape:
+        raise UpdateRejected(f"{name} has shape {value.shape}, not {shape}")
     if not np.isfinite(value).all():
-        raise UpdateRejected(f"{key} holds {int((~np.isfinite(value)).sum())} values that are not finite")
+        raise UpdateRejected(f"{name} holds {int((~np.isfinite(value)).sum())} values that are not finite")
 
 
-def _some(keys: Collection[str]) -> str:
+def _check_signature(what: str, message: Update | Survey, reply: Reply, round: int) -> None:
+    """Refuse what names another client or round than the engine knows."""
+    if message.client != reply.client:
+        raise UpdateRejected(f"its {what} is signed {_shown(message.client)}")
+    if isinstance(message.round, bool) or message.round != round:
+        raise UpdateRejected(f"its {what} belongs to round {_shown(message.round)}, not {round}")
+
+
+def _check_count(what: str, value: Any, least: int, most: int) -> None:
+    """Refuse what is no whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UpdateRejected(f"it claims {_shown(value)} {what}, where {least} to {most} are believed")
+
+
+def _check_figures(metrics: Any, max_rows: int) -> None:
+    """Refuse figures of a training that nobody can have measured."""
+    if not isinstance(metrics, Mapping) or len(metrics) > MOST_FIGURES:
+        raise UpdateRejected(f"its figures are no mapping of at most {MOST_FIGURES} names to numbers")
+    for name, figure in metrics.items():
+        _check_name("figure", name)
+        if not _is_finite(figure):
+            raise UpdateRejected(f"its {name!r} is {_shown(figure)}, not a finite number")
+    most = {"loss": LARGEST_LOSS, "tokens": MOST_TOKENS, "rows": MOST_TOKENS, "selected": max_rows}
+    for name, limit in most.items():
+        least = -LARGEST_LOSS if name == "loss" else 0
+        if name in metrics and not least <= metrics[name] <= limit:
+            raise UpdateRejected(
+                f"its {name!r} is {_shown(metrics[name])}, where {least:.17g} to {limit:.17g} are believed"
+            )
+
+
+def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
+    """Refuse sums of scores that no rows can have."""
+    _check_name(what, name)
+    if not isinstance(totals, Totals):
+        raise UpdateRejected(f"the {what} {_shown(name)} has {_kind(totals)} in place of totals")
+    for field, most in (("rows", max_rows), ("tokens", MOST_TOKENS), ("generated", max_rows), ("exact", max_rows)):
+        _check_count(f"{field} in the {what} {_shown(name)}", getattr(totals, field), 0, most)
+    if not max(totals.generated, totals.exact) <= totals.rows:
+        raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows")
+    for field, limit in (("loss", LARGEST_LOSS * totals.tokens), ("rouge_l", totals.generated + 1e-6)):
+        value = getattr(totals, field)
+        if not _is_finite(value) or not 0 <= value <= limit:
+            raise UpdateRejected(f"the {what} {_shown(name)} has a {field} of {_shown(value)} in all")
+
+
+def _check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
+    """Refuse a mapping whose keys are not those that are due."""
+    if not isinstance(sent, Mapping):
+        raise UpdateRejected(f"its {what} are {_kind(sent)}, not a mapping of names to arrays")
+    missing, unknown = expected.keys() - sent.keys(), sent.keys() - expected.keys()
+    if missing or unknown:
+        raise UpdateRejected(f"its {what} are not those due: {_some(missing)} missing, {_some(unknown)} unknown")
+
+
+def _check_name(what: str, name: Any) -> None:
+    """Refuse what is no text of a believable length."""
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise UpdateRejected(f"it names a {what} {_shown(name)}, where a text of at most {LONGEST_NAME} is due")
+
+
+def _check_norm(what: str, square: float, most: float) -> None:
+    """Refuse what is longer than anything that is meant."""
+    if not math.sqrt(square) <= most:
+        raise UpdateRejected(f"{what} has a norm of {math.sqrt(square):.3g}, where {most:g} is the largest believed")
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether something is a finite number that fits a float: no truth value, no thousand digits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= 1e300 if isinstance(value, int) else math.isfinite(value)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _clause(failure: Any) -> str:
+    """Return a client's own words for its failure, short and on one line."""
+    return " ".join(str(failure).split())[: 5 * SHOWN] if failure is not None else ""
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it may stand in a sentence, however large it is."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    return _BRIEF.repr(value)
+
+
+def _some(keys: Iterable[Any]) -> str:
     """Return up to two keys, and how many there are."""
-    shown = sorted(str(key)[:120] for key in keys)[:2]
-    return f"{len(keys)} ({', '.join(shown)}{', …' if len(keys) > 2 else ''})" if keys else "none"
+    shown = sorted(str(key)[:120] for key in keys)
+    return f"{len(shown)} ({', '.join(shown[:2])}{', …' if len(shown) > 2 else ''})" if shown else "none"

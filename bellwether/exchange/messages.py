@@ -1,7 +1,9 @@
 """What travels between the server and its clients: tasks downwards, replies upwards.
 
-The engines deliver these; the clients and the round loop read and write them. Nothing here holds
-a row of text.
+The engines deliver these; the clients and the round loop read and write them. Every task is made for one client, and
+holds nothing of another one's. Nothing here holds a row of text.
+
+Shape legend: C centroids of a client, d dimensions of the space, P parameters of an adapter.
 """
 
 from __future__ import annotations
@@ -12,66 +14,118 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bellwether.exchange.adapter import Adapter, Tensors
+from bellwether.exchange.adapter import Adapter, Arrays, Tensors
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.tools.randomness import Draws, Randomness
+
+# What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
+PURPOSES = ("batch order", "dropout", "selection", "centroid noise", "t-SNE", "method")
+SPACE = "selection space"
+
+
+def client_draws(randomness: Randomness, round: int, client: str) -> Draws:
+    """Return what a client may draw in a round.
+
+    Args:
+        randomness: of the run.
+        round: the round, counted from 1.
+        client: the client's name.
+    """
+    own = {purpose: randomness.seed_for(purpose, round=round, client=client) for purpose in PURPOSES}
+    return Draws({**own, SPACE: randomness.seed_for(SPACE)})
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What the server sends a client to begin with.
+
+    Args:
+        adapter: the adapter that the client begins with; its rank is the client's own.
+        arrays: named arrays beside it, such as SCAFFOLD's control variate.
+        trained: keys of the tensors that are trained; the others stay as they are sent, and nothing moves them. None
+            trains all.
+        returned: keys of the tensors that come back; None are those that are trained.
+        folded: an update of the frozen weights that all rounds before have folded into them, as factors; the client
+            adds it to its base before it begins. None leaves the base as it is.
+    """
+
+    adapter: Adapter
+    arrays: Arrays = field(default_factory=dict)
+    trained: tuple[str, ...] | None = None
+    returned: tuple[str, ...] | None = None
+    folded: Adapter | None = None
+
+    @property
+    def expected(self) -> Tensors:
+        """The tensors that come back, as they are sent: an update's have their keys, shapes and precision."""
+        keys = self.returned or self.trained or tuple(self.adapter.tensors)
+        return {key: self.adapter.tensors[key] for key in keys}
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Ask clients to train the adapter on their own rows.
+    """Ask one client to train on its own rows.
 
     Args:
         round: the round, counted from 1.
-        adapter: the adapter to start from.
+        payload: what it begins with.
         training: the recipe's training section.
         rounds: rounds of the whole run, over which the learning rate follows its schedule.
-        seed: the seed of the run, from which the client derives its own draws.
-        deadline: seconds after which a reply is of no use; None waits for all.
-        selection: the recipe's selection section, which of their rows they shall train on.
-        kept: for each client the clusters of its survey that the server kept; empty where there was no survey.
+        draws: what the client may draw.
+        selection: the recipe's selection section, which of its rows it shall train on.
+        kept: the clusters of its survey that the server kept; None where there was no survey.
+        settled: the last round in which an update of this client counted, 0 where none did; what the client keeps of
+            later rounds is not to be gone on from.
     """
 
     round: int
-    adapter: Adapter
+    payload: Payload
     training: Training
     rounds: int
-    seed: int
-    deadline: float | None = None
+    draws: Draws
     selection: Selection = field(default_factory=Selection)
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    kept: Sequence[int] | None = None
+    settled: int = 0
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that the client begins with."""
+        return self.payload.adapter
 
 
 @dataclass(frozen=True)
 class SurveyTask:
-    """Ask clients for the centroids of their rows' clusters, and to remember these for the training of the round.
+    """Ask one client for the centroids of its rows' clusters, and to remember these for the training of the round.
 
     Args:
         round: the round, counted from 1.
         adapter: the adapter whose hidden states stand for the rows; None where a proxy's do.
         selection: the recipe's selection section.
-        seed: the seed of the run, from which the shared projection and the client's own draws derive.
+        draws: what the client may draw.
     """
 
     round: int
     adapter: Adapter | None
     selection: Selection
-    seed: int
+    draws: Draws
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Ask clients to score the adapter on the rows that they hold out.
+    """Ask one client to score the adapter that it serves on the rows that it holds out.
 
     Args:
         round: the round whose result is scored; 0 before the first.
-        adapter: the adapter to score.
+        payload: what the server sends it; the method says which adapter the client makes of it.
         evaluation: the recipe's evaluation section.
+        settled: as in ``TrainTask``.
     """
 
     round: int
-    adapter: Adapter
+    payload: Payload
     evaluation: Evaluation
+    settled: int = 0
 
 
 Task = TrainTask | SurveyTask | EvaluateTask
@@ -89,7 +143,7 @@ class Update:
             selected or all of them, as the recipe says.
         metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
             ``rows`` (as trained, repetitions counted), ``selected`` (how many of its rows it trained on).
-        extras: named arrays beside the adapter, for methods that need them.
+        arrays: named arrays beside the adapter, as the method says.
     """
 
     client: str
@@ -97,7 +151,7 @@ class Update:
     tensors: Tensors
     rows: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,11 +171,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class Reply:
-    """A client's answer to a task: an update, a survey, scores, or the reason why there is none of these.
+    """What an engine delivers of one client: an update, a survey, scores, or the reason why there is none of these.
+
+    Who answered, how long it took and whether the task came there at all the engine knows itself; everything else is
+    what somebody claims, to be checked before it is used.
 
     Args:
         client: the client that was asked.
-        seconds: how long the client took; simulated seconds where speed is simulated.
+        seconds: how long the client took, by the engine's clock; simulated seconds where speed is simulated.
         update: its update, after a ``TrainTask``.
         survey: its centroids, after a ``SurveyTask``.
         totals: its totals by category, after an ``EvaluateTask``.

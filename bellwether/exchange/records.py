@@ -7,8 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from bellwether.exchange.scores import Totals
+from bellwether.tools.json_text import Amount, Count, Finite, Number
+
+Group = Annotated[int, Field(strict=True, ge=-1, le=2**53)]
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,12 @@ class ClientRecord:
     """
 
     client: str
-    rows: int
-    rows_seen: int
-    tokens: int
-    loss: float
-    seconds: float
-    selected: int | None = None
+    rows: Count
+    rows_seen: Count
+    tokens: Count
+    loss: Number
+    seconds: Number
+    selected: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,11 @@ class SurveyRecord:
         sent: bytes of the centroids that left each client that answered, also of those that were refused.
     """
 
-    centroids: Mapping[str, tuple[tuple[float, ...], ...]]
-    groups: Mapping[str, tuple[int, ...]]
-    kept: Mapping[str, tuple[int, ...]]
-    bytes_down: int
-    sent: Mapping[str, int]
+    centroids: Mapping[str, tuple[tuple[Finite, ...], ...]]
+    groups: Mapping[str, tuple[Group, ...]]
+    kept: Mapping[str, tuple[Count, ...]]
+    bytes_down: Count
+    sent: Mapping[str, Count]
 
     @property
     def bytes_up(self) -> int:
@@ -81,19 +87,19 @@ class RoundRecord:
         survey: what the cohort told of its rows before; None where nobody asked.
     """
 
-    round: int
+    round: Count
     cohort: tuple[str, ...]
     clients: tuple[ClientRecord, ...]
     left_out: Mapping[str, str]
-    learning_rate: float
-    loss: float
-    rows: int
-    rows_seen: int
-    tokens: int
-    bytes_down: int
-    bytes_up: int
-    seconds: Mapping[str, float]
-    duration: float
+    learning_rate: Amount
+    loss: Number
+    rows: Count
+    rows_seen: Count
+    tokens: Count
+    bytes_down: Count
+    bytes_up: Count
+    seconds: Mapping[str, Amount]
+    duration: Number
     adapter: str
     failure: str | None = None
     survey: SurveyRecord | None = None
@@ -112,10 +118,10 @@ class EvaluationRecord:
         groups: totals by group (language or domain); empty where rows name fewer than two.
     """
 
-    round: int
+    round: Count
     part: str
     categories: Mapping[str, Totals]
-    seconds: float
+    seconds: Amount
     clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
     groups: Mapping[str, Totals] = field(default_factory=dict)
 
@@ -204,7 +210,6 @@ class RunFinished:
     """The run is over; ``seconds`` is the wall time since the base was loaded."""
 
     seconds: float
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 Event = (

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bellwether.tools.json_text import KEPT, Amount, Count, Number
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -27,12 +29,14 @@ class Totals:
         exact: generated answers that equal the reference.
     """
 
-    rows: int = 0
-    tokens: int = 0
-    loss: float = 0.0
-    generated: int = 0
-    rouge_l: float = 0.0
-    exact: int = 0
+    __pydantic_config__ = KEPT
+
+    rows: Count = 0
+    tokens: Count = 0
+    loss: Number = 0.0
+    generated: Count = 0
+    rouge_l: Amount = 0.0
+    exact: Count = 0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(

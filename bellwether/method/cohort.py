@@ -1,6 +1,6 @@
 """Cohorts: which clients are asked in a round, and what simulated resources they have.
 
-A sampler is a function ``sample(clients, round, randomness) -> cohort``. A trace is a function
+A sampler is a function ``sample(sampling) -> cohort``. A trace is a function
 ``trace(client, round) -> Condition`` that says whether a client is there, how fast it is and whether it
 drops out; the sampler ``available`` looks at it, and the local engine makes it come true.
 """
@@ -13,11 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from bellwether.recipe.recipe import Availability, Engine, Federation
+from bellwether.errors import RecipeError
+from bellwether.method.method import Known, State
+from bellwether.recipe.recipe import Availability, Engine, Federation, Lora
 from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
 
-Sampler = Callable[[Sequence[str], int, Randomness], Sequence[str]]
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a sampler draws a cohort from.
+
+    Args:
+        round: the round, counted from 1.
+        clients: all clients, in their order.
+        known: what the server knows of each of them.
+        state: what the server has after the rounds before.
+        randomness: of the run.
+    """
+
+    round: int
+    clients: Sequence[str]
+    known: Mapping[str, Known]
+    state: State
+    randomness: Randomness
+
+
+Sampler = Callable[[Sampling], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -55,12 +77,32 @@ def cohort_size(federation: Federation, clients: int) -> int:
     return min(clients, max(1, int(np.floor(federation.fraction * clients + 0.5 + 1e-9))))
 
 
+def client_ranks(lora: Lora, clients: Sequence[str], randomness: Randomness) -> dict[str, int]:
+    """Return the rank of every client's adapter: as the recipe names it, or drawn once for each.
+
+    Args:
+        lora: the recipe's section.
+        clients: all clients.
+        randomness: of the run.
+
+    Raises:
+        RecipeError: the recipe names a client that is not there.
+    """
+    if isinstance(lora.ranks, tuple):
+        draws = (randomness.numpy("rank", client=client) for client in clients)
+        return {client: int(draw.choice(lora.ranks)) for client, draw in zip(clients, draws, strict=True)}
+    named = lora.ranks or {}
+    unknown = sorted(named.keys() - set(clients))
+    if unknown:
+        raise RecipeError(f"lora.ranks names {unknown[0]!r}, but there is no such client; see bellwether data.")
+    return {client: named.get(client, lora.rank) for client in clients}
+
+
 def uniform_sampler(federation: Federation) -> Sampler:
     """Return a sampler that draws clients without replacement, all alike."""
 
-    def sample(clients: Sequence[str], round: int, randomness: Randomness) -> Sequence[str]:
-        drawn = randomness.numpy("cohort", round=round).permutation(len(clients))
-        return [clients[index] for index in drawn[: cohort_size(federation, len(clients))]]
+    def sample(sampling: Sampling) -> Sequence[str]:
+        return _drawn(sampling, sampling.clients, cohort_size(federation, len(sampling.clients)))
 
     return sample
 
@@ -71,12 +113,17 @@ def available_sampler(federation: Federation, trace: Trace) -> Sampler:
     The cohort is smaller than asked for where fewer are there, and empty where none is.
     """
 
-    def sample(clients: Sequence[str], round: int, randomness: Randomness) -> Sequence[str]:
-        there = [client for client in clients if trace(client, round).available]
-        drawn = randomness.numpy("cohort", round=round).permutation(len(there))
-        return [there[index] for index in drawn[: cohort_size(federation, len(clients))]]
+    def sample(sampling: Sampling) -> Sequence[str]:
+        there = [client for client in sampling.clients if trace(client, sampling.round).available]
+        return _drawn(sampling, there, cohort_size(federation, len(sampling.clients)))
 
     return sample
+
+
+def _drawn(sampling: Sampling, clients: Sequence[str], size: int) -> list[str]:
+    """Return so many clients, drawn without replacement."""
+    drawn = sampling.randomness.numpy("cohort", round=sampling.round).permutation(len(clients))
+    return [clients[index] for index in drawn[:size]]
 
 
 def make_sampler(federation: Federation, trace: Trace | None) -> Sampler:

@@ -8,18 +8,19 @@ Shape legend: C centroids of a client, d dimensions of the space.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import adapter_bytes, check_survey
+from bellwether.exchange.checks import array_bytes, check_seconds, check_survey
 from bellwether.exchange.messages import Reply, SurveyTask
 from bellwether.exchange.records import RoundRecord, SurveyRecord
 from bellwether.method.select.groups import keep
+from bellwether.recipe.recipe import Selection
 
 NUMBER_BYTES = 4  # of a kept centroid's number on its way back
 
@@ -52,63 +53,61 @@ class Surveyed:
 
 
 def survey(
-    ask: Callable[[Sequence[str], SurveyTask], Iterator[Reply]], cohort: Sequence[str], task: SurveyTask
+    ask: Callable[[Mapping[str, SurveyTask]], Iterator[Reply]],
+    tasks: Mapping[str, SurveyTask],
+    settings: Selection,
+    round: int,
+    width: int,
 ) -> Surveyed:
     """Ask a cohort for its centroids and keep some of them.
 
     Args:
-        ask: gives the task to clients and yields their replies.
-        cohort: the clients of the round.
-        task: what they are asked.
+        ask: gives clients their tasks and yields their replies.
+        tasks: what each client of the cohort is asked, in the order of the cohort.
+        settings: the recipe's selection section.
+        round: the round, counted from 1.
+        width: how many dimensions the space has.
     """
-    settings = task.selection
-    replies = list(ask(cohort, task))
-    reached = len(cohort) - sum(not reply.reached for reply in replies)
-    duration = max((reply.seconds for reply in replies), default=0.0)
+    replies = list(ask(tasks))
+    unreached = {reply.client for reply in replies if not reply.reached}
     arrived: dict[str, NDArray[Any]] = {}
-    left_out = dict.fromkeys(cohort, "it did not answer")
-    width = _most_frequent_width(replies) if settings.space == "none" else settings.dimensions
+    left_out = dict.fromkeys(tasks, "it did not answer")
+    duration = 0.0
     for reply in replies:
-        try:
-            found_Cd = check_survey(reply, task, cohort, arrived, width)
-        except UpdateRejected as reason:
-            if reply.client not in arrived:  # what came first counts, whatever comes after it
-                left_out[reply.client] = str(reason)
+        if reply.client not in tasks or reply.client in arrived:  # what came first counts, whatever comes after it
             continue
-        arrived[reply.client] = found_Cd
+        try:
+            check_seconds(reply, None)
+            duration = max(duration, reply.seconds)
+            arrived[reply.client] = check_survey(reply, round, width)
+        except UpdateRejected as reason:
+            left_out[reply.client] = str(reason)
+            continue
         left_out.pop(reply.client)
     # The order of the cohort, not of arrival, so that the same centroids make the same groups.
-    centroids = {client: arrived[client] for client in cohort if client in arrived}
+    centroids = {client: arrived[client] for client in tasks if client in arrived}
     least = settings.min_group_centroids
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
-    sent_down = 0 if task.adapter is None else adapter_bytes(task.adapter.tensors) * reached
+    reached = (task.adapter for client, task in tasks.items() if client not in unreached)
+    sent_down = sum(array_bytes(adapter.tensors) for adapter in reached if adapter is not None)
     record = SurveyRecord(
         {c: tuple(tuple(point) for point in points.astype(float).tolist()) for c, points in centroids.items()},
         {c: tuple(groups) for c, groups in found.groups.items()},
         {c: tuple(numbers) for c, numbers in found.numbers.items()},
         sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
-        _sent(replies),
+        _sent(replies, tasks),
     )
     return Surveyed(found.numbers, left_out, record, duration)
 
 
-def _sent(replies: Sequence[Reply]) -> dict[str, int]:
+def _sent(replies: Sequence[Reply], asked: Collection[str]) -> dict[str, int]:
     """Return the bytes of each client's first centroids, also where they were refused: they have left it.
 
     Clients stand in the order of their names, since they answer in any order.
     """
     found: dict[str, int] = {}
     for reply in replies:
-        if reply.survey is not None:
-            found.setdefault(reply.client, int(getattr(reply.survey.centroids_Cd, "nbytes", 0)))
+        points = getattr(reply.survey, "centroids_Cd", None)
+        if reply.client in asked and isinstance(points, np.ndarray):
+            found.setdefault(reply.client, int(points.nbytes))
     return dict(sorted(found.items()))
-
-
-def _most_frequent_width(replies: Sequence[Reply]) -> int | None:
-    """Return how many dimensions most clients' centroids have, so that one wrong client does not shut out the others.
-
-    Features as they are have as many as the model or the proxy makes them.
-    """
-    arrays = [reply.survey.centroids_Cd for reply in replies if reply.survey is not None]
-    widths = Counter(array.shape[1] for array in arrays if getattr(array, "ndim", 0) == 2 and len(array))
-    return widths.most_common(1)[0][0] if widths else None

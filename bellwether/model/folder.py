@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,11 @@ class ModelFolder:
     config: Mapping[str, Any]
 
 
-def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
-    """Find a model's folder, downloading a hub model's files where they are not cached.
+def find_folder(settings: recipe.Model) -> ModelFolder:
+    """Find a model's folder, downloading a hub model's files but its weights where they are not cached.
 
     Args:
         settings: path or name, and revision.
-        weights: whether a hub model's weight files are wanted too.
 
     Raises:
         ModelError: there is no such model, its ``config.json`` is missing or broken, or an adapter lies beside it.
@@ -65,7 +64,7 @@ def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
         raise ModelError(f"model.path is {settings.path!r}, which is a file; give the folder that holds config.json.")
     if not _HUB_NAME.match(settings.path):
         raise ModelError(f"model.path is {settings.path!r}, but there is no such folder; give a model's folder.")
-    return _model_folder(settings.path, _download(settings, weights))
+    return _model_folder(settings.path, _download(settings, weights=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,19 +109,32 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
             f"{path} has its weights in {pickles[0]}, a format that can run code when it is read; "
             f"save the model as {WEIGHTS} (save_pretrained does so)."
         )
-    if folder.name == settings.path and not Path(settings.path).expanduser().is_dir():
+    if _on_hub(settings):
         return _sizes_on_hub(settings)
     raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
+
+
+def with_weights(folder: ModelFolder, settings: recipe.Model) -> ModelFolder:
+    """Return a model's folder with whole weights in it; a hub model's are downloaded where they are not cached.
+
+    Raises:
+        ModelError: there are none, or they are not whole.
+    """
+    if _on_hub(settings):
+        folder = replace(folder, path=_download(settings, weights=True))
+    weight_files(folder, settings)
+    return folder
 
 
 def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
     """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
 
     Raises:
-        ModelError: as ``weight_files``.
+        ModelError: as ``with_weights``.
     """
     digest = hashlib.sha256()
-    for name in sorted(weight_files(folder, settings)):
+    folder = with_weights(folder, settings)
+    for name in _listed_weights(folder.path):
         with (folder.path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -165,7 +177,6 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _local(path: Path, settings: recipe.Model) -> ModelFolder:
-    """Return the facts of a folder on this machine."""
     if settings.revision is not None:
         raise ModelError(
             f"model.revision is {settings.revision!r}, but model.path {settings.path!r} is a folder, which has none; "
@@ -184,6 +195,11 @@ def _model_folder(name: str, path: Path) -> ModelFolder:
             "merge it first with bellwether export, or remove it."
         )
     return ModelFolder(name, path, read_json(path / "config.json"))
+
+
+def _on_hub(settings: recipe.Model) -> bool:
+    """Return whether a model is a name on the hub rather than the embedded one or a folder."""
+    return settings.path != "starter" and not Path(settings.path).expanduser().is_dir()
 
 
 def _download(settings: recipe.Model, weights: bool) -> Path:
@@ -260,15 +276,3 @@ def _promised_size(path: Path, size: int) -> int:
     if not isinstance(end, int) or not 0 <= end < 2**63:
         raise ValueError("its header gives no sizes")
     return 8 + length + end
-
-
-def weights(settings: recipe.Model) -> str:
-    """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
-
-    Args:
-        settings: names the model's folder.
-
-    Raises:
-        ModelError: the folder or its weights are not there.
-    """
-    return weights_digest(find_folder(settings, weights=True), settings)

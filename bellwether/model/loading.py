@@ -59,8 +59,14 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
         raise ModelError(f"{folder.path / 'config.json'} cannot be used: {first_line(error)}.") from error
 
 
-def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> Any:
+def read_tokenizer(folder: ModelFolder, settings: recipe.Model, config: Any, vocabulary: int) -> Any:
     """Return a tokenizer, checked against the rows of an embedding.
+
+    Args:
+        folder: where it is.
+        settings: whether its own code may run.
+        config: of ``read_config``; where the tokenizer's files do not say its class, this does.
+        vocabulary: rows of the embedding.
 
     Raises:
         ModelError: there is none, it cannot be read, or it knows more tokens than the embedding.
@@ -71,7 +77,7 @@ def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
+                folder.path, config=config, local_files_only=True, trust_remote_code=settings.trust_remote_code
             )
     # Tokenizers of different families fail with errors of many types.
     except Exception as error:
@@ -86,13 +92,16 @@ def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int)
     return tokenizer
 
 
-def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.device, encoder: bool = False) -> Any:
+def load_weights(
+    folder: ModelFolder, settings: recipe.Model, device: torch.device, config: Any, encoder: bool = False
+) -> Any:
     """Return a transformers model from a folder: frozen, in evaluation mode, every weight checked.
 
     Args:
         folder: where it is.
         settings: precision, quantisation, attention.
         device: where its weights shall be.
+        config: of ``read_config``.
         encoder: without its head, whatever that was made for; else a causal language model.
 
     Raises:
@@ -108,6 +117,7 @@ def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.devi
         with quiet_transformers():
             model, report = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(
                 folder.path,
+                config=config,
                 dtype=dtype,
                 attn_implementation=attention_of(settings),
                 use_safetensors=True,

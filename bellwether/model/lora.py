@@ -1,13 +1,10 @@
 """LoRA layers over a frozen base, for one adapter or for many at once.
 
-The base's module tree stays as it is: a hook at each adapted module adds to its output
-
-    scaling · dropout(x) A^T B^T        (Hu et al. 2021, arXiv 2106.09685, section 4.1)
-
-A module's adapters stand in K slots, A_KRI and B_KOR, and each row of a batch belongs to one slot, so
-that several clients can be trained in one forward pass over the same base. As in PEFT, A and B are
-float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded
-once to the base's.
+The base's module tree stays as it is: a hook at each adapted module adds ``low_rank_update`` to its output, of inputs
+of which dropout has set some to zero. A module's adapters stand in K slots, A_KRI and B_KOR, and each row of a batch
+belongs to one slot, so that several clients can be trained in one forward pass over the same base. As in PEFT, A and B
+are float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded once to the
+base's.
 
 Shape legend: K slots, R rank, I inputs, O outputs, M tokens of all rows, S chosen ones of them.
 """
@@ -39,6 +36,25 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 # Bytes of adapted weights at most of which copies are made to merge an adapter into.
 MERGED = 2**28
+
+
+def low_rank_update(x_MI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return what LoRA adds to the output of a frozen module: ``scaling · x A^T B^T``.
+
+    Hu et al. 2021 (arXiv 2106.09685), section 4.1, which writes one token as a column: h = W x + scaling · B A x. This
+    is the definition; layers come to the same faster, for the tokens of many adapters at once by
+    ``low_rank.add_low_rank``, and for one adapter that is not trained by ``LoraLayers.merged``, as tests prove.
+
+    Args:
+        x_MI: what the module gets, M tokens of I values.
+        a_RI: A, which brings I values to R, the rank.
+        b_OR: B, which brings R values to the module's O outputs.
+        scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+
+    Returns:
+        update_MO.
+    """
+    return scaling * (x_MI @ a_RI.T @ b_OR.T)
 
 
 def resolve_targets(
@@ -151,26 +167,90 @@ class LoraLayers(torch.nn.Module):
         unknown = [path for path in config.modules if path not in shapes]
         if unknown:
             raise ModelError(f"The adapter is for {unknown[0]}, which {type(model).__name__} does not have.")
-        device = next(model.parameters()).device
-        self.config = config
         self.slots = slots
-        sizes = [config.rank * (shapes[path].inputs + shapes[path].outputs) for path in config.modules]
-        # One stretch of memory per slot, so that an optimizer steps all modules of all slots at once.
-        self.values_KP = torch.zeros(slots, sum(sizes), dtype=dtype, device=device)
-        self.grads_KP = torch.zeros_like(self.values_KP)
-        self.A = torch.nn.ParameterList()
-        self.B = torch.nn.ParameterList()
+        self._shapes = [shapes[path] for path in config.modules]
+        self._dtype, self._device = dtype, next(model.parameters()).device
         self._routing = Routing(None, None, None)
         self._enabled = True
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._adapted: list[Any] = [model.get_submodule(path) for path in config.modules]
-        start = 0
-        for number, path in enumerate(config.modules):
-            shape = shapes[path]
-            self.A.append(self._parameter(start, config.rank, shape.inputs))
-            self.B.append(self._parameter(start + config.rank * shape.inputs, shape.outputs, config.rank))
-            start += sizes[number]
-            self._handles.append(self._adapted[number].register_forward_hook(self._hook(number, path)))
+        self._make_room(config)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = [
+            module.register_forward_hook(self._hook(number, path))
+            for number, (path, module) in enumerate(zip(config.modules, self._adapted, strict=True))
+        ]
+
+    def _make_room(self, config: AdapterConfig) -> None:
+        """Make empty slots for adapters of a configuration."""
+        self.config, rank = config, config.rank
+        # One stretch of memory per slot, so that an optimizer steps all modules of all slots at once.
+        size = sum(rank * (shape.inputs + shape.outputs) for shape in self._shapes)
+        self.values_KP = torch.zeros(self.slots, size, dtype=self._dtype, device=self._device)
+        self.grads_KP = torch.zeros_like(self.values_KP)
+        self.A, self.B, start = torch.nn.ParameterList(), torch.nn.ParameterList(), 0
+        for shape in self._shapes:
+            self.A.append(self._parameter(start, rank, shape.inputs))
+            self.B.append(self._parameter(start + rank * shape.inputs, shape.outputs, rank))
+            start += rank * (shape.inputs + shape.outputs)
+
+    def fit(self, config: AdapterConfig) -> None:
+        """Take adapters of this rank and scaling from now on; where they are others, what is in the slots is lost.
+
+        Args:
+            config: of adapters for the same modules.
+
+        Raises:
+            ModelError: it is for other modules.
+        """
+        if config.modules != self.config.modules:
+            raise ModelError("The adapter is for other modules than the LoRA layers.")
+        if (config.rank, config.scaling) != (self.config.rank, self.config.scaling):
+            self._make_room(config)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of an adapter's tensors in the order in which their values stand in a slot."""
+        return tuple(self._named())
+
+    def where(self, keys: Sequence[str] | None) -> torch.Tensor | None:
+        """Return mask_P: 1 at the values of these tensors in a slot, 0 at others; None where all are meant.
+
+        Args:
+            keys: of tensors, under PEFT's names.
+        """
+        if keys is None or set(keys) == set(self.keys):
+            return None
+        parts = [torch.full((value[0].numel(),), float(key in keys)) for key, value in self._named().items()]
+        return torch.cat(parts).to(self.values_KP)
+
+    @contextlib.contextmanager
+    def folded(self, update: Adapter | None) -> Iterator[None]:
+        """Add an update to the frozen weights for what happens inside; they come back afterwards.
+
+        Args:
+            update: its product, in its scaling, is added to each module that it is for; None adds nothing.
+
+        Raises:
+            ModelError: a module is no plain matrix, such as one that is quantised.
+        """
+        if update is None:
+            yield
+            return
+        own = dict(zip(self.config.modules, self._adapted, strict=True))
+        changed = [(own[path], own[path].weight.data, path) for path in update.config.modules]
+        if any(type(module) is not torch.nn.Linear for module, _, _ in changed):
+            raise ModelError("An update can be folded into plain linear modules only; set model.quantization to none.")
+        with torch.no_grad():
+            for module, weight_OI, path in changed:
+                a_RI, b_OR = (
+                    torch.from_numpy(update.tensors[key(path)]).to(weight_OI.device, torch.float64)
+                    for key in (key_a, key_b)
+                )
+                module.weight.data = (weight_OI + update.config.scaling * (b_OR @ a_RI)).to(weight_OI.dtype)
+        try:
+            yield
+        finally:
+            for module, weight_OI, _ in changed:
+                module.weight.data = weight_OI
 
     def _parameter(self, start: int, rows: int, columns: int) -> torch.nn.Parameter:
         """Return a stacked matrix that is a view of the flat values, and its gradient one of the flat gradients."""
@@ -316,7 +396,6 @@ class LoraLayers(torch.nn.Module):
         return named
 
     def _hook(self, number: int, path: str) -> Callable[..., torch.Tensor | None]:
-        """Return the forward hook of one adapted module."""
 
         def add(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not self._enabled:
@@ -338,7 +417,6 @@ def _shapes(model: Any | ModelFacts) -> tuple[LinearShape, ...]:
 
 
 def _output_path(model: Any | ModelFacts) -> str:
-    """Return the path of the output layer."""
     return (model.output_layer if isinstance(model, ModelFacts) else output_shape(model)).path
 
 

@@ -73,7 +73,7 @@ def not_typed(codes: Iterable[Code], overrides: Iterable[str]) -> list[Code]:
 
     Args:
         codes: of ``code_in``.
-        overrides: what the person typed, such as ``federation.aggregate=my_methods:fedavgm``.
+        overrides: what the person typed, such as ``method.name=my_methods:remembering``.
     """
     codes = list(codes)
     typed = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bellwether.errors import RecipeError
@@ -28,11 +28,6 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = [(tuple(field.split(".")), text) for field, text in _between_sections(recipe)]
     found += _partition_contradictions(recipe.partition)
     if recipe.compare is not None:
-        if recipe.engine.fuse != 1 and recipe.engine.tokens is None:
-            text = (
-                "engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number"
-            )
-            found.append((("engine", "tokens"), f"{text}, such as 1024, or set engine.fuse to 1."))
         if recipe.engine.processes != 1:
             text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
             found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
@@ -53,11 +48,6 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if size and known and size > partition.clients:
         text = f"federation.cohort_size is {size}, but there are {partition.clients} clients; give at most"
         yield "federation.cohort_size", f"{text} {partition.clients}."
-    if recipe.engine.fuse == 1 and recipe.engine.tokens is not None:
-        yield (
-            "engine.tokens",
-            "engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse.",
-        )
     if recipe.engine.processes > 1 and ":" in recipe.model.device:
         text = (
             f"engine.processes is {recipe.engine.processes}, but model.device is {cut(recipe.model.device)}, one device"
@@ -69,6 +59,11 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if federation.deadline is not None and federation.availability is None:
         text = "federation.deadline is given, but nobody's speed is simulated; set it, such as"
         yield "federation.deadline", f"{text} federation.availability.rows_per_second=50."
+    ranks = recipe.lora.ranks or ()
+    largest = max(ranks.values() if isinstance(ranks, Mapping) else ranks, default=0)
+    if largest > recipe.lora.rank:
+        text = f"lora.ranks goes up to {largest}, but lora.rank, the server's, is {recipe.lora.rank}; raise lora.rank"
+        yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
     if warmup >= federation.rounds:
         text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
@@ -213,9 +208,9 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     Without a federation only what counts the passes of the recipe's rounds is used, where nothing else counts them.
     """
     section = field.partition(".")[0]
-    if arm.trains == "federation" or section not in ("training", "federation"):
+    if arm.trains == "federation" or section not in ("training", "federation", "method"):
         return False
     if not arm.learns or field == "training.warmup_rounds":
         return True
     passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
-    return section == "federation" and not (counted and field in passes)
+    return section == "method" or (section == "federation" and not (counted and field in passes))

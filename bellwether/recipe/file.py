@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from bellwether.errors import RecipeError
 from bellwether.recipe.contradictions import contradictions
+from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.plain import DEEPEST, MOST_BYTES, Location, NotPlain, Unreadable, compose, dotted, plain_value
 from bellwether.recipe.recipe import Recipe
 from bellwether.tools.words import cut, shown
@@ -49,7 +50,8 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
     problems: list[str] = []
     path = find_recipe(path) if isinstance(path, str) else path
     source = _read_yaml(path, problems) if path else _Source()
-    for override in overrides:
+    # A method's name first: it leaves the fields of another method behind, and the other overrides are of its own.
+    for override in sorted(overrides, key=lambda text: not text.startswith("method.name")):
         _apply_override(source, override, problems)
     return _validated(source, problems)
 
@@ -80,7 +82,7 @@ def with_overrides(recipe: Recipe, overrides: Mapping[str, Any], place: str = "o
         RecipeError: all mistakes at once.
     """
     source = _Source(recipe.model_dump(mode="json"), origin=place)
-    for name, value in overrides.items():
+    for name, value in sorted(overrides.items(), key=lambda item: item[0] != "method.name"):
         _set(source, tuple(name.split(".")), value, place)
     return _validated(source, [])
 
@@ -171,6 +173,9 @@ def _apply_override(source: _Source, override: str, problems: list[str]) -> None
 def _set(source: _Source, location: tuple[str, ...], value: Any, place: str) -> None:
     """Set one field of a source, making the sections above it where they are not there."""
     target = source.values
+    method = target.get("method")
+    if location == ("method", "name") and isinstance(method, dict) and method.get("name", "fedavg") != value:
+        method.clear()
     for depth, part in enumerate(location[:-1], start=1):
         if not isinstance(target.get(part), dict):
             target[part] = {}
@@ -189,9 +194,14 @@ def _sentences(source: _Source, error: ValidationError) -> list[str]:
         # A list whose items are bad counts as too short as well.
         repeated = problem["type"] == "too_short" and any(known[: len(field)] == field for known in sentences)
         if not repeated and (not kinds or field not in sentences):
-            location = tuple(part for part in problem["loc"] if part not in (*kinds, "[key]"))
+            location = _without_tag(tuple(part for part in problem["loc"] if part not in (*kinds, "[key]")))
             sentences[field] = _sentence(source, location, problem)
     return list(sentences.values())
+
+
+def _without_tag(location: Location) -> Location:
+    """Return a location without the name of the method that pydantic puts behind the field ``method``."""
+    return location[:1] + location[2:] if location[:1] == ("method",) else location
 
 
 # What pydantic says of values of a wrong kind, in words that need no Python.
@@ -206,22 +216,25 @@ _KINDS = {
 def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -> str:
     """Turn one of pydantic's errors into: place, field, what is wrong, what to do."""
     place = source.place(location)
+    method = str(problem["loc"][1]) if problem["loc"][:1] == ("method",) and len(problem["loc"]) > 1 else "fedavg"
     if problem["type"] == "extra_forbidden":
-        return f"{place}: there is no field {dotted(location)}{_nearest(location)}"
+        return f"{place}: there is no field {dotted(location)}{_nearest(location, method)}"
     value = "" if isinstance(problem["input"], dict) else f" is {shown(problem['input'])}"
     message = _KINDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    description = _description(location)
+    description = _description(location, method)
     meaning = f" ({description})" if description else ""
     return f"{place}: {dotted(location)}{value}: {message[0].lower() + message[1:]}{meaning}."
 
 
-def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
-    """Return the section class at a location, or None."""
+def _section_at(location: Sequence[str | int], method: str = "fedavg") -> type[BaseModel] | None:
+    """Return the section class at a location, or None; that of the field ``method`` depends on the method's name."""
     section: type[BaseModel] = Recipe
     parts = iter(location)
     for part in parts:
         info = section.model_fields.get(str(part))
         inner = _inner_section(info.annotation) if info else None
+        if section is Recipe and part == "method":
+            inner = METHODS.get(method, OwnMethod)
         if info is None or inner is None:
             return None
         section = inner
@@ -236,9 +249,9 @@ def _inner_section(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _nearest(location: Location) -> str:
+def _nearest(location: Location, method: str) -> str:
     """Return a hint that names the field nearest to an unknown one, here or in another section."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], method)
     if section is None:
         return "; remove it."
     name = cut(str(location[-1]))
@@ -255,9 +268,9 @@ def _nearest(location: Location) -> str:
     return f"; known here: {', '.join(section.model_fields)}."
 
 
-def _description(location: Location) -> str:
+def _description(location: Location, method: str) -> str:
     """Return the description of the field at a location."""
-    section = _section_at(location[:-1])
+    section = _section_at(location[:-1], method)
     info = section.model_fields.get(str(location[-1])) if section else None
     return (info.description or "") if info else ""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from bellwether.recipe.compare import Arm, Compare, Tune
+from bellwether.recipe.method import FedAvg, MethodSection
 from bellwether.recipe.section import Section, folder_name, ours_or_own, whole_numbers
 from bellwether.recipe.selection import Selection
 
@@ -164,6 +165,14 @@ class Lora(Section):
         "all-linear", description="names of the adapted modules (last part or whole path), or all-linear"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
+    ranks: Mapping[str, Annotated[int, Field(ge=1, strict=True)]] | tuple[Annotated[int, Field(ge=1)], ...] | None = (
+        Field(
+            None,
+            min_length=1,
+            description="ranks of clients, at most rank: {client-01: 4} by name, others have rank; or [2, 4, 8] to "
+            "draw one for each client; null gives all the same; only for methods that take unlike ranks (flexlora)",
+        )
+    )
 
 
 class Training(Section):
@@ -174,12 +183,9 @@ class Training(Section):
         description="what is minimised, a mean over the trained tokens of a step: cross_entropy, or "
         "package.module:function, which gets whole logits and so takes more time and memory",
     )
-    correction: Annotated[str, AfterValidator(ours_or_own("none", "proximal"))] = Field(
-        "none",
-        description="what corrects each client's gradient before it is clipped: none, proximal (FedProx: the adapter "
-        "is drawn back to the one that the round began with), or package.module:function",
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="adamw, or sgd: plain steps along the gradient, without momentum"
     )
-    proximal: float = Field(0.01, gt=0, description="FedProx's mu, how strongly it is drawn back (proximal)")
     local_epochs: int = Field(1, ge=1, description="passes over the client's rows per round")
     local_steps: int | None = Field(None, ge=1, description="optimizer steps per round, instead of local_epochs")
     batch_size: int = Field(8, ge=1, description="rows per batch")
@@ -187,9 +193,14 @@ class Training(Section):
     learning_rate: float = Field(
         8e-3,
         gt=0,
-        description="AdamW's step size, before the schedule; the default suits the embedded base, 3e-4 larger ones",
+        description="the optimizer's step size, before the schedule; the default suits AdamW on the embedded base, "
+        "3e-4 larger ones",
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay, per step, times the learning rate")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decay of the adapter: AdamW's, decoupled, times the learning rate; of sgd added to the gradient",
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; null does not clip")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="learning rate over the steps of all rounds"
@@ -225,11 +236,11 @@ class Engine(Section):
         description="clients trained together over one base; 1 trains one by one, byte for byte as a site alone; "
         "0 takes the whole cohort, or a process's share of it",
     )
-    tokens: int | None = Field(
-        None,
+    tokens: int = Field(
+        2048,
         ge=1,
-        description="tokens, with padding, that run through the base at once where clients are trained together; "
-        "null measures what is fastest, once, and writes it to the run's recipe",
+        description="tokens, with padding, that run through the base at once where clients are trained together; less "
+        "takes less memory, and a GPU may be faster with more",
     )
     processes: int = Field(
         1,
@@ -241,7 +252,7 @@ class Engine(Section):
 
 
 class Federation(Section):
-    """Rounds: who takes part, how long the server waits, how updates become the next adapter."""
+    """Rounds: who takes part, how long the server waits, and what it believes of a client."""
 
     rounds: int = Field(20, ge=1, description="number of rounds")
     sampler: Annotated[str, AfterValidator(ours_or_own("uniform", "available"))] = Field(
@@ -249,9 +260,6 @@ class Federation(Section):
     )
     fraction: float = Field(0.5, gt=0, le=1, description="share of the clients in a cohort; at least one is taken")
     cohort_size: int | None = Field(None, ge=1, description="clients in a cohort, instead of fraction")
-    aggregate: Annotated[str, AfterValidator(ours_or_own("fedavg", "uniform"))] = Field(
-        "fedavg", description="fedavg (weighted by rows), uniform, or package.module:function"
-    )
     quorum: float = Field(0.5, gt=0, le=1, description="share of the cohort whose updates a round needs")
     deadline: float | None = Field(
         None, gt=0, description="simulated seconds after which replies are left out; null waits"
@@ -260,6 +268,9 @@ class Federation(Section):
         0, ge=0, description="rounds below the quorum that a run survives, its adapter unchanged; one more ends it"
     )
     max_rows: int = Field(1_000_000, ge=1, description="rows that one update may claim; more is rejected")
+    max_norm: float = Field(
+        1e4, gt=0, description="largest norm of an update's change, and of an array beside it; more is rejected"
+    )
     availability: Availability | None = Field(None, description="simulated resources; null: all there, all fast")
 
 
@@ -300,6 +311,7 @@ class Recipe(Section):
     data: Data = Data()
     partition: Partition = Partition()
     lora: Lora = Lora()
+    method: MethodSection = Field(FedAvg(), description="the method of federated learning, and its own hyperparameters")
     training: Training = Training()
     selection: Selection = Selection()
     engine: Engine = Engine()

@@ -104,7 +104,11 @@ def part_cells(lines: Sequence[Line], metric: str, part: str = "categories") -> 
     def show(values: Mapping[str, Interval]) -> str:
         return f"{values[metric].mean * _SCALE[metric]:.{2 if metric == 'loss' else 1}f}" if metric in values else "-"
 
-    rows = [[line.name, *(show(getattr(line, part)[name]) for name in names)] for line in lines if getattr(line, part)]
+    rows = [
+        [line.name, *(show(getattr(line, part).get(name, {})) for name in names)]
+        for line in lines
+        if getattr(line, part)
+    ]
     return ["arm", *names], rows
 
 
@@ -182,7 +186,7 @@ def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: 
     return Group(*(rich_table(*table, ascii_only=ascii_only) for table in tables))
 
 
-def describe(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> dict[str, bytes]:
+def comparison_files(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> dict[str, bytes]:
     """Return the files of a comparison's result by name: the tables for people, and all figures for machines.
 
     Args:

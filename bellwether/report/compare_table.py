@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from bellwether.exchange.scores import fraction
 from bellwether.recipe.recipe import Arm
-from bellwether.store.comparison import Comparison, Outcome
+from bellwether.store.comparison import Comparison, Costs, Outcome
 from bellwether.tools.intervals import Interval, by_category, difference, holm, interval
+from bellwether.tools.json_text import KEPT, Finite
 from bellwether.tools.randomness import Randomness
 
 Floats = NDArray[np.float64]
@@ -47,13 +48,15 @@ class Line:
             (Zhang et al. 2023, arXiv 2305.05644); absent for the loss, and where this one's is 0.
     """
 
+    __pydantic_config__ = KEPT
+
     name: str
     scores: Mapping[str, Interval]
     gaps: Mapping[str, Interval]
     categories: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    cost: Mapping[str, float] = field(default_factory=dict)
-    ratios: Mapping[str, float] = field(default_factory=dict)
+    cost: Costs = field(default_factory=dict)
+    ratios: Mapping[str, Finite] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ class ClientGain:
             speaks of seeds; with one seed its ends and p-value are no numbers.
     """
 
+    __pydantic_config__ = KEPT
+
     arm: str
     reference: str
     client: str
-    alone: Mapping[str, float]
+    alone: Mapping[str, Finite]
     shared: Mapping[str, Interval]
     own: Mapping[str, Interval]
 

@@ -8,19 +8,19 @@ path = report(result.folder)
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from bellwether.errors import CheckpointError, first_line
+from bellwether.errors import CheckpointError
 from bellwether.report.compare_table import ClientGain, Line, client_gains, make_lines
 from bellwether.report.page.parts import Page
 from bellwether.store.comparison import INPUTS, RUN, Comparison, arm_folder, is_comparison, read_comparison
 from bellwether.store.finished import FinishedRun, is_run, read_run
 from bellwether.tools.atomic import write_atomic
+from bellwether.tools.json_text import from_json, read_json, reading, typed
 
 REPORT = "report.html"
 TABLE = "table.json"
@@ -74,15 +74,37 @@ def _figures(path: Path, comparison: Comparison) -> tuple[Sequence[Line], Sequen
     """Return lines and gains as ``bellwether compare`` left them; where it did not, as in Python, they are made."""
     if not path.is_file():
         return make_lines(comparison), client_gains(comparison)
-    try:
-        kept = json.loads(path.read_bytes())
-        lines = TypeAdapter(list[Line]).validate_python(kept["lines"])
-        gains = TypeAdapter(list[ClientGain]).validate_python(kept["clients"])
-        if not comparison.arms.keys() <= {line.name for line in lines}:
-            raise ValueError("it lacks an arm")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); remove it, and compare again.") from error
-    return lines, gains
+    with reading(path, "remove it, and compare again"):
+        kept: _Figures = typed(from_json(path.read_bytes()), _Figures)
+        _check_figures(kept, comparison)
+    return kept.lines, kept.clients
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What ``table.json`` holds."""
+
+    lines: Sequence[Line]
+    clients: Sequence[ClientGain]
+
+
+def _check_figures(kept: _Figures, comparison: Comparison) -> None:
+    """Refuse figures of which something is lacking, or is no number where there always is one."""
+    if not comparison.arms.keys() <= {line.name for line in kept.lines if line.scores}:
+        raise ValueError("it lacks an arm")
+    of_lines = [
+        interval
+        for line in kept.lines
+        for figures in (line.scores, line.gaps, *line.categories.values(), *line.groups.values())
+        for interval in figures.values()
+    ]
+    if not all(math.isfinite(end) for one in of_lines for end in (one.low, one.high, one.p)):
+        raise ValueError("an interval has ends that are not finite")
+    for gain in kept.clients:
+        if not {gain.arm, gain.reference} <= comparison.arms.keys() or not gain.shared.keys() <= gain.alone.keys():
+            raise ValueError(f"the gains of {gain.client!r:.40} are not whole")
+        if any(math.isinf(end) for one in (*gain.shared.values(), *gain.own.values()) for end in (one.low, one.high)):
+            raise ValueError("an interval has ends that are not finite")
 
 
 def _first_run(folder: Path, comparison: Comparison) -> FinishedRun | None:
@@ -93,7 +115,5 @@ def _first_run(folder: Path, comparison: Comparison) -> FinishedRun | None:
 
 def _inputs(path: Path) -> Mapping[str, Any]:
     """Return what a comparison rests on beside its recipe, by arm."""
-    try:
-        return {str(name): dict(facts) for name, facts in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); restore it, or compare anew.") from error
+    found: dict[str, dict[str, str]] = read_json(path, dict[str, dict[str, str]], "restore it, or compare anew")
+    return found

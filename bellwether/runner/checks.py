@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bellwether.data.rows import Federated, Tokenised
 from bellwether.errors import DataError, RecipeError
-from bellwether.method.average import make_aggregate
-from bellwether.method.cohort import Trace, cohort_size, make_sampler
+from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
+from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.tools.functions import load_function
+from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
     from bellwether.model.facts import ModelFacts
 
 
 SAFE_ROWS = 5  # centroids of fewer rows are warned of
+
+
+def feature_width(selection: Selection, facts: ModelFacts) -> int:
+    """Return how many features a row has.
+
+    Args:
+        selection: which features there shall be.
+        facts: of the model.
+
+    Raises:
+        RecipeError: layers are chosen that the model or proxy does not have.
+        ModelError: the proxy cannot be used.
+    """
+    chosen = None if selection.layers == "all" else selection.layers
+    if selection.proxy is not None:
+        from bellwether.model.proxy import proxy_width
+
+        return proxy_width(Model(path=selection.proxy), chosen)
+    from bellwether.model.features import state_numbers
+
+    return len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+
+
+def survey_width(selection: Selection, facts: ModelFacts) -> int:
+    """Return how many dimensions the centroids of a survey have; 0 where nobody is surveyed."""
+    if not selection.surveys:
+        return 0
+    return feature_width(selection, facts) if selection.space == "none" else selection.dimensions
 
 
 def check_features(selection: Selection, facts: ModelFacts, public: int) -> None:
@@ -29,15 +59,7 @@ def check_features(selection: Selection, facts: ModelFacts, public: int) -> None
     """
     if selection.method == "full":
         return
-    chosen = None if selection.layers == "all" else selection.layers
-    if selection.proxy is not None:
-        from bellwether.model.proxy import proxy_width
-
-        width = proxy_width(Model(path=selection.proxy), chosen)
-    else:
-        from bellwether.model.features import state_numbers
-
-        width = len(state_numbers(facts.layers, chosen)) * facts.hidden_size
+    width = feature_width(selection, facts)
     if selection.space == "shared" and selection.dimensions > width:
         raise RecipeError(
             f"selection.dimensions is {selection.dimensions}, but a row has {width} features; give at most that."
@@ -94,13 +116,27 @@ def check_cohort_size(recipe: Recipe, clients: int) -> None:
         raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
 
 
-def check_methods(recipe: Recipe, trace: Trace | None) -> None:
+def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -> None:
     """Refuse methods that cannot be had, such as a person's own that is not there or a broken trace."""
     make_sampler(recipe.federation, trace)
-    make_aggregate(recipe.federation.aggregate)
-    for name in (recipe.training.loss, recipe.training.correction, recipe.selection.method):
+    for name in (recipe.training.loss, recipe.selection.method):
         if ":" in name:
             load_function(name)
+    method, name = make_method(recipe.method), recipe.method.name
+    problems = [
+        f"training.{field} is {json.dumps(value)}, but the method {name} is right only with {json.dumps(needed)}; set "
+        f"training.{field}={json.dumps(needed)}, or take another method."
+        for field, needed in method.needs.items()
+        if (value := getattr(recipe.training, field)) != needed
+    ]
+    if recipe.lora.ranks and not method.mixed_ranks:
+        problems.append(
+            f"lora.ranks gives clients unlike ranks, but the method {name} takes one rank for all; set method.name to "
+            "flexlora, or leave lora.ranks out."
+        )
+    client_ranks(recipe.lora, clients, Randomness(recipe.seed))
+    if problems:
+        raise RecipeError(problems)
 
 
 def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

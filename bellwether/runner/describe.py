@@ -8,6 +8,7 @@ has what hardly anybody else has.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def label_skew(own: Mapping[str, int], pooled: Mapping[str, int]) -> float:
     if not own_total or not pooled_total:
         return 0.0
     keys = own.keys() | pooled.keys()
-    return 0.5 * sum(abs(own.get(key, 0) / own_total - pooled.get(key, 0) / pooled_total) for key in keys)
+    # A set has another order in every process; this sum has the same last digit in any.
+    return 0.5 * math.fsum(abs(own.get(key, 0) / own_total - pooled.get(key, 0) / pooled_total) for key in keys)
 
 
 def _summary(

@@ -82,7 +82,6 @@ def propose(paths: Sequence[str | Path]) -> str:
 
 
 def _look(sources: list[str]) -> _Seen:
-    """Read the files."""
     problems = Problems()
     files = [path for source in sources for path in list_files(Path(source).expanduser(), [])]
     records = [record.values for path in files for record in read_records(path, path.name, problems)]

@@ -9,8 +9,8 @@ a fraction of a second, times a rough efficiency; see ``EFFICIENCY`` for where t
 
 from __future__ import annotations
 
+import collections
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +105,10 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """The adapter's modules, its number of weights, and the bytes that it takes on the way."""
+    """The adapter's modules, and its number of weights."""
 
     modules: Sequence[str]
     parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,13 @@ def plan(recipe: Recipe) -> Plan:
     from bellwether.runner.prepare import prepare
 
     prepared = prepare(recipe)
-    facts, rounds = prepared.facts, recipe.federation.rounds
+    facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]
     adapter = _adapter(facts, recipe)
     work = _work(rows, cohort, recipe)
     timing = _time(facts, recipe, work, adapter.parameters, prepared.scored.rows)
+    down, up = _traffic(facts, recipe, list(prepared.clients), cohort)
     longest = max(len(row) for client in rows for row in client)
     return Plan(
         model=facts.name,
@@ -157,8 +157,8 @@ def plan(recipe: Recipe) -> Plan:
         trained_per_round=work.trained,
         scored_rows=len(prepared.scored.rows),
         evaluations=_evaluations(recipe),
-        bytes_down=cohort * adapter.bytes,
-        bytes_up=cohort * adapter.bytes,
+        bytes_down=down,
+        bytes_up=up,
         memory=memory_bytes(
             facts, recipe, adapter.parameters, adapter.modules, longest, clients_together(recipe.engine, cohort)
         ),
@@ -212,8 +212,7 @@ def memory_bytes(
         adapter: weights of the adapter.
         modules: paths of the adapted modules.
         longest: tokens of the longest row.
-        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``; where
-            these are still to be measured, all of their batches are taken.
+        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``.
     """
     from bellwether.model.quantized import weight_bytes
 
@@ -225,8 +224,9 @@ def memory_bytes(
     per_token += facts.layers * 10 * facts.hidden_size * width
     if recipe.training.gradient_checkpointing:
         per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
-    batch = recipe.training.batch_size * longest
-    tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
+    tokens = recipe.training.batch_size * longest
+    if together > 1:
+        tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
     processes = recipe.engine.processes
     bases = processes if processes == 1 else processes + 1
     return {
@@ -286,7 +286,6 @@ def plan_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return the lines of a plan's table."""
     total, share = sum(plan.memory.values()), plan.adapter_parameters / plan.base_parameters
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
@@ -323,13 +322,35 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
-    """Return the size of the adapter that a recipe describes."""
     from bellwether.model.lora import resolve_targets
 
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
     modules = resolve_targets(facts, recipe.lora.target_modules, recipe.lora.rank)
     parameters = sum(recipe.lora.rank * sum(shapes[path]) for path in modules)
-    return _Adapter(modules, parameters, 4 * parameters + _description_bytes(modules, shapes, recipe.lora.rank))
+    return _Adapter(modules, parameters)
+
+
+def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
+    """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them."""
+    import numpy as np
+
+    from bellwether.exchange.checks import array_bytes, payload_bytes
+    from bellwether.method.cohort import client_ranks
+    from bellwether.method.method import Known
+    from bellwether.method.named import make_method
+    from bellwether.model.lora import initial_adapter
+    from bellwether.tools.randomness import Randomness
+
+    method, randomness = make_method(recipe.method), Randomness(recipe.seed)
+    state = method.begin(initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
+    ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
+    down = up = 0.0
+    for rank, count in ranks.items():
+        payload = method.give(state, Known("", rank), 1)
+        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in method.returns(payload).items()}
+        down += count * payload_bytes(payload)
+        up += count * array_bytes({**payload.expected, **arrays})
+    return round(cohort * down / len(clients)), round(cohort * up / len(clients))
 
 
 def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: Sequence[TokenRow]) -> _Time:
@@ -409,15 +430,6 @@ def _rate(x_MI: torch.Tensor, w_OI: torch.Tensor, seconds: float) -> float:
     # The median: other processes make some of the products slow.
     flops = 2 * x_MI.shape[0] * x_MI.shape[1] * w_OI.shape[0]
     return flops / sorted(times)[len(times) // 2]
-
-
-def _description_bytes(modules: Sequence[str], shapes: Mapping[str, tuple[int, int]], rank: int) -> int:
-    """Return the bytes that name the adapter's tensors on the way, as ``wire.adapter_bytes`` counts them."""
-    from bellwether.exchange.adapter import key_a, key_b
-
-    layout = [(key_a(path), (rank, shapes[path][0])) for path in modules]
-    layout += [(key_b(path), (shapes[path][1], rank)) for path in modules]
-    return len(json.dumps(sorted(layout)).encode())
 
 
 def _selected(recipe: Recipe) -> list[str]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bellwether.client.score import by_category, by_group, score
-from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
-from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
+from bellwether.engine.processes import ProcessEngine, Work, worker_models
 from bellwether.engine.resources import UnevenClients
-from bellwether.errors import ModelError
-from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.messages import TrainTask
+from bellwether.errors import CheckpointError, ModelError, first_line
+from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
 from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
-from bellwether.method.average import make_aggregate
-from bellwether.method.cohort import clients_together, cohort_size, make_sampler
-from bellwether.model.base import Base, fingerprint
+from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
+from bellwether.method.method import Method, State
+from bellwether.model.base import Base, weights_fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
-from bellwether.runner.answers import write_answers
-from bellwether.runner.prepare import Prepared, trace_of
+from bellwether.recipe.recipe import Recipe
+from bellwether.runner.answers import Answers
+from bellwether.runner.checks import survey_width
+from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
     RunFolder,
     client_folders,
@@ -33,7 +34,7 @@ from bellwether.tools.randomness import Randomness
 
 
 @contextlib.contextmanager
-def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path) -> Iterator[Engine]:
+def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Method, folder: Path) -> Iterator[Engine]:
     """Yield the engine of a recipe, its clients' own folders in the run's; check the copies of the base afterwards.
 
     Raises:
@@ -45,16 +46,24 @@ def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, folder: Path
     folders = client_folders(folder, list(prepared.clients))
     copies: list[str] = []
     if engine.processes == 1:
-        yield LocalEngine(base, layers, rows, held_out, prepared.stop, engine.tokens, folders, prepared.public)
+        yield LocalEngine(base, layers, rows, held_out, method, prepared.stop, engine.tokens, folders, prepared.public)
     else:
         work = Work(
-            layers.config, slots_of(prepared), rows, held_out, prepared.stop, engine.tokens, folders, prepared.public
+            layers.config,
+            slots_of(prepared),
+            rows,
+            held_out,
+            prepared.recipe.method,
+            prepared.stop,
+            engine.tokens,
+            folders,
+            prepared.public,
         )
         models = worker_models(model, base.device, engine.processes)
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers
             copies = workers.fingerprints()
-    if any(found != base.fingerprint for found in (fingerprint(base.model), *copies)):
+    if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 
 
@@ -78,71 +87,94 @@ def slots_of(prepared: Prepared) -> int:
     return clients_together(prepared.recipe.engine, cohort)
 
 
-def with_tokens(prepared: Prepared, base: Base) -> Prepared:
-    """Return what is prepared with a measured budget of tokens, where clients are trained together without one."""
-    recipe, clients = prepared.recipe, prepared.clients
-    slots = slots_of(prepared)
-    if slots == 1 or recipe.engine.tokens is not None:
-        return prepared
-    adapter = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
-    layers = LoraLayers(base.model, adapter.config, slots)
-    cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
-    with threads_each(recipe.engine.processes):
-        tokens = fastest_tokens(base, layers, cohort, TrainTask(1, adapter, recipe.training, 1, recipe.seed))
-    layers.detach()
-    engine = recipe.engine.model_copy(update={"tokens": tokens})
-    return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
+def first_adapter(base: Base, recipe: Recipe) -> Adapter:
+    """Return the adapter that a run of a recipe starts from."""
+    return initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
 
 
-def where_to_begin(folder: RunFolder, base: Base, watch: Watcher) -> Progress:
+def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
     checkpoint = folder.latest()
     if checkpoint is None:
-        generator = Randomness(folder.recipe.seed).torch("initial adapter")
-        return Progress(0, initial_adapter(base, folder.recipe.lora, generator), {})
+        return Progress(0, method.begin(first_adapter(base, folder.recipe)))
     for text in checkpoint.notes:
         watch(Note(text, warning=True))
     return Progress(
         checkpoint.round,
-        checkpoint.adapter,
-        checkpoint.state,
+        _state_from(folder.path, checkpoint.adapter, checkpoint.state),
         tuple(record for record in checkpoint.history if isinstance(record, RoundRecord)),
         tuple(record for record in checkpoint.history if isinstance(record, EvaluationRecord)),
     )
 
 
 def make_federation(
-    folder: RunFolder, prepared: Prepared, base: Base, layers: LoraLayers, engine: Engine, watch: Watcher
+    folder: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    layers: LoraLayers,
+    engine: Engine,
+    method: Method,
+    answers: Answers,
+    watch: Watcher,
 ) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
-    trace = trace_of(recipe, clients)
-    if trace is not None:
+    if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, trace)
+        engine = UnevenClients(engine.ask, rows, prepared.trace)
 
     def commit(progress: Progress) -> None:
-        folder.commit(progress.round, progress.adapter, progress.state, all_records(progress))
+        folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))
 
-    def score_own(round: int, adapter: Adapter) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
+    def score_own(round: int, state: State) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
         if not prepared.scored.rows:
             return {}, {}
-        layers.load(0, adapter.tensors)
-        scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-        write_answers(folder, prepared, round, scored)
+        layers.fit(state.adapter.config)
+        layers.load(0, state.adapter.tensors)
+        with layers.folded(state.folded):
+            scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+        answers.keep(round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
         recipe=recipe,
         engine=engine,
-        clients=clients,
+        ranks=client_ranks(recipe.lora, clients, Randomness(recipe.seed)),
         evaluating=list(prepared.held_out),
-        sample=make_sampler(recipe.federation, trace),
-        aggregate=make_aggregate(recipe.federation.aggregate),
+        sample=make_sampler(recipe.federation, prepared.trace),
+        method=method,
         score=score_own,
         commit=commit,
         watch=watch,
+        width=survey_width(recipe.selection, prepared.base.facts),
     )
+
+
+def _kept_of(state: State) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a state beside its adapter."""
+    folded = state.folded
+    kept = None if folded is None else {"config": dataclasses.asdict(folded.config), "tensors": folded.tensors}
+    return {"arrays": state.arrays, "folded": kept}
+
+
+def _state_from(path: Path, adapter: Adapter, kept: Mapping[str, Any]) -> State:
+    """Return the state behind ``_kept_of``."""
+    try:
+        arrays, folded = kept["arrays"], kept["folded"]
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays is a {type(arrays).__name__}")
+        update = Adapter(AdapterConfig(**folded["config"]), dict(folded["tensors"])) if folded is not None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The state in the newest checkpoint of {path} is not as it was written ({first_line(error)}); remove that "
+            "checkpoint to go on from the one before."
+        ) from error
+    return State(adapter, arrays, update)
+
+
+def result_of(state: State) -> Adapter:
+    """Return the adapter that a run gives: the last one, with what was folded into the base before it."""
+    return state.adapter if state.folded is None else stacked([state.folded, state.adapter])
 
 
 def all_records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:

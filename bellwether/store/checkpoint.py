@@ -12,6 +12,7 @@ from typing import Any
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, adapter_files, read_adapter
 from bellwether.exchange.records import Record
 from bellwether.store.history import dump_records, dump_state, load_records, load_state
+from bellwether.tools.json_text import from_json
 
 MANIFEST = "manifest.json"
 HISTORY = "history.jsonl"
@@ -70,12 +71,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
         OSError: it cannot be read.
         ModelError: its adapter cannot be read.
     """
-    names = (WEIGHTS_FILE, CONFIG_FILE, "state.safetensors", "state.json", HISTORY, RECIPE)
-    manifest = json.loads((path / MANIFEST).read_bytes())
-    files = {name: (path / name).read_bytes() for name in names}
-    expected = json.loads(_manifest(int(path.name), files))
-    if manifest != expected:
-        listed = manifest.get("files") if isinstance(manifest, dict) else None
-        wrong = [name for name in names if not isinstance(listed, dict) or listed.get(name) != expected["files"][name]]
-        raise ValueError(f"{', '.join(wrong) or MANIFEST} is not what was written")
+    files = _verified(path, (WEIGHTS_FILE, CONFIG_FILE, "state.safetensors", "state.json", HISTORY, RECIPE))
     return Checkpoint(int(path.name), read_adapter(path), load_state(files), load_records(files[HISTORY]))
+
+
+def read_history(path: Path) -> tuple[Record, ...]:
+    """Read and verify the records in a checkpoint, whatever has become of its other files.
+
+    Raises:
+        ValueError: they are not what was written.
+        OSError: they cannot be read.
+    """
+    return load_records(_verified(path, (HISTORY,))[HISTORY])
+
+
+def _verified(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return files of a checkpoint by name, once they are known to be those of its manifest."""
+    manifest = from_json((path / MANIFEST).read_bytes())
+    files = {name: (path / name).read_bytes() for name in names}
+    expected = from_json(_manifest(int(path.name), files))
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    found = {name: listed.get(name) for name in names} if isinstance(listed, dict) else {}
+    if not isinstance(listed, dict) or {**manifest, "files": found} != expected:
+        wrong = [name for name in names if found.get(name) != expected["files"][name]]
+        raise ValueError(f"{', '.join(wrong) or MANIFEST} is not what was written")
+    return files

@@ -12,23 +12,24 @@ Shape legend: N rows of the client, d dimensions of the space.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.data.rows import TokenRow
-from bellwether.errors import CheckpointError, first_line
+from bellwether.errors import CheckpointError
 from bellwether.exchange.records import RoundRecord
-from bellwether.store.client_state import SELECTED, SURVEY, damaged, recall_state
+from bellwether.store.client_state import SELECTED, SURVEY, damaged, recall_state, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.json_text import read_json, reading
 
 ROWS = "rows.json"
 
-Read = TypeVar("Read")
+_REMEDY = "restore it, or run anew"
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,14 @@ def read_chosen(folders: Mapping[str, Path], rounds: Sequence[RoundRecord]) -> d
 
 def _read_client(folder: Path, used: Sequence[int], asked: int | None) -> Chosen:
     """Return what one client chose in the rounds in which it was used, and where its rows lay in the one asked for."""
-    categories = _read(folder / ROWS, lambda data: [str(name) for name in json.loads(data)])
-
-    def numbers(data: bytes) -> list[int]:
-        found = [int(number) for number in json.loads(data)["rows"]]
-        if any(not 0 <= number < len(categories) for number in found):
-            raise ValueError(f"it names rows beyond the client's {len(categories)}")
-        return found
-
-    rounds = {round: _read(folder / SELECTED / f"{round:04d}.json", numbers) for round in used}
+    categories: list[str] = read_json(folder / ROWS, list[str], _REMEDY)
+    rounds = {}
+    for round in used:
+        path = folder / SELECTED / f"{round:04d}.json"
+        with reading(path, _REMEDY):
+            rounds[round] = selected_rows(path)
+            if any(number >= len(categories) for number in rounds[round]):
+                raise ValueError(f"it names rows beyond the client's {len(categories)}")
     points_Nd = None if asked is None else _points(folder, asked, len(categories))
     return Chosen(categories, rounds, points_Nd)
 
@@ -115,23 +115,16 @@ def _points(folder: Path, asked: int, rows: int) -> NDArray[np.floating[Any]] | 
     if found is None:
         return None
     computed, arrays = found
-    if int(arrays.get("surveyed", 0)) != asked:
-        return None
     path = folder / SURVEY / f"{computed:04d}.npz"
-    if "points" not in arrays:
-        raise damaged(path, KeyError("points"))
-    points_Nd = arrays["points"]
-    if points_Nd.ndim != 2 or len(points_Nd) != rows:
+    try:
+        if int(arrays.get("surveyed", 0)) != asked:
+            return None
+        points_Nd = arrays["points"]
+        whole = points_Nd.dtype.kind == "f" and bool(np.isfinite(points_Nd).all())
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise damaged(path, error) from error
+    if not whole or points_Nd.ndim != 2 or len(points_Nd) != rows:
         raise CheckpointError(
             f"{path} has points of shape {points_Nd.shape}, and the client has {rows} rows; restore it."
         )
     return points_Nd
-
-
-def _read(path: Path, read: Callable[[bytes], Read]) -> Read:
-    """Return what a file of a client holds."""
-    try:
-        return read(path.read_bytes())
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}); restore it, or run anew.") from error

@@ -11,6 +11,7 @@ NAME/method/0003.npz       what the method keeps at the client after round 3, su
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,11 @@ from numpy.typing import NDArray
 
 from bellwether.errors import CheckpointError, first_line
 from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.json_text import Count, from_json, typed
 
 SURVEY, SELECTED, METHOD = "survey", "selected", "method"
 
 Arrays = Mapping[str, NDArray[Any]]
-
-PLACE = "array/"  # before every name, so that none is taken for an argument of NumPy's writer
 
 # Of rounds that counted: the newest, and those that a run needs anew where its last checkpoint is damaged.
 KEPT = 3
@@ -45,8 +45,11 @@ def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int
         CheckpointError: it cannot be written.
     """
     buffer = io.BytesIO()
-    named: dict[str, Any] = {f"{PLACE}{key}": value for key, value in arrays.items()}
-    np.savez(buffer, **named)
+    # NumPy's own archive, but that no name can be taken for an argument of its writer.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, value in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
     write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
     for path in [path for path in _files(client, name) if int(path.stem) <= settled][:-KEPT]:
         path.unlink(missing_ok=True)
@@ -71,9 +74,29 @@ def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | No
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return int(path.stem), {key.removeprefix(PLACE): value for key, value in stored.items()}
+            return int(path.stem), dict(stored)
     except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
         raise damaged(path, error) from error
+
+
+def selected_rows(path: Path) -> list[int]:
+    """Return the numbers of the rows that a client trained on in a round.
+
+    Args:
+        path: the file of the round.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be read.
+    """
+    kept = typed(from_json(path.read_bytes()), dict[str, Any])
+    rows: list[int] = typed(kept.get("rows"), list[Count])
+    return rows
+
+
+def selected_files(client: Path) -> list[Path]:
+    """Return the files of a client that ``selected_rows`` reads, the oldest round first."""
+    return _files(client, SELECTED, "json")
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
@@ -84,6 +107,7 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _files(client: Path, name: str) -> list[Path]:
-    """Return a client's files of one kind, the oldest round first."""
-    return sorted((client / name).glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+def _files(client: Path, name: str, suffix: str = "npz") -> list[Path]:
+    """Return a client's files of one kind, the oldest round first; what else lies there is not looked at."""
+    paths = [path for path in (client / name).glob(f"*.{suffix}") if path.stem.isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem))

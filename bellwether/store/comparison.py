@@ -7,24 +7,45 @@ ARM/seed-5/outcomes.json     what each adapter of an arm scored
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from bellwether.errors import BellwetherError, CheckpointError, first_line
+from pydantic import AfterValidator, Field
+
+from bellwether.errors import CheckpointError
 from bellwether.exchange.scores import Totals, add_up
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Arm, Recipe
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.atomic import slug, write_atomic
-from bellwether.tools.json_text import plain
+from bellwether.tools.json_text import KEPT, Amount, Count, Number, from_json, plain, read_json, reading, typed
 
 FILE = "comparison.json"
 OUTCOMES, INPUTS = "outcomes.json", "inputs.json"
 RUN, ADAPTERS = "run", "adapters"  # of an arm under a seed
 
-Costs = Mapping[str, float]
+_COUNTED = ("rows", "rows_of_all", "rows_seen", "tokens", "seconds")  # in all costs
+
+
+def _whole_costs(costs: Mapping[str, float]) -> Mapping[str, float]:
+    """Return costs, refusing those of which a share of the rows cannot be told."""
+    if costs and not (costs.keys() >= set(_COUNTED) and costs["rows_of_all"] > 0):
+        raise ValueError(f"not all of {', '.join(_COUNTED)}")
+    return costs
+
+
+def _inside(path: str) -> str:
+    """Return a path, refusing one that does not lead to a folder below."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not path.isprintable():
+        raise ValueError("no folder of the arm")
+    return path
+
+
+Costs = Annotated[Mapping[str, Amount], AfterValidator(_whole_costs)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -50,18 +71,20 @@ class Outcome:
         failure: why a trial has no scores and counts as the worst; empty where it has some.
     """
 
+    __pydantic_config__ = KEPT
+
     arm: str
-    seed: int
+    seed: Seed
     client: str
     categories: tuple[str, ...]
     totals: tuple[Totals, ...]
     answers: tuple[str | None, ...]
     own: tuple[str, ...] = ()
     cost: Costs = field(default_factory=dict)
-    curve: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[Amount, Number], ...] = ()
     groups: tuple[str, ...] = ()
     clients: Mapping[str, Totals] = field(default_factory=dict)
-    adapter: str = ""
+    adapter: Annotated[str, AfterValidator(_inside), Field(max_length=300)] = ""
     failure: str = ""
 
     def by_category(self) -> dict[str, Totals]:
@@ -80,10 +103,20 @@ class Trial:
         score: the macro score that chooses; infinitely bad where the training diverged.
     """
 
+    __pydantic_config__ = KEPT
+
     arm: str
-    learning_rate: float
-    passes: int
-    score: float
+    learning_rate: Amount
+    passes: Count
+    score: Number
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What ``comparison.json`` holds."""
+
+    arms: Mapping[str, Arm]
+    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True)
@@ -152,17 +185,29 @@ def read_comparison(folder: Path) -> Comparison:
     """
     if not is_comparison(folder):
         raise CheckpointError(f"{folder} holds no finished comparison; go on with bellwether compare --out {folder}.")
-    try:
+    with reading(folder / RECIPE, "restore it, or compare anew in another folder"):
         recipe = load_recipe(folder / RECIPE)
-        kept = json.loads((folder / FILE).read_bytes())
-        arms = {name: Arm.model_validate(arm) for name, arm in kept["arms"].items()}
-        trials = [Trial(**{**trial, "score": float(trial["score"])}) for trial in kept["trials"]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, BellwetherError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"The comparison in {folder} cannot be read ({reason}); compare again.") from error
+    kept = _read_kept(folder, recipe)
     seeds = recipe.compare.seeds if recipe.compare else ()
-    outcomes = [one for seed in seeds for name in arms for one in read_outcomes(arm_folder(folder, name, seed))]
-    return Comparison(recipe, arms, outcomes, trials)
+    outcomes = [
+        one for seed in seeds for name in kept.arms for one in read_outcomes(arm_folder(folder, name, seed), name, seed)
+    ]
+    check_outcomes(folder, outcomes)
+    return Comparison(recipe, kept.arms, outcomes, kept.trials)
+
+
+def _read_kept(folder: Path, recipe: Recipe) -> _Kept:
+    """Return the arms and trials of the comparison of a recipe."""
+    remedy = f"go on with bellwether compare --out {folder}, which writes it anew"
+    with reading(f"The comparison in {folder / FILE}", remedy):
+        kept: _Kept = typed(from_json((folder / FILE).read_bytes()), _Kept)
+        arms = recipe.compare.arms if recipe.compare else {}
+        if {name: arm.trains for name, arm in arms.items()} != {name: arm.trains for name, arm in kept.arms.items()}:
+            raise ValueError(f"its arms are not those of {RECIPE}")
+        unknown = [trial.arm for trial in kept.trials if trial.arm not in arms]
+        if unknown:
+            raise ValueError(f"it has trials of an arm {unknown[0]!r:.40}, which is not there")
+    return kept
 
 
 def is_done(folder: Path) -> bool:
@@ -170,28 +215,48 @@ def is_done(folder: Path) -> bool:
     return (folder / OUTCOMES).exists()
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
+def read_outcomes(folder: Path, arm: str | None = None, seed: int | None = None) -> list[Outcome]:
     """Return the outcomes that an arm's folder holds.
 
+    Args:
+        folder: of an arm under a seed.
+        arm: whose outcomes they must be; None takes any.
+        seed: under which they must have come; None takes any.
+
     Raises:
-        CheckpointError: they cannot be read.
+        CheckpointError: they cannot be read, or are others.
     """
-    try:
-        return [_read_outcome(one) for one in json.loads((folder / OUTCOMES).read_bytes())]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / OUTCOMES} cannot be read ({first_line(error)}); remove it, and this arm is trained anew."
-        ) from error
+    outcomes: list[Outcome] = read_json(folder / OUTCOMES, Annotated[list[Outcome], Field(min_length=1)], _REMEDY)
+    with reading(folder / OUTCOMES, _REMEDY):
+        for one in outcomes:
+            if arm not in (None, one.arm) or seed not in (None, one.seed):
+                raise ValueError(f"it is of the arm {one.arm!r:.40} under seed {one.seed}")
+            if not len(one.totals) == len(one.answers) == len(one.categories) or len(one.groups) not in (
+                0,
+                len(one.totals),
+            ):
+                raise ValueError("it has not as many totals as answers, categories and groups")
+    return outcomes
 
 
-def _read_outcome(one: Mapping[str, Any]) -> Outcome:
-    """Return the outcome behind its JSON, in which a loss that is no number stands as a text."""
-    totals = tuple(_read_totals(row) for row in one["totals"])
-    lists = {name: tuple(one[name]) for name in ("categories", "answers", "own", "groups")}
-    curve = tuple((float(passes), float(loss)) for passes, loss in one["curve"])
-    clients = {client: _read_totals(row) for client, row in one["clients"].items()}
-    return Outcome(**{**one, **lists, "totals": totals, "curve": curve, "clients": clients})
+def check_outcomes(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Refuse outcomes that cannot stand beside one another.
+
+    Args:
+        folder: of the comparison.
+        outcomes: of all its arms and seeds.
+
+    Raises:
+        CheckpointError: there are none, or one of them has no finite scores, or those of other rows than the first.
+    """
+    if not outcomes:
+        raise CheckpointError(f"{folder / RECIPE} compares nothing; restore it, or compare anew in another folder.")
+    for one in outcomes:
+        with reading(arm_folder(folder, one.arm, one.seed) / OUTCOMES, _REMEDY):
+            if not all(math.isfinite(row.loss) for row in (*one.totals, *one.clients.values())):
+                raise ValueError("its losses are not finite")
+            if not one.totals or one.categories != outcomes[0].categories:
+                raise ValueError(f"its rows are not those of the arm {outcomes[0].arm!r} under seed {outcomes[0].seed}")
 
 
-def _read_totals(row: Mapping[str, Any]) -> Totals:
-    return Totals(**{**row, "loss": float(row["loss"])})
+_REMEDY = "remove it, and this arm is trained anew"

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
-from bellwether.errors import BellwetherError, CheckpointError, first_line
-from bellwether.exchange.records import EvaluationRecord, Record, RoundRecord
+from bellwether.errors import CheckpointError
+from bellwether.exchange.records import EvaluationRecord, Record, RoundRecord, SurveyRecord
+from bellwether.exchange.scores import Totals, add_up
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.store.checkpoint import HISTORY, RECIPE
+from bellwether.store.checkpoint import HISTORY, RECIPE, read_history
 from bellwether.store.chosen import Chosen, read_chosen
-from bellwether.store.history import ScoredRow, load_records, load_rows
+from bellwether.store.history import ScoredRow, load_rows
 from bellwether.store.holdings import Description, load_description
-from bellwether.store.run_folder import ADAPTER, ANSWERS, CHECKPOINTS, CLIENTS, ENVIRONMENT, SAMPLES, client_folders
+from bellwether.store.run_folder import (
+    ADAPTER,
+    ANSWERS,
+    CHECKPOINTS,
+    CLIENTS,
+    ENVIRONMENT,
+    SAMPLES,
+    client_folders,
+    read_environment,
+)
+from bellwether.tools.json_text import KEPT, Count, from_json_lines, reading, typed
 
 Read = TypeVar("Read")
 
@@ -37,7 +45,9 @@ class Sample:
         after: the final one.
     """
 
-    row: int
+    __pydantic_config__ = KEPT
+
+    row: Count
     category: str
     instruction: str
     context: str
@@ -95,62 +105,120 @@ def read_run(folder: Path) -> FinishedRun:
         raise CheckpointError(f"{folder} holds no run; give the folder of a finished one.")
     if not (folder / ADAPTER).is_dir():
         raise CheckpointError(f"The run in {folder} is not finished; go on with bellwether run --resume {folder}.")
-    recipe = _read(folder / RECIPE, lambda _: load_recipe(folder / RECIPE))
-    records = _records(folder, recipe.federation.rounds)
+    with reading(folder / RECIPE, "restore it, or run anew"):
+        recipe = load_recipe(folder / RECIPE)
+    again = f"bellwether run --resume {folder} makes it anew"
+    description = _read(folder / CLIENTS, again, load_description)
+    records = _records(folder, recipe.federation.rounds, description)
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
-    before, after = _scored_rows(folder, [record.round for record in evaluations if record.part != "clients"])
-    description = _read(folder / CLIENTS, load_description)
+    before, after = _scored_rows(folder, [record for record in evaluations if record.part != "clients"], again)
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     chooses = recipe.selection.method != "full"
     clients = [client.client for client in description.clients]
     return FinishedRun(
         recipe=recipe,
-        environment=_read(folder / ENVIRONMENT, TypeAdapter(dict[str, Any]).validate_json),
+        environment=read_environment(folder / ENVIRONMENT, "restore it, or run anew"),
         description=description,
         rounds=rounds,
         evaluations=evaluations,
         before=before,
         after=after,
-        samples=_read(folder / SAMPLES, _samples),
+        samples=_read(folder / SAMPLES, again, lambda data: from_json_lines(data, lambda line: typed(line, Sample))),
         chosen=read_chosen(client_folders(folder, clients), rounds) if chooses else {},
     )
 
 
-def _records(folder: Path, rounds: int) -> Sequence[Record]:
+def _records(folder: Path, rounds: int, description: Description) -> Sequence[Record]:
     """Return all records of a run, which its last checkpoint holds."""
     checkpoints = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()]
     if not checkpoints:
         raise CheckpointError(f"{folder / CHECKPOINTS} holds no checkpoint, where a run's records are; restore one.")
-    path = max(checkpoints, key=lambda path: int(path.name)) / HISTORY
-    records = _read(path, load_records)
+    newest = max(checkpoints, key=lambda path: int(path.name))
+    path, again = newest / HISTORY, f"bellwether run --resume {folder} goes on from the checkpoint before"
+    with reading(path, again):
+        records = read_history(newest)
+        _check_told(records, {client.client for client in description.clients})
     last = max((record.round for record in records), default=0)
     if last != rounds:
         raise CheckpointError(f"{path} ends with round {last} of {rounds}; restore the last checkpoint, or run anew.")
     return records
 
 
-def _scored_rows(folder: Path, rounds: Sequence[int]) -> tuple[Sequence[ScoredRow], Sequence[ScoredRow]]:
-    """Return the scored rows with the answers after the first and the last of these rounds."""
-    if not rounds:
+def _check_told(records: Sequence[Record], clients: Set[str]) -> None:
+    """Refuse records of which one part names what another does not have."""
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    if [record.round for record in rounds] != list(range(1, len(rounds) + 1)):
+        raise ValueError("its rounds do not follow one another")
+    for record in rounds:
+        cohort = set(record.cohort)
+        if not cohort | record.left_out.keys() <= clients:
+            raise ValueError(f"round {record.round} names clients of whom {CLIENTS} says nothing")
+        if not {one.client for one in record.clients} <= cohort:
+            raise ValueError(f"round {record.round} was trained by clients that were not asked")
+        if record.survey is not None:
+            _check_survey(record.survey, cohort)
+
+
+def _check_survey(survey: SurveyRecord, cohort: Set[str]) -> None:
+    """Refuse a survey whose parts do not belong together."""
+    sent = {client: len(points) for client, points in survey.centroids.items()}
+    if not sent.keys() <= cohort or not {*survey.kept, *survey.groups} <= cohort:
+        raise ValueError("a survey names clients that were not asked")
+    if len({len(point) for points in survey.centroids.values() for point in points}) > 1:
+        raise ValueError("the centroids of a survey have not all as many dimensions")
+    if any(number >= sent.get(client, 0) for client, numbers in survey.kept.items() for number in numbers):
+        raise ValueError("a survey kept centroids that are not there")
+
+
+def _scored_rows(
+    folder: Path, scored: Sequence[EvaluationRecord], again: str
+) -> tuple[Sequence[ScoredRow], Sequence[ScoredRow]]:
+    """Return the scored rows with the answers after the first and the last of these evaluations."""
+    if not scored:
         return (), ()
-    first, last = (folder / ANSWERS / f"{number:04d}.jsonl" for number in (min(rounds), max(rounds)))
-    before, after = _read(first, load_rows), _read(last, load_rows)
+    first, last = (answers_file(folder, record.round) for record in (scored[0], scored[-1]))
+    before, after = _read(first, again, load_rows), _read(last, again, load_rows)
     if [row.category for row in before] != [row.category for row in after]:
         raise CheckpointError(
-            f"{last} has {len(after)} rows, and {first} {len(before)}, not the same ones; restore both, or run anew."
+            f"{last} has {len(after)} rows, and {first} {len(before)}, not the same ones; {again}, or restore both."
         )
+    for path, record, rows in ((first, scored[0], before), (last, scored[-1], after)):
+        with reading(path, again):
+            check_rows(rows, record)
     return before, after
 
 
-def _samples(data: bytes) -> list[Sample]:
-    """Return the samples behind lines of JSON."""
-    return [Sample(**json.loads(line)) for line in data.decode().splitlines()]
+def answers_file(folder: Path, round: int) -> Path:
+    """Return where a run keeps the answers to scored rows.
+
+    Args:
+        folder: of the run.
+        round: the round whose adapter was scored.
+    """
+    return folder / ANSWERS / f"{round:04d}.jsonl"
 
 
-def _read(path: Path, read: Callable[[bytes], Read]) -> Read:
+def check_rows(rows: Sequence[ScoredRow], record: EvaluationRecord) -> None:
+    """Refuse scored rows that are not those of an evaluation.
+
+    Args:
+        rows: of ``load_rows``.
+        record: what became of them.
+
+    Raises:
+        ValueError: they add up to something else.
+    """
+    # Not their scores: rows that were scored anew may differ in the last bits.
+    found = add_up((row.category, row.totals) for row in rows)
+    if _counts(found) != _counts(record.categories):
+        raise ValueError(f"its rows are not those that were scored after round {record.round}")
+
+
+def _counts(categories: Mapping[str, Totals]) -> dict[str, tuple[int, int, int]]:
+    return {name: (totals.rows, totals.tokens, totals.generated) for name, totals in categories.items()}
+
+
+def _read(path: Path, remedy: str, read: Callable[[bytes], Read]) -> Read:
     """Return what a file of a run holds."""
-    try:
+    with reading(path, remedy):
         return read(path.read_bytes())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, BellwetherError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}); restore it, or run anew.") from error

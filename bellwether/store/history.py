@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from bellwether.errors import CheckpointError
+from bellwether.errors import CheckpointError, first_line
 from bellwether.exchange.records import EvaluationRecord, Record, RoundRecord
 from bellwether.exchange.scores import Scores, Totals, macro, means
-from bellwether.tools.json_text import json_lines, plain
+from bellwether.tools.json_text import KEPT, check_depth, from_json, from_json_lines, json_lines, plain, typed
 from bellwether.tools.spreadsheet import csv_table
 
 MACRO, POOLED = "(macro)", "(all rows)"
@@ -42,20 +40,17 @@ def load_records(data: bytes) -> tuple[Record, ...]:
     Raises:
         ValueError: a line is not a record.
     """
-    records = []
-    for line in data.decode().splitlines():
-        values = json.loads(line)
-        kind = values.pop("kind", None)
-        if kind not in _KINDS:
-            raise ValueError(f"a record of kind {kind!r}")
-        records.append(_reader(kind).validate_python(values))
-    return tuple(records)
+    return tuple(from_json_lines(data, _record))
 
 
-@functools.cache
-def _reader(kind: str) -> TypeAdapter[Any]:
-    """Return what turns the fields of a record into the record."""
-    return TypeAdapter(_KINDS[kind])
+def _record(line: Any) -> Record:
+    """Return the record behind the value of a line."""
+    values = dict(typed(line, dict[str, Any]))
+    kind = values.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"a record of kind {kind!r:.40}")
+    record: Record = typed(values, _KINDS[kind])
+    return record
 
 
 def round_lines(records: Iterable[Record]) -> bytes:
@@ -76,6 +71,8 @@ class ScoredRow:
         totals: of this row alone.
     """
 
+    __pydantic_config__ = KEPT
+
     category: str
     answer: str | None
     totals: Totals
@@ -91,15 +88,16 @@ def load_rows(data: bytes) -> tuple[ScoredRow, ...]:
 
     Raises:
         ValueError: a line holds no scored row.
-        TypeError: the same.
-        KeyError: the same.
     """
-    rows = []
-    for line in data.decode().splitlines():
-        values = json.loads(line)
-        category, answer, loss = (values.pop(name) for name in ("category", "answer", "loss"))
-        rows.append(ScoredRow(category, answer, Totals(**values, loss=float(loss))))
-    return tuple(rows)
+    return tuple(from_json_lines(data, _scored_row))
+
+
+def _scored_row(line: Any) -> ScoredRow:
+    """Return the scored row behind the value of a line, which has the totals beside category and answer."""
+    totals = dict(typed(line, dict[str, Any]))
+    own = {name: totals.pop(name) for name in ("category", "answer") if name in totals}
+    row: ScoredRow = typed({**own, "totals": totals}, ScoredRow)
+    return row
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -154,7 +152,11 @@ def dump_state(state: Mapping[str, Any]) -> dict[str, bytes]:
     from safetensors.numpy import save
 
     arrays: dict[str, NDArray[Any]] = {}
-    tree = _take_apart(state, arrays, "state")
+    try:
+        tree = _take_apart(state, arrays, "state")
+        check_depth(tree)
+    except (RecursionError, ValueError) as error:
+        raise CheckpointError("The state cannot be kept: it is nested too deep; give it fewer levels.") from error
     try:
         return {"state.json": json.dumps(tree).encode(), "state.safetensors": save(arrays)}
     except SafetensorError as error:
@@ -171,9 +173,10 @@ def load_state(files: Mapping[str, bytes]) -> dict[str, Any]:
     from safetensors.numpy import load
 
     try:
-        state = _put_together(json.loads(files["state.json"]), load(files["state.safetensors"]))
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"the state is broken ({error})") from error
+        arrays = load(files["state.safetensors"])
+    except (SafetensorError, KeyError) as error:  # a KeyError for a dtype that NumPy does not have
+        raise ValueError(f"the state's arrays are broken ({first_line(error)})") from error
+    state = _put_together(from_json(files["state.json"]), arrays)
     if not isinstance(state, dict):
         raise ValueError("the state is not a mapping")
     return state
@@ -210,12 +213,17 @@ def _text(key: Any, place: str) -> str:
 
 def _put_together(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """Return the value behind ``_take_apart``."""
-    if not isinstance(tree, list):
-        return tree
-    kind, *items = tree
-    if kind == "map":
-        return {key: _put_together(item, arrays) for key, item in items[0].items()}
-    if kind in ("list", "tuple"):
-        values: Sequence[Any] = [_put_together(item, arrays) for item in items]
-        return values if kind == "list" else tuple(values)
-    return arrays[items[0]] if kind == "array" else arrays[items[0]][()]
+    match tree:
+        case None | bool() | int() | float() | str():
+            return tree
+        case ["map", dict(items)]:
+            return {key: _put_together(item, arrays) for key, item in items.items()}
+        case ["list", *items]:
+            return [_put_together(item, arrays) for item in items]
+        case ["tuple", *items]:
+            return tuple(_put_together(item, arrays) for item in items)
+        case ["array", str(key)] if key in arrays:
+            return arrays[key]
+        case ["number", str(key)] if key in arrays and arrays[key].ndim == 0:
+            return arrays[key][()]
+    raise ValueError(f"the state holds {repr(tree)[:40]}, which stands for nothing")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field
 
-from bellwether.tools.json_text import plain
+from bellwether.tools.json_text import KEPT, Amount, Count, Truth, from_json, plain, typed
+from bellwether.tools.words import clean
+
+Share = Annotated[Amount, Field(le=1.000001)]  # of sums that may be a little off
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,19 @@ class ClientSummary:
         groups: its training rows by group (language or domain).
     """
 
+    __pydantic_config__ = KEPT
+
     client: str
-    rows: int
-    held_out: int
-    categories: Mapping[str, int]
-    skew: float
-    median_tokens: float | None = None
-    longest_tokens: int | None = None
-    shortened: int = 0
-    cut: int = 0
-    left_out: int = 0
-    groups: Mapping[str, int] = field(default_factory=dict)
+    rows: Count
+    held_out: Count
+    categories: Mapping[str, Count]
+    skew: Share
+    median_tokens: Amount | None = None
+    longest_tokens: Count | None = None
+    shortened: Count = 0
+    cut: Count = 0
+    left_out: Count = 0
+    groups: Mapping[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,13 @@ class Description:
         notes: what reading and dealing the rows had to say.
     """
 
-    clients: Sequence[ClientSummary]
-    categories: Mapping[str, int]
-    validation: int
-    test: int
-    tokenised: bool
+    __pydantic_config__ = KEPT
+
+    clients: Annotated[Sequence[ClientSummary], Field(min_length=1)]
+    categories: Mapping[str, Count]
+    validation: Count
+    test: Count
+    tokenised: Truth
     notes: Sequence[str] = ()
 
     @property
@@ -84,4 +92,11 @@ def load_description(data: bytes) -> Description:
     Raises:
         ValueError: it is none.
     """
-    return TypeAdapter(Description).validate_json(data)
+    found: Description = typed(from_json(data), Description)
+    names = [client.client for client in found.clients]
+    if len(set(names)) < len(names):
+        raise ValueError("two clients have one name")
+    for client in found.clients:
+        if sum(client.categories.values()) != client.rows or client.left_out > client.rows:
+            raise ValueError(f"the counts of {clean(client.client):.40} do not add up")
+    return found

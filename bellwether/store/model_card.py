@@ -81,7 +81,7 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         rank=recipe.lora.rank,
         alpha=f"{recipe.lora.alpha:g}",
         clients=clients,
-        aggregate=_code(recipe.federation.aggregate),
+        aggregate=_code(recipe.method.name),
         rounds=recipe.federation.rounds,
         what="adapters, centroids of clusters of rows and totals"
         if recipe.selection.surveys

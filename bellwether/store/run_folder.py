@@ -37,7 +37,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bellwether.errors import BellwetherError, CheckpointError, RecipeError
+from pydantic import BaseModel, ConfigDict, Field
+
+from bellwether.errors import BellwetherError, CheckpointError, RecipeError, first_line
 from bellwether.exchange.adapter import Adapter, adapter_files
 from bellwether.exchange.records import Record
 from bellwether.recipe.file import differences, dump_recipe, load_recipe
@@ -55,7 +57,7 @@ from bellwether.tools.atomic import (
     write_atomic,
     write_folder_atomic,
 )
-from bellwether.tools.json_text import json_lines
+from bellwether.tools.json_text import from_json, json_lines, reading, typed
 from bellwether.tools.lock import LOCK, OWNER, acquire, release
 
 ENVIRONMENT = "environment.json"
@@ -66,6 +68,8 @@ LOG = "log.txt"
 CLIENTS = "clients.json"
 OWN = "clients"
 SAMPLES = "samples.jsonl"
+
+MOST_THREADS = 1024  # as in recipes
 
 __all__ = ["Checkpoint", "RunFolder", "check_new", "describe_environment", "next_folder", "write_atomic"]
 
@@ -162,12 +166,16 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What ``environment.json`` says of the process that began the run."""
-        try:
-            stored = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
+        """What ``environment.json`` says of the process that began the run.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        remedy = (
+            "restore it, since a run goes on only with the data and the base with which it began; "
+            f"its last adapter is in the newest folder below {self.path / CHECKPOINTS}"
+        )
+        return read_environment(self.path / ENVIRONMENT, remedy)
 
     def commit(self, round: int, adapter: Adapter, state: Mapping[str, Any], records: Sequence[Record]) -> None:
         """Make a round durable: after this returns, nothing short of a broken disk undoes it.
@@ -198,11 +206,11 @@ class RunFolder:
         notes: list[str] = []
         for path in reversed(self._checkpoints()):
             try:
-                checkpoint = read_checkpoint(path)
+                checkpoint, recipe = read_checkpoint(path), load_recipe(path / RECIPE)
             except (OSError, ValueError, BellwetherError) as error:
-                notes.append(f"The checkpoint {path} is corrupt and was left out: {error}.")
+                notes.append(f"The checkpoint {path} is corrupt and was left out: {first_line(error)}.")
                 continue
-            _check_same(self.path, _read_recipe(path / RECIPE), self.recipe)
+            _check_same(self.path, recipe, self.recipe)
             return replace(checkpoint, notes=tuple(notes))
         if notes or self._was_committed():
             raise CheckpointError(
@@ -278,6 +286,36 @@ class RunFolder:
         write_atomic(self.path / "rounds.jsonl", round_lines(records))
         write_atomic(self.path / "evaluation.jsonl", json_lines(rows))
         write_atomic(self.path / "evaluation.csv", evaluation_csv(rows))
+
+
+class _Environment(BaseModel):
+    """What others take from ``environment.json``, which holds more for people."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    threads: int = Field(1, ge=1, le=MOST_THREADS)
+    device: str = ""
+    dtype: str = ""
+    data: str = ""
+    base: str = ""
+    proxy: str = ""
+    versions: dict[str, str | None] = {}
+
+
+def read_environment(path: Path, remedy: str) -> dict[str, Any]:
+    """Return what a file ``environment.json`` holds.
+
+    Args:
+        path: the file.
+        remedy: what a person can do where it cannot be read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with reading(path, remedy):
+        found: dict[str, Any] = typed(from_json(path.read_bytes()), dict[str, Any])
+        typed(found, _Environment)
+    return found
 
 
 def check_new(path: Path, *, locked: bool = False) -> None:
@@ -386,12 +424,8 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _check_same(path: Path, old: Recipe, new: Recipe) -> None:
-    """Check that a run goes on with the recipe it began with; where its folder lies is of no matter.
-
-    Nor is a budget of tokens that was measured when the run began, and is not told now.
-    """
-    free = ("output.folder:", "engine.tokens:") if new.engine.tokens is None else ("output.folder:",)
-    changed = [line for line in differences(old, new) if not line.startswith(free)]
+    """Check that a run goes on with the recipe it began with; where its folder lies is of no matter."""
+    changed = [line for line in differences(old, new) if not line.startswith("output.folder:")]
     if changed:
         raise CheckpointError(
             f"The run in {path} began with another recipe, so it cannot go on with this one; "

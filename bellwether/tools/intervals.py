@@ -27,6 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bellwether.tools.json_text import KEPT, Finite, Number
+
 Floats = NDArray[np.float64]
 
 
@@ -41,10 +43,12 @@ class Interval:
         p: two-sided p-value of the hypothesis that the true value is 0; of use for differences.
     """
 
-    mean: float
-    low: float
-    high: float
-    p: float
+    __pydantic_config__ = KEPT
+
+    mean: Finite
+    low: Number
+    high: Number
+    p: Number
 
 
 def interval(

@@ -5,15 +5,14 @@ A process that is killed while it writes leaves a torn last line, which is cut o
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bellwether.errors import CheckpointError, first_line
 from bellwether.tools.atomic import cannot_write, sync_folder
-from bellwether.tools.json_text import json_lines
+from bellwether.tools.json_text import from_json, json_lines
 
 T = TypeVar("T")
 
@@ -41,12 +40,12 @@ def append(path: Path, value: Any) -> None:
         raise cannot_write(path, error) from error
 
 
-def read(path: Path, make: Callable[[Mapping[str, Any]], T]) -> list[T]:
+def read(path: Path, make: Callable[[Any], T]) -> list[T]:
     """Return what a file holds, after cutting off a last line that is torn.
 
     Args:
         path: the file, which only this process writes to; one that does not exist holds nothing.
-        make: turns the object of a line into what it stands for.
+        make: turns the value of a line into what it stands for.
 
     Raises:
         CheckpointError: a whole line is not what was written, or the file cannot be read or cut.
@@ -63,10 +62,10 @@ def read(path: Path, make: Callable[[Mapping[str, Any]], T]) -> list[T]:
     return [_made(line, f"{path}:{number}", make) for number, line in enumerate(content[:whole].splitlines(), start=1)]
 
 
-def _made(line: bytes, place: str, make: Callable[[Mapping[str, Any]], T]) -> T:
+def _made(line: bytes, place: str, make: Callable[[Any], T]) -> T:
     """Return what a line stands for."""
     try:
-        return make(json.loads(line))
+        return make(from_json(line))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{place}: this line is not as it was written ({first_line(error)}); restore or remove it."

@@ -8,7 +8,8 @@ and a client that trains alone all see the same numbers.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,23 +34,47 @@ def derive_seed(seed: int, purpose: str, *, round: int = 0, client: str = "") ->
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What one client may draw in one round: a seed for each purpose, which tells nothing of the run's own.
+
+    Args:
+        seeds: a 63-bit seed by purpose.
+    """
+
+    seeds: Mapping[str, int] = field(default_factory=dict)
+
+    def numpy(self, purpose: str, part: int = 0) -> np.random.Generator:
+        """Return a fresh NumPy generator for a purpose; each part of the client's round has another one."""
+        seed = self.seeds[purpose]
+        return np.random.default_rng([seed, part] if part else seed)
+
+    def small_seed(self, purpose: str) -> int:
+        """Return a 32-bit seed, for libraries that accept no larger one."""
+        return self.seeds[purpose] % 2**32
+
+
+@dataclass(frozen=True)
 class Randomness:
     """The source of every draw of one run; hands out generators by round, client and purpose."""
 
     seed: int
 
+    def seed_for(self, purpose: str, *, round: int = 0, client: str = "") -> int:
+        """Return the 63-bit seed of (seed, round, client, purpose)."""
+        return derive_seed(self.seed, purpose, round=round, client=client)
+
     def numpy(self, purpose: str, *, round: int = 0, client: str = "") -> np.random.Generator:
         """Return a fresh NumPy generator for (seed, round, client, purpose)."""
         return np.random.default_rng(derive_seed(self.seed, purpose, round=round, client=client))
 
-    def torch(self, purpose: str, *, round: int = 0, client: str = "", device: str = "cpu") -> torch.Generator:
-        """Return a fresh torch generator on a device for (seed, round, client, purpose)."""
+    def torch(self, purpose: str) -> torch.Generator:
+        """Return a fresh torch generator on the CPU for what happens once per run."""
         import torch
 
-        generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(self.seed, purpose, round=round, client=client))
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.seed, purpose))
         return generator
 
-    def small_seed(self, purpose: str, *, round: int = 0, client: str = "") -> int:
-        """Return a 32-bit seed, for libraries that accept no larger one."""
-        return derive_seed(self.seed, purpose, round=round, client=client) % 2**32
+    def small_seed(self, purpose: str) -> int:
+        """Return a 32-bit seed for what happens once per run, for libraries that accept no larger one."""
+        return derive_seed(self.seed, purpose) % 2**32

@@ -79,7 +79,7 @@ def _summary(run: FinishedRun) -> Markup:
         cohort,
         work,
         f"{training.learning_rate:g}",
-        named(recipe.federation.aggregate),
+        named(recipe.method.name),
         "adapters, and centroids of clusters of rows," if recipe.selection.surveys else "adapters",
         scored,
         recipe.seed,

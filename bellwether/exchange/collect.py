@@ -1,0 +1,103 @@
+"""Collecting the updates of a round: each is checked as it comes, counted, and taken or left out with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from bellwether.errors import UpdateRejected
+from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, update_bytes
+from bellwether.exchange.messages import Payload, Reply, TrainTask, Update
+from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
+from bellwether.recipe.recipe import Federation
+
+
+class Collection:
+    """The updates of a round: each is taken once, of a client that was asked, in time, and as it should be.
+
+    Args:
+        tasks: what each client of the cohort was asked.
+        returns: the shapes of the arrays that the method expects back, by what a client was sent.
+        limits: the recipe's section: deadline, rows and norm that are believed.
+        left_out: who is left out already, and why.
+        watch: is told of every client.
+        round: the round, counted from 1.
+
+    Attributes:
+        accepted: updates that passed the check, with their records.
+        left_out: why the others are left out, by client.
+        bytes_up: bytes of all that came, also of what is refused.
+        bytes_down: bytes of the tasks that came to their clients.
+        duration: how long the slowest client took, in seconds by the engine's clock, at most the deadline.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, TrainTask],
+        returns: Callable[[Payload], Shapes],
+        limits: Federation,
+        left_out: Mapping[str, str],
+        watch: Watcher,
+        round: int,
+    ) -> None:
+        self._tasks, self._returns, self._limits, self._watch, self._round = tasks, returns, limits, watch, round
+        self._heard: set[str] = set()
+        self.accepted: list[tuple[Update, ClientRecord]] = []
+        self.left_out = dict(left_out)
+        self.bytes_up = self.bytes_down = 0
+        self.duration = 0.0
+
+    def take(self, reply: Reply) -> None:
+        """Take a reply's update, or leave its client out with the reason."""
+        client = reply.client
+        if client not in self._tasks or client in self._heard:
+            again = "has answered already" if client in self._heard else "was not asked in this round"
+            text = f"Round {self._round}: a reply is not used, since {client!r} {again}."
+            self._watch(Note(text, warning=True))
+            return
+        self._heard.add(client)
+        self.bytes_down += payload_bytes(self._tasks[client].payload) if reply.reached else 0
+        self.bytes_up += update_bytes(reply.update)
+        try:
+            update = self._checked(reply)
+        except UpdateRejected as reason:
+            self._leave_out(client, str(reason))
+            return
+        record = _record(update, reply.seconds)
+        self.accepted.append((update, record))
+        self._watch(ClientFinished(self._round, record))
+
+    def close(self) -> None:
+        """Leave out who did not answer; the server has waited for them until the deadline."""
+        for client in [client for client in self._tasks if client not in self._heard]:
+            self.bytes_down += payload_bytes(self._tasks[client].payload)
+            self.duration = max(self.duration, self._limits.deadline or 0.0)
+            self._leave_out(client, "it did not answer")
+
+    def _checked(self, reply: Reply) -> Update:
+        """Return a reply's update, once its time and everything in it is believed."""
+        deadline, payload = self._limits.deadline, self._tasks[reply.client].payload
+        check_seconds(reply, None)
+        # The server waits for what comes in time; what comes later costs it no more than the deadline.
+        self.duration = max(self.duration, min(reply.seconds, deadline or math.inf))
+        check_seconds(reply, deadline if reply.failure is None else None)
+        limits = self._limits
+        return check_update(reply, payload, self._returns(payload), self._round, limits.max_rows, limits.max_norm)
+
+    def _leave_out(self, client: str, reason: str) -> None:
+        self.left_out[client] = reason
+        self._watch(ClientFailed(self._round, client, reason))
+
+
+def _record(update: Update, seconds: float) -> ClientRecord:
+    """Return the record of a client whose update is accepted."""
+    figures = update.metrics
+    return ClientRecord(
+        update.client,
+        update.rows,
+        int(figures.get("rows", update.rows)),
+        int(figures.get("tokens", 0)),
+        float(figures.get("loss", math.nan)),
+        seconds,
+        int(figures["selected"]) if "selected" in figures else None,
+    )

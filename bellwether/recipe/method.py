@@ -1,0 +1,121 @@
+"""The recipe's section of the method: its name, and beside it the hyperparameters of that method alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from bellwether.recipe.section import Section, ours_or_own
+
+_NAMES = ("fedavg", "uniform", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "flexlora")
+_NAME = "the method; the fields beside it are its own"
+_SERVER_RATE = "the server's step size, eta"
+_BETA1, _BETA2 = "decay of the server's first moment", "decay of the server's second moment"
+_TAU = "degree of adaptivity, tau, added to the root of the second moment, which begins with its square"
+
+
+class FedAvg(Section):
+    """FedAvg: the mean of the clients' adapters, weighted by rows, as FedIT has it."""
+
+    name: Literal["fedavg"] = Field("fedavg", description=_NAME)
+
+
+class Uniform(Section):
+    """The mean of the clients' adapters, every client alike."""
+
+    name: Literal["uniform"] = Field("uniform", description=_NAME)
+
+
+class FedProx(Section):
+    """FedAvg, and at the clients a pull back to the adapter that the round began with."""
+
+    name: Literal["fedprox"] = Field("fedprox", description=_NAME)
+    mu: float = Field(0.01, gt=0, description="FedProx's mu, how strongly a client's adapter is drawn back")
+
+
+class FedAvgM(Section):
+    """FedAvg with momentum at the server."""
+
+    name: Literal["fedavgm"] = Field("fedavgm", description=_NAME)
+    learning_rate: float = Field(1.0, gt=0, description=_SERVER_RATE)
+    momentum: float = Field(0.9, ge=0, lt=1, description="decay of the server's momentum")
+
+
+class FedAdam(Section):
+    """Adam at the server."""
+
+    name: Literal["fedadam"] = Field("fedadam", description=_NAME)
+    learning_rate: float = Field(1e-2, gt=0, description=_SERVER_RATE)
+    beta1: float = Field(0.9, ge=0, lt=1, description=_BETA1)
+    beta2: float = Field(0.99, ge=0, lt=1, description=_BETA2)
+    tau: float = Field(1e-3, gt=0, description=_TAU)
+
+
+class FedYogi(Section):
+    """Yogi at the server."""
+
+    name: Literal["fedyogi"] = Field("fedyogi", description=_NAME)
+    learning_rate: float = Field(1e-2, gt=0, description=_SERVER_RATE)
+    beta1: float = Field(0.9, ge=0, lt=1, description=_BETA1)
+    beta2: float = Field(0.99, ge=0, lt=1, description=_BETA2)
+    tau: float = Field(1e-3, gt=0, description=_TAU)
+
+
+class FedAdagrad(Section):
+    """Adagrad at the server."""
+
+    name: Literal["fedadagrad"] = Field("fedadagrad", description=_NAME)
+    learning_rate: float = Field(1e-2, gt=0, description=_SERVER_RATE)
+    beta1: float = Field(0.0, ge=0, lt=1, description=_BETA1)
+    tau: float = Field(1e-3, gt=0, description=_TAU)
+
+
+class Scaffold(Section):
+    """SCAFFOLD: control variates at the server and at every client."""
+
+    name: Literal["scaffold"] = Field("scaffold", description=_NAME)
+    learning_rate: float = Field(1.0, gt=0, description=_SERVER_RATE)
+
+
+class FlexLora(Section):
+    """FlexLoRA: clients of unlike ranks (lora.ranks), whose products are averaged."""
+
+    name: Literal["flexlora"] = Field("flexlora", description=_NAME)
+
+
+class OwnMethod(Section):
+    """A person's own method: a function that returns one."""
+
+    name: Annotated[str, AfterValidator(ours_or_own(*_NAMES))] = Field(description="package.module:function")
+    parameters: Mapping[str, bool | int | float | str] = Field({}, description="what the function is called with")
+
+
+# Of ours by their names; any other name is a person's own function.
+METHODS: dict[str, type[Section]] = {
+    section.model_fields["name"].default: section
+    for section in (FedAvg, Uniform, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad, Scaffold, FlexLora)
+}
+OWN = "own"
+
+
+def _tag(value: Any) -> str:
+    """Return which section a value of the field ``method`` is of."""
+    name = value.get("name", "fedavg") if isinstance(value, Mapping) else getattr(value, "name", OWN)
+    return name if isinstance(name, str) and name in METHODS else OWN
+
+
+MethodSection = Annotated[
+    Annotated[FedAvg, Tag("fedavg")]
+    | Annotated[Uniform, Tag("uniform")]
+    | Annotated[FedProx, Tag("fedprox")]
+    | Annotated[FedAvgM, Tag("fedavgm")]
+    | Annotated[FedAdam, Tag("fedadam")]
+    | Annotated[FedYogi, Tag("fedyogi")]
+    | Annotated[FedAdagrad, Tag("fedadagrad")]
+    | Annotated[Scaffold, Tag("scaffold")]
+    | Annotated[FlexLora, Tag("flexlora")]
+    | Annotated[OwnMethod, Tag(OWN)],
+    Discriminator(_tag),
+]
