@@ -75,3 +75,15 @@ def test_an_interrupt_that_a_library_makes_something_else_of(tmp_path: Path, hab
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=50
     )
     assert (done.stderr, done.returncode) == (f"{OTHER}\n", 130)
+
+
+def test_workers_do_not_hear_an_interrupt_from_their_first_moment() -> None:
+    code = (
+        "import functools, signal\n"
+        "from bellwether.tools.workers import work_off\n"
+        "mask = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK)\n"
+        "work_off(mask, [(), ()], 2, lambda _, held: print(signal.SIGINT in held))\n"
+        "print('here', signal.SIGINT in mask(()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True", "True", "here False"]
