@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -225,7 +225,12 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
     clients = tuple(federation.ranks)
     sampling = Sampling(round, clients, known, progress.state, Randomness(federation.recipe.seed))
     with naming(f"Round {round}: the sampler {name}", RoundFailed):
-        cohort = tuple(federation.sample(sampling))
+        drawn = federation.sample(sampling)
+    if isinstance(drawn, str) or not isinstance(drawn, Iterable):
+        raise RoundFailed(
+            f"Round {round}: the sampler {name} returned a {type(drawn).__name__}; return names of clients."
+        )
+    cohort = tuple(drawn)
     unknown = [client for client in cohort if client not in federation.ranks]
     if unknown or len(set(cohort)) != len(cohort):
         what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"

@@ -324,6 +324,11 @@ def broken_json(place: Place) -> list[str]:
     return place.source("rows.json", f"[{json.dumps(ROW)},\n{{'instruction': 1}}]")
 
 
+@case("rows.jsonl:2: this row has 10,000,038 characters, but at most 10,000,000 are read; shorten or remove it.")
+def row_without_end(place: Place) -> list[str]:
+    return place.rows([{"instruction": text, "response": "b"} for text in ("a", "x" * 10_000_001)])
+
+
 @case("rows.json:2: this object cannot be read (a number has too many digits); mend it")
 def json_with_a_number_of_many_digits(place: Place) -> list[str]:
     return place.source("rows.json", f'[{json.dumps(ROW)},\n{{"instruction": {"1" * 5000}}}]')
@@ -611,6 +616,24 @@ def model_config_nested_deep(place: Place) -> list[str]:
     return place.run("--model", "model")
 
 
+@case(
+    "config.json: num_hidden_layers is 1000000000, but a whole number from 0 to 1,000 is wanted", "repair the model's"
+)
+def model_of_a_billion_layers(place: Place) -> list[str]:
+    place.json(place.model() / "config.json", num_hidden_layers=10**9)
+    return place.run("--model", "model")
+
+
+@case(
+    "The weight lm_head.weight has another shape in",
+    "model.safetensors (512 by 16) than config.json asks for (512 by 8), and so have 11 more",
+    "give the config.json and the weights of one model",
+)
+def model_whose_weights_are_of_another(place: Place) -> list[str]:
+    place.json(place.model() / "config.json", hidden_size=8)
+    return place.run("--model", "model")
+
+
 @case("model holds an adapter (adapter_config.json)", "merge it first with bellwether export, or remove it")
 def model_with_an_adapter_beside_it(place: Place) -> list[str]:
     (place.model() / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -708,10 +731,15 @@ def broken_tokenizer(place: Place) -> list[str]:
     return place.run("--model", "model")
 
 
-@case("knows tokens up to number", "but the model's embedding ends at 299",
+@case("knows tokens up to number", "but the model's embedding ends at",
       "give the tokenizer that the model was trained with")  # fmt: skip
 def tokenizer_larger_than_the_embedding(place: Place) -> list[str]:
-    place.json(place.model() / "config.json", vocab_size=300)
+    path = place.model() / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    far = {"content": "<far>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    numbers = range(len(stored["model"]["vocab"]), 2000)
+    stored["added_tokens"] += [{**far, "id": n, "content": f"<far-{n}>", "special": True} for n in numbers]
+    path.write_text(json.dumps(stored))
     return place.run("--model", "model")
 
 
@@ -1009,6 +1037,18 @@ def pictures_into_a_file(place: Place) -> list[str]:
 @case("adapter cannot be read: lora_alpha in adapter_config.json is nan, but a finite number is wanted")
 def export_of_an_adapter_whose_alpha_is_no_number(place: Place) -> list[str]:
     place.json(place.finished_run() / "adapter" / "adapter_config.json", lora_alpha=float("nan"))
+    return ["export", "out", "merged"]
+
+
+@case("adapter cannot be read: use_rslora in adapter_config.json is 'false', but true or false is wanted.")
+def export_of_an_adapter_whose_switch_is_text(place: Place) -> list[str]:
+    place.json(place.finished_run() / "adapter" / "adapter_config.json", use_rslora="false")
+    return ["export", "out", "merged"]
+
+
+@case("it is not a plain LoRA adapter, since task_type in adapter_config.json is 'SEQ_CLS'; only those can be used.")
+def export_of_an_adapter_for_classifying(place: Place) -> list[str]:
+    place.json(place.finished_run() / "adapter" / "adapter_config.json", task_type="SEQ_CLS")
     return ["export", "out", "merged"]
 
 

@@ -148,7 +148,7 @@ def test_what_is_no_text_is_refused(tiny_run):
     import subprocess
 
     command = [sys.executable, "-m", "bellwether", "chat", str(tiny_run[0]), "--who", "base"]
-    done = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, check=False, timeout=120)
+    done = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, check=False, timeout=300)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("bellwether: the instruction holds the control character U+DCE9; remove it.")
 
@@ -222,7 +222,7 @@ def test_help_lists_every_command_and_who_answers_can_be_chosen():
 def test_a_real_terminal_shows_answers_and_ends_by_ctrl_d(tiny_run):
     pexpect = pytest.importorskip("pexpect", reason="pexpect, which plays a terminal, is not installed")
     words = ["-m", "bellwether", "chat", str(tiny_run[0])]
-    child = pexpect.spawn(sys.executable, words, encoding="utf-8", timeout=90, dimensions=(40, 100))
+    child = pexpect.spawn(sys.executable, words, encoding="utf-8", timeout=300, dimensions=(40, 100))
     try:
         child.expect("Type an instruction, or /help")
         child.expect("ask> ")

@@ -68,6 +68,11 @@ def test_a_function_in_any_field_that_takes_one_is_known_as_code(field: str) -> 
     assert named(Recipe.model_validate({section: {name: "mine.rules:best"}})) == [(field, "mine.rules:best")]
 
 
+def test_a_method_of_ones_own_is_known_as_code_and_its_parameters_are_not() -> None:
+    recipe = load_recipe(None, ["method.name=mine.rules:best", "method.parameters.note=a:b"])
+    assert named(recipe) == [("method.name", "mine.rules:best")]
+
+
 def test_a_model_that_may_bring_code_is_known_as_code() -> None:
     recipe = load_recipe(None, ["model.path=some/model", "model.trust_remote_code=true"])
     assert named(recipe) == [("model.trust_remote_code", "some/model")]

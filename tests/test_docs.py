@@ -167,11 +167,10 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     sys.modules.pop("my_methods", None)
 
 
-def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, watch: Any = None) -> Any:
+def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, **given: Any) -> Any:
     """Run a recipe with little work; what it says about data, methods and model stays."""
-    return run(
-        None if resume and recipe is None else shortened(recipe or load_recipe("default")), resume=resume, watch=watch
-    )
+    short = None if resume and recipe is None else shortened(recipe or load_recipe("default"))
+    return run(short, resume=resume, **given)
 
 
 def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watch: Any) -> Any:
@@ -326,7 +325,7 @@ def test_the_stateful_method_of_the_docs_moves_as_it_says(workshop: Path) -> Non
 
 def test_methods_of_the_docs_take_at_most_twenty_lines() -> None:
     methods = [block.text for block in blocks(ROOT / "docs" / "your-own-method.md") if block.file]
-    assert len(methods) == 7
+    assert len(methods) == 8
     assert all(len(text.splitlines()) <= 20 for text in methods)
 
 
@@ -471,20 +470,6 @@ def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> Non
         "| local, 1000 steps, own categories",
     ]
     assert "| local | 5 | 10 |" in categories
-
-
-def test_the_walk_through_the_code_names_files_that_call_each_other() -> None:
-    walk = ["cli.py", "runner.py", "federate.py", "engine/local.py", "client/train.py", "model/lora.py"]
-    assert f"`{' → '.join(walk)}`" in (ROOT / "README.md").read_text(encoding="utf-8")
-    # federate.py asks any engine; the runner gives it the local one.
-    calls = {
-        "cli.py": "runner",
-        "runner.py": "federate",
-        "engine/local.py": "client.train",
-        "client/train.py": "model.lora",
-    }
-    for file, module in calls.items():
-        assert f"from bellwether.{module} import" in (ROOT / "bellwether" / file).read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from collections import deque
 from pathlib import Path
 
@@ -113,6 +114,12 @@ def test_every_module_has_a_room_and_the_house_is_small():
     assert rooms == FLOOR.keys(), "a room has no floor, or a floor no room"
     assert len(rooms) <= 18
     assert len(FLOORS) <= 10
+
+
+def test_contributing_lists_every_room_on_its_floor():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted((str(number + 1), room) for room, number in FLOOR.items())
 
 
 @pytest.mark.parametrize("room", sorted(FLOOR))

@@ -1,7 +1,6 @@
 """A real run that is killed and goes on ends with the same adapter, byte for byte, as one that was not."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import held
 import pytest
 from conftest import json_lines
 
@@ -22,10 +22,11 @@ FIELDS = [f"federation.rounds={ROUNDS}", "evaluation.every=6", "training.schedul
 RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "evaluation.csv", "samples.jsonl")
 
 
-def start(*words: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def start(hold: Path, *words: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "bellwether", "run", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=held.environment(hold), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def newest(path: Path) -> int:
@@ -53,20 +54,24 @@ def timeless(path: Path) -> list[dict]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(bellwether, tiny_recipe, tmp_path):
-    truth, path, draw = tmp_path / "truth", tmp_path / "run", random.Random(3)
-    outcome = bellwether("run", tiny_recipe, *FIELDS, "--out", truth)
+    truth, path, hold, draw = tmp_path / "truth", tmp_path / "run", tmp_path / "hold", random.Random(3)
+    outcome = bellwether("run", tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", truth)
     assert outcome.code == 0, outcome.err
 
-    # Killed once as soon as there is a run, before anything is committed, and then at random moments.
-    process = start(tiny_recipe, *FIELDS, "--out", path)
-    kills = [kill_when(process, (path / "recipe.yaml").exists, 0)]
+    # Killed once as soon as there is a run, before anything is committed, and then at random moments; however fast it
+    # is, it comes no further than seven rounds meanwhile.
+    hold.write_text("7")
+    process = start(hold, tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", path)
+    assert kill_when(process, (path / "recipe.yaml").exists, 0), process.stdout.read()
     for _ in range(2):
         before = newest(path)
-        process = start("--resume", path)
-        kills.append(kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3)))
-    assert sum(kills) >= 2, process.stdout.read()
+        hold.write_text(str(before + 8))
+        process = start(hold, "--resume", path)
+        killed = kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3))
+        assert killed, process.stdout.read()
 
-    process = start("--resume", path)
+    hold.unlink()
+    process = start(hold, "--resume", path)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     for name in RESULTS:

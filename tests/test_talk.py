@@ -10,8 +10,8 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,14 +230,17 @@ def test_answers_are_those_that_the_run_scored(tiny_run, tiny_talk, name, file):
 
 
 def test_answers_arrive_while_they_are_made_and_only_grow(crowd, monkeypatch):
-    forward = type(crowd.base.model).forward
+    forward, heard, seen = type(crowd.base.model).forward, threading.Semaphore(), []
 
-    def slow(*args, **values):
-        time.sleep(0.01)
+    def patient(*args, **values):
+        heard.acquire(timeout=60)
         return forward(*args, **values)
 
-    monkeypatch.setattr(type(crowd.base.model), "forward", slow)
-    seen = list(crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12)))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(crowd.base.model), "forward", patient)
+        for answers in crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12)):
+            seen.append(answers)
+            heard.release()
     assert len(seen) > 5
     for before, now in itertools.pairwise(seen):
         assert all(one.tokens <= other.tokens for one, other in zip(before, now, strict=True))
@@ -246,20 +249,27 @@ def test_answers_arrive_while_they_are_made_and_only_grow(crowd, monkeypatch):
 
 
 def test_who_stops_listening_stops_the_answers(crowd, monkeypatch):
-    forward, steps = type(crowd.base.model).forward, []
+    forward, steps, over = type(crowd.base.model).forward, [], threading.Event()
+
+    class Stopped(threading.Event):
+        def set(self):
+            super().set()
+            over.set()
 
     def counted(*args, **values):
         steps.append(1)
-        time.sleep(0.01)
+        assert len(steps) == 1 or over.wait(60)  # the second step is not done before nobody listens any more
         return forward(*args, **values)
 
+    monkeypatch.setattr(talking, "threading", SimpleNamespace(Thread=threading.Thread, Event=Stopped))
     monkeypatch.setattr(type(crowd.base.model), "forward", counted)
     stream = crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=300))
     next(stream)
     stream.close()
+    assert len(steps) <= 2
     # The next question is answered when the one before has come to rest.
     last(crowd, make_question("Task 1?"), ["base"], AnswerSettings(max_new_tokens=2))
-    assert len(steps) < 50
+    assert len(steps) <= 2 + 2
 
 
 @pytest.mark.parametrize("heard", ["all", "one step"])
@@ -278,6 +288,7 @@ import sys
 from pathlib import Path
 from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
+from types import SimpleNamespace
 
 talk = open_talk(Path(sys.argv[1]))
 stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))
@@ -292,7 +303,7 @@ else:
 @pytest.mark.parametrize("how", ["finished", "stopped"])
 def test_a_program_ends_in_order_right_after_an_answer(tiny_run, how):
     command = [sys.executable, "-c", ENDING, str(tiny_run[0]), how]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -348,6 +359,10 @@ def test_each_is_asked_with_its_own_template(crowd):
     [
         ("", "", "the instruction is empty"),
         (" \n\t", "a text", "the instruction is empty"),
+        pytest.param("x" * 1_000_001, "", r"the instruction has 1,000,001 characters; give at most 1,", id="long"),
+        pytest.param(
+            "Why?", "é" * 1_000_001, r"the context has 1,000,001 characters; give at most 1,000,", id="longer"
+        ),
         ("Clear\x1b[2J", "", r"the instruction holds the control character U\+001B"),
         ("Why?", "a\x00b", r"the context holds the control character U\+0000"),
         ("half \ud83d", "", r"the instruction holds the control character U\+D83D"),

@@ -33,7 +33,7 @@ def serving(talk: Any, *, host: str | None = "localhost", token: str | None = No
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(120)
             assert not thread.is_alive(), "the server does not end"
 
 
@@ -65,7 +65,7 @@ def asked(**changes: Any) -> bytes:
 
 def send(port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Got:
     """Send a request, and return all that comes."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     with contextlib.closing(connection):
         connection.request(method, path, body, JSON if headers is None else headers)
         answer = connection.getresponse()
@@ -77,7 +77,7 @@ def send(port: int, method: str, path: str, body: Any = None, headers: dict[str,
 def asking(port: int, **changes: Any) -> Iterator[Any]:
     """Ask, and yield the answer of the server to read from; closing it is what a closed tab does."""
     body = asked(**changes)
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as line:
         head = f"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         line.sendall(f"{head}\r\n\r\n".encode() + body)
         with line.makefile("rb") as answer:

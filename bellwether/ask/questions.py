@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from bellwether.data.rows import Row
 from bellwether.errors import DataError, RecipeError
 
+LONGEST_QUESTION = 1_000_000  # characters of an instruction, and of its context
+
 
 @dataclass(frozen=True)
 class Question:
@@ -55,7 +57,7 @@ def make_question(instruction: str, context: str = "", row: Row | None = None) -
         row: a row of the data, which is asked as it stands if it is what was typed.
 
     Raises:
-        DataError: the instruction is empty, or a text holds a control character.
+        DataError: the instruction is empty, or a text is too long or holds a control character.
     """
     instruction, context = _plain(instruction, "instruction"), _plain(context, "context")
     if not instruction:
@@ -67,11 +69,26 @@ def make_question(instruction: str, context: str = "", row: Row | None = None) -
 
 def _plain(text: str, what: str) -> str:
     """Return a text without white space around it, once it is known to hold no control characters but line breaks."""
+    check_length(text, what)
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     for mark in text:
         if unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t":
             raise DataError(f"the {what} holds the control character U+{ord(mark):04X}; remove it.")
     return text
+
+
+def check_length(text: str, what: str) -> None:
+    """Check that a text can be put to a model at all, before it is tokenised.
+
+    Args:
+        text: the text.
+        what: how messages call it.
+
+    Raises:
+        DataError: it is too long.
+    """
+    if len(text) > LONGEST_QUESTION:
+        raise DataError(f"the {what} has {len(text):,} characters; give at most {LONGEST_QUESTION:,}.")
 
 
 def check_settings(settings: AnswerSettings) -> None:

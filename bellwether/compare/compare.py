@@ -124,7 +124,7 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
         outcomes = [outcome for done in _done(bench, work) for outcome in done]
         _check_finite(outcomes)
         check_outcomes(folder, outcomes)
-        comparison = Comparison(recipe, arms, outcomes, trials)
+        comparison = Comparison(recipe, arms, outcomes, tuple(trials))
         write_comparison(folder, comparison)
     return comparison
 

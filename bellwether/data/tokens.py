@@ -22,16 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.data.prompts import Rendered, Template, check_plain, render
-from bellwether.data.rows import Row, Tokenised, TokenRow
+from bellwether.data.rows import Row, Tokenised, TokenRow, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-
-# Rows per call of the tokenizer: enough to use its threads, few enough to hold their offsets.
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def tokenise(
 
     A row that is too long loses the end of its context first, or the oldest exchanges of a chat; then
     the end of its response, and with it the end of sequence; a row whose last response keeps no token
-    is left out.
+    is left out. Of a text, only the first ``CHARACTERS_PER_TOKEN`` characters for each of these tokens are
+    tokenised; a row that would fit for want of the others is left out too.
 
     Args:
         rows: the rows.
@@ -91,9 +90,11 @@ def tokenise(
     new = [row for row in dict.fromkeys(rows) if row not in known]
     check_plain(new, tokenizer)
     encoder = _Encoder(tokenizer, template, settings)
-    for start in range(0, len(new), _CHUNK):
-        chunk = new[start : start + _CHUNK]
-        known.update(zip(chunk, _fitted(chunk, encoder), strict=True))
+    most = CHARACTERS_PER_TOKEN * settings.max_tokens
+    bounded = [_bounded(row, most, settings.max_tokens) for row in new]
+    for portion in portions([sum(map(len, (*_texts(row), row.context))) for row in bounded]):
+        fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
+        known.update((row, _cut(tokens, row, settings.max_tokens, most)) for row, tokens in fitting)
     fitted = [known[row] for row in rows]
     kept = [row.tokens for row in fitted if row.tokens is not None]
     shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
@@ -109,7 +110,11 @@ def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templat
         template: the template that they were rendered with.
     """
     leading = leading_ids(tokenizer, template)
-    return [np.concatenate([leading, encoded.ids_T]) for encoded in encode(texts, tokenizer)]
+    return [
+        np.concatenate([leading, encoded.ids_T])
+        for portion in portions([len(text) for text in texts])
+        for encoded in encode(texts[portion], tokenizer)
+    ]
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> NDArray[np.int64]:
@@ -265,23 +270,46 @@ def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
 # Rows that are too long ---------------------------------------------------------------------------
 
 
-def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[Fitted]:
-    """Return token rows with contexts and histories shortened as far as is needed and possible, then cut."""
+def _texts(row: Row) -> list[str]:
+    """Return the texts of a row that cannot be shortened to fit, but for the turns of a chat that can be left out."""
+    return [turn.text for turn in row.turns] or [row.instruction, row.response]
+
+
+def _bounded(row: Row, most: int, turns: int) -> Row:
+    """Return a row without what could never be kept of it: the rest of very long texts, the oldest of very many turns.
+
+    Args:
+        row: the row.
+        most: characters of a text; of one that cannot be shortened one more is there, so that it is known.
+        turns: turns of a chat, each of which takes a token at least.
+    """
+    system = 1 if row.turns and row.turns[0].role == "system" else 0
+    surplus = max(0, (len(row.turns) - system - turns) // 2 * 2)
+    if not surplus and max(len(row.context), *map(len, _texts(row))) <= most:
+        return row
+    kept = row.turns[:system] + row.turns[system + surplus :]
+    return replace(
+        row,
+        instruction=row.instruction[: most + 1],
+        context=row.context[:most],
+        response=row.response[: most + 1],
+        turns=tuple(Turn(turn.role, turn.text[: most + 1]) for turn in kept),
+    )
+
+
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[TokenRow]:
+    """Return token rows with contexts and histories shortened as far as is needed and possible."""
     current = list(rows)
     tokens = encoder.rows(current)
-    shortened: set[int] = set()
     limit = encoder.settings.max_tokens
     while True:
         long = [n for n, row in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
         if not long:
-            return [
-                _cut(*pair, number in shortened, limit) for number, pair in enumerate(zip(tokens, rows, strict=True))
-            ]
+            return tokens
         excess = [len(tokens[number]) - limit for number in long]
         smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
         for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
             current[number], tokens[number] = row, token_row
-        shortened.update(long)
 
 
 def _can_shrink(row: Row) -> bool:
@@ -315,10 +343,19 @@ def _beginning(text: str, encoded: Encoded, less: int) -> str:
     return text[:end].rstrip()
 
 
-def _cut(tokens: TokenRow, row: Row, shortened: bool, limit: int) -> Fitted:
-    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response."""
-    if tokens.prompt_length >= min(limit, len(tokens)):
+def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
+    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response.
+
+    Args:
+        tokens: of the row as it was shortened to fit.
+        row: the row as it was.
+        limit: tokens of a row.
+        most: characters of a text that are tokenised; a longer one that fits would fit for want of the others.
+    """
+    fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
+    if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
         return Fitted(None, False, False)
+    shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
     kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )

@@ -6,7 +6,6 @@ base = load_base(Recipe().model, opened)      # model, tokenizer, device
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Any
 
 import torch
 
-from bellwether.errors import ModelError, first_line
+from bellwether.errors import ModelError
 from bellwether.model.facts import LinearShape, ModelFacts
-from bellwether.model.folder import ModelFolder, find_folder, quiet_transformers, weight_files, with_weights
-from bellwether.model.loading import attention_of, load_weights, pick_device, read_config, read_tokenizer, ready_device
+from bellwether.model.folder import ModelFolder, find_folder, weight_files, with_weights
+from bellwether.model.loading import empty_model, load_weights, pick_device, read_config, read_tokenizer, ready_device
 from bellwether.model.quantized import check_quantization
 from bellwether.recipe import recipe
 
@@ -66,8 +65,8 @@ def open_base(settings: recipe.Model) -> OpenedBase:
     """Open a base model: find out everything about it that needs no weights, and check that it can be used.
 
     The model is built on torch's meta device, so that even a large one costs no memory; safetensors
-    files are compared with their headers, so that one that was cut off is noticed here. A tokenizer without
-    a padding token pads with its end-of-sequence token; the embedding is never enlarged, and what is
+    files are compared with their headers, so that one that was cut off is noticed here, and weights of another shape. A
+    tokenizer without a padding token pads with its end-of-sequence token; the embedding is never enlarged, and what is
     padding is said by the attention mask, never by the token.
 
     Raises:
@@ -76,7 +75,7 @@ def open_base(settings: recipe.Model) -> OpenedBase:
     """
     folder = find_folder(settings)
     config = read_config(folder, settings)
-    facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
+    facts = _facts(folder, empty_model(folder, config, settings), weight_files(folder, settings))
     tokenizer = _tokenizer(folder, settings, config, facts.vocabulary)
     if settings.quantization != "none":
         check_quantization(facts, settings.quantization, pick_device(settings.device))
@@ -153,28 +152,6 @@ def _linear_shape(path: str, module: torch.nn.Module) -> LinearShape | None:
         inputs, outputs = module.weight.shape
         return LinearShape(path, int(inputs), int(outputs), transposed=True)
     return None
-
-
-def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
-    """Return the model without weights, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                copy.deepcopy(config),  # it would note its precision there
-                attn_implementation=attention_of(settings),
-                trust_remote_code=settings.trust_remote_code,
-            )
-    # Building a model from a wrong configuration fails with errors of many types.
-    except Exception as error:
-        if "attn_implementation" in str(error):
-            raise ModelError(
-                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
-            ) from error
-        raise ModelError(
-            f"{folder.path / 'config.json'} makes no causal language model: {first_line(error)}."
-        ) from error
 
 
 def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> ModelFacts:

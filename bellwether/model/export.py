@@ -82,10 +82,12 @@ def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> An
     import torch
 
     from bellwether.model.base import linear_shapes
-    from bellwether.model.loading import load_weights, read_config
+    from bellwether.model.loading import empty_model, load_weights, read_config
     from bellwether.model.lora import LoraLayers
 
-    model = load_weights(source, settings, torch.device("cpu"), read_config(source, settings))
+    config = read_config(source, settings)
+    empty_model(source, config, settings)
+    model = load_weights(source, settings, torch.device("cpu"), config)
     layers = LoraLayers(model, adapter.config)
     layers.load(0, adapter.tensors)
     layers.detach()

@@ -101,6 +101,10 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     """
     path = folder.path
     names = _listed_weights(path)
+    on_hub = folder.name == settings.path and not Path(settings.path).expanduser().is_dir()
+    # The list of shards is a small file, which is here before they are.
+    if on_hub and not all((path / name).exists() for name in names):
+        return _sizes_on_hub(settings)
     if names:
         return {name: _whole_size(path / name) for name in names}
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
@@ -124,6 +128,20 @@ def with_weights(folder: ModelFolder, settings: recipe.Model) -> ModelFolder:
         folder = replace(folder, path=_download(settings, weights=True))
     weight_files(folder, settings)
     return folder
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return file and shape of each tensor in a folder's weight files, by name; nothing where they are not here.
+
+    Raises:
+        ModelError: a header cannot be read.
+    """
+    names = _listed_weights(path)
+    if not all((path / name).is_file() for name in names):
+        return {}
+    return {
+        tensor: (name, tuple(entry["shape"])) for name in names for tensor, entry in _header(path / name)[0].items()
+    }
 
 
 def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
@@ -251,28 +269,39 @@ def _listed_weights(path: Path) -> list[str]:
 
 def _whole_size(path: Path) -> int:
     """Return the size of a safetensors file in bytes, after comparing it with what its header promises."""
-    try:
-        size = path.stat().st_size
-        promised = _promised_size(path, size)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
+    header, before = _header(path)
+    size, promised = (
+        path.stat().st_size,
+        before + max((entry["data_offsets"][1] for entry in header.values()), default=0),
+    )
     if promised != size:
         raise ModelError(f"{path} has {size} bytes, but its header promises {promised}; copy the model again.")
     return size
 
 
-def _promised_size(path: Path, size: int) -> int:
-    """Return the size in bytes that the header of a safetensors file promises."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError("its header is cut off")
-        if length > _LARGEST_HEADER:
-            raise ValueError("its header is larger than 100 MB")
-        header = weights_header(file.read(length))
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if not isinstance(end, int) or not 0 <= end < 2**63:
-        raise ValueError("its header gives no sizes")
-    return 8 + length + end
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what the header of a safetensors file says of each tensor, and how many bytes come before their values."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size - 8:
+                raise ValueError("its header is cut off")
+            if length > _LARGEST_HEADER:
+                raise ValueError("its header is larger than 100 MB")
+            header = weights_header(file.read(length))
+        header.pop("__metadata__", None)
+        if not all(map(_has_sizes, header.values())):
+            raise ValueError("its header gives no sizes")
+        return header, 8 + length
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
+
+
+def _has_sizes(entry: Any) -> bool:
+    """Return whether an entry of a header says where a tensor ends, and its shape, in numbers that a file can have."""
+    offsets, shape = (entry.get("data_offsets"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(offsets, list) or not isinstance(shape, list) or len(offsets) != 2:
+        return False
+    return all(type(number) is int and 0 <= number < 2**63 for number in [*offsets, *shape])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from bellwether.errors import ModelError, first_line
 from bellwether.model.folder import ModelFolder, check_tokenizer_files, quiet_transformers, stored_weights
 from bellwether.model.memory import keep_freed_memory
+from bellwether.model.plausible import check_numbers, check_shapes
 from bellwether.model.quantized import keep_layout, loading_arguments
 from bellwether.recipe import recipe
 
@@ -27,7 +29,8 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
     """Return the configuration of a model as transformers reads it.
 
     Raises:
-        ModelError: the architecture is unknown, brings its own code, is quantised or takes more than text.
+        ModelError: the architecture is unknown, brings its own code, is quantised or takes more than text, or a size is
+            none that a model can have.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -49,6 +52,7 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
         )
     if "vision_config" in folder.config or "audio_config" in folder.config:
         raise ModelError(f"The model {folder.name} also takes pictures or sound; give a text model.")
+    check_numbers(folder)
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(
@@ -56,7 +60,40 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
             )
     # Configurations check themselves with errors of many types.
     except Exception as error:
-        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {first_line(error)}.") from error
+        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {_reason(error)}.") from error
+
+
+def empty_model(folder: ModelFolder, config: Any, settings: recipe.Model, encoder: bool = False) -> Any:
+    """Return a model without weights, on torch's meta device, its shapes compared with those of the weight files.
+
+    Args:
+        folder: where it is.
+        config: as ``read_config`` returns it.
+        settings: attention, and whether its own code is trusted.
+        encoder: without its head, whatever that was made for; else a causal language model.
+
+    Raises:
+        ModelError: the configuration makes no such model, or one of other shapes.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = (AutoModel if encoder else AutoModelForCausalLM).from_config(
+                copy.deepcopy(config),  # it would note its precision there
+                attn_implementation=attention_of(settings),
+                trust_remote_code=settings.trust_remote_code,
+            )
+    # Building a model from a wrong configuration fails with errors of many types.
+    except Exception as error:
+        if "attn_implementation" in str(error):
+            raise ModelError(
+                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
+            ) from error
+        kind = "model" if encoder else "causal language model"
+        raise ModelError(f"{folder.path / 'config.json'} makes no {kind}: {_reason(error)}.") from error
+    check_shapes(folder, model)
+    return model
 
 
 def read_tokenizer(folder: ModelFolder, settings: recipe.Model, config: Any, vocabulary: int) -> Any:
@@ -124,6 +161,7 @@ def load_weights(
                 local_files_only=True,
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused by name
                 **(loading_arguments(settings, device, dtype) if quantized else {}),
             )
     # transformers and safetensors raise many types here; all mean that the files do not make a model.
@@ -187,6 +225,12 @@ def _check_report(folder: ModelFolder, report: Mapping[str, Any], encoder: bool)
             raise ModelError(
                 f"The checkpoint in {folder.path} {what} {keys[0]}{more}; it does not belong to its config.json."
             )
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of transformers says on one line, of which the first alone often says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else f"{text[:300]}...").rstrip(".:")
 
 
 def _check_finite(folder: ModelFolder, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

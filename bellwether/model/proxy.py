@@ -38,9 +38,10 @@ from bellwether.model.folder import (
     with_weights,
 )
 from bellwether.model.kernels import wide
-from bellwether.model.loading import load_weights, read_config, read_tokenizer, ready_device
+from bellwether.model.loading import empty_model, load_weights, read_config, read_tokenizer, ready_device
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
+from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 Kind = Literal["causal", "encoder"]
 Mode = Literal["cls", "mean", "lasttoken"]
@@ -206,10 +207,14 @@ def kind_of(folder: ModelFolder) -> Kind:
 
 def token_ids(proxy: Proxy, texts: Sequence[str]) -> list[NDArray[np.int64]]:
     """Return the token ids of texts as a proxy takes them, longer ones cut to fit."""
-    if not texts:
-        return []
-    given = [text.lower() for text in texts] if proxy.lower else list(texts)
-    rows: list[list[int]] = proxy.tokenizer(given, verbose=False)["input_ids"]
+    given = [text[: CHARACTERS_PER_TOKEN * proxy.longest] for text in texts]
+    if proxy.lower:
+        given = [text.lower() for text in given]
+    rows = [
+        ids
+        for portion in portions([len(text) for text in given])
+        for ids in proxy.tokenizer(given[portion], verbose=False)["input_ids"]
+    ]
     # A second time, since an encoder's text ends with a token of its own, wherever it is cut.
     for number in [number for number, ids in enumerate(rows) if len(ids) > proxy.longest]:
         rows[number] = proxy.tokenizer(given[number], truncation=True, max_length=proxy.longest)["input_ids"]
@@ -237,6 +242,7 @@ def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
 def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
     device, config = ready_device(settings), read_config(folder, settings)
     pooled = _check_encoder(folder, config)
+    empty_model(folder, config, settings, encoder=True)
     tokenizer = read_tokenizer(folder, settings, config, int(config.vocab_size))
     model = load_weights(folder, settings, device, config, encoder=True)
     # A task of pretraining's own layer: not run here, and drawn at random where the folder leaves it out.

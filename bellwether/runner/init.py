@@ -21,6 +21,7 @@ from bellwether.data.rows import Row
 from bellwether.data.sources import list_files, read_rows
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.words import listed
 
 # Names that people give to columns beside the usual ones, which need no mapping.
 _OTHER_NAMES = {
@@ -124,7 +125,7 @@ def _mapping(columns: Sequence[str]) -> dict[str, str]:
         found = {role: column for role, column in found.items() if role in ("messages", "category", "group")}
     else:
         raise DataError(
-            f"no columns look like an instruction and a response (there are {', '.join(columns)}); "
+            f"no columns look like an instruction and a response (there are {listed(columns)}); "
             "write a recipe with data.columns.instruction and data.columns.response, "
             "or data.columns.messages for chats."
         )
