@@ -147,7 +147,7 @@ def test_an_encoder_of_another_shape_is_refused_before_its_weights_are_loaded(tm
     from test_model_proxy import encoder_folder
 
     folder = encoder_folder(tmp_path / "bert")
-    change(folder, vocab_size=50_000_000)
+    change(folder, vocab_size=1_000_000)
     with pytest.raises(ModelError, match=r"The weight embeddings\.word_embeddings\.weight has another shape in "):
         load_proxy(settings(folder))
 
