@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,21 @@ def deal(rows, settings, randomness):
 """
 
 
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold itself; those of a mapping have names of their own."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    inner = () if typing.get_origin(annotation) is Mapping else typing.get_args(annotation)
+    return [section for part in inner for section in sections_in(part)]
+
+
 def fields_for_functions(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
     """The dotted fields that take a person's own function, by what the recipe says of them."""
     found = []
     for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            found += fields_for_functions(info.annotation, f"{prefix}{name}.")
-        elif "package.module:function" in (info.description or ""):
+        for inner in sections_in(info.annotation):
+            found += fields_for_functions(inner, f"{prefix}{name}.")
+        if "package.module:function" in (info.description or ""):
             found.append(f"{prefix}{name}")
     return found
 
@@ -49,7 +59,7 @@ def named(recipe: Recipe, **options: Any) -> list[tuple[str, str]]:
 
 
 def test_there_are_fields_for_functions() -> None:
-    assert {"partition.method", "training.loss", "federation.sampler"} < set(fields_for_functions())
+    assert {"partition.method", "training.loss", "method.name"} < set(fields_for_functions())
 
 
 @pytest.mark.parametrize("field", fields_for_functions())

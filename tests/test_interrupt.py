@@ -88,3 +88,31 @@ def test_an_interrupt_that_a_library_makes_something_else_of(tmp_path: Path, hab
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}, timeout=300
     )
     assert (done.stderr, done.returncode) == (f"{OTHER}\n", 130)
+
+
+WORKERS = """\
+import multiprocessing, signal
+from bellwether.tools.workers import interrupts_held, work_off
+
+
+def holds(piece=None):
+    held = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    print(held, flush=True)
+
+
+if __name__ == "__main__":
+    first = multiprocessing.get_context("spawn").Process(target=holds)
+    with interrupts_held():
+        first.start()
+    first.join()
+    work_off(holds, [1, 2], 2, lambda piece, found: None)
+    holds()
+"""
+
+
+def test_workers_do_not_hear_an_interrupt_from_their_first_moment(tmp_path: Path) -> None:
+    (tmp_path / "workers.py").write_text(WORKERS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / "workers.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["True", "True", "True", "False"]

@@ -27,7 +27,7 @@ from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
-from bellwether.tools.workers import begin_worker
+from bellwether.tools.workers import begin_worker, interrupts_held
 
 Rows = Mapping[str, Sequence[TokenRow]]
 
@@ -206,7 +206,8 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._name, self._ready = name, False
-        self.process.start()
+        with interrupts_held():
+            self.process.start()
         theirs.close()  # so that the worker holds its only copy, and its end ends the pipe
 
     def wait_until_ready(self, fingerprint: str) -> None:

@@ -102,6 +102,8 @@ def run(
 ) -> Result:
     """Run a recipe, or go on with a run.
 
+    Code that the recipe names is run without a question: see ``recipe.consent.code_in``, which lists it.
+
     Args:
         recipe: what to run, None runs the shipped ``default``; with ``resume``, it must equal the folder's
             own, or be None.

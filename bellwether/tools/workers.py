@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from bellwether.errors import BellwetherError
@@ -41,7 +43,8 @@ def work_off(
         min(processes, len(work)), mp_context=context, initializer=begin_worker
     ) as pool:
         try:
-            futures = {pool.submit(do, piece): piece for piece in work}
+            with interrupts_held():
+                futures = {pool.submit(do, piece): piece for piece in work}
             for future in concurrent.futures.as_completed(futures):
                 tell(futures[future], future.result())
         except BaseException as error:
@@ -54,6 +57,17 @@ def work_off(
                     "run the command again, with a smaller --jobs."
                 ) from error
             raise
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold interrupts back while processes are started: these never hear them, this one hears them afterwards."""
+    resource_tracker.ensure_running()  # which else begins with the first of them, and lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker() -> None:
