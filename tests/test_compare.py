@@ -382,7 +382,9 @@ def test_a_killed_comparison_goes_on_with_its_finished_arms_and_in_the_midst_of_
     (tmp_path / "hold").write_text("5")  # so that it is still there, however fast it is
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "bellwether", "compare", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
-    process = subprocess.Popen([*command, "--trust-code"], env=held.environment(tmp_path / "hold"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--trust-code"], env=held.environment(tmp_path / "hold"), stdout=subprocess.DEVNULL
+    )
     run = folder / "federated" / "seed-3" / "run"
     while process.poll() is None and not (run / "checkpoints" / "0002").exists():
         time.sleep(0.002)

@@ -23,6 +23,7 @@ from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Arm, Model, Recipe
 from bellwether.report.compare_table import ClientGain, Line
+from bellwether.report.page.charts import Series, scatter
 from bellwether.report.page.comparison import Compared, comparison_page
 from bellwether.report.page.draw import drawing
 from bellwether.report.page.metrics import EXACT, LOSS, changes, middle_curve
@@ -393,6 +394,13 @@ def test_the_middle_of_curves_is_their_median() -> None:
     assert low[0] == pytest.approx(0.2)
     assert high[0] == pytest.approx(8.2)
     assert middle_curve(curves[:1])[2:] == ([], [])
+
+
+@pytest.mark.parametrize("costs", [(1024.0,), (100.0, 100.0), (100.0, 1e7)])
+def test_arms_of_any_cost_have_a_place_in_the_chart(costs: tuple[float, ...]) -> None:
+    series = [Series(f"arm {number}", [cost], [0.5], [0.4], [0.6], number) for number, cost in enumerate(costs)]
+    svg = scatter("cost", "Cost", series, "bytes", "score")
+    assert all(f"arm {number}" in svg for number in range(len(costs)))
 
 
 def test_a_text_in_a_chart_that_looks_like_a_style_stays_a_text() -> None:

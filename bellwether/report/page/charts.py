@@ -205,6 +205,10 @@ def scatter(
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.set_xscale("log")
+        # Set before anything is drawn: an axis over arms that cost the same would have no length.
+        places = [*(place for one in series for place in one.x), *(place for _, place, _ in marks)]
+        beside = (max(places) / min(places)) ** 0.12 if max(places) > min(places) else 2
+        axes.set_xlim(min(places) / beside, max(places) * beside)
         for one in series:
             style = look(one.look) | {"linestyle": "none"}
             axes.errorbar(
@@ -213,7 +217,7 @@ def scatter(
         for text, place, number in marks:
             colour = look(number)["color"]
             axes.axvline(place, color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=legend_name(text))
-        axes.margins(x=0.12, y=0.12)
+        axes.margins(y=0.12)
         axes.set(xlabel=x, ylabel=y)
         log_ticks(axes.xaxis)
         axes.xaxis.set_major_formatter(short_size)
