@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import held
+import forked
 import numpy as np
 import pytest
 from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
 from safetensors.numpy import load_file
 
 from bellwether.compare.arms import arm_recipe
-from bellwether.compare.compare import compare
+from bellwether.compare.compare import MODULES, compare
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
@@ -381,10 +381,8 @@ def test_a_killed_comparison_goes_on_with_its_finished_arms_and_in_the_midst_of_
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     (tmp_path / "hold").write_text("5")  # so that it is still there, however fast it is
     folder = tmp_path / "out"
-    command = [sys.executable, "-m", "bellwether", "compare", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--trust-code"], env=held.environment(tmp_path / "hold"), stdout=subprocess.DEVNULL
-    )
+    words = [tmp_path / "recipe.yaml", "--out", folder, "--trust-code"]
+    process = forked.start("compare", *words, HELD=str(tmp_path / "hold"))
     run = folder / "federated" / "seed-3" / "run"
     while process.poll() is None and not (run / "checkpoints" / "0002").exists():
         time.sleep(0.002)
@@ -522,14 +520,9 @@ def double(number: int) -> int:
     return 2 * number
 
 
-def sleep_long(path: Path) -> None:
-    (path / str(os.getpid())).touch()
-    time.sleep(600)
-
-
 def test_processes_side_by_side_tell_every_piece_and_what_it_gave() -> None:
     told: list[tuple[int, int]] = []
-    work_off(double, [3, 1, 2], 2, lambda work, result: told.append((work, result)))
+    work_off(double, [3, 1, 2], 2, lambda work, result: told.append((work, result)), MODULES)
     assert sorted(told) == [(1, 2), (2, 4), (3, 6)]
 
 
@@ -538,34 +531,41 @@ def test_processes_side_by_side_tell_every_piece_and_what_it_gave() -> None:
 )
 def test_what_goes_wrong_in_a_process_is_said_in_one_sentence(work: list[int], says: str) -> None:
     with pytest.raises(BellwetherError, match=says) as caught:
-        work_off(double, work, 2, lambda *_: None)
+        work_off(double, work, 2, lambda *_: None, MODULES)
     assert "\n" not in str(caught.value)
 
 
+SLEEPERS = """\
+import os, sys, time
+from pathlib import Path
+from bellwether.tools.workers import work_off
+
+
+def sleep_long(path):
+    (path / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    work_off(sleep_long, [Path(sys.argv[1])] * 2, 2, print)
+"""
+
+
 def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path; from test_compare import sleep_long; from bellwether.tools.workers import work_off\n"
-        f"if __name__ == '__main__': work_off(sleep_long, [Path({str(tmp_path / 'pids')!r})] * 2, 2, print)\n"
-    )
-    (tmp_path / "parent.py").write_text(code)
+    (tmp_path / "parent.py").write_text(SLEEPERS)
     (tmp_path / "pids").mkdir()
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")])
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "pids")])
     patience = time.monotonic() + 300
-    while len(pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) < 2 and time.monotonic() < patience:
+    while len(pids := {int(path.name) for path in (tmp_path / "pids").iterdir()}) < 2 and time.monotonic() < patience:
         time.sleep(0.05)
+    begun = forked.family(parent.pid)
     parent.kill()
     parent.wait()
     assert len(pids) == 2
-    while any(map(alive, pids)) and time.monotonic() < patience:
+    assert pids < set(begun)
+    while any(map(forked.alive, begun)) and time.monotonic() < patience:
         time.sleep(0.05)
-    assert not any(map(alive, pids))
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process is there and no zombie."""
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
+    assert not any(map(forked.alive, begun))
 
 
 # Tables -------------------------------------------------------------------------------------------

@@ -91,13 +91,13 @@ def test_an_interrupt_that_a_library_makes_something_else_of(tmp_path: Path, hab
 
 
 WORKERS = """\
-import multiprocessing, signal
+import multiprocessing, os, signal
 from bellwether.tools.workers import interrupts_held, work_off
 
 
 def holds(piece=None):
     held = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    print(held, flush=True)
+    os.write(1, f"{held}\\n".encode())  # at once, since two do
 
 
 if __name__ == "__main__":
@@ -116,3 +116,35 @@ def test_workers_do_not_hear_an_interrupt_from_their_first_moment(tmp_path: Path
     command = [sys.executable, str(tmp_path / "workers.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["True", "True", "True", "False"]
+
+
+FOREIGN = """\
+import os, sys
+from bellwether.tools.workers import work_off
+
+
+def look(piece):
+    found = (sys.modules["colorsys"].__file__, os.environ.get("WORD"), "PYTHONSAFEPATH" in os.environ)
+    os.write(1, "{} {} {}\\n".format(*found).encode())
+
+
+if __name__ == "__main__":
+    for os.environ["WORD"] in ("first", "second"):
+        work_off(look, [1, 2], 2, lambda piece, found: None, ["colorsys"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forks on Linux only")
+def test_what_workers_need_is_imported_before_from_no_current_folder_and_the_environment_is_of_now(
+    tmp_path: Path,
+) -> None:
+    import colorsys
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "colorsys.py").touch()
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / "foreign.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path / "here")
+    said = [f"{colorsys.__file__} {word} False" for word in ("first", "first", "second", "second")]
+    assert done.stdout.splitlines() == said

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import held
 import pytest
 from conftest import json_lines
@@ -22,19 +23,12 @@ FIELDS = [f"federation.rounds={ROUNDS}", "evaluation.every=6", "training.schedul
 RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "evaluation.csv", "samples.jsonl")
 
 
-def start(hold: Path, *words: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "bellwether", "run", *map(str, words), "--trust-code"]
-    return subprocess.Popen(
-        command, env=held.environment(hold), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def newest(path: Path) -> int:
     """Return the newest round that is committed, or -1."""
     return max((int(entry.name) for entry in (path / "checkpoints").glob("[0-9]*")), default=-1)
 
 
-def kill_when(process: subprocess.Popen, ready, wait: float) -> bool:
+def kill_when(process: forked.Forked, ready, wait: float) -> bool:
     """Kill a process some seconds after something holds; return whether it was still running."""
     while process.poll() is None and not ready():
         time.sleep(0.001)
@@ -61,19 +55,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes(bellwether, tiny_recipe, tmp_pat
     # Killed once as soon as there is a run, before anything is committed, and then at random moments; however fast it
     # is, it comes no further than seven rounds meanwhile.
     hold.write_text("7")
-    process = start(hold, tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", path)
-    assert kill_when(process, (path / "recipe.yaml").exists, 0), process.stdout.read()
+    words = [tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", path]
+    process = forked.start("run", *words, HELD=str(hold))
+    assert kill_when(process, (path / "recipe.yaml").exists, 0), process.communicate()
     for _ in range(2):
         before = newest(path)
         hold.write_text(str(before + 8))
-        process = start(hold, "--resume", path)
+        process = forked.start("run", "--resume", path, "--trust-code", HELD=str(hold))
         killed = kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3))
-        assert killed, process.stdout.read()
+        assert killed, process.communicate()
 
     hold.unlink()
-    process = start(hold, "--resume", path)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    fresh = [sys.executable, "-m", "bellwether", "run", "--resume", str(path), "--trust-code"]
+    done = subprocess.run(fresh, env=held.environment(hold), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     for name in RESULTS:
         assert (path / name).read_bytes() == (truth / name).read_bytes(), name
     assert timeless(path) == timeless(truth)

@@ -42,9 +42,11 @@ from bellwether.store.comparison import (
     write_comparison,
 )
 from bellwether.tools.atomic import slug
-from bellwether.tools.workers import work_off
+from bellwether.tools.workers import LANGUAGE_MODELS, source_of_workers, work_off
 
 TRIALS = "trials"
+# What processes that train arms import once for all.
+MODULES = ("bellwether.runner.run", "flwr_datasets.partitioner", *LANGUAGE_MODELS)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
     watch = watch or (lambda event: None)
     settings = _settings(recipe)
     recipe = with_threads(with_absolute_paths(recipe), folder, jobs)
+    if jobs > 1:
+        source_of_workers(MODULES)
     opened = Opened()
     prepared = _checked(recipe, settings, opened)
     clients = {name: len(one.clients) for name, one in prepared.items()}
@@ -288,7 +292,7 @@ def _done(bench: _Bench, work: Sequence[_Job]) -> list[list[Outcome]]:
         done[job.folder] = outcomes
         bench.watch(Note(f"{len(done)}/{len(work)} {job.name}, seed {job.recipe.seed}: {_shown(outcomes)}"))
 
-    work_off(functools.partial(_do, bench.opened), left, bench.processes, tell)
+    work_off(functools.partial(_do, bench.opened), left, bench.processes, tell, MODULES)
     return [done[job.folder] for job in work]
 
 

@@ -6,7 +6,7 @@ at the start; then only tasks and replies travel, as pickles over pipes to proce
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -27,7 +27,10 @@ from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
-from bellwether.tools.workers import begin_worker, interrupts_held
+from bellwether.tools.workers import LANGUAGE_MODELS, begin_worker, interrupts_held, source_of_workers
+
+# What workers import once for all.
+MODULES = (__name__, *LANGUAGE_MODELS)
 
 Rows = Mapping[str, Sequence[TokenRow]]
 
@@ -74,7 +77,7 @@ class ProcessEngine:
         try:
             for number in range(len(models)):
                 self._workers.append(_Worker(f"{number + 1} of {len(models)}"))
-            # A worker reads this once it has imported torch, which all do at the same time.
+            # A worker reads this, and loads the base, while this process goes on.
             for worker, model in zip(self._workers, models, strict=True):
                 worker.send((model, work))
         except BaseException:
@@ -142,6 +145,12 @@ class ProcessEngine:
         self._workers.clear()
 
 
+def expect_workers(processes: int) -> None:
+    """Let what several workers come from get ready, which takes seconds, while this process goes on."""
+    if processes > 1:
+        source_of_workers(MODULES)
+
+
 def worker_models(settings: recipe.Model, device: torch.device, processes: int) -> list[recipe.Model]:
     """Return how each worker loads the base: on CUDA devices in turn, with its share of the threads.
 
@@ -201,10 +210,9 @@ class _Worker:
     """
 
     def __init__(self, name: str) -> None:
-        # A fresh interpreter: torch does not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        context = source_of_workers(MODULES)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
         self._name, self._ready = name, False
         with interrupts_held():
             self.process.start()
@@ -252,9 +260,9 @@ class _Worker:
         )
 
 
-def _serve(parent: Connection) -> None:
+def _serve(parent: Connection, environment: Mapping[str, str]) -> None:
     """Be a worker: load the base, then do tasks until the parent ends."""
-    begin_worker()
+    begin_worker(environment)
     try:
         model, work = parent.recv()
         base = load_base(model)

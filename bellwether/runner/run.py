@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bellwether.engine.processes import expect_workers
 from bellwether.errors import CheckpointError
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
@@ -128,6 +129,7 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
     recipe = with_absolute_paths(recipe)
+    expect_workers(recipe.engine.processes)
     prepared = prepare(recipe, opened)
     base = load_base(recipe.model, prepared.base)
     if recipe.output.folder is None:
@@ -148,6 +150,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
         write_log(folder.path / LOG) as log,
     ):
         then = folder.environment
+        expect_workers(folder.recipe.engine.processes)
         prepared = prepare(folder.recipe, opened)
         _check_unchanged(path, then, {"data": prepared_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import TypeVar
 
 from bellwether.errors import BellwetherError
+
+# Of what loads and scores language models, what takes longest to import.
+LANGUAGE_MODELS = (
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "rouge_score.rouge_scorer",
+)
 
 Work = TypeVar("Work")
 Found = TypeVar("Found")
 
 
 def work_off(
-    do: Callable[[Work], Found], work: Sequence[Work], processes: int, tell: Callable[[Work, Found], None]
+    do: Callable[[Work], Found],
+    work: Sequence[Work],
+    processes: int,
+    tell: Callable[[Work, Found], None],
+    modules: Sequence[str] = (),
 ) -> None:
     """Do pieces of work, side by side where that is wanted.
 
@@ -28,6 +42,7 @@ def work_off(
         work: the pieces.
         processes: how many are done at once; with 1 everything is done in this process.
         tell: is called in this process with every piece that is done and what it gave, in the order in which they end.
+        modules: what takes long to import and every process needs.
 
     Raises:
         BellwetherError: a process was killed, or what ``do`` raised; the other processes are ended then.
@@ -37,10 +52,8 @@ def work_off(
             tell(piece, do(piece))
         return
     others = set(multiprocessing.active_children())
-    # A fresh interpreter per worker: torch does not survive a fork.
-    context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(work)), mp_context=context, initializer=begin_worker
+        min(processes, len(work)), source_of_workers(modules), begin_worker, (dict(os.environ),)
     ) as pool:
         try:
             with interrupts_held():
@@ -59,6 +72,55 @@ def work_off(
             raise
 
 
+def source_of_workers(modules: Sequence[str]) -> ForkServerContext | SpawnContext:
+    """Return what workers come from, which begins to get ready with the first call, and must not be waited for.
+
+    torch does not survive the fork of a process that has computed with it. So workers are forks of a process that has
+    imported these modules and does nothing else; where forks are not sound, each is a fresh process.
+
+    Args:
+        modules: what takes long to import and every worker needs; only those of the first call are imported once for
+            all.
+    """
+    fresh = multiprocessing.get_context("spawn")
+    if sys.platform != "linux":
+        return fresh
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    try:
+        with _modules_from_where_ours_are(), interrupts_held():
+            forkserver.ensure_running()
+    except OSError:  # such as where the name of the folder of temporary files is too long for a socket
+        return fresh
+    atexit.unregister(_end_source)
+    atexit.register(_end_source, os.getpid())
+    return context
+
+
+def _end_source(owner: int) -> None:
+    """End what workers come from, which else, where it still imports, goes on to the end of that."""
+    from multiprocessing import forkserver
+
+    source = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if source is not None and os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            os.kill(source, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _modules_from_where_ours_are() -> Iterator[None]:
+    """Let a process that begins meanwhile look for modules where this one does, and not in the current folder."""
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in map(str, sys.path))
+    try:
+        yield
+    finally:
+        _take_over(before)
+
+
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Hold interrupts back while processes are started: these never hear them, this one hears them afterwards."""
@@ -70,10 +132,17 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def begin_worker() -> None:
-    """Leave interrupts to the parent, and end when it ends, however it does."""
+def begin_worker(environment: Mapping[str, str]) -> None:
+    """Leave interrupts to the parent, take over its environment, and end when it ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _take_over(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _take_over(environment: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _follow_parent() -> None:
