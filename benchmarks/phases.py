@@ -133,8 +133,8 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
         (RunFolder, "finish"): EXPORT,
     }
 
-    def phase_of(engine: Any, cohort: Sequence[str], task: Any) -> str:
-        return TRAIN if isinstance(task, TrainTask) else LOSS
+    def phase_of(engine: Any, tasks: Mapping[str, Any], deadline: float | None = None) -> str:
+        return TRAIN if any(isinstance(task, TrainTask) for task in tasks.values()) else LOSS
 
     ask = mock.patch.object(LocalEngine, "ask", clock.timed_steps(phase_of, LocalEngine.ask))
     with patched(clock, functions), timed_steps(clock, runner, BASE), ask:

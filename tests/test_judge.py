@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from conftest import Command, Outcome, call, json_lines, write_rows
 from judge_server import Asked, Raw, Script, Server, failure, serving
@@ -557,12 +556,10 @@ def test_a_killed_judgement_goes_on_where_it_was(
     with serving(stuck) as server:
         words = ["--questions", questions, "--judge", "gpt-4", "--address", server.address, "--max-new-tokens", "6"]
         command = ["judge", *models, *words, "--out", tmp_path / "out"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bellwether", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = forked.start(*command)
         wait_for(lambda: len(server.asked) == 6 or process.poll() is not None, 300)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
         before = verdicts.read_bytes()
         assert before.count(b"\n") == 5
         with verdicts.open("ab") as file:
@@ -579,16 +576,12 @@ def test_a_killed_judgement_goes_on_where_it_was(
 def test_an_interrupt_ends_it_at_once_and_says_how_to_go_on(questions: Path, tmp_path: Path, models: Models) -> None:
     with serving(lambda asked, number: Raw(200, "{}", held_back=True)) as server:
         words = ["--questions", questions, "--judge", "gpt-4", "--address", server.address, "--max-new-tokens", "6"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bellwether", *map(str, ["judge", *models, *words])],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
+        process = forked.start("judge", *models, *words, folder=tmp_path)
         wait_for(lambda: server.asked or process.poll() is not None, 300)
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=TIMEOUT / 2)[1]  # it waits neither for the reply nor for its time to be up
+        # It waits neither for the reply nor for its time to be up.
+        wait_for(lambda: process.poll() is not None, TIMEOUT / 2)
+    err = process.communicate()[1]
     assert process.returncode == 130
     assert (
         err == "bellwether: interrupted; answers and verdicts are kept, and the same command goes on with the others.\n"
@@ -689,20 +682,24 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real_server(judge_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def real_server(judge_folder: Path) -> Iterator[str]:
     """``transformers serve`` with that model, as a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
-    serve = "from transformers.cli.transformers import main; main()"
     words = ["serve", str(judge_folder), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-c", serve, *words], stdout=out, stderr=out, env=os.environ)
+
+    def serve() -> None:
+        from transformers.cli.transformers import main
+
+        sys.argv = ["transformers", *words]
+        main()
+
+    process = forked.Forked(serve)
     try:
 
         def healthy() -> bool:
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None, process.communicate()
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
                     return True
@@ -712,7 +709,7 @@ def real_server(judge_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         wait_for(healthy, 300)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         process.wait()
 
 

@@ -1,6 +1,7 @@
 """A run that is killed, loses power or fills the disk at any moment goes on to the same bytes."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from run_folder_harness import digest
+from forked import Forked
+from run_folder_harness import digest, work
 
 HARNESS = Path(__file__).with_name("run_folder_harness.py")
 
@@ -37,21 +39,18 @@ def test_killing_a_run_at_random_moments_changes_no_byte_of_what_it_leaves(tmp_p
     rounds, kills, draw = 60, 15, random.Random(7)
     path, hold = tmp_path / "run", tmp_path / "hold"
 
-    def run(folder: Path) -> list[str]:
-        return [sys.executable, str(HARNESS), "run", str(folder), str(rounds), str(hold)]
-
-    subprocess.run(run(tmp_path / "truth"), check=True)
+    work(tmp_path / "truth", rounds)
     for _ in range(kills):
         before = newest(path)
         hold.write_text(str(before + 4))  # however fast it is, it is not over before it is killed
-        process = subprocess.Popen(run(path))
+        process = Forked(lambda: work(path, rounds, hold=hold))
         while process.poll() is None and newest(path) <= before:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    hold.unlink()
-    subprocess.run(run(path), check=True)
+    fresh = [sys.executable, str(HARNESS), "run", str(path), str(rounds), os.devnull]
+    subprocess.run(fresh, check=True)
     assert digest(path) == digest(tmp_path / "truth")
 
 

@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bellwether.errors import CheckpointError
@@ -56,21 +55,17 @@ def test_a_short_pretraining_lowers_the_loss_and_loads(short_base: Path) -> None
 
 
 def test_a_killed_pretraining_resumes_to_the_same_weights(short_base: Path, tmp_path: Path) -> None:
-    script = (
-        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from starter import pretrain\n"
-        "from starter.pretrain import Pretraining\n"
-        "save = pretrain._save_checkpoint\n"
-        "def save_and_die(*given, **named):\n"
-        "    save(*given, **named)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "pretrain._save_checkpoint = save_and_die\n"
-        f"pretrain.pretrain({SHORT!r}, Path(sys.argv[1]))\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-    assert done.returncode == -signal.SIGKILL
+    save = pretrain._save_checkpoint
+
+    def save_and_die(*given: object, **named: object) -> None:
+        save(*given, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die() -> None:
+        pretrain._save_checkpoint = save_and_die
+        pretrain.pretrain(SHORT, tmp_path)
+
+    assert Forked(die).wait() == -signal.SIGKILL
     assert (tmp_path / CHECKPOINT).exists()
     assert not (tmp_path / "model.safetensors").exists(), "it was to be killed before its end"
     pretrain.pretrain(SHORT, tmp_path)

@@ -283,28 +283,38 @@ def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
     assert set(threading.enumerate()) <= before
 
 
-ENDING = """
+# A process for each way to end, forked before anything is computed, ends as Python ends.
+ENDINGS = """
+import os
 import sys
 from pathlib import Path
+import transformers.models.llama.modeling_llama
 from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
-from types import SimpleNamespace
 
-talk = open_talk(Path(sys.argv[1]))
-stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))
+for how in ("finished", "stopped"):
+    child = os.fork()
+    if not child:
+        break
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(how, code)
+else:
+    sys.exit()
+talk, settings = open_talk(Path(sys.argv[1])), AnswerSettings(max_new_tokens=200)
+stream = talk.answer(make_question("Task 1?"), ["federated"], settings)
 next(stream)
-if sys.argv[2] == "finished":
+if how == "finished":
     list(stream)
 else:
     stream.close()
 """
 
 
-@pytest.mark.parametrize("how", ["finished", "stopped"])
-def test_a_program_ends_in_order_right_after_an_answer(tiny_run, how):
-    command = [sys.executable, "-c", ENDING, str(tiny_run[0]), how]
+def test_a_program_ends_in_order_right_after_an_answer_that_is_finished_or_stopped(tiny_run):
+    command = [sys.executable, "-c", ENDINGS, str(tiny_run[0])]
     done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"finished", b"0", b"stopped", b"0"]
 
 
 def test_an_answer_says_whether_it_came_to_its_end(crowd):
