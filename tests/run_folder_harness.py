@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -239,6 +240,8 @@ def faults(writer: str, kind: str, place: Path) -> dict[str, Any]:
     truth, path = place / "truth", place / "run"
     work(truth, folder_class=folder_class)
     expected, bad, at = digest(truth), [], 0
+    run_folder.load_recipe(truth / "recipe.yaml")  # once for all processes that are forked from this one
+    gc.freeze()
 
     def go_on() -> None:
         work(path, folder_class=folder_class)
