@@ -84,6 +84,7 @@ def drawing(name: str, label: str, size: tuple[float, float], draw: Callable[[Fi
         draw: draws on an empty figure; it must use no colour but this module's.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -93,9 +94,19 @@ def drawing(name: str, label: str, size: tuple[float, float], draw: Callable[[Fi
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         figure = Canvas(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         draw(figure)
+        FigureCanvasSVG(figure)  # in whose letters the layout is measured
+        _lay_out(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None})
     return _inline(buffer.getvalue(), name, label)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give everything its place, once: ``savefig`` would draw all of it a first time for that."""
+    engine = figure.get_layout_engine()
+    if engine is not None and figure.axes:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _inline(svg: bytes, name: str, label: str) -> Markup:
