@@ -174,7 +174,7 @@ def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, **g
 
 
 def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watch: Any) -> Any:
-    """Compare with little work: one arm of a kind, one seed, one pass, one trial of each arm."""
+    """Compare with little work: one arm of a kind, one seed, one pass, one trial of each arm, two clients alone."""
     values = shortened(recipe).model_dump()
     values["training"] |= {"local_steps": None, "batch_size": 16}
     values["federation"] |= {"fraction": 0.2}
@@ -184,6 +184,9 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
     section["arms"] = {name: arm for name, arm in section["arms"].items() if name in kinds.values()}
     for arm in section["arms"].values():
         arm |= {"passes": arm["passes"] and 1, "steps": arm["steps"] and 1}
+        if arm["trains"] == "alone" and recipe.partition.method not in ("column", "file"):
+            digits = max(2, len(str(recipe.partition.clients)))
+            arm["clients"] = arm["clients"] or [f"client-{number:0{digits}}" for number in (1, 2)]
     if section["tune"] is not None:
         section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | {"passes": [1]}
     return compare(Recipe.model_validate(values), folder, jobs=1, watch=watch)
