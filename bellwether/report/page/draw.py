@@ -84,7 +84,6 @@ def drawing(name: str, label: str, size: tuple[float, float], draw: Callable[[Fi
         draw: draws on an empty figure; it must use no colour but this module's.
     """
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -94,19 +93,21 @@ def drawing(name: str, label: str, size: tuple[float, float], draw: Callable[[Fi
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         figure = Canvas(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         draw(figure)
-        FigureCanvasSVG(figure)  # in whose letters the layout is measured
-        _lay_out(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None})
-    return _inline(buffer.getvalue(), name, label)
+        return _inline(_svg(figure), name, label)
 
 
-def _lay_out(figure: Figure) -> None:
-    """Give everything its place, once: ``savefig`` would draw all of it a first time for that."""
+def _svg(figure: Figure) -> bytes:
+    """Return a figure as matplotlib's SVG, laid out once: ``savefig`` would draw all of it a first time for that."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(figure)  # in whose letters the layout is measured
     engine = figure.get_layout_engine()
     if engine is not None and figure.axes:
         engine.execute(figure)
     figure.set_layout_engine(None)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _inline(svg: bytes, name: str, label: str) -> Markup:
