@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -81,6 +82,18 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
         assert record["rows"] * whole.training.local_epochs == made.rows_per_round
     evaluations = json_lines(tmp_path / "run" / "evaluation.jsonl")
     assert len({record["round"] for record in evaluations}) == made.evaluations
+
+
+def test_every_pass_of_a_method_is_work(small, monkeypatch):
+    from bellwether.method import named
+    from bellwether.method.average import fedavg
+    from bellwether.method.method import Pass
+
+    once = plan(small)
+    monkeypatch.setattr(named, "make_method", lambda section: dataclasses.replace(fedavg(), passes=(Pass(), Pass())))
+    twice = plan(small)
+    assert (twice.rows_per_round, twice.trained_per_round) == (2 * once.rows_per_round, 2 * once.trained_per_round)
+    assert twice.bytes_up == once.bytes_up
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])

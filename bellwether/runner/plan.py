@@ -338,11 +338,12 @@ def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: 
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method
+    from bellwether.method.returned import first_state
     from bellwether.model.lora import initial_adapter
     from bellwether.tools.randomness import Randomness
 
     method, randomness = make_method(recipe.method), Randomness(recipe.seed)
-    state = method.begin(initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
+    state = first_state(method, initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
     ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
     down = up = 0.0
     for rank, count in ranks.items():
@@ -370,13 +371,16 @@ def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: 
 
 def _work(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) -> _Work:
     """Return the mean work of a round, every client being as likely in the cohort as any other."""
-    training = recipe.training
+    from bellwether.method.named import make_method
+
+    training, in_turn = recipe.training, len(make_method(recipe.method).passes)
     total = _Work(0.0, 0.0, 0.0, 0.0)
     for rows in clients:
         passes = float(training.local_epochs)
         if training.local_steps is not None:
             batches = -(-len(rows) // training.batch_size)
             passes = training.local_steps / -(-batches // training.accumulation)
+        passes *= in_turn
         total = _Work(
             total.rows + passes * len(rows),
             total.tokens + passes * sum(len(row) for row in rows),

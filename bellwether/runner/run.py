@@ -23,6 +23,7 @@ from bellwether.federate import Federation, Progress, federate
 from bellwether.method.cohort import cohort_size
 from bellwether.method.method import Method
 from bellwether.method.named import make_method
+from bellwether.method.returned import first_state
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
@@ -236,4 +237,4 @@ def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[i
     """Score anew, before anything is trained, what a run that goes on has lost of the answers that its end needs."""
     for round, sentence in lost.items():
         federation.watch(Note(sentence, warning=True))
-        federation.score(round, federation.method.begin(first) if round == 0 else progress.state)
+        federation.score(round, first_state(federation.method, first) if round == 0 else progress.state)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,15 @@ SURVEY, SELECTED, METHOD = "survey", "selected", "method"
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Of rounds that counted: the newest, and those that a run needs anew where its last checkpoint is damaged.
-KEPT = 3
 
-
-def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int) -> None:
-    """Write what a client keeps of a round, and forget what rounds long before left.
+def keep_state(client: Path, name: str, round: int, arrays: Arrays) -> None:
+    """Write what a client keeps of a round.
 
     Args:
         client: the client's own folder, made where it is missing.
         name: what it is, such as ``METHOD``.
         round: the round that leaves it.
         arrays: named arrays.
-        settled: the last round that certainly counted; the newest files up to it stay.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -51,30 +47,36 @@ def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
     write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
-    for path in [path for path in _files(client, name) if int(path.stem) <= settled][:-KEPT]:
+
+
+def kept_rounds(client: Path, name: str) -> list[int]:
+    """Return the rounds of which a client keeps something of a name, the oldest first."""
+    return [int(path.stem) for path in _files(client, name)]
+
+
+def forget_state(client: Path, name: str, rounds: Collection[int]) -> None:
+    """Delete what a client keeps of a name of some rounds."""
+    for path in [path for path in _files(client, name) if int(path.stem) in rounds]:
         path.unlink(missing_ok=True)
 
 
-def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | None:
-    """Return what a client kept in a round, or else in the last one before it, with that round.
+def recall_state(client: Path, name: str, round: int) -> Arrays | None:
+    """Return what a client kept of a round, and of that one alone; None where there is nothing.
 
     Args:
         client: the client's own folder.
         name: what it is.
-        round: the round; what later ones left, before a run went back to an earlier checkpoint, is not looked at.
-
-    Returns:
-        The round and its arrays; None where there is nothing.
+        round: the round.
 
     Raises:
         CheckpointError: the file is not as ``keep_state`` wrote it.
     """
-    path = next((path for path in reversed(_files(client, name)) if int(path.stem) <= round), None)
+    path = next((path for path in _files(client, name) if int(path.stem) == round), None)
     if path is None:
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return int(path.stem), dict(stored)
+            return dict(stored)
     except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
         raise damaged(path, error) from error
 
