@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bellwether.client.score import Scored
 from bellwether.errors import CheckpointError
-from bellwether.exchange.records import EvaluationRecord
 from bellwether.federate import Progress
 from bellwether.runner.prepare import Prepared
 from bellwether.store.finished import answers_file, check_rows
@@ -37,36 +37,39 @@ def lost_answers(folder: RunFolder, prepared: Prepared, progress: Progress) -> d
     """
     lost = {}
     for record in progress.evaluations:
-        needed = record.round in (0, prepared.recipe.federation.rounds)
-        if needed and record.part != "clients":
+        if record.round in (0, prepared.recipe.federation.rounds) and record.part != "clients":
+            path = answers_file(folder.path, record.round)
             try:
-                _read_answers(folder, prepared, record, "its rows are scored anew")
+                with reading(path, "its rows are scored anew"):
+                    check_rows(_rows(path, prepared), record)
             except CheckpointError as error:
                 lost[record.round] = str(error)
     return lost
 
 
-def _read_answers(folder: RunFolder, prepared: Prepared, record: EvaluationRecord, remedy: str) -> Sequence[ScoredRow]:
-    """Return the scored rows of an evaluation with their answers, once they are known to be whole."""
-    path = answers_file(folder.path, record.round)
-    with reading(path, remedy):
-        rows = load_rows(path.read_bytes())
-        check_rows(rows, record)
-        if [row.category for row in rows] != [row.category for row in prepared.scored.rows]:
-            raise ValueError("its rows are not those of the recipe")
-        if any((row.answer is None) == prepared.recipe.evaluation.generate for row in rows):
-            raise ValueError("it has not an answer to every row")
+def _rows(path: Path, prepared: Prepared) -> Sequence[ScoredRow]:
+    """Return the scored rows of an evaluation with their answers, once they are known to be those of the recipe."""
+    rows = load_rows(path.read_bytes())
+    if [row.category for row in rows] != [row.category for row in prepared.scored.rows]:
+        raise ValueError("its rows are not those of the recipe")
+    if any((row.answer is None) == prepared.recipe.evaluation.generate for row in rows):
+        raise ValueError("it has not an answer to every row")
     return rows
 
 
-def sample_answers(folder: RunFolder, prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
+def _answers(folder: RunFolder, prepared: Prepared, round: int) -> list[str | None]:
+    """Return the answers after a round."""
+    path = answers_file(folder.path, round)
+    with reading(path, f"bellwether run --resume {folder.path} makes it anew"):
+        return [row.answer for row in _rows(path, prepared)]
+
+
+def sample_answers(folder: RunFolder, prepared: Prepared) -> list[dict[str, Any]]:
     """Return some scored rows with the untuned base's answer and the final one, categories in turn."""
     evaluation = prepared.recipe.evaluation
     if not evaluation.generate or not prepared.scored.rows:
         return []
-    own = [record for record in progress.evaluations if record.part != "clients"]
-    again = f"bellwether run --resume {folder.path} makes it anew"
-    before, after = ([row.answer for row in _read_answers(folder, prepared, one, again)] for one in (own[0], own[-1]))
+    before, after = (_answers(folder, prepared, round) for round in (0, prepared.recipe.federation.rounds))
     chosen = _in_turn([row.category for row in prepared.scored.rows], evaluation.samples)
     rows = prepared.scored.rows
     return [

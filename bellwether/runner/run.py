@@ -48,6 +48,7 @@ from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import (
     CLIENTS,
     LOG,
+    Checkpoint,
     RunFolder,
     check_new,
     client_folders,
@@ -57,6 +58,7 @@ from bellwether.store.run_folder import (
 )
 from bellwether.tell.narrate import tell_all, write_log
 from bellwether.tell.trackers import open_trackers
+from bellwether.tools.words import clean
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
-                return _run_in(folder, prepared, base, watch, log)
+                return _run_in(folder, None, prepared, base, watch, log)
         except BaseException:
             folder.discard()
             raise
@@ -142,7 +144,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
     ):
-        then = folder.environment
+        then, checkpoint = folder.environment, folder.latest()
         prepared = prepare(folder.recipe)
         _check_unchanged(path, then, {"data": data_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
@@ -153,7 +155,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))
-        return _run_in(folder, prepared, base, watch, log)
+        return _run_in(folder, checkpoint, prepared, base, watch, log)
 
 
 def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -162,7 +164,7 @@ def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]
         if then.get(fact) != value:
             raise CheckpointError(
                 f"The run in {path} cannot go on, because its {fact} is another one now ({value}) than "
-                f"when it began ({then.get(fact)}); restore it, or begin a new run."
+                f"when it began ({clean(str(then.get(fact))):.80}); restore it, or begin a new run."
             )
 
 
@@ -181,12 +183,14 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
     )
 
 
-def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, log: Watcher) -> Result:
+def _run_in(
+    folder: RunFolder, checkpoint: Checkpoint | None, prepared: Prepared, base: Base, watch: Watcher, log: Watcher
+) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
     method = make_method(recipe.method)
-    progress = where_to_begin(folder, base, method, tell_all([watch, log]))
+    progress = where_to_begin(folder, checkpoint, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
@@ -220,7 +224,7 @@ def _federate(
     layers.detach()
     card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
     adapter = result_of(progress.state)
-    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared, progress))
+    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared))
     return Result(folder.path, adapter, progress.rounds, progress.evaluations)
 
 
