@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run check install format lint types test slow gpu bench clean
+.PHONY: run check install format lint types test unit slow gpu bench clean
 
 run: install
 	$(BIN)/bellwether run
 
-check: lint types test
+# Types are checked beside the tests: on one core alone, the other would have nothing to do.
+check: lint
+	$(MAKE) --jobs=2 types test
 
 install: $(STAMP)
 
@@ -33,6 +35,9 @@ types: install
 
 test: install
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+unit: install
+	$(BIN)/pytest -n 2 -m "not integration and not slow and not gpu"
 
 slow: install
 	$(BIN)/pytest -m slow

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bellwether.tools.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from bellwether.errors import BellwetherError as BellwetherError
     from bellwether.exchange.adapter import Adapter as Adapter
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from bellwether.runner.run import run as run
     from bellwether.tools.randomness import Randomness as Randomness
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Adapter",

@@ -8,10 +8,9 @@
     ├── UpdateRejected    a client's update failed the check before aggregation
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
-    ├── JudgeError        a language model that shall judge answers cannot be asked, or refuses
-    │   ├── JudgeAway     it did not answer, however often it was asked; later it may
-    │   └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
-    └── FederationError   a real federation cannot start or go on
+    └── JudgeError        a language model that shall judge answers cannot be asked, or refuses
+        ├── JudgeAway     it did not answer, however often it was asked; later it may
+        └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
 
 Every message says what is wrong, the value, where it stands and what to do about it, in one or
 two sentences that are fit to be shown to a person.
@@ -72,10 +71,6 @@ class JudgeRefused(JudgeError):
     def __init__(self, problem: str, said: str) -> None:
         self.said = said
         super().__init__(problem)
-
-
-class FederationError(BellwetherError):
-    """A federation across machines cannot start or go on."""
 
 
 def first_line(error: Exception) -> str:

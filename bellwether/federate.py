@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from bellwether.exchange.checks import (
     check_array,
     check_scores,
 )
-from bellwether.exchange.collect import Answers, collect
+from bellwether.exchange.collect import Collection
 from bellwether.exchange.messages import (
     EvaluateTask,
     Payload,
@@ -180,9 +180,11 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         kept = surveyed.kept if failure is None else {}
         tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
     asked = time.perf_counter()
-    replies = federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ()
     missing, returns = surveyed.left_out if surveyed else {}, federation.method.returns
-    answers = collect(replies, tasks, returns, recipe.federation, missing, federation.watch, round)
+    answers = Collection(tasks, returns, recipe.federation, missing, federation.watch, round)
+    for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
+        answers.take(reply)
+    answers.close()
     trained = time.perf_counter()
 
     nothing = surveyed is not None and failure is None and not tasks
@@ -223,7 +225,12 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
     clients = tuple(federation.ranks)
     sampling = Sampling(round, clients, known, progress.state, Randomness(federation.recipe.seed))
     with naming(f"Round {round}: the sampler {name}", RoundFailed):
-        cohort = tuple(federation.sample(sampling))
+        drawn = federation.sample(sampling)
+    if isinstance(drawn, str) or not isinstance(drawn, Iterable):
+        raise RoundFailed(
+            f"Round {round}: the sampler {name} returned a {type(drawn).__name__}; return names of clients."
+        )
+    cohort = tuple(drawn)
     unknown = [client for client in cohort if client not in federation.ranks]
     if unknown or len(set(cohort)) != len(cohort):
         what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
@@ -336,7 +343,7 @@ def _record(
     federation: Federation,
     round: int,
     cohort: tuple[str, ...],
-    answers: Answers,
+    answers: Collection,
     adapter: Adapter,
     seconds: Mapping[str, float],
     failure: str | None,

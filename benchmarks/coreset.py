@@ -30,7 +30,6 @@ from bellwether import load_recipe
 from bellwether.client.choose import Chooser
 from bellwether.client.memory import recall
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, client_draws
-from bellwether.method.select.measure import agreement, expected_cover, topics_covered
 from bellwether.method.survey import survey
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers, initial_adapter
@@ -41,6 +40,7 @@ from bellwether.runner.prepare import prepare
 from bellwether.store.run_folder import client_folders
 from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
+from benchmarks.measure import agreement, expected_cover, topics_covered
 
 FIGURES = ("centroids", "kept", "rows", "grouped", "ari", "nmi", "wrong topic", "topics", "topics of random rows")
 SEEDS = (10, 11, 12, 13, 14)

@@ -29,6 +29,8 @@ _BEFORE = {
     "down_proj": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"),
 }
 
+AT_A_GO = 2e9  # operations: some hundredths of a second
+
 
 def operations(setting: Setting, clients: Rows) -> dict[str, float]:
     """Return the floating-point operations that a round must do, by term."""
@@ -96,29 +98,37 @@ def _flows(setting: Setting, name: str) -> bool:
     return any(other in setting.targets for other in _BEFORE.get(name, ()))
 
 
-def rates(setting: Setting, folder: Path, clients: Rows) -> Callable[[], Mapping[str, float]]:
-    """Return what measures the matrix rate of both precisions, as a round of its own."""
+def rates(setting: Setting, folder: Path, clients: Rows, **work: float) -> Callable[[], Mapping[str, float]]:
+    """Return what measures the matrix rate of both precisions, with so much work, as a round of its own."""
 
     def round() -> Mapping[str, float]:
-        return {dtype: matrix_rate(setting, dtype) for dtype in ("float32", "bfloat16")}
+        return {dtype: matrix_rate(setting, dtype, **work) for dtype in ("float32", "bfloat16")}
 
     return round
 
 
-def matrix_rate(setting: Setting, dtype: str, rows: int = 1024, repeats: int = 5) -> float:
+def matrix_rate(setting: Setting, dtype: str, rows: int = 1024, repeats: int = 5, at_a_go: float = AT_A_GO) -> float:
     """Return floating-point operations a second of ``torch.mm`` into a given result, the best of shapes and repeats.
 
     Shapes are those of the setting: rows × D times D × D, D × 3 D, 3 D × D and D × V.
+
+    Args:
+        setting: whose shapes are multiplied.
+        dtype: precision.
+        rows: of the left matrix.
+        repeats: of each shape.
+        at_a_go: operations that are timed at once, about.
     """
-    shapes = {*setting.linears.values(), (setting.hidden, setting.vocabulary)}
-    return max(_rate(rows, *shape, getattr(torch, dtype), setting.device, repeats) for shape in sorted(shapes))
+    shapes = sorted({*setting.linears.values(), (setting.hidden, setting.vocabulary)})
+    kind = getattr(torch, dtype)
+    return max(_rate(rows, *shape, kind, setting.device, repeats, at_a_go) for shape in shapes)
 
 
-def _rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str, repeats: int) -> float:
+def _rate(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str, repeats: int, at_a_go: float) -> float:
     left, right = torch.randn(rows, inputs, device=device), torch.randn(inputs, outputs, device=device)
     left, right = left.to(dtype), right.to(dtype)
     out = torch.empty(rows, outputs, dtype=dtype, device=device)
-    calls = max(1, int(2e9 / (2 * rows * inputs * outputs)))  # some hundredths of a second at a go
+    calls = max(1, int(at_a_go / (2 * rows * inputs * outputs)))
     best = float("inf")
     for _ in range(repeats + 1):  # the first one warms up
         _wait(device)

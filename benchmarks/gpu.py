@@ -9,7 +9,6 @@ It prints a table and writes it to ``benchmarks/results/gpu.json``.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bellwether.recipe.recipe import Engine
 from benchmarks import report
 from benchmarks.machine import describe
 from benchmarks.rounds import floor_operations, time_ways
@@ -41,16 +41,18 @@ BILLION = Setting(
     device="cuda",
 )
 FOUR_BIT = "together, batch 8, 4-bit base"
+MANY = 16_384  # tokens at once, beside as many as a recipe takes where it does not say
 
 
 def ways() -> dict[str, Way]:
     """Return the rows of the table."""
-    make, together = "benchmarks.gpu:trained", {"together": True}
+    make, together = "benchmarks.gpu:trained", {"tokens": Engine().tokens}
     return {
         "one by one, batch 1": Way(make, change=BATCH_ONE),
         "together, batch 1": Way(make, options=together, change=BATCH_ONE),
         "one by one, batch 8": Way(make),
         "together, batch 8": Way(make, options=together),
+        f"together, batch 8, {MANY:,} tokens": Way(make, options={"tokens": MANY}),
     }
 
 
@@ -77,15 +79,16 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
     }
 
 
-def trained(setting: Setting, folder: Path, clients: Rows, together: bool = False) -> Callable[[], Mapping[str, float]]:
-    """Return a round of bellwether that tells the device's peak memory, and the calibrated budget of tokens."""
+def trained(
+    setting: Setting, folder: Path, clients: Rows, tokens: int | None = None
+) -> Callable[[], Mapping[str, float]]:
+    """Return a round of bellwether that tells the device's peak memory; together where a budget of tokens is given."""
     import torch
 
     from benchmarks.ours import ours
 
-    tokens = calibrated(setting, folder, clients) if together else None
     cuda = setting.device != "cpu"
-    round = ours(setting, folder, clients, setting.clients if together else 1, tokens)
+    round = ours(setting, folder, clients, setting.clients if tokens else 1, tokens)
 
     def measured() -> Mapping[str, float]:
         if cuda:
@@ -94,32 +97,6 @@ def trained(setting: Setting, folder: Path, clients: Rows, together: bool = Fals
         return {"tokens": tokens or 0, "device_peak": torch.cuda.max_memory_allocated() if cuda else 0}
 
     return measured
-
-
-def calibrated(setting: Setting, folder: Path, clients: Rows) -> int:
-    """Return the tokens that run through the base at once fastest, as a run finds them."""
-    import torch
-
-    from bellwether.engine.calibrate import fastest_tokens
-    from bellwether.exchange.messages import Payload, TrainTask, client_draws
-    from bellwether.model.base import load_base
-    from bellwether.model.lora import LoraLayers, initial_adapter
-    from bellwether.tools.randomness import Randomness
-    from benchmarks.ours import lora_of, model_of, training_of
-
-    base = load_base(model_of(setting, folder))
-    adapter = initial_adapter(base, lora_of(setting), Randomness(0).torch("adapter of a benchmark"))
-    layers = LoraLayers(base.model, adapter.config, setting.clients)
-    tasks = {
-        client: TrainTask(1, Payload(adapter), training_of(setting), 1, client_draws(Randomness(0), 1, client))
-        for client in clients
-    }
-    tokens = fastest_tokens(base, layers, clients, tasks)
-    del base, layers
-    gc.collect()  # so that this base does not count in the peak of the rounds
-    if setting.device != "cpu":
-        torch.cuda.empty_cache()
-    return tokens
 
 
 def rate(setting: Setting, folder: Path, clients: Rows) -> Callable[[], Mapping[str, float]]:

@@ -124,8 +124,8 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
 
     functions = {
         (runner, "prepare"): DATA,
-        (runner, "data_fingerprint"): DATA,
-        (wiring, "fingerprint"): BASE,
+        (runner, "prepared_fingerprint"): DATA,
+        (wiring, "weights_fingerprint"): BASE,
         (wiring, "score"): LOSS,
         (score, "generate"): GENERATION,
         (federate, "run_round"): SERVER,

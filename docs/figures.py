@@ -31,7 +31,7 @@ from bellwether.runner.describe import describe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
 from bellwether.tell.live import summary, view
-from bellwether.tell.narrate import Progress
+from bellwether.tell.narrate import RunStatus
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -65,16 +65,16 @@ class Camera:
     """A watcher that keeps what the terminal shows when some clients of a round have answered."""
 
     def __init__(self, round: int, answered: int) -> None:
-        self.progress, self.round, self.answered = Progress(), round, answered
+        self.status, self.round, self.answered = RunStatus(), round, answered
         self.picture: str | None = None
 
     def __call__(self, event: Event) -> None:
         """Take an event, and the picture when it is time."""
-        self.progress.take(event)
-        there = self.progress.round == self.round and len(self.progress.finished) == self.answered
+        self.status.take(event)
+        there = self.status.round == self.round and len(self.status.finished) == self.answered
         if self.picture is None and there and isinstance(event, ClientFinished):
             console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
-            console.print(view(self.progress, 92, 24))
+            console.print(view(self.status, 92, 24))
             self.picture = console.export_svg(
                 title="bellwether run", theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="live"
             )

@@ -44,16 +44,22 @@ def of_report(path: Path, recipe: str, fields: Sequence[str] = (), part: str = "
 
 def of_talk(path: Path, recipe: str, fields: Sequence[str], example: str) -> None:
     """Draw the page for talking to a comparison, when an example has been answered whose text begins so."""
+    compare(load_recipe(recipe, fields), Path("demo"))
+    draw_talk(path, Path("demo"), example)
+
+
+def draw_talk(path: Path, folder: Path, example: str) -> None:
+    """Draw the page for talking to what is finished in a folder."""
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    compare(load_recipe(recipe, fields), Path("demo"))
-    with served(Path("demo")) as address, browser(TALK_WIDTH, 600) as driver:
+    with served(folder) as address, browser(TALK_WIDTH, 600) as driver:
         driver.get(address)
         examples = Select(driver.find_element("id", "examples"))
         number = next(number for number, option in enumerate(examples.options) if option.text.startswith(example))
         examples.select_by_index(number)
         ask = driver.find_element("id", "ask")
-        driver.execute_script("arguments[0].click()", ask)  # without the mouse, which would colour it
+        # Without the mouse and the focus, which would be seen.
+        driver.execute_script("document.activeElement.blur(); arguments[0].click()", ask)
         WebDriverWait(driver, 60).until(lambda _: ask.is_enabled())
         picture(driver, path)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,17 @@ from typing import Any
 
 import pytest
 
-# Before any import of torch or of the hub's client: one thread, since several workers share the cores, and no network.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Before any import of torch or of the hub's client: one thread, since several workers share the cores and would wait
+# for each other's, unless another number is asked for from outside; and no network.
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
+# What a script starts in its background ignores interrupts, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CATEGORIES = (
     "brainstorming",
@@ -56,11 +63,63 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+# Tests that start processes, a browser or a whole command; all others are unit tests.
+INTEGRATION_FIXTURES = {
+    "bellwether",
+    "chromium",
+    "driver",
+    "page",
+    "tiny_run",
+    "tiny_comparison",
+    "workers",
+    "workshop",
+}
+INTEGRATION_FILES = {
+    "test_bad_input.py",
+    "test_benchmarks.py",
+    "test_cli.py",
+    "test_compare.py",
+    "test_consent.py",
+    "test_examples.py",
+    "test_interrupt.py",
+    "test_judge.py",
+    "test_memory.py",
+    "test_processes.py",
+    "test_resume.py",
+    "test_run_folder_crash.py",
+    "test_selection_run.py",
+    "test_shipped_recipes.py",
+    "test_surface.py",
+    "test_ui.py",
+    "test_ui_attacks.py",
+    "test_unseen.py",
+}
+# Files whose own fixtures take seconds: one process makes them, where several share the tests.
+SHARING_FILES = {
+    "test_judge.py",
+    "test_processes.py",
+    "test_report_selection.py",
+    "test_selection_run.py",
+    "test_starter_base.py",
+    "test_unseen.py",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks, and dealt to processes by their groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes, a browser or a whole command, and what one process does alone."""
+    for item in items:
+        if item.path.name in SHARING_FILES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if INTEGRATION_FIXTURES & {*getattr(item, "fixturenames", ())} or item.path.name in INTEGRATION_FILES:
+            item.add_marker("integration")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _threads() -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +133,12 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of one layer with 512 positions and its tokenizer, as a Hugging Face folder."""
+    """A random Llama of one layer with 512 positions and its tokenizer, as a Hugging Face folder.
+
+    Its weights have few bits, so that adapters of few bits can be merged into them without rounding.
+    """
     import torch
+    from rounding import coarse
     from tiny_models import tiny_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -99,7 +162,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with quiet_transformers(), torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        model = LlamaForCausalLM(config)
+        model.load_state_dict({name: coarse(weight) for name, weight in model.state_dict().items()})
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 

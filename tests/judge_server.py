@@ -17,12 +17,12 @@ Headers = dict[str, str]
 
 @dataclass(frozen=True)
 class Raw:
-    """Bytes to answer with, after a while."""
+    """Bytes to answer with; those that are held back are not sent while the server is up."""
 
     status: int
     body: str
     headers: Headers = field(default_factory=dict)
-    seconds: float = 0.0
+    held_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Server:
         asked: all requests for completions.
         greeted: how often it was asked for its models.
         most: the largest number of requests at the same time.
+        over: set when the server goes down.
     """
 
     script: Script
@@ -69,6 +70,7 @@ class Server:
     now: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
@@ -82,6 +84,7 @@ def serving(script: Script, **settings: Any) -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.over.set()
         http.shutdown()
         http.server_close()
         thread.join()
@@ -127,7 +130,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             answer = server.script(asked, number)
             if isinstance(answer, str):
                 answer = _completion(server, body["model"], answer)
-            time.sleep(answer.seconds)
+            if answer.held_back:
+                server.over.wait()
             with server.lock:
                 server.now -= 1
             with contextlib.suppress(OSError):  # the client may have given up

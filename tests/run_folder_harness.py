@@ -1,6 +1,7 @@
 """Runs a small made-up run with faults, in processes that are really killed; the crash tests start it.
 
-python tests/run_folder_harness.py run FOLDER [ROUNDS]           run or go on, to the end
+python tests/run_folder_harness.py run FOLDER ROUNDS HOLD        run or go on, to the end; while a file HOLD is there,
+                                                                 not to the round that it holds
 python tests/run_folder_harness.py faults WRITER FAULT PLACE     inject FAULT at every call; print JSON
 """
 
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,8 @@ def record(round: int, adapter: Adapter) -> RoundRecord:
     )  # fmt: skip
 
 
-def work(path: Path, rounds: int = 2, folder_class: type[RunFolder] = RunFolder) -> None:
-    """Begin a run or go on with it, and bring it to its end."""
+def work(path: Path, rounds: int = 2, folder_class: type[RunFolder] = RunFolder, hold: Path = Path(os.devnull)) -> None:
+    """Begin a run or go on with it, and bring it to its end, or near a round that a file holds."""
     recipe = Recipe.model_validate({"federation": {"rounds": rounds}})
     begun = (path / "recipe.yaml").exists()
     with folder_class.reopen(path) if begun else folder_class.create(path, recipe, {"threads": 1}) as folder:
@@ -76,6 +78,8 @@ def work(path: Path, rounds: int = 2, folder_class: type[RunFolder] = RunFolder)
             adapter, state, records = checkpoint.adapter, dict(checkpoint.state), list(checkpoint.history)
             done = checkpoint.round
         for round in range(done + 1, rounds + 1):
+            while hold.is_file() and round >= int(hold.read_text()):
+                time.sleep(0.002)
             adapter, state = step(round, adapter, state)
             records.append(record(round, adapter))
             folder.commit(round, adapter, state, records)
@@ -266,6 +270,6 @@ def faults(writer: str, kind: str, place: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":
-        work(Path(sys.argv[2]), int(sys.argv[3]))
+        work(Path(sys.argv[2]), int(sys.argv[3]), hold=Path(sys.argv[4]))
     else:
         print(json.dumps(faults(sys.argv[2], sys.argv[3], Path(sys.argv[4]))))

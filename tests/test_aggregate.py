@@ -82,7 +82,12 @@ def test_a_persons_own_method_is_loaded_by_name_and_called_with_its_parameters(t
         ("my_rules:missing", {}, "has no function missing"),
         ("no_such_module_of_mine:rule", {}, "cannot be imported"),
         ("my_rules:number", {}, "method.name my_rules:number returned a int; return a Method"),
-        ("my_rules:keep", {"points": 1}, "method.name my_rules:keep failed .*unexpected keyword argument 'points'"),
+        ("my_rules:keep", {"marks": "many"}, "parameters.marks is 'many', but my_rules:keep takes a number"),
+        (
+            "my_rules:keep",
+            {"points": 1},
+            "parameters.points is given, but my_rules:keep takes no such one; known: marks.",
+        ),
     ):
         with pytest.raises(RecipeError, match=said):
             make_method(OwnMethod(name=name, parameters=parameters))

@@ -247,6 +247,16 @@ def trace_of_an_unknown_client(place: Place) -> list[str]:
     return place.run("federation.availability.trace=trace.jsonl")
 
 
+@case("training.warmup_rounds is 2, which leaves none of the 2 rounds at the full learning rate; give fewer")
+def warm_up_as_long_as_the_run(place: Place) -> list[str]:
+    return place.run("training.warmup_rounds=2")
+
+
+@case("federation.cohort_size is 9, but there are 4 clients; give at most 4")
+def cohort_larger_than_the_clients(place: Place) -> list[str]:
+    return place.run("federation.cohort_size=9")
+
+
 @case("federation.cohort_size is 9, but the data makes 2 clients; give at most that")
 def cohort_larger_than_the_clients_found(place: Place) -> list[str]:
     rows = [{**row, "site": f"site-{number % 2}"} for number, row in enumerate(dolly_rows(CATEGORIES[:2], 8))]
@@ -312,6 +322,11 @@ def json_that_is_no_list(place: Place) -> list[str]:
 @case("rows.json:2: this is not JSON", "mend the file")
 def broken_json(place: Place) -> list[str]:
     return place.source("rows.json", f"[{json.dumps(ROW)},\n{{'instruction': 1}}]")
+
+
+@case("rows.jsonl:2: this row has 10,000,038 characters, but at most 10,000,000 are read; shorten or remove it.")
+def row_without_end(place: Place) -> list[str]:
+    return place.rows([{"instruction": text, "response": "b"} for text in ("a", "x" * 10_000_001)])
 
 
 @case("rows.json:2: this object cannot be read (a number has too many digits); mend it")
@@ -598,6 +613,24 @@ def broken_model_config(place: Place) -> list[str]:
 @case("config.json: the file cannot be read (maximum recursion depth exceeded", "repair the model's folder")
 def model_config_nested_deep(place: Place) -> list[str]:
     (place.model() / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+    return place.run("--model", "model")
+
+
+@case(
+    "config.json: num_hidden_layers is 1000000000, but a whole number from 0 to 1,000 is wanted", "repair the model's"
+)
+def model_of_a_billion_layers(place: Place) -> list[str]:
+    place.json(place.model() / "config.json", num_hidden_layers=10**9)
+    return place.run("--model", "model")
+
+
+@case(
+    "The weight lm_head.weight has another shape in",
+    "model.safetensors (512 by 16) than config.json asks for (512 by 8), and so have 11 more",
+    "give the config.json and the weights of one model",
+)
+def model_whose_weights_are_of_another(place: Place) -> list[str]:
+    place.json(place.model() / "config.json", hidden_size=8)
     return place.run("--model", "model")
 
 
@@ -1090,6 +1123,18 @@ def pictures_into_a_file(place: Place) -> list[str]:
 @case("adapter cannot be read: lora_alpha in adapter_config.json is nan, but a finite number is wanted")
 def export_of_an_adapter_whose_alpha_is_no_number(place: Place) -> list[str]:
     place.json(place.finished_run() / "adapter" / "adapter_config.json", lora_alpha=float("nan"))
+    return ["export", "out", "merged"]
+
+
+@case("adapter cannot be read: use_rslora in adapter_config.json is 'false', but true or false is wanted.")
+def export_of_an_adapter_whose_switch_is_text(place: Place) -> list[str]:
+    place.json(place.finished_run() / "adapter" / "adapter_config.json", use_rslora="false")
+    return ["export", "out", "merged"]
+
+
+@case("it is not a plain LoRA adapter, since task_type in adapter_config.json is 'SEQ_CLS'; only those can be used.")
+def export_of_an_adapter_for_classifying(place: Place) -> list[str]:
+    place.json(place.finished_run() / "adapter" / "adapter_config.json", task_type="SEQ_CLS")
     return ["export", "out", "merged"]
 
 

@@ -13,7 +13,7 @@ from conftest import Command
 from rich.console import Console
 
 from bellwether.ask import chat as chatting
-from bellwether.ask.questions import Settings
+from bellwether.ask.questions import AnswerSettings
 from bellwether.ask.talk import Answer
 from bellwether.data.rows import Row
 
@@ -148,7 +148,7 @@ def test_what_is_no_text_is_refused(tiny_run):
     import subprocess
 
     command = [sys.executable, "-m", "bellwether", "chat", str(tiny_run[0]), "--who", "base"]
-    done = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, check=False, timeout=120)
+    done = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, check=False, timeout=300)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("bellwether: the instruction holds the control character U+DCE9; remove it.")
 
@@ -216,13 +216,13 @@ def test_help_lists_every_command_and_who_answers_can_be_chosen():
     for name in chatting.COMMANDS:
         assert name in shown
     assert talk.asked[0][1] == ["who 2", "who 0"]
-    assert talk.asked[0][2] == Settings()
+    assert talk.asked[0][2] == AnswerSettings()
 
 
 def test_a_real_terminal_shows_answers_and_ends_by_ctrl_d(tiny_run):
     pexpect = pytest.importorskip("pexpect", reason="pexpect, which plays a terminal, is not installed")
     words = ["-m", "bellwether", "chat", str(tiny_run[0])]
-    child = pexpect.spawn(sys.executable, words, encoding="utf-8", timeout=90, dimensions=(40, 100))
+    child = pexpect.spawn(sys.executable, words, encoding="utf-8", timeout=300, dimensions=(40, 100))
     try:
         child.expect("Type an instruction, or /help")
         child.expect("ask> ")

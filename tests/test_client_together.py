@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from asking import train
+from rounding import FLOAT64, assert_as_near, gamma
 from test_model_training import token_rows
-from tiny_models import ARCHITECTURES, random_adapter, tiny_base
+from tiny_models import ARCHITECTURES, exact_base, in_float64, random_adapter, tiny_base
 
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.model.dropout import Dropout
@@ -57,10 +61,11 @@ def test_together_equals_one_by_one(architecture, dropout):
     for client, update in alone.items():
         change = max(np.abs(update.tensors[key] - start.tensors[key]).max() for key in update.tensors)
         assert change > 1e-3
-        for name in ("loss", "tokens", "rows"):
-            assert together[client].metrics[name] == pytest.approx(update.metrics[name], rel=1e-5)
-    # Gemma 2's attention takes its softmax in float32, also in a float64 model.
-    assert furthest(together, alone) < (1e-7 if architecture == "gemma2" else 1e-10)
+        assert all(together[client].metrics[name] == update.metrics[name] for name in ("tokens", "rows"))
+        # Losses are added up in float32: at most one piece for each row, here as there.
+        near = gamma(torch.float32, 2 * int(update.metrics["rows"]))
+        assert together[client].metrics["loss"] == pytest.approx(update.metrics["loss"], rel=near)
+    assert furthest(together, alone) < FLOAT64
 
 
 @pytest.mark.parametrize(("slots", "tokens"), [(2, 70), (3, 1), (3, 10_000), (5, 70)])
@@ -91,18 +96,26 @@ def test_the_order_of_the_cohort_does_not_matter():
     assert furthest(ours, theirs) < 1e-10
 
 
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_in_fewer_bits_together_stays_near_one_by_one(dtype, near):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_fewer_bits_together_is_as_near_to_float64_as_one_by_one(dtype):
     """On the change of the adapter, as docs/rounds.md states it."""
     base = tiny_base("llama", dtype)
     start = random_adapter(base, rank=3, dtype="float32", dropout=0.2)
     cohort = cohort_of(9, 3, 14)
     alone = updates(base, start, cohort, slots=1, dtype=torch.float32)
     together = updates(base, start, cohort, slots=3, tokens=70, dtype=torch.float32)
-    for client, update in alone.items():
-        change = np.concatenate([(update.tensors[key] - start.tensors[key]).ravel() for key in update.tensors])
-        apart = np.concatenate([(update.tensors[k] - together[client].tensors[k]).ravel() for k in update.tensors])
-        assert 0 < np.linalg.norm(apart) < near * np.linalg.norm(change), np.linalg.norm(apart) / np.linalg.norm(change)
+    exact = updates(exact_base(base), start, cohort, slots=1)
+
+    def change(found, client):
+        return np.concatenate([(value - start.tensors[key]).ravel() for key, value in found[client].tensors.items()])
+
+    for client in cohort:
+        ours, theirs, wanted = (change(found, client) for found in (together, alone, exact))
+        assert_as_near(ours, theirs, wanted)
+        assert (ours != theirs).any(), "they ran through the base in other pieces"
+        if dtype == torch.bfloat16:
+            # Sums are held in float32, so their order seldom decides to which side they are rounded in the end.
+            assert np.linalg.norm(ours - theirs) < np.linalg.norm(theirs - wanted) / 2
 
 
 def test_stacked_adamw_equals_torchs_for_each_slot():
@@ -124,8 +137,11 @@ def test_stacked_adamw_equals_torchs_for_each_slot():
             torch.nn.utils.clip_grad_norm_([singles[slot]], 5.0)
             theirs[slot].param_groups[0]["lr"] = rate
             theirs[slot].step()
+    # Sums of 40 squares and fewer than 20 other operations a step, on numbers that stay below 4.
+    near = 4 * gamma(torch.float64, 12 * (40 + 20))
     for slot, single in enumerate(singles):
-        torch.testing.assert_close(values[slot], single.detach(), atol=1e-14, rtol=1e-13)
+        assert single.abs().max() < 4
+        torch.testing.assert_close(values[slot], single.detach(), atol=near, rtol=0)
 
 
 # Dropout ------------------------------------------------------------------------------------------
@@ -175,7 +191,8 @@ def test_masks_drop_the_stated_share_independently_and_keep_the_mean():
     seeds = torch.randint(-(2**63), 2**63 - 1, (64,), generator=torch.Generator().manual_seed(0))
     mask_NTI = row_masks(0.1, seeds, "a.b", torch.zeros(64, 50, 102, dtype=torch.float64))
     kept = (mask_NTI > 0).double()
-    assert mask_NTI.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=1e-4)]
+    # The probability is taken in steps of 1/65536, so the weight is that of one half a step away at most.
+    assert mask_NTI.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=0.5 / 65536 / 0.9)]
     assert float(kept.mean()) == pytest.approx(0.9, abs=4 * (0.09 / kept.numel()) ** 0.5)
     # Neighbours along every axis, and features four apart, which share no word but its place, are uncorrelated.
     centred = kept - kept.mean()
@@ -194,38 +211,58 @@ def test_masks_drop_the_stated_share_independently_and_keep_the_mean():
 # In a run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_its_budget_once_and_writes_it_to_its_recipe(bellwether, tiny_recipe, tmp_path, monkeypatch):
+def test_a_run_writes_its_budget_to_its_recipe_and_goes_on_with_no_other(bellwether, tiny_recipe, tmp_path):
     from bellwether.recipe.file import load_recipe
 
     words = ["engine.fuse=0", "federation.fraction=1", "federation.rounds=2"]
     outcome = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    measured = load_recipe(tmp_path / "run" / "recipe.yaml").engine.tokens
-    assert measured is not None
-    assert measured >= 512
+    budget = load_recipe(tmp_path / "run" / "recipe.yaml").engine.tokens
+    assert budget >= 512
 
-    # A resumed run takes the number that its recipe has, also where it is not told again; another one is refused.
-    def never(*args):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr("bellwether.runner.wiring.fastest_tokens", never)
     again = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "run", "--resume", tmp_path / "run")
     assert again.code == 2  # --out and --resume
     again = bellwether("run", "--resume", tmp_path / "run", *words[1:])
     assert again.code == 0, again.err
-    other = bellwether("run", "--resume", tmp_path / "run", f"engine.tokens={2 * measured}")
+    other = bellwether("run", "--resume", tmp_path / "run", f"engine.tokens={2 * budget}")
     assert (other.code, "engine.tokens" in other.err) == (2, True)
 
 
-def test_the_same_budget_gives_the_same_bytes_and_stays_near_one_by_one(bellwether, tiny_recipe, tmp_path):
+def adapter_of_a_run(bellwether, tiny_recipe, folder, *fields):
+    """The adapter that two rounds end with."""
     from safetensors.numpy import load_file
 
-    adapters = {}
-    for name, words in (("one", ()), ("all", (0, 200)), ("again", (0, 200))):
-        fields = [f"engine.fuse={words[0]}", f"engine.tokens={words[1]}"] if words else []
-        outcome = bellwether("run", tiny_recipe, *fields, "federation.rounds=2", "--out", tmp_path / name)
-        assert outcome.code == 0, outcome.err
-        adapters[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
-    for key, value in adapters["one"].items():
-        assert adapters["all"][key].tobytes() == adapters["again"][key].tobytes()
-        np.testing.assert_allclose(adapters["all"][key], value, atol=1e-3)
+    outcome = bellwether("run", tiny_recipe, *fields, "federation.rounds=2", "--out", folder)
+    assert outcome.code == 0, outcome.err
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+TOGETHER = ("engine.fuse=0", "engine.tokens=200")
+
+
+def test_the_same_budget_gives_the_same_bytes(bellwether, tiny_recipe, tmp_path):
+    one, again = (adapter_of_a_run(bellwether, tiny_recipe, tmp_path / name, *TOGETHER) for name in ("one", "again"))
+    assert all(value.tobytes() == again[key].tobytes() and value.dtype == np.float32 for key, value in one.items())
+
+
+def test_runs_together_and_one_by_one_end_with_the_same_adapter(bellwether, tiny_recipe, tmp_path, monkeypatch):
+    from bellwether import runner
+    from bellwether.model.base import fingerprint
+
+    load, initial = runner.load_base, runner.initial_adapter
+
+    def exact(settings):
+        base = load(settings)
+        return replace(base, model=in_float64(base.model), fingerprint=fingerprint(base.model))
+
+    def wide(*given):
+        adapter = initial(*given)
+        return adapter.with_tensors({key: value.astype(np.float64) for key, value in adapter.tensors.items()})
+
+    monkeypatch.setattr(runner, "load_base", exact)
+    monkeypatch.setattr(runner, "initial_adapter", wide)
+    monkeypatch.setattr(runner, "LoraLayers", functools.partial(LoraLayers, dtype=torch.float64))
+    together = adapter_of_a_run(bellwether, tiny_recipe, tmp_path / "together", *TOGETHER)
+    for key, value in adapter_of_a_run(bellwether, tiny_recipe, tmp_path / "alone").items():
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(together[key], value, rtol=0, atol=FLOAT64)

@@ -100,9 +100,12 @@ def test_a_trace_file_says_what_holds_from_its_round_on(tmp_path):
         ("{", ":1: a line of a trace has"),
         ('{"client": "a"}', ":1: a line of a trace has"),
         ('{"client": "z", "round": 1, "available": true, "rows_per_second": 1}', "no client 'z'"),
+        ('{"client": ' * 100_000, ":1: a line of a trace has"),
+        ('{"client": "%s", "round": 1, "available": true, "rows_per_second": 1}' % ("z" * 9000), "no client 'zzz"),
         ('{"client": "a", "round": 1, "available": 1, "rows_per_second": 1}', "true or false"),
         ('{"client": "a", "round": 1, "available": true, "rows_per_second": 0}', "above 0"),
     ],
+    ids=range(7),
 )
 def test_a_broken_trace_file_is_refused_with_its_line(tmp_path, line, message):
     path = tmp_path / "trace.jsonl"
@@ -110,6 +113,7 @@ def test_a_broken_trace_file_is_refused_with_its_line(tmp_path, line, message):
     with pytest.raises(DataError) as caught:
         read_trace(path, ["a"])
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_seeds_differ_in_every_part_and_do_not_run_together():

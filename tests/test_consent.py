@@ -49,13 +49,18 @@ def named(recipe: Recipe, **options: Any) -> list[tuple[str, str]]:
 
 
 def test_there_are_fields_for_functions() -> None:
-    assert {"partition.method", "training.loss", "federation.aggregate"} < set(fields_for_functions())
+    assert {"partition.method", "training.loss", "federation.sampler"} < set(fields_for_functions())
 
 
 @pytest.mark.parametrize("field", fields_for_functions())
 def test_a_function_in_any_field_that_takes_one_is_known_as_code(field: str) -> None:
     section, name = field.split(".")
     assert named(Recipe.model_validate({section: {name: "mine.rules:best"}})) == [(field, "mine.rules:best")]
+
+
+def test_a_method_of_ones_own_is_known_as_code_and_its_parameters_are_not() -> None:
+    recipe = load_recipe(None, ["method.name=mine.rules:best", "method.parameters.note=a:b"])
+    assert named(recipe) == [("method.name", "mine.rules:best")]
 
 
 def test_a_model_that_may_bring_code_is_known_as_code() -> None:
@@ -83,7 +88,8 @@ def test_what_the_arms_of_a_comparison_set_counts_where_they_are_run() -> None:
 # Whose word it is ---------------------------------------------------------------------------------
 
 FILE = """\
-federation: {aggregate: "mine:average", sampler: "mine:draw"}
+method: {name: "mine:average"}
+federation: {sampler: "mine:draw"}
 model: {trust_remote_code: true, path: org/a}
 compare: {arms: {x: {set: {training.loss: "mine:loss", model.path: org/b}}}}
 """
@@ -93,15 +99,15 @@ compare: {arms: {x: {set: {training.loss: "mine:loss", model.path: org/b}}}}
     ("typed", "left"),
     [
         ([], {"mine:average", "mine:draw", "mine:loss", "org/a", "org/b"}),
-        (["federation.aggregate=mine:average"], {"mine:draw", "mine:loss", "org/a", "org/b"}),
-        (["federation={aggregate: mine:average, sampler: mine:other}"], {"mine:loss", "org/a", "org/b"}),
+        (["method.name=mine:average"], {"mine:draw", "mine:loss", "org/a", "org/b"}),
+        (["method={name: mine:average}", "federation={sampler: mine:other}"], {"mine:loss", "org/a", "org/b"}),
         (["federation.rounds=3", "model.path=org/c"], {"mine:average", "mine:draw", "mine:loss", "org/c", "org/b"}),
         # Whoever trusts the recipe's model has not spoken of another one that an arm of the file takes instead.
         (["model.trust_remote_code=true"], {"mine:average", "mine:draw", "mine:loss", "org/b"}),
         (["compare={arms: {x: {set: {training.loss: mine:loss}}}}"], {"mine:average", "mine:draw", "org/a"}),
         # The same function under the same name needs one word, not one for each arm.
         (["training.loss=mine:loss"], {"mine:average", "mine:draw", "org/a", "org/b"}),
-        (["federation.aggregate=fedavg", "model.trust_remote_code=false"], {"mine:draw", "mine:loss"}),
+        (["method.name=fedavg", "model.trust_remote_code=false"], {"mine:draw", "mine:loss"}),
     ],
 )
 def test_what_a_person_typed_needs_no_second_word(tmp_path: Path, typed: list[str], left: set[str]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bellwether.data.federated import fingerprint, load_federated
+from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.errors import DataError
 from bellwether.recipe.recipe import Columns, Data, Partition
 from bellwether.tools.randomness import Randomness
@@ -283,12 +283,12 @@ def test_equal_data_has_an_equal_fingerprint_wherever_it_lies(source, tmp_path):
     copied = str(moved / "other.jsonl")
     with open(source) as original, open(copied, "w") as copy:
         copy.write(original.read())
-    assert fingerprint(load(source)) == fingerprint(load(copied))
+    assert rows_fingerprint(load(source)) == rows_fingerprint(load(copied))
 
 
 def test_any_change_of_a_row_or_of_its_place_changes_the_fingerprint(source):
     federated = load(source, validation_rows_per_category=1, partition=Partition(clients=2, client_test_fraction=0.2))
-    known = fingerprint(federated)
+    known = rows_fingerprint(federated)
     name, rows = next(iter(federated.clients.items()))
     changed = [
         replace(federated, test=federated.test[1:]),
@@ -300,4 +300,4 @@ def test_any_change_of_a_row_or_of_its_place_changes_the_fingerprint(source):
             for field in ("instruction", "response", "context", "category", "group")
         ),
     ]
-    assert len({known, *map(fingerprint, changed)}) == len(changed) + 1
+    assert len({known, *map(rows_fingerprint, changed)}) == len(changed) + 1

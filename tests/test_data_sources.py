@@ -3,6 +3,7 @@ import json
 import pandas
 import pytest
 
+from bellwether.data.files import _batch_size
 from bellwether.data.rows import Turn
 from bellwether.data.sources import STARTER_ROWS, read_rows
 from bellwether.errors import DataError
@@ -174,6 +175,150 @@ def test_bad_files_are_refused_with_place_and_reason(tmp_path, name, content, sa
     with pytest.raises(DataError) as caught:
         read(write(tmp_path / name, content))
     assert said in str(caught.value)
+
+
+ROW = '{"instruction": "a", "response": "%s"}\n'
+LONG = "x" * 10_000_001
+COLUMNS = ",".join(f"c{number}" for number in range(1001))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.jsonl",
+            GOOD + ROW % LONG + ROW % "" + ROW % ("y" * 20_000_000),
+            "a.jsonl:2: this row has 10,000,038 characters, but at most 10,000,000 are read; shorten or remove it.\n"
+            "a.jsonl:4: this row has 20,000,037 characters, but at most 10,000,000 are read; shorten or remove it.\n"
+            "a.jsonl:3: the field 'response' is empty; fill it or remove the row.",
+        ),
+        ("a.json", f"[{GOOD},{ROW % LONG}]", "a.json:2: this row has 10,000,037 characters, but at most 10,000,000"),
+        ("a.csv", f"instruction,response\na,b\na,{LONG}\n", "a.csv:3: this row has 10,000,004 characters, but at most"),
+        (
+            "a.csv",
+            'instruction,response\na,"%s"\n' % (f"{'b' * 99}\n" * 101_000),
+            "a.csv:2: a field has more than 10,000,000 char",
+        ),
+        (
+            "a.csv",
+            'instruction,response\n"{0}","{0}"\n'.format(f"{'a' * 99}\n" * 60_000),
+            "a.csv:2: this row has 12,000,000 characters, but at most 10,000,000 are read",
+        ),
+        ("a.csv", COLUMNS + "\n" + COLUMNS, "a.csv:1: there are 1,001 columns, but at most 1,000 are read"),
+        (
+            "a.jsonl",
+            GOOD + json.dumps(dict.fromkeys(COLUMNS.split(","))),
+            "a.jsonl:2: there are 1,001 columns, but at most 1,000 are read; leave out those that are not used.",
+        ),
+        ("a.jsonl", GOOD + '{"instruction": 1e400, "response": "b"}', "a.jsonl:2: the field 'instruction' is a number"),
+        ("a.jsonl", GOOD + '{"a": %s}' % ("9" * 10_000), "a.jsonl:2: this line is not JSON (a number has too many dig"),
+        ("a.jsonl", GOOD + "[" * 100_000, "a.jsonl:2: this line is not JSON (nested too deep)"),
+        ("a.jsonl", GOOD + '{"a": ' * 100_000, "a.jsonl:2: this line is not JSON (nested too deep)"),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "response": "b", "category": "%s"}' % ("k" * 1001),
+            "a.jsonl:1: the field 'category' has 1,001 characters, but a name of at most 1,000 is wanted.",
+        ),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "response": "b", "category": %s}' % ("7" * 1001),
+            "a.jsonl:1: the field 'category' has 1,001 characters, but a name of at most 1,000 is wanted.",
+        ),
+        ("a.jsonl", json.dumps({"messages": [{"role": ["x" * 500]}]}), "message 1 has the role ['xxx"),
+    ],
+    ids=range(14),
+)
+def test_what_would_grow_without_bound_is_refused_with_place_and_size(tmp_path, name, content, said):
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / name, content))
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_row_of_exactly_the_longest_length_is_read(tmp_path):
+    row = ROW % ("x" * (10_000_000 - len(ROW % "")))
+    assert len(row) == 10_000_000
+    rows, _ = read(write(tmp_path / "a.jsonl", row + GOOD))
+    assert [len(row.response) for row in rows] == [9_999_963, 1]
+
+
+def test_a_long_text_of_a_parquet_file_is_refused_with_its_place(tmp_path):
+    frame = pandas.DataFrame({"instruction": ["a", "a"], "response": ["b", LONG]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError) as caught:
+        read(str(tmp_path / "a.parquet"))
+    assert str(caught.value) == (
+        "a.parquet:2: the field 'response' has 10,000,001 characters, but at most 10,000,000 are read; shorten it."
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_refused_at_the_bound(tmp_path, monkeypatch, kept):
+    import pyarrow
+    import pyarrow.parquet
+
+    # One text, named by twenty thousand rows: 400 MB, and as much again, out of some kilobytes.
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), ["x" * 20_000])
+    path, table = tmp_path / "a.parquet", pyarrow.table({"instruction": texts, "response": texts})
+    pyarrow.parquet.write_table(table, path, store_schema=kept)  # whether it is read as a dictionary again
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr("bellwether.data.files._UNPACKED", 30_000_000)
+    with pytest.raises(DataError, match=r"^a\.parquet:74\d: the rows up to here take more than 30\.0 MB when they are"):
+        read(str(path))
+
+
+def test_rows_of_parquet_are_unpacked_by_the_fewer_the_larger_their_columns_are(tmp_path):
+    import pyarrow.parquet
+
+    sizes = []
+    for characters in (10, 50_000_000):
+        path = tmp_path / f"{characters}.parquet"
+        pandas.DataFrame({"instruction": ["x" * characters], "response": ["b"]}).to_parquet(path, compression="zstd")
+        sizes.append(_batch_size(pyarrow.parquet.ParquetFile(path).metadata))
+    assert sizes == [64, 39], "39 texts of 50 MB take 2 GB"
+
+
+def test_a_parquet_file_of_too_many_columns_is_refused(tmp_path):
+    pandas.DataFrame({name: ["a"] for name in COLUMNS.split(",")}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet: there are 1,001 columns, but at most 1,000 are read"):
+        read(str(tmp_path / "a.parquet"))
+
+
+def test_of_many_columns_or_long_ones_messages_and_notes_name_the_first(tmp_path):
+    names = [f"column-{number}" for number in range(999)]
+    source = jsonl(tmp_path / "a.jsonl", [dict.fromkeys(names, "x") | {"y" * 5000: "x"}])
+    with pytest.raises(DataError) as caught:
+        read(source)
+    assert "(there are column-0, column-1, column-2, " in str(caught.value)
+    assert "column-19 and 980 more)" in str(caught.value)
+    _, notes = read(jsonl(tmp_path / "a.jsonl", [DOLLY[0] | {"y" * 5000: 1} | dict.fromkeys(names[:900])]))
+    assert notes[0].startswith("a.jsonl: not used: 'yyy")
+    assert notes[0].endswith("column-18' and 881 more.")
+    assert len(notes[0]) < 500
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_stands(tmp_path, start):
+    # Blocks of a mebibyte are looked through; here a character lies across the end of the first, and is cut off.
+    text = start.encode() + GOOD.encode() * 3
+    text += b" " * (1_048_575 - len(text)) + "é".encode()[:1]
+    for rest, offset, line in [
+        (b"\n", 1_048_575, 4),
+        ("é".encode()[1:] + b"\n\n\xff", 1_048_579, 6),
+        (b"", 1_048_575, 4),
+    ]:
+        with pytest.raises(UnicodeDecodeError) as expected:
+            (text + rest).decode()
+        assert (expected.value.start, (text + rest).count(b"\n", 0, offset) + 1) == (offset, line)
+        for name in ("a.jsonl", "a.csv", "a.json"):
+            with pytest.raises(DataError) as caught:
+                read(write(tmp_path / name, text + rest))
+            assert str(caught.value) == f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8."
+
+
+def test_lines_that_only_a_carriage_return_ends_are_read_as_csv(tmp_path):
+    rows, _ = read(write(tmp_path / "a.csv", 'instruction,response\ra,b\r"c\rd",e\r'))
+    assert [(row.instruction, row.place) for row in rows] == [("a", "a.csv:2"), ("c\rd", "a.csv:3")]
 
 
 def test_parquet_rows_are_counted_from_one(tmp_path):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from data_tokenizers import BARE, BRACKETS, CHATML, FAMILIES, THINKING, byte_bpe, family, unigram, with_chat, words
 
+from bellwether.data import tokens as tokens_module
 from bellwether.data.prompts import prompt, render
 from bellwether.data.rows import Row, Turn
-from bellwether.data.tokens import prompt_ids, tokenise
+from bellwether.data.tokens import encode, prompt_ids, tokenise
 from bellwether.errors import DataError
 from bellwether.recipe.recipe import Data
+from bellwether.tools.texts import portions
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -361,6 +363,118 @@ def test_rows_stay_in_their_order_over_many_calls_of_the_tokenizer():
     made = tokenise(rows, tokenizer, Data(), "alpaca")
     assert [token_row.row for token_row in made.rows] == rows
     assert tokenizer.decode(made.rows[2400].ids_T[made.rows[2400].prompt_length :].tolist()).startswith("Answer 2400.")
+
+
+# Texts far beyond the limit --------------------------------------------------------------------------
+
+SENTENCES = "The fox runs over the hill. Blue is a colour of the sky. "  # 57 characters
+
+
+def far_too_long():
+    """Rows with one text of 17,000 characters, where 64 a token make 9,600 of 150 tokens; and ordinary ones between."""
+    long = SENTENCES * 300
+    turns = [Turn("user", "Name a colour."), Turn("assistant", long), Turn("user", "And?"), Turn("assistant", "Blue.")]
+    return [
+        ROWS[0],
+        Row("Sum up the text.", "A fox runs.", long),
+        Row("Tell of the fox.", long),
+        Row("Tell of the hill.", long, long),
+        Row(long, "A fox runs."),
+        Row("And?", "Blue.", turns=tuple(turns)),
+        Row(long, "Blue.", turns=(*turns[:2], Turn("user", long), turns[3])),
+        Row("Name a colour.", long, turns=tuple(turns[:2])),
+        ROWS[1],
+    ]
+
+
+def content(made):
+    """What a run sees of token rows."""
+    rows = [
+        (row.ids_T.tolist(), row.trained_T.tolist(), row.response_T.tolist(), row.prompt_length, row.row)
+        for row in made.rows
+    ]
+    return rows, made.shortened, made.left_out, made.cut
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_are_the_same_whether_all_of_a_long_text_is_tokenised_or_its_beginning(name, monkeypatch):
+    lengths = []
+
+    def watched(texts, tokenizer):
+        lengths.extend(map(len, texts))
+        return encode(texts, tokenizer)
+
+    monkeypatch.setattr(tokens_module, "encode", watched)
+    made = content(tokenise(far_too_long(), family(name), Data(max_tokens=150), "alpaca"))
+    assert max(lengths) < 20_000, "the texts of a row together, each of them cut"
+    monkeypatch.setattr(tokens_module, "CHARACTERS_PER_TOKEN", 1_000_000)
+    assert content(tokenise(far_too_long(), family(name), Data(max_tokens=150), "alpaca")) == made
+    assert max(lengths) > 34_000
+    assert made[1:] == (3, 2, 3), "two contexts and a chat's beginning, two instructions, three responses"
+
+
+@pytest.mark.parametrize("template", [CHATML, BRACKETS])
+def test_long_chats_are_the_same_whether_all_of_them_is_tokenised_or_the_beginnings(template, monkeypatch):
+    tokenizer = with_chat(family("byte-level BPE"), template)
+    made = content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), "chat"))
+    monkeypatch.setattr(tokens_module, "CHARACTERS_PER_TOKEN", 1_000_000)
+    assert content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), "chat")) == made
+
+
+def test_a_row_that_would_fit_only_since_its_text_was_cut_is_left_out():
+    # A word of more than 100 characters is one unknown token of WordPiece, however long it is.
+    endless, tokenizer = "a" * 10_000, family("WordPiece, CLS and SEP")
+    rows = [
+        Row("Name it.", endless),
+        Row(endless, "Blue."),
+        Row("Name it.", "Blue."),
+        Row("Name it.", "Blue.", endless),
+    ]
+    made = tokenise(rows, tokenizer, Data(max_tokens=100), "alpaca")
+    assert [row.row for row in made.rows] == rows[2:]
+    assert (made.shortened, made.left_out, made.cut) == (1, 2, 0)
+
+
+def test_of_a_chat_of_endless_turns_only_those_are_rendered_that_could_be_kept(monkeypatch):
+    turns = tuple(turn for n in range(3000) for turn in (Turn("user", f"Question {n}?"), Turn("assistant", f"{n}.")))
+    system, rendered = Turn("system", "Be brief."), []
+
+    def watched(row, template, tokenizer):
+        rendered.append(len(row.turns))
+        return render(row, template, tokenizer)
+
+    monkeypatch.setattr(tokens_module, "render", watched)
+    tokenizer = with_chat(family("byte-level BPE"), CHATML)
+    whole, end = (Row("Question 2999?", "2999.", turns=(system, *some)) for some in (turns, turns[-20:]))
+    made = tokenise([whole], tokenizer, Data(max_tokens=100), "chat")
+    assert max(rendered) == 101
+    assert (made.shortened, made.left_out, made.cut) == (1, 0, 0)
+    assert made.rows[0].row == whole
+    [expected] = tokenise([end], tokenizer, Data(max_tokens=100), "chat").rows
+    assert made.rows[0].ids_T.tolist() == expected.ids_T.tolist()
+
+
+def test_a_tokenizer_is_given_few_texts_and_few_characters_at_once(monkeypatch):
+    calls = []
+
+    def watched(texts, tokenizer):
+        calls.append((len(texts), sum(map(len, texts))))
+        return encode(texts, tokenizer)
+
+    monkeypatch.setattr(tokens_module, "encode", watched)
+    texts = [*["The fox."] * 3000, *[SENTENCES * 4000] * 5]
+    assert len(prompt_ids(texts, words("fox"), "alpaca")) == 3005
+    assert sum(count for count, _ in calls) == 3005
+    assert max(count for count, _ in calls) <= 1024
+    assert max(characters for _, characters in calls) <= 1_000_000
+
+
+def test_portions_take_every_text_once_and_in_order():
+    for lengths in ([], [5], [0] * 3000, [10_000_000] * 3, [400_000] * 7, [1, 10_000_000, 1]):
+        slices = list(portions(lengths))
+        numbers = list(range(len(lengths)))
+        assert [number for some in slices for number in numbers[some]] == numbers
+        assert all(some.stop - some.start == 1 or sum(lengths[some]) <= 1_000_000 for some in slices)
 
 
 def test_no_rows_make_no_token_rows():

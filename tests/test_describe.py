@@ -36,6 +36,7 @@ def test_label_skew_is_half_the_summed_difference_of_shares():
     assert label_skew({"x": 1}, {"x": 0, "y": 5}) == 1
 
 
+@pytest.mark.integration
 def test_label_skew_is_the_same_in_every_process():
     script = (
         "from bellwether.runner.describe import label_skew\n"

@@ -32,7 +32,7 @@ from conftest import CATEGORIES, call, dolly_rows, write_rows
 from judge_server import serving
 
 from bellwether.ask.answerers import find_answerers
-from bellwether.ask.judge import Judgement, Settings
+from bellwether.ask.judge import Judgement, JudgeSettings
 from bellwether.recipe.file import load_recipe, shipped
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
@@ -193,7 +193,7 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
 def short_judge(judge: Any, address: str, *arguments: Any, watch: Any) -> Judgement:
     """Ask a scripted judge about one short answer."""
     *models, settings, folder = arguments
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, JudgeSettings)
     short = replace(settings, judge=replace(settings.judge, address=address), limit=1, max_new_tokens=2)
     result: Judgement = judge(*models, short, folder, watch=watch)
     return result
@@ -326,7 +326,7 @@ def test_the_stateful_method_of_the_docs_moves_as_it_says(workshop: Path) -> Non
 
 def test_methods_of_the_docs_take_at_most_twenty_lines() -> None:
     methods = [block.text for block in blocks(ROOT / "docs" / "your-own-method.md") if block.file]
-    assert len(methods) == 7
+    assert len(methods) == 8
     assert all(len(text.splitlines()) <= 20 for text in methods)
 
 

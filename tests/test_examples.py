@@ -30,7 +30,7 @@ def test_the_default_notebook_ends_better_than_it_began_and_shows_curve_and_answ
 
     notebook = read(NOTEBOOKS[0])
     NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     before, after = (float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed(notebook)))
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]

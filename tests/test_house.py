@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from collections import deque
 from pathlib import Path
 
@@ -115,6 +116,12 @@ def test_every_module_has_a_room_and_the_house_is_small():
     assert len(FLOORS) <= 10
 
 
+def test_contributing_lists_every_room_on_its_floor():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted((str(number + 1), room) for room, number in FLOOR.items())
+
+
 @pytest.mark.parametrize("room", sorted(FLOOR))
 def test_a_room_reaches_only_rooms_on_floors_below(room):
     level_or_above = {other for other in FLOOR if FLOOR[other] <= FLOOR[room]} - {room}
@@ -143,6 +150,11 @@ def test_a_room_does_not_import_what_is_not_its_business(room):
 def test_no_module_imports_itself_by_way_of_others(module):
     way = chain(module, module)
     assert way is None, f"a circle: {' → '.join(way)}"
+
+
+def test_nothing_inside_imports_the_packages_own_face():
+    for module in MODULES:
+        assert "bellwether" not in imports(MODULES[module]), f"{module} imports bellwether itself"
 
 
 def test_a_package_file_holds_nothing_but_its_docstring():

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from rounding import FLOAT64
 from scipy import stats
 
 from bellwether.tools.intervals import by_category, difference, holm, interval
@@ -146,7 +147,7 @@ def test_each_category_has_the_interval_that_it_has_alone():
     found = by_category(values_SP, strata, generator(), samples=20_000)
     assert list(found) == ["a", "b", "c"]
     alone = interval(values_SP[:, 20:40], ["a"] * 20, generator(12), samples=20_000)
-    assert found["a"].mean == alone.mean
+    assert found["a"].mean == pytest.approx(alone.mean, rel=FLOAT64)
     assert half_width(found["a"]) == pytest.approx(half_width(alone), rel=0.05)
 
 
@@ -156,11 +157,19 @@ def test_the_same_generator_gives_the_same_interval():
     assert first == second
 
 
-def test_ten_thousand_resamples_of_ten_seeds_and_320_prompts_take_under_two_seconds():
+def test_ten_thousand_resamples_of_ten_seeds_and_320_prompts_take_at_most_a_few_times_as_long_as_drawing_them():
     values_SP, strata = generator().normal(size=(10, 320)), [f"c{number % 8}" for number in range(320)]
-    start = time.process_time()
-    interval(values_SP, strata, generator())
-    assert time.process_time() - start < 2
+
+    def seconds(work):
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    def draws():
+        for _ in range(8):
+            generator().multinomial(40, np.full(40, 1 / 40), 10_000)
+
+    assert min(seconds(lambda: interval(values_SP, strata, generator())) for _ in range(3)) < 5 * seconds(draws)
 
 
 @pytest.mark.parametrize(

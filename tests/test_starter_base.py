@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,17 +56,20 @@ def test_a_short_pretraining_lowers_the_loss_and_loads(short_base: Path) -> None
 
 def test_a_killed_pretraining_resumes_to_the_same_weights(short_base: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, torch; torch.set_num_threads(1)\n"
+        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from starter.pretrain import Pretraining, pretrain\n"
-        f"pretrain({SHORT!r}, Path(sys.argv[1]))\n"
+        "from starter import pretrain\n"
+        "from starter.pretrain import Pretraining\n"
+        "save = pretrain._save_checkpoint\n"
+        "def save_and_die(*given, **named):\n"
+        "    save(*given, **named)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pretrain._save_checkpoint = save_and_die\n"
+        f"pretrain.pretrain({SHORT!r}, Path(sys.argv[1]))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert (tmp_path / CHECKPOINT).exists()
     assert not (tmp_path / "model.safetensors").exists(), "it was to be killed before its end"
     pretrain.pretrain(SHORT, tmp_path)

@@ -23,7 +23,7 @@ from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.recipe import Recipe, Selection, Training
 from bellwether.store.history import dump_records, load_records
 from bellwether.tell.live import view
-from bellwether.tell.narrate import Progress, plain_lines
+from bellwether.tell.narrate import RunStatus, plain_lines
 from bellwether.tell.trackers import scalars
 
 # Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.
@@ -331,33 +331,33 @@ def test_lines_and_trackers_say_in_words_that_nothing_was_selected():
 
 def drawn(events, ascii_only=False):
     ticks = iter(range(1000))
-    progress, out = Progress(clock=lambda: float(next(ticks))), io.StringIO()
+    status, out = RunStatus(clock=lambda: float(next(ticks))), io.StringIO()
     for event in [RunStarted("n", "f", 1, 0, 4, 4), *events]:
-        progress.take(event)
-    Console(file=out, width=100).print(view(progress, 100, 30, ascii_only))
-    return progress, out.getvalue()
+        status.take(event)
+    Console(file=out, width=100).print(view(status, 100, 30, ascii_only))
+    return status, out.getvalue()
 
 
 def test_the_live_view_tells_who_has_no_selected_row_and_counts_them_as_done():
     federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
     told = next(number for number, event in enumerate(events) if isinstance(event, SurveyFinished))
-    progress, text = drawn(events[: told + 1])
-    assert progress.idle == {"b", "c"}
+    status, text = drawn(events[: told + 1])
+    assert status.idle == {"b", "c"}
     assert text.count("no row was selected") == 2
     assert text.count("asked") == 2
     federate(selecting(engine=SurveyedEngine(centroids={}), events=(events := [])), begin())
-    progress, text = drawn(events)
-    assert (progress.losses, "nan" in text) == ([], False)
+    status, text = drawn(events)
+    assert (status.losses, "nan" in text) == ([], False)
 
 
 def test_the_speed_is_that_of_training_without_the_survey():
     federate(selecting(engine=SurveyedEngine(), events=(events := [])), begin())
     now = 0.0
-    progress = Progress(clock=lambda: now)
+    status = RunStatus(clock=lambda: now)
     for event in events:
         now += 100.0 if isinstance(event, SurveyFinished) else 1.0
-        progress.take(event)
-    assert progress.training == 2.0  # of two clients
+        status.take(event)
+    assert status.training == 2.0  # of two clients
 
 
 # Fields that contradict each other ----------------------------------------------------------------

@@ -10,8 +10,8 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from tiny_models import padded, random_adapter, tiny_base
 
 from bellwether.ask import talk as talking
 from bellwether.ask.answerers import Answerer
-from bellwether.ask.questions import Settings, check_settings, make_question
+from bellwether.ask.questions import AnswerSettings, check_settings, make_question
 from bellwether.ask.talk import conversation, find_examples, first_asked, open_talk
 from bellwether.data.federated import load_federated
 from bellwether.errors import DataError, RecipeError
@@ -191,7 +191,7 @@ def crowd(tiny_talk):
     return dataclasses.replace(tiny_talk, answerers=answerers, templates=dict.fromkeys(answerers, "alpaca"))
 
 
-SHORT = Settings(max_new_tokens=16)
+SHORT = AnswerSettings(max_new_tokens=16)
 
 
 def last(talk, question, names, settings=SHORT):
@@ -222,48 +222,62 @@ def test_answers_are_those_that_the_run_scored(tiny_run, tiny_talk, name, file):
     assert {row.category for row in rows} == {"brainstorming", "classification", "closed_qa", "creative_writing"}
     for row in rows:
         question = make_question(row.instruction, row.context, row)
-        answer = last(tiny_talk, question, tiny_talk.names, Settings(max_new_tokens=3))[tiny_talk.names.index(name)]
+        answer = last(tiny_talk, question, tiny_talk.names, AnswerSettings(max_new_tokens=3))[
+            tiny_talk.names.index(name)
+        ]
         assert answer.text == stored[list(scored).index(row)]["answer"]
         assert question.reference == row.response
 
 
 def test_answers_arrive_while_they_are_made_and_only_grow(crowd, monkeypatch):
-    forward = type(crowd.base.model).forward
+    forward, heard, seen = type(crowd.base.model).forward, threading.Semaphore(), []
 
-    def slow(*args, **values):
-        time.sleep(0.01)
+    def patient(*args, **values):
+        heard.acquire(timeout=60)
         return forward(*args, **values)
 
-    monkeypatch.setattr(type(crowd.base.model), "forward", slow)
-    seen = list(crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=12)))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(crowd.base.model), "forward", patient)
+        for answers in crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12)):
+            seen.append(answers)
+            heard.release()
     assert len(seen) > 5
     for before, now in itertools.pairwise(seen):
         assert all(one.tokens <= other.tokens for one, other in zip(before, now, strict=True))
         assert all(other.text.startswith(one.text.rstrip()) for one, other in zip(before, now, strict=True))
-    assert seen[-1] == last(crowd, make_question("Task 1?"), crowd.names, Settings(max_new_tokens=12))
+    assert seen[-1] == last(crowd, make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=12))
 
 
 def test_who_stops_listening_stops_the_answers(crowd, monkeypatch):
-    forward, steps = type(crowd.base.model).forward, []
+    forward, steps, over = type(crowd.base.model).forward, [], threading.Event()
+
+    class Stopped(threading.Event):
+        def set(self):
+            super().set()
+            over.set()
 
     def counted(*args, **values):
         steps.append(1)
-        time.sleep(0.01)
+        assert len(steps) == 1 or over.wait(60)  # the second step is not done before nobody listens any more
         return forward(*args, **values)
 
+    monkeypatch.setattr(talking, "threading", SimpleNamespace(Thread=threading.Thread, Event=Stopped))
     monkeypatch.setattr(type(crowd.base.model), "forward", counted)
-    stream = crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=300))
+    stream = crowd.answer(make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=300))
     next(stream)
     stream.close()
+    assert len(steps) <= 2
     # The next question is answered when the one before has come to rest.
-    last(crowd, make_question("Task 1?"), ["base"], Settings(max_new_tokens=2))
-    assert len(steps) < 50
+    last(crowd, make_question("Task 1?"), ["base"], AnswerSettings(max_new_tokens=2))
+    assert len(steps) <= 2 + 2
 
 
 @pytest.mark.parametrize("heard", ["all", "one step"])
 def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
     before = set(threading.enumerate())
-    stream = crowd.answer(make_question("Task 1?"), crowd.names, Settings(max_new_tokens=300 if heard != "all" else 4))
+    stream = crowd.answer(
+        make_question("Task 1?"), crowd.names, AnswerSettings(max_new_tokens=300 if heard != "all" else 4)
+    )
     collections.deque(stream, maxlen=0) if heard == "all" else next(stream)
     stream.close()
     assert set(threading.enumerate()) <= before
@@ -272,11 +286,14 @@ def test_no_thread_goes_on_when_an_answer_is_over(crowd, heard):
 ENDING = """
 import sys
 from pathlib import Path
+from bellwether.ask.questions import AnswerSettings, make_question
+from bellwether.ask.talk import open_talk
+from types import SimpleNamespace
 from bellwether.ask.questions import Settings, make_question
 from bellwether.ask.talk import open_talk
 
 talk = open_talk(Path(sys.argv[1]))
-stream = talk.answer(make_question("Task 1?"), ["federated"], Settings(max_new_tokens=200))
+stream = talk.answer(make_question("Task 1?"), ["federated"], AnswerSettings(max_new_tokens=200))
 next(stream)
 if sys.argv[2] == "finished":
     list(stream)
@@ -288,17 +305,17 @@ else:
 @pytest.mark.parametrize("how", ["finished", "stopped"])
 def test_a_program_ends_in_order_right_after_an_answer(tiny_run, how):
     command = [sys.executable, "-c", ENDING, str(tiny_run[0]), how]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_answer_says_whether_it_came_to_its_end(crowd):
     question, name = make_question("Task 1?"), "local, client-01"
-    (cut,) = last(crowd, question, [name], Settings(max_new_tokens=4))
+    (cut,) = last(crowd, question, [name], AnswerSettings(max_new_tokens=4))
     assert (cut.tokens, cut.ended) == (4, False)
     # The last token of the answer, made an end of it.
     ended = dataclasses.replace(crowd, base=dataclasses.replace(crowd.base, stop_ids=(2, all_ids(crowd, name)[3])))
-    (answer,) = last(ended, question, [name], Settings(max_new_tokens=50))
+    (answer,) = last(ended, question, [name], AnswerSettings(max_new_tokens=50))
     assert answer.ended
     assert answer.tokens <= 3
 
@@ -314,7 +331,7 @@ def all_ids(talk, name):
 
 
 def test_drawn_answers_do_not_depend_on_who_else_is_asked(crowd):
-    settings, question = Settings(temperature=1.2, top_p=0.9, max_new_tokens=16, seed=3), make_question("Task 1?")
+    settings, question = AnswerSettings(temperature=1.2, top_p=0.9, max_new_tokens=16, seed=3), make_question("Task 1?")
     together = last(crowd, question, crowd.names, settings)
     assert together == [last(crowd, question, [name], settings)[0] for name in crowd.names]
     other = dataclasses.replace(settings, seed=4)
@@ -344,6 +361,10 @@ def test_each_is_asked_with_its_own_template(crowd):
     [
         ("", "", "the instruction is empty"),
         (" \n\t", "a text", "the instruction is empty"),
+        pytest.param("x" * 1_000_001, "", r"the instruction has 1,000,001 characters; give at most 1,", id="long"),
+        pytest.param(
+            "Why?", "é" * 1_000_001, r"the context has 1,000,001 characters; give at most 1,000,", id="longer"
+        ),
         ("Clear\x1b[2J", "", r"the instruction holds the control character U\+001B"),
         ("Why?", "a\x00b", r"the context holds the control character U\+0000"),
         ("half \ud83d", "", r"the instruction holds the control character U\+D83D"),
@@ -353,7 +374,7 @@ def test_each_is_asked_with_its_own_template(crowd):
 )
 def test_bad_questions_are_refused_in_a_sentence(crowd, instruction, context, sentence):
     with pytest.raises(DataError, match=sentence):
-        crowd.answer(make_question(instruction, context), ["base"], Settings())
+        crowd.answer(make_question(instruction, context), ["base"], AnswerSettings())
 
 
 def test_markup_other_scripts_and_marks_of_direction_are_text(crowd):
@@ -376,15 +397,15 @@ def test_markup_other_scripts_and_marks_of_direction_are_text(crowd):
 )
 def test_settings_out_of_range_are_refused(crowd, change, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        crowd.answer(make_question("Task 1?"), ["base"], Settings(**change))
-    check_settings(Settings())
+        crowd.answer(make_question("Task 1?"), ["base"], AnswerSettings(**change))
+    check_settings(AnswerSettings())
 
 
 def test_nobody_and_strangers_cannot_be_asked(crowd):
     with pytest.raises(RecipeError, match="nobody is asked"):
-        crowd.answer(make_question("Task 1?"), [], Settings())
+        crowd.answer(make_question("Task 1?"), [], AnswerSettings())
     with pytest.raises(RecipeError, match="nobody here is called 'nobody'; there are 'base', 'local, client-01'"):
-        crowd.answer(make_question("Task 1?"), ["base", "nobody"], Settings())
+        crowd.answer(make_question("Task 1?"), ["base", "nobody"], AnswerSettings())
 
 
 # Opening ------------------------------------------------------------------------------------------
@@ -474,7 +495,7 @@ def test_an_arm_with_a_comma_in_its_name_is_an_arm_of_its_own():
 def test_a_conversation_is_kept_with_all_that_made_it(crowd):
     question, settings = (
         make_question("Wie heißt </script>?", "Köln"),
-        Settings(temperature=0.5, max_new_tokens=4, seed=9),
+        AnswerSettings(temperature=0.5, max_new_tokens=4, seed=9),
     )
     names = ["base", "local, client-02"]
     exchange = talking.Exchange(question, settings, last(crowd, question, names, settings))

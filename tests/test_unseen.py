@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from rounding import FLOAT64
+from tiny_models import exact_base, in_float64
 from transformers import AutoModelForCausalLM
 
 import bellwether
@@ -171,6 +174,9 @@ def test_comparisons_run_once_for_each_unseen_category_and_are_shown(measured):
 def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_peft(measured, monkeypatch):
     folder = measured[0] / "out" / "open_qa"
     monkeypatch.setattr(unseen, "TRAINED", 7)
+    load = unseen.load_base
+    monkeypatch.setattr(unseen, "load_base", lambda settings: exact_base(load(settings)))
+    monkeypatch.setattr(unseen, "LoraLayers", functools.partial(unseen.LoraLayers, dtype=torch.float64))
     comparison = read_comparison(folder)
     found = unseen.training_losses([comparison], [folder])
 
@@ -180,9 +186,10 @@ def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_p
             rows = unseen._training_rows(comparison, seed)
             assert len(rows) == 7
             assert "open_qa" not in {row.category for row in rows}
-            model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+            model = in_float64(AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32))
             if adapted:
-                model = PeftModel.from_pretrained(model, str(folder / "random" / f"seed-{seed}" / "run" / "adapter"))
+                adapter = folder / "random" / f"seed-{seed}" / "run" / "adapter"
+                model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
             nats = tokens = 0
             for row in rows:
                 ids_1T, counted_T = torch.from_numpy(row.ids_T)[None], torch.from_numpy(row.response_T)[1:]
@@ -193,8 +200,8 @@ def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_p
             losses.append(float(nats) / tokens)
         return sum(losses) / 2
 
-    assert found["base"] == pytest.approx(mean_loss(adapted=False), rel=1e-4)
-    assert found["random"] == pytest.approx(mean_loss(adapted=True), rel=1e-4)
+    assert found["base"] == pytest.approx(mean_loss(adapted=False), rel=FLOAT64)
+    assert found["random"] == pytest.approx(mean_loss(adapted=True), rel=FLOAT64)
     assert found["random"] != pytest.approx(found["base"], rel=1e-3)
 
 

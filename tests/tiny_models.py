@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -92,17 +94,68 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, vocabulary
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    model = model.to(dtype).eval().requires_grad_(False)
-    if dtype == torch.float64:
-        for module in model.modules():
-            if hasattr(module, "variance_epsilon"):
-                module.forward = functools.partial(_norm_in_its_precision, module)
+    model = model.eval().requires_grad_(False)
+    return in_float64(model) if dtype == torch.float64 else model.to(dtype)
+
+
+def in_float64(model: Any) -> Any:
+    """Turn a model of transformers into one that computes in float64 throughout, in place; returns it.
+
+    Whatever a model's precision, transformers takes norms, angles of positions and some softmaxes in float32, which
+    would drown a proof in float64 and differ from processor to processor.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register("float64", _attention_in_float64)
+    AttentionMaskInterface.register("float64", eager_mask)
+    model.double()
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
+            module.forward = functools.partial(_norm_in_float64, module)
+        elif kind.endswith("RotaryEmbedding"):
+            module.forward = functools.partial(_angles_in_float64, module)
+    if model.config._attn_implementation == "eager":
+        model.config._attn_implementation = "float64"
     return model
 
 
-def _norm_in_its_precision(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm without the float32 that transformers puts between, which would drown a proof in float64."""
-    return norm.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+def _norm_in_float64(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm; Gemma's keeps its scale's distance from 1."""
+    gemma = type(norm).__name__.startswith("Gemma")
+    epsilon, scale = (norm.eps, 1 + norm.weight) if gemma else (norm.variance_epsilon, norm.weight)
+    return scale * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+
+
+def _angles_in_float64(
+    rotary: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of rotary positions; Gemma 3 has two kinds of layer."""
+    prefix = f"{layer_type}_" if layer_type else ""
+    angles = position_ids[..., None].double() * getattr(rotary, f"{prefix}inv_freq")
+    both, factor = torch.cat((angles, angles), -1), getattr(rotary, f"{prefix}attention_scaling")
+    return both.cos() * factor, both.sin() * factor
+
+
+def _attention_in_float64(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Plain attention over (rows, heads, tokens, size), with Gemma 2's cap on its scores."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return (scores.softmax(-1) @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous(), None
 
 
 def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
@@ -117,7 +170,7 @@ def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
 
 def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
     """A loaded base of a tiny model, without files."""
-    from bellwether.model.base import Base, fingerprint, linear_shapes, output_shape
+    from bellwether.model.base import Base, linear_shapes, output_shape, weights_fingerprint
     from bellwether.model.facts import ModelFacts
 
     model = tiny_model(architecture, dtype)
@@ -134,7 +187,12 @@ def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
         weight_bytes={},
     )
     device = torch.device("cpu")
-    return Base(model, tiny_tokenizer(), device, facts.name, fingerprint(model), facts, stop_ids=(2,))
+    return Base(model, tiny_tokenizer(), device, facts.name, weights_fingerprint(model), facts, stop_ids=(2,))
+
+
+def exact_base(base: Any) -> Any:
+    """A base with the same weights in float64."""
+    return dataclasses.replace(base, model=in_float64(copy.deepcopy(base.model)))
 
 
 def random_adapter(base: Any, rank: int = 3, seed: int = 0, dtype: str = "float64", **lora: Any) -> Any:

@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bellwether.ask.questions import Question, Settings, check_names, check_settings, make_question
+from bellwether.ask.questions import AnswerSettings, Question, check_names, check_settings, make_question
 from bellwether.ask.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, open_talk, tokens_said
 from bellwether.data.rows import Row
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError
@@ -49,7 +49,7 @@ class Session:
     live: bool
     names: list[str]
     context: str = ""
-    settings: Settings = field(default_factory=Settings)
+    settings: AnswerSettings = field(default_factory=AnswerSettings)
     exchanges: list[Exchange] = field(default_factory=list)
     examples: list[Row] | None = None
     saved: Path | None = None

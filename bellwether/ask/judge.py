@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from bellwether.ask.answerers import Answerer, moved
 from bellwether.ask.answers import answer
-from bellwether.ask.judge_api import Judge, Reply, ask, check, connect
+from bellwether.ask.judge_api import Judge, JudgeReply, ask, check, connect
 from bellwether.ask.judge_folder import A, Attempt, B, JudgeFolder, claimed, facts_of, verdicts
 from bellwether.ask.judging import Scores, Tally, judge_prompt, parse_scores, tally
 from bellwether.ask.question_files import Question, choose, read_questions
@@ -34,7 +34,7 @@ SEED = 0  # of the intervals' resamples
 
 
 @dataclass(frozen=True)
-class Settings:
+class JudgeSettings:
     """How models are judged.
 
     Args:
@@ -70,7 +70,7 @@ class Judgement:
         reply_tokens: tokens of the replies, thoughts included; None where the server did not count all of them.
     """
 
-    settings: Settings
+    settings: JudgeSettings
     questions: str
     tally: Tally
     judges: Sequence[str]
@@ -93,7 +93,7 @@ class _Place:
 
 
 def judge(
-    a: Answerer, b: Answerer, questions: Path, settings: Settings, folder: Path, *, watch: Watcher | None = None
+    a: Answerer, b: Answerer, questions: Path, settings: JudgeSettings, folder: Path, *, watch: Watcher | None = None
 ) -> Judgement:
     """Let a judge score the answers of two models to open questions.
 
@@ -167,7 +167,7 @@ def _missing(wanted: Sequence[_Place], attempts: Sequence[Attempt]) -> dict[_Pla
 def _answer(
     answerers: Mapping[str, Answerer],
     questions: Sequence[Question],
-    settings: Settings,
+    settings: JudgeSettings,
     kept: JudgeFolder,
     watch: Watcher,
 ) -> None:
@@ -186,7 +186,7 @@ def _answer(
     )
 
 
-async def _ask_all(missing: Mapping[_Place, int], settings: Settings, kept: JudgeFolder, watch: Watcher) -> None:
+async def _ask_all(missing: Mapping[_Place, int], settings: JudgeSettings, kept: JudgeFolder, watch: Watcher) -> None:
     """Ask for all verdicts that are missing, several side by side; the first failure ends it."""
     gate, done = asyncio.Semaphore(settings.jobs), itertools.count(1)
     async with connect(settings.judge) as client:
@@ -217,7 +217,7 @@ async def _ask(
         except JudgeRefused as refusal:
             if not kept.attempts:  # nothing was ever answered, so all requests may be wrong
                 raise
-            reply, scores = Reply(refusal.said, model="", prompt_tokens=None, reply_tokens=None), None
+            reply, scores = JudgeReply(refusal.said, model="", prompt_tokens=None, reply_tokens=None), None
         if scores and swapped:
             scores = scores[1], scores[0]
         kept.keep_attempt(Attempt(name, swapped, place.repeat, number, scores, reply))

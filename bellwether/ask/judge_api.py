@@ -51,7 +51,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """What a judge answered.
 
     Args:
@@ -134,7 +134,7 @@ async def check(judge: Judge) -> None:
             pass  # not every server lists its models
 
 
-async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
+async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> JudgeReply:
     """Return a judge's reply.
 
     Args:
@@ -158,7 +158,7 @@ async def ask(client: openai.AsyncOpenAI, judge: Judge, prompt: str) -> Reply:
         text = completion.choices[0].message.content or ""
         if not isinstance(text, str):
             raise TypeError("a reply that is no text")
-        return Reply(
+        return JudgeReply(
             text=without_key(text),
             model=without_key(str(completion.model or "")),
             prompt_tokens=_count(completion.usage, "prompt_tokens"),

@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from bellwether.ask.answerers import Answerer
-from bellwether.ask.judge_api import Judge, Reply
+from bellwether.ask.judge_api import Judge, JudgeReply
 from bellwether.ask.judging import PROMPT, REMINDER, Verdict
 from bellwether.errors import CheckpointError
-from bellwether.model.folder import weights
+from bellwether.model.folder import find_folder, weights_digest
 from bellwether.tools import journal
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.json_text import KEPT, Count, Truth, from_json, reading, typed
@@ -59,7 +59,7 @@ class Attempt:
     repeat: Count
     attempt: Count
     scores: tuple[Score, Score] | None
-    reply: Reply
+    reply: JudgeReply
 
 
 @dataclass
@@ -115,7 +115,8 @@ def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, ma
         max_new_tokens: tokens after which an answer ends.
     """
     answers: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens}
-    hashes = {model: weights(model) for model in {one.recipe.model for one in answerers.values()}}
+    models = {one.recipe.model for one in answerers.values()}
+    hashes = {model: weights_digest(find_folder(model), model) for model in models}
     for name, one in answerers.items():
         model = one.recipe.model
         answers[f"base model of {name}"] = hashes[model]

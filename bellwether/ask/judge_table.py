@@ -21,7 +21,7 @@ from bellwether.tools.words import clean
 HEADS = ("", "sum of scores", "better on")
 
 
-def describe(judgement: Judgement, names: Mapping[str, str]) -> dict[str, str]:
+def judgement_files(judgement: Judgement, names: Mapping[str, str]) -> dict[str, str]:
     """Return the files of a result by name: tables for people, and all figures as JSON.
 
     Args:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bellwether.ask.questions import check_length
 from bellwether.data.columns import USUAL_NAMES, find_layout, make_row
 from bellwether.data.files import READERS, Problems, Record, read_records
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.words import listed
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _questions(records: Sequence[Record], name: str, problems: Problems) -> list
     columns = tuple(dict.fromkeys(column for one in values for column in one))
     if not set(columns) & {*USUAL_NAMES["instruction"], *USUAL_NAMES["messages"]}:
         raise DataError(
-            f"{name}: no column holds questions (there are {', '.join(columns) or 'none'}); call it instruction, "
+            f"{name}: no column holds questions (there are {listed(columns) or 'none'}); call it instruction, "
             "or give Vicuna's format, with question_id and turns."
         )
     layout = find_layout(columns, recipe.Columns(), None, name, (), answered=False)
@@ -111,13 +113,14 @@ def _questions(records: Sequence[Record], name: str, problems: Problems) -> list
     for record, one in zip(records, values, strict=True):
         place, number = f"{name}:{record.line}", str(one.get("question_id", record.line))
         try:
-            row = make_row(one, layout, place)
+            question = Question(number, make_row(one, layout, place))
+            check_length(question.text, "question")
         except DataError as error:
             problems.add(place, str(error))
             continue
         if number in questions:
             problems.add(place, f"question_id {number!r} stands at {questions[number].row.place} too; give another.")
-        questions[number] = Question(number, row)
+        questions[number] = question
     return list(questions.values())
 
 

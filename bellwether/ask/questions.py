@@ -1,7 +1,7 @@
 """What is asked, and how answers shall be made; both come from a person, and are checked.
 
 question = make_question("Name three colours.")
-check_settings(Settings(temperature=0.7))
+check_settings(AnswerSettings(temperature=0.7))
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from bellwether.data.rows import Row
 from bellwether.errors import DataError, RecipeError
+
+LONGEST_QUESTION = 1_000_000  # characters of an instruction, and of its context
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnswerSettings:
     """How answers are made.
 
     Args:
@@ -55,7 +57,7 @@ def make_question(instruction: str, context: str = "", row: Row | None = None) -
         row: a row of the data, which is asked as it stands if it is what was typed.
 
     Raises:
-        DataError: the instruction is empty, or a text holds a control character.
+        DataError: the instruction is empty, or a text is too long or holds a control character.
     """
     instruction, context = _plain(instruction, "instruction"), _plain(context, "context")
     if not instruction:
@@ -67,6 +69,7 @@ def make_question(instruction: str, context: str = "", row: Row | None = None) -
 
 def _plain(text: str, what: str) -> str:
     """Return a text without white space around it, once it is known to hold no control characters but line breaks."""
+    check_length(text, what)
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     for mark in text:
         if unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t":
@@ -74,7 +77,21 @@ def _plain(text: str, what: str) -> str:
     return text
 
 
-def check_settings(settings: Settings) -> None:
+def check_length(text: str, what: str) -> None:
+    """Check that a text can be put to a model at all, before it is tokenised.
+
+    Args:
+        text: the text.
+        what: how messages call it.
+
+    Raises:
+        DataError: it is too long.
+    """
+    if len(text) > LONGEST_QUESTION:
+        raise DataError(f"the {what} has {len(text):,} characters; give at most {LONGEST_QUESTION:,}.")
+
+
+def check_settings(settings: AnswerSettings) -> None:
     """Check that settings make sense.
 
     Raises:

@@ -1,7 +1,7 @@
 """Talking to what was tuned: one question, answered side by side by the untuned base and by adapters over it.
 
     talk = open_talk(Path("runs/default-1"))
-    for answers in talk.answer(make_question("Name three colours."), talk.names, Settings()):
+    for answers in talk.answer(make_question("Name three colours."), talk.names, AnswerSettings()):
         print([answer.text for answer in answers])
 
 The base is loaded once. Those who are asked stand in the slots of one set of LoRA layers, the base as a slot
@@ -18,9 +18,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bellwether import __version__
 from bellwether.ask.answerers import BASE, FEDERATED, Answerer, find_answerers, moved
-from bellwether.ask.questions import Question, Settings, check_names, check_settings, make_question
+from bellwether.ask.questions import AnswerSettings, Question, check_names, check_settings, make_question
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template, written_special
 from bellwether.data.prompts import prompt as render_prompt
@@ -34,6 +33,7 @@ from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.version import VERSION
 
 # Answers that stand side by side at first, and examples of each category.
 SHOWN, EXAMPLES = 4, 3
@@ -76,7 +76,7 @@ class Exchange:
     """
 
     question: Question
-    settings: Settings
+    settings: AnswerSettings
     answers: Sequence[Answer]
 
 
@@ -115,7 +115,7 @@ class Talk:
         path = Path(self.recipe.model.path)
         return path.name if path.is_absolute() else str(path)
 
-    def answer(self, question: Question, names: Sequence[str], settings: Settings) -> Generator[list[Answer]]:
+    def answer(self, question: Question, names: Sequence[str], settings: AnswerSettings) -> Generator[list[Answer]]:
         """Ask, and yield what each has said so far, in the order of the names, until all have ended.
 
         One question is answered at a time; others wait. Closing the iterator stops the answers.
@@ -158,7 +158,7 @@ class Talk:
         return ids
 
     def _listen(
-        self, names: Sequence[str], prompts: Sequence[Sequence[int]], settings: Settings
+        self, names: Sequence[str], prompts: Sequence[Sequence[int]], settings: AnswerSettings
     ) -> Generator[list[Answer]]:
         """Let a thread generate, and yield the answers whenever there is more of them."""
         steps, stopped = queue.SimpleQueue[_Step | BaseException | None](), threading.Event()
@@ -185,7 +185,7 @@ class Talk:
         self,
         names: Sequence[str],
         prompts: Sequence[Sequence[int]],
-        settings: Settings,
+        settings: AnswerSettings,
         steps: queue.SimpleQueue[_Step | BaseException | None],
         stopped: threading.Event,
     ) -> None:
@@ -374,7 +374,7 @@ def conversation(talk: Talk, exchanges: Sequence[Exchange]) -> str:
     """
     asked = {answer.name for exchange in exchanges for answer in exchange.answers}
     kept = {
-        "made_by": f"bellwether {__version__}",
+        "made_by": f"bellwether {VERSION}",
         "folder": str(talk.folder),
         "base": {"name": talk.base.name, "sha256": talk.base.fingerprint},
         "templates": {name: talk.templates[name] for name in talk.names if name in asked},

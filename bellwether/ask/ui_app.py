@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import Answer, Exchange, Talk, conversation, find_examples, first_asked, tokens_said
 from bellwether.ask.ui_guard import Guard, sentence
 from bellwether.ask.ui_turns import Turn, Turns
@@ -67,9 +67,9 @@ class Asked(BaseModel):
     seed: int = Field(ge=0, lt=2**53)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> AnswerSettings:
         """How answers shall be made."""
-        return Settings(float(self.temperature), float(self.top_p), self.max_new_tokens, self.seed)
+        return AnswerSettings(float(self.temperature), float(self.top_p), self.max_new_tokens, self.seed)
 
 
 def make_app(talk: Talk, turns: Turns, *, host: str | None = "localhost", token: str | None = None) -> ASGIApp:
@@ -224,7 +224,7 @@ class Page:
                 who=[(clean(name), name in first) for name in self.talk.names],
                 most=SIDE_BY_SIDE,
                 examples=[(_label(row), row) for row in self.examples],
-                settings=Settings(),
+                settings=AnswerSettings(),
             )
             .encode()
         )
@@ -293,7 +293,7 @@ def _check_numbers(what: str, numbers: Sequence[int], count: int) -> None:
 def _what_is_wrong(error: ValidationError) -> str:
     """Return the first thing that is wrong with a question, as a sentence."""
     first = error.errors(include_url=False, include_context=False)[0]
-    if first["input"] is None and first["loc"][:1] and first["loc"][0] in Settings.__dataclass_fields__:
+    if first["input"] is None and first["loc"][:1] and first["loc"][0] in AnswerSettings.__dataclass_fields__:
         return "A setting is empty; give every one a number."
     place = ".".join(clean(str(part)) for part in first["loc"]) or "The question"
     value = clean(repr(first["input"]))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bellwether import __version__
 from bellwether.cli import ask, compare, look, tune
+from bellwether.tools.version import VERSION
 
 app = typer.Typer(
     name="bellwether",
@@ -23,7 +23,7 @@ app = typer.Typer(
 def _show_version(wanted: bool) -> None:
     """Print the version and end, where it is asked for."""
     if wanted:
-        sys.stdout.write(f"bellwether {__version__}\n")
+        sys.stdout.write(f"bellwether {VERSION}\n")
         raise typer.Exit()
 
 

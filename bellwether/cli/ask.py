@@ -43,10 +43,10 @@ def judge_answers(
     A server that wants a key gets that of the environment variable OPENAI_API_KEY.
     """
     from bellwether.ask.answerers import find_answerer
-    from bellwether.ask.judge import Settings
+    from bellwether.ask.judge import JudgeSettings
     from bellwether.ask.judge import judge as run_judge
     from bellwether.ask.judge_api import find_judge
-    from bellwether.ask.judge_table import describe, table
+    from bellwether.ask.judge_table import judgement_files, table
     from bellwether.recipe.consent import model_code
     from bellwether.tell.narrate import plain_lines
     from bellwether.tools.atomic import write_atomic
@@ -54,12 +54,12 @@ def judge_answers(
     a, b = (find_answerer(text, seed=seed, model=model) for text in (folder_a, folder_b))
     for text, answerer in ((folder_a, a), (folder_b, b)):
         agree(text, model_code(answerer.recipe), trust)
-    settings = Settings(
+    settings = JudgeSettings(
         find_judge(judge, address, temperature), repeats, tuple(category or ()), limit, max_new_tokens, jobs, device
     )
     judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(say))
     names, screen = {"A": folder_a, "B": folder_b}, console()
-    for name, content in describe(judgement, names).items():
+    for name, content in judgement_files(judgement, names).items():
         write_atomic(out / name, content.encode())
     screen.print(table(judgement, names, ascii_only=screen.options.ascii_only))
     say(f"Result, answers and verdicts are in {out}.")

@@ -26,14 +26,14 @@ def compare_arms(
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
     from bellwether.compare.compare import compare
-    from bellwether.report.compare_show import describe, terminal
+    from bellwether.report.compare_show import comparison_files, terminal
     from bellwether.report.compare_table import client_gains, make_lines
     from bellwether.tell.narrate import plain_lines
     from bellwether.tools.atomic import write_atomic
 
     comparison = compare(recipe, out, jobs=jobs, watch=plain_lines(say))
     lines, gains = make_lines(comparison), client_gains(comparison)
-    for name, content in describe(lines, gains, comparison).items():
+    for name, content in comparison_files(lines, gains, comparison).items():
         write_atomic(out / name, content)
     screen = console()
     screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))

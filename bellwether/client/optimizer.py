@@ -12,6 +12,9 @@ import torch
 
 from bellwether.recipe.recipe import Training
 
+BETAS = 0.9, 0.999  # decay of AdamW's two moments
+EPSILON = 1e-8  # added to the root of the second
+
 
 class StackedOptimizer:
     """What all optimizers share: the values, their gradients, and how these are clipped.
@@ -67,8 +70,6 @@ class StackedAdamW(StackedOptimizer):
         grads_KP: their gradients.
         weight_decay: decoupled decay, per step, times the learning rate.
         trained_P: which values are trained; None trains all.
-        betas: decay of the two moments.
-        epsilon: added to the root of the second moment.
     """
 
     def __init__(
@@ -77,11 +78,8 @@ class StackedAdamW(StackedOptimizer):
         grads_KP: torch.Tensor,
         weight_decay: float = 0.0,
         trained_P: torch.Tensor | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
     ) -> None:
         super().__init__(values_KP, grads_KP, weight_decay, trained_P)
-        self.betas, self.epsilon = betas, epsilon
         self._first_KP = torch.zeros_like(values_KP)
         self._second_KP = torch.zeros_like(values_KP)
         self._steps = 0
@@ -89,14 +87,14 @@ class StackedAdamW(StackedOptimizer):
     def _step(self, values_KP: torch.Tensor, grads_KP: torch.Tensor, rate_K1: torch.Tensor) -> None:
         first_KP, second_KP = self._first_KP[: len(values_KP)], self._second_KP[: len(values_KP)]
         self._steps += 1
-        (beta1, beta2), steps = self.betas, self._steps
+        (beta1, beta2), steps = BETAS, self._steps
         if self.weight_decay and self.trained_P is None:
             values_KP.mul_(1 - rate_K1 * self.weight_decay)
         elif self.weight_decay:
             values_KP.sub_(self._decayed(values_KP) * (rate_K1 * self.weight_decay))
         first_KP.lerp_(grads_KP, 1 - beta1)
         second_KP.mul_(beta2).addcmul_(grads_KP, grads_KP, value=1 - beta2)
-        root_KP = second_KP.sqrt().div_((1 - beta2**steps) ** 0.5).add_(self.epsilon)
+        root_KP = second_KP.sqrt().div_((1 - beta2**steps) ** 0.5).add_(EPSILON)
         values_KP.sub_(first_KP.div(root_KP).mul_(rate_K1 / (1 - beta1**steps)))
 
 

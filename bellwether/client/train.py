@@ -228,7 +228,9 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
         finished = method.finish(trained)
     if finished.own is not None:
         keep_state(folders[client.name], METHOD, task.round, finished.own, task.settled)
-    return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), finished.arrays)
+    precision = next(iter(task.adapter.tensors.values())).dtype
+    arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
+    return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 
 def _planned(client: _Client, part: int) -> _Plan:

@@ -21,14 +21,14 @@ from bellwether.exchange.scores import Totals, exact_match, rouge_l
 from bellwether.method.cohort import clients_together, cohort_size
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Recipe, Section
+from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.store.checkpoint import RECIPE
 from bellwether.store.chosen import read_chosen
 from bellwether.store.comparison import ADAPTERS, OUTCOMES, RUN, Costs, Outcome, is_done, read_outcomes
-from bellwether.store.history import ScoredRow, load_rows
-from bellwether.store.run_folder import ADAPTER, ANSWERS, client_folders
+from bellwether.store.run_folder import ADAPTER, client_folders
 from bellwether.tools.atomic import make_folder, slug, write_atomic, write_folder_atomic
-from bellwether.tools.json_text import plain, reading
+from bellwether.tools.json_text import plain
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
@@ -97,7 +97,7 @@ def _length(recipe: Recipe, arm: Arm, clients: int, place: str) -> dict[str, Any
     return alone | {"training.local_epochs": passes, "training.local_steps": None}
 
 
-def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = False) -> list[Outcome]:
+def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Opened) -> list[Outcome]:
     """Train and score an arm, unless its folder holds its outcomes already.
 
     Args:
@@ -106,6 +106,7 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = F
         recipe: of ``arm_recipe``.
         folder: of this arm under this seed alone; a federation keeps its run there, and goes on with it.
         trial: a federation that a failed round ends, as where it diverges, has an outcome that says so.
+        opened: what other arms of this process have opened already.
 
     Returns:
         One outcome per trained adapter.
@@ -113,30 +114,32 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool = F
     Raises:
         BellwetherError: it cannot be trained, or its outcomes cannot be kept.
     """
-    if not is_done(folder):
-        make_folder(folder)
-        try:
-            federated = arm.trains == "federation"
-            kept = None if trial else folder
-            outcomes = _federated(name, recipe, folder / RUN) if federated else _local(name, arm, recipe, kept)
-        except RoundFailed as error:
-            if not trial:
-                raise
-            outcomes = [Outcome(name, recipe.seed, "", (), (), (), failure=str(error))]
-        write_atomic(folder / OUTCOMES, (json.dumps(plain(outcomes)) + "\n").encode())
-    return read_outcomes(folder)
+    if is_done(folder):
+        return read_outcomes(folder)
+    make_folder(folder)
+    prepared = prepare(recipe, opened)
+    try:
+        if arm.trains == "federation":
+            outcomes = _federated(name, prepared, folder / RUN, opened)
+        else:
+            outcomes = _local(name, arm, prepared, None if trial else folder)
+    except RoundFailed as error:
+        if not trial:
+            raise
+        outcomes = [Outcome(name, recipe.seed, "", (), (), (), failure=str(error))]
+    write_atomic(folder / OUTCOMES, (json.dumps(plain(outcomes)) + "\n").encode())
+    return outcomes
 
 
-def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
-    """Run a federation in its own run folder, or go on with it, and read its last answers."""
+def _federated(name: str, prepared: Prepared, folder: Path, opened: Opened) -> list[Outcome]:
+    """Run a federation in its own run folder, or go on with it."""
     from bellwether.runner.run import run
 
+    recipe = prepared.recipe
     if (folder / RECIPE).exists():
-        result = run(recipe, resume=folder)
+        result = run(recipe, resume=folder, opened=opened)
     else:
-        result = run(with_overrides(recipe, {"output.folder": str(folder)}))
-    prepared = prepare(recipe)
-    rows = _read_answers(result.folder / ANSWERS / f"{result.evaluations[-1].round:04d}.jsonl")
+        result = run(with_overrides(recipe, {"output.folder": str(folder)}), opened=opened)
     curve, cost = _course(result.folder, result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
@@ -146,8 +149,8 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
             seed=recipe.seed,
             client="",
             categories=_categories(prepared),
-            totals=tuple(row.totals for row in rows),
-            answers=tuple(row.answer for row in rows),
+            totals=tuple(row.totals for row in result.scored),
+            answers=tuple(row.answer for row in result.scored),
             cost=cost,
             curve=curve,
             groups=_groups(prepared),
@@ -155,12 +158,6 @@ def _federated(name: str, recipe: Recipe, folder: Path) -> list[Outcome]:
             adapter=f"{folder.name}/{ADAPTER}",
         )
     ]
-
-
-def _read_answers(path: Path) -> tuple[ScoredRow, ...]:
-    """Return what a run keeps of every scored row."""
-    with reading(path, "remove its run folder, and this arm is trained anew"):
-        return load_rows(path.read_bytes())
 
 
 def _course(
@@ -183,22 +180,22 @@ def _course(
         "seconds": sum(one.seconds["train"] + one.seconds["aggregate"] for one in rounds),
         **({"survey_seconds": sum(surveys)} if surveys else {}),
         "bytes": sum(one.bytes_up + one.bytes_down for one in rounds),
-        "bytes_of_whole_base": 4 * messages * prepared.facts.parameters,
+        "bytes_of_whole_base": 4 * messages * prepared.base.facts.parameters,
     }
     # A round in which nobody trained has no loss.
     return tuple((seen, one.loss) for seen, one in zip(passes, rounds, strict=True) if math.isfinite(one.loss)), cost
 
 
-def _local(name: str, arm: Arm, recipe: Recipe, folder: Path | None) -> list[Outcome]:
+def _local(name: str, arm: Arm, prepared: Prepared, folder: Path | None) -> list[Outcome]:
     """Train whoever an arm names without any exchange, and score; keep adapters where there is a folder for them."""
     from bellwether.model.base import load_base
     from bellwether.model.lora import LoraLayers, initial_adapter
     from bellwether.tools.randomness import Randomness
 
-    prepared = prepare(recipe)
+    recipe = prepared.recipe
     if arm.trains in ("most frequent answer", "nearest row"):
         return [_rival(name, arm, prepared)]
-    base = load_base(recipe.model)
+    base = load_base(recipe.model, prepared.base)
     initial = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
     alone = len(arm.clients or prepared.clients) if arm.trains == "alone" else 1
     layers = LoraLayers(base.model, initial.config, clients_together(recipe.engine, alone))

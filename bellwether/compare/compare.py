@@ -14,6 +14,7 @@ with equally many trials for each arm.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.scores import macro
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Compare, Recipe
+from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare, with_absolute_paths
 from bellwether.store.comparison import (
     Comparison,
@@ -58,7 +60,17 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all parts of a comparison need: recipe, folder, number of clients by arm, processes, and who is told."""
+    """What all parts of a comparison need.
+
+    Args:
+        recipe: what is compared.
+        settings: its section ``compare``.
+        folder: where everything goes.
+        clients: number of clients by arm.
+        processes: how many work side by side.
+        watch: is told of every finished arm.
+        opened: models and rows, which all arms share.
+    """
 
     recipe: Recipe
     settings: Compare
@@ -66,6 +78,7 @@ class _Bench:
     clients: Mapping[str, int]
     processes: int
     watch: Watcher
+    opened: Opened
 
     def job(self, name: str, arm: Arm, seed: int) -> _Job:
         """Return an arm under a seed."""
@@ -96,9 +109,10 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
     watch = watch or (lambda event: None)
     settings = _settings(recipe)
     recipe = with_threads(with_absolute_paths(recipe), folder, jobs)
-    prepared = _checked(recipe, settings)
+    opened = Opened()
+    prepared = _checked(recipe, settings, opened)
     clients = {name: len(one.clients) for name, one in prepared.items()}
-    bench = _Bench(recipe, settings, folder, clients, jobs, watch)
+    bench = _Bench(recipe, settings, folder, clients, jobs, watch, opened)
     with claimed(folder, recipe, inputs(prepared), watch):
         for text in dict.fromkeys(text for one in prepared.values() for text in one.notes):
             watch(Note(text))
@@ -134,14 +148,14 @@ def _settings(recipe: Recipe) -> Compare:
     return recipe.compare
 
 
-def _checked(recipe: Recipe, settings: Compare) -> dict[str, Prepared]:
+def _checked(recipe: Recipe, settings: Compare, opened: Opened) -> dict[str, Prepared]:
     """Return what each arm means under the first seed, once every arm and trial is known to be possible."""
     made: dict[str, Prepared] = {}  # arms that set nothing of their own have the same rows and model
     found: dict[str, Prepared] = {}
     for name, arm in settings.arms.items():
         # How many clients there are does not depend on how many the recipe says, only rounds and passes do.
         once, fields = arm_recipe(recipe, name, arm, settings.seeds[0], recipe.partition.clients), repr(arm.set)
-        found[name] = made[fields] = made[fields] if fields in made else _prepared(once, name, arm)
+        found[name] = made[fields] = made[fields] if fields in made else _prepared(once, name, arm, opened)
         arm_recipe(recipe, name, arm, settings.seeds[0], len(found[name].clients))
         _check_clients(name, arm, found[name])
     _check_scored(found)
@@ -150,14 +164,14 @@ def _checked(recipe: Recipe, settings: Compare) -> dict[str, Prepared]:
             arm_recipe(_validating(recipe), name, arm, settings.tune.seeds[0], len(found[name].clients))
             for name, arm in _grid(settings)
         ]
-        prepare(trials[0])
+        prepare(trials[0], opened)
     return found
 
 
-def _prepared(recipe: Recipe, name: str, arm: Arm) -> Prepared:
+def _prepared(recipe: Recipe, name: str, arm: Arm, opened: Opened) -> Prepared:
     """Return what an arm's recipe means; where it cannot stand, say which arm it is, if the fault is the arm's."""
     try:
-        return prepare(recipe)
+        return prepare(recipe, opened)
     except BellwetherError as error:
         if not arm.set:
             raise
@@ -265,24 +279,22 @@ def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> di
 
 def _done(bench: _Bench, work: Sequence[_Job]) -> list[list[Outcome]]:
     """Train and score what is not finished yet; return the outcomes of all jobs in their order."""
-    left = [job for job in work if not is_done(job.folder)]
-    count = len(work) - len(left)
-    if count:
-        bench.watch(Note(f"{count} of {len(work)} are finished already."))
-    numbers = itertools.count(count + 1)
+    done = {job.folder: read_outcomes(job.folder, job.name, job.recipe.seed) for job in work if is_done(job.folder)}
+    left = [job for job in work if job.folder not in done]
+    if done:
+        bench.watch(Note(f"{len(done)} of {len(work)} are finished already."))
 
     def tell(job: _Job, outcomes: list[Outcome]) -> None:
-        shown = f"{next(numbers)}/{len(work)} {job.name}, seed {job.recipe.seed}: {_shown(outcomes)}"
-        bench.watch(Note(shown))
+        done[job.folder] = outcomes
+        bench.watch(Note(f"{len(done)}/{len(work)} {job.name}, seed {job.recipe.seed}: {_shown(outcomes)}"))
 
-    work_off(_do, left, bench.processes, tell)
-    return [read_outcomes(job.folder, job.name, job.recipe.seed) for job in work]
+    work_off(functools.partial(_do, bench.opened), left, bench.processes, tell)
+    return [done[job.folder] for job in work]
 
 
-def _do(job: _Job) -> list[Outcome]:
-    """Train and score one arm under one seed."""
+def _do(opened: Opened, job: _Job) -> list[Outcome]:
     try:
-        return train_arm(job.name, job.arm, job.recipe, job.folder, job.trial)
+        return train_arm(job.name, job.arm, job.recipe, job.folder, job.trial, opened)
     except BellwetherError as error:
         raise type(error)(f"compare.arms.{job.name}, seed {job.recipe.seed}: {error}") from error
 

@@ -11,19 +11,23 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.records import Note, Watcher
 from bellwether.recipe.file import differences, dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Model, Recipe
-from bellwether.runner.prepare import Prepared, fingerprint, proxy_facts
+from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts
+from bellwether.store.checkpoint import RECIPE
 from bellwether.store.comparison import INPUTS
 from bellwether.store.run_folder import describe_environment
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.json_text import from_json, reading, typed
 from bellwether.tools.lock import held
 
-RECIPE = "recipe.yaml"
+if TYPE_CHECKING:
+    from bellwether.model.base import OpenedBase
+
 VERSIONS = "versions"
 
 Inputs = Mapping[str, Mapping[str, str]]
@@ -50,7 +54,6 @@ def with_threads(recipe: Recipe, folder: Path, jobs: int) -> Recipe:
 
 
 def _kept(path: Path) -> Recipe:
-    """Read the recipe that a comparison has kept."""
     try:
         return load_recipe(path)
     except RecipeError as error:
@@ -59,21 +62,22 @@ def _kept(path: Path) -> Recipe:
 
 def inputs(prepared: Mapping[str, Prepared]) -> Inputs:
     """Return what an arm rests on beside the recipe: hashes of its rows and base model, device and packages."""
-    models = {model: _of_model(model) for model in {one.recipe.model for one in prepared.values()}}
+    models = {one.recipe.model: one.base for one in prepared.values()}
+    of_models = {settings: _of_model(settings, base) for settings, base in models.items()}
     return {
-        name: {"rows": fingerprint(one), **models[one.recipe.model], **proxy_facts(one.recipe.selection)}
+        name: {"rows": prepared_fingerprint(one), **of_models[one.recipe.model], **proxy_facts(one.recipe.selection)}
         for name, one in prepared.items()
     }
 
 
-def _of_model(settings: Model) -> dict[str, str]:
+def _of_model(settings: Model, base: OpenedBase) -> dict[str, str]:
     """Return what scores of a model rest on beside the rows."""
-    from bellwether.model.folder import weights
+    from bellwether.model.folder import weights_digest
     from bellwether.model.loading import pick_device
 
     versions = describe_environment()["versions"].items()
     return {
-        "base model": weights(settings),
+        "base model": weights_digest(base.folder, settings),
         "device": str(pick_device(settings.device)),
         "dtype": settings.dtype,
         VERSIONS: ", ".join(f"{package} {version}" for package, version in versions),

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bellwether.data.files import kind
+from bellwether.data.files import LONGEST_ROW, kind
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.words import listed
 
 USUAL_NAMES = {
     "instruction": ("instruction", "prompt", "question"),
@@ -27,6 +28,7 @@ ROLES = {
     "gpt": "assistant",
 }
 LONGEST_CLIENT_NAME = 100
+LONGEST_LABEL = 1_000
 
 # A column of a usual name holds something else than groups where its texts are longer or more than these.
 LONGEST_GROUP = 64
@@ -82,7 +84,7 @@ def find_layout(
     named = [(f"data.columns.{role}", column) for role, column in given.items()] + [("partition.column", client)]
     for field, column in named:
         if column is not None and column not in columns:
-            raise DataError(f"{name}: there is no column {column!r} ({field}); there are {', '.join(columns)}.")
+            raise DataError(f"{name}: there is no column {column!r} ({field}); there are {listed(columns)}.")
     found = {
         role: given.get(role) or next((usual for usual in usuals if usual in columns), None)
         for role, usuals in usual_names.items()
@@ -93,7 +95,7 @@ def find_layout(
     if not plain:
         missing = "instruction" if found["instruction"] is None else "response"
         raise DataError(
-            f"{name}: no column holds the {missing} (there are {', '.join(columns) or 'none'}); "
+            f"{name}: no column holds the {missing} (there are {listed(columns) or 'none'}); "
             f"name it in data.columns.{missing}, or name a column of chats in data.columns.messages."
         )
     return Layout(
@@ -185,15 +187,21 @@ def _optional(values: Mapping[str, Any], column: str) -> str:
 def _label(values: Mapping[str, Any], column: str) -> str:
     """Return a category, a group or a client's name, which may be a whole number."""
     value = values.get(column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _optional(values, column).strip()
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    label = str(value) if whole else _optional(values, column).strip()
+    if len(label) > LONGEST_LABEL:
+        raise DataError(
+            f"the field {column!r} has {len(label):,} characters, but a name of at most {LONGEST_LABEL:,} is wanted."
+        )
+    return label
 
 
 def _string(value: Any, what: str) -> str:
     """Return a value that must be text that UTF-8 can hold."""
     if not isinstance(value, str):
         raise DataError(f"{what} is {kind(value)}, but text is wanted.")
+    if len(value) > LONGEST_ROW:
+        raise DataError(f"{what} has {len(value):,} characters, but at most {LONGEST_ROW:,} are read; shorten it.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -231,5 +239,5 @@ def _turn(message: Any, number: int) -> Turn:
         raise DataError(f"message {number} is {kind(message)}, but an object with role and content is wanted.")
     role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}.")
+        raise DataError(f"message {number} has the role {repr(role)[:40]}; known are {', '.join(ROLES)}.")
     return Turn(ROLES[role], _string(text, f"message {number}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bellwether.data.partition import deal, names_clients
@@ -14,6 +14,9 @@ from bellwether.data.sources import is_hub_name, read_rows
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
+
+# From sources, how to read them and the column that names clients, to rows and notes; as ``read_rows``.
+Read = Callable[[Sequence[str], recipe.Data, str | None], tuple[Sequence[Row], Sequence[str]]]
 
 # Sources of embedded rows, which bring validation and test rows of the same language along.
 _EMBEDDED = {"starter", "starter:lowland"}
@@ -28,7 +31,9 @@ class _Split:
     test: list[Row]
 
 
-def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: Randomness) -> Federated:
+def load_federated(
+    data: recipe.Data, partition: recipe.Partition, randomness: Randomness, read: Read = read_rows
+) -> Federated:
     """Read the sources, hold rows out for validation and test, and deal the others to clients.
 
     Rows of ``data.unseen_categories`` reach no client; as many of each as of any other category serve
@@ -38,17 +43,19 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
         data: sources, columns and what is held out.
         partition: how rows are dealt, and what each client holds out itself.
         randomness: draws which rows.
+        read: reads rows of sources, as ``read_rows`` does.
 
     Raises:
         DataError: a source is bad, the partition cannot be made, or a client is left with no row.
     """
     _check_hub_settings(data)
-    rows, notes = read_rows(data.sources, data, partition.column if partition.method == "column" else None)
+    whole, said = read(data.sources, data, partition.column if partition.method == "column" else None)
+    rows, notes = list(whole), list(said)
     embedded = _EMBEDDED.issuperset(data.sources) and not data.test_sources and not data.validation_sources
     languages = tuple(dict.fromkeys(data.sources)) if embedded else ()
     validation, test = (
-        _separate(data.validation_sources or tuple(f"{source}:validation" for source in languages), data, notes),
-        _separate(data.test_sources or tuple(f"{source}:test" for source in languages), data, notes),
+        _separate(data.validation_sources or tuple(f"{source}:validation" for source in languages), data, notes, read),
+        _separate(data.test_sources or tuple(f"{source}:test" for source in languages), data, notes, read),
     )
     _note_unused_counts(data, validation, test, notes)
     rows, partition = _auto_resolved(rows, partition, notes)
@@ -67,7 +74,7 @@ def load_federated(data: recipe.Data, partition: recipe.Partition, randomness: R
     return Federated(clients, held_out, split.validation, split.test, tuple(notes))
 
 
-def fingerprint(federated: Federated) -> str:
+def rows_fingerprint(federated: Federated) -> str:
     """Return the SHA-256 of all rows as they are dealt; equal when a run would see the same data."""
     digest = hashlib.sha256()
 
@@ -87,13 +94,13 @@ def fingerprint(federated: Federated) -> str:
     return digest.hexdigest()
 
 
-def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str]) -> list[Row] | None:
+def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str], read: Read) -> list[Row] | None:
     """Return the rows of separate sources; None where there are none."""
     if not sources:
         return None
-    rows, more = read_rows(sources, data)
+    rows, more = read(sources, data, None)
     notes += more
-    return rows
+    return list(rows)
 
 
 def _check_hub_settings(data: recipe.Data) -> None:

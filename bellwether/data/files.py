@@ -1,16 +1,33 @@
-"""Records of one file, with the line each of them stands in: JSON, JSONL, CSV, Parquet."""
+"""Records of one file, with the line each of them stands in: JSON, JSONL, CSV, Parquet.
+
+A file comes from somewhere else, so what it may ask of memory is bounded: a row by ``LONGEST_ROW`` and
+``MOST_COLUMNS``, a Parquet file by what it says when it is unpacked. JSONL, CSV and Parquet are read piece by piece.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bellwether.errors import DataError
+from bellwether.tools.words import byte_size, listed
+
+LONGEST_ROW = 10_000_000  # characters, as the row stands in its file
+MOST_COLUMNS = 1_000
+
+_BLOCK = 1 << 20  # bytes or characters that are read at once where nothing of them is kept
+# What the rows of a Parquet file may take in memory: so many bytes, or for a larger file so many times its own.
+_UNPACKED = 2_000_000_000
+_UNPACKED_PER_BYTE = 100
+_BATCH = 64  # rows of it that are unpacked at once, at most
+
+# Bytes of Python's objects, roughly and beside their content.
+_OBJECT = 60
 
 
 @dataclass(frozen=True)
@@ -59,42 +76,92 @@ def read_records(path: Path, name: str, problems: Problems) -> list[Record]:
         DataError: the file as a whole cannot be read, or is empty.
     """
     try:
-        content = path.read_bytes()
+        if _is_blank(path):
+            raise DataError(f"{path}: the file is empty; give a file with at least one row.")
+        records = list(READERS[path.suffix.lower()](path, name, problems))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, name) from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its name and rights.") from error
-    if not content.strip():
-        raise DataError(f"{path}: the file is empty; give a file with at least one row.")
-    records = list(READERS[path.suffix.lower()](content, name, problems))
     if not records and not problems.sentences:
         raise DataError(f"{path}: the file holds no rows; give a file with at least one row.")
     return records
 
 
-def _text(content: bytes, name: str) -> str:
-    """Decode UTF-8, with or without a byte order mark."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The offset is one of the file, so the three bytes of a mark count too.
-        offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
-        line = content.count(b"\n", 0, offset) + 1
-        raise DataError(f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8.") from error
+def _is_blank(path: Path) -> bool:
+    """Return whether a file holds nothing but white space."""
+    with path.open("rb") as file:
+        return not any(block.strip() for block in iter(lambda: file.read(_BLOCK), b""))
 
 
-def _jsonl(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
-    # Only \n ends a line: U+2028 and its like may stand inside JSON strings.
-    for number, line in enumerate(_text(content, name).split("\n"), 1):
-        if not line.strip():
-            continue
+def _open(path: Path, newline: str) -> TextIO:
+    """Open a file in UTF-8, with or without a byte order mark."""
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _not_utf8(path: Path, name: str) -> DataError:
+    """Return the error that names the first byte of a file that is not UTF-8."""
+    decoder, offset, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
+    with path.open("rb") as file:
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.add(f"{name}:{number}", f"this line is not JSON ({_reason(error)}); mend or remove it.")
-            continue
-        if isinstance(value, dict):
-            yield Record(number, value)
-        else:
-            problems.add(f"{name}:{number}", f"a line holds one object, but this is {kind(value)}; write {{...}}.")
+            while block := file.read(_BLOCK):
+                decoder.decode(block)
+                offset, line = offset + len(block), line + block.count(b"\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            # What is decoded begins with the bytes of a character that the block before ended within.
+            offset += error.start - (len(error.object) - len(block))
+            line += error.object.count(b"\n", 0, error.start)
+    return DataError(f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8.")
+
+
+def _lines(file: TextIO) -> Iterator[tuple[str, int]]:
+    """Yield lines with their lengths; of one that is too long, only the beginning is there."""
+    while line := file.readline(LONGEST_ROW + 1):
+        length, last = len(line), line
+        while length > LONGEST_ROW and not last.endswith("\n") and (last := file.readline(_BLOCK)):
+            length += len(last)
+        yield line, length
+
+
+def _too_long(length: int) -> str:
+    """Return the sentence for a row of too many characters."""
+    return f"this row has {length:,} characters, but at most {LONGEST_ROW:,} are read; shorten or remove it."
+
+
+def _too_wide(columns: int) -> str:
+    """Return the sentence for too many columns."""
+    return f"there are {columns:,} columns, but at most {MOST_COLUMNS:,} are read; leave out those that are not used."
+
+
+def _jsonl(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+    # Only \n ends a line: U+2028 and its like may stand inside JSON strings.
+    with _open(path, "\n") as file:
+        for number, (line, length) in enumerate(_lines(file), 1):
+            if length > LONGEST_ROW:
+                problems.add(f"{name}:{number}", _too_long(length))
+            elif line.strip():
+                yield from _line_record(line.removesuffix("\n"), number, name, problems)
+
+
+def _line_record(line: str, number: int, name: str, problems: Problems) -> Iterator[Record]:
+    """Yield the record of a line, or note why there is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        problems.add(f"{name}:{number}", f"this line is not JSON ({_reason(error)}); mend or remove it.")
+    else:
+        yield from _object(value, number, name, problems, "a line holds one object")
+
+
+def _object(value: Any, line: int, name: str, problems: Problems, wanted: str) -> Iterator[Record]:
+    """Yield a JSON value as a record, or note that it is none."""
+    if not isinstance(value, dict):
+        problems.add(f"{name}:{line}", f"{wanted}, but this is {kind(value)}; write {{...}}.")
+    elif len(value) > MOST_COLUMNS:
+        problems.add(f"{name}:{line}", _too_wide(len(value)))
+    else:
+        yield Record(line, value)
 
 
 def _reason(error: ValueError | RecursionError) -> str:
@@ -104,9 +171,11 @@ def _reason(error: ValueError | RecursionError) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
-def _json(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
+def _json(path: Path, name: str, problems: Problems) -> Iterator[Record]:
     """Read a list of objects one by one, so that the line of each is known."""
-    text, decoder = _text(content, name), json.JSONDecoder()
+    decoder = json.JSONDecoder()
+    with _open(path, "") as file:
+        text = file.read()
     position = _skip(text, 0)
     if not text.startswith("[", position):
         raise DataError(f"{name}:1: a .json file holds a list of objects; write [{{...}}, ...] or name it .jsonl.")
@@ -114,16 +183,16 @@ def _json(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
     while not text.startswith("]", position):
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{name}:{error.lineno}: this is not JSON ({error.msg}); mend the file.") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{line}: this object cannot be read ({_reason(error)}); mend it.") from error
-        if isinstance(value, dict):
-            yield Record(line, value)
+        if end - position > LONGEST_ROW:
+            problems.add(f"{name}:{line}", _too_long(end - position))
         else:
-            problems.add(f"{name}:{line}", f"the list holds objects, but this is {kind(value)}; write {{...}}.")
-        position = _next_element(text, _skip(text, position), name)
+            yield from _object(value, line, name, problems, "the list holds objects")
+        position = _next_element(text, _skip(text, end), name)
 
 
 def _next_element(text: str, position: int, name: str) -> int:
@@ -145,48 +214,110 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _csv(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_text(content, name), newline=""), strict=True)
+def _csv(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+    csv.field_size_limit(LONGEST_ROW)
     header: list[str] = []
     start = 1
-    try:
-        for cells in reader:
-            line, start = start, reader.line_num + 1
-            if not cells:
-                continue
-            if not header:
-                header = _checked_header(cells, f"{name}:{line}")
-            elif len(cells) == len(header):
-                yield Record(line, dict(zip(header, cells, strict=True)))
-            else:
-                problems.add(
-                    f"{name}:{line}",
-                    f"this row has {len(cells)} fields, but the header names {len(header)}; quote fields with commas.",
-                )
-    except csv.Error as error:
-        raise DataError(f"{name}:{start}: this is not CSV ({error}); mend the file.") from error
+    with _open(path, "") as file:
+        reader = csv.reader(_csv_lines(file, name), strict=True)
+        try:
+            for cells in reader:
+                line, start = start, reader.line_num + 1
+                if not cells:
+                    continue
+                if not header:
+                    header = _checked_header(cells, f"{name}:{line}")
+                elif _fits(cells, header, f"{name}:{line}", problems):
+                    yield Record(line, dict(zip(header, cells, strict=True)))
+        except csv.Error as error:
+            if "field limit" in str(error):
+                raise DataError(
+                    f"{name}:{start}: a field has more than {LONGEST_ROW:,} characters, more than are read; "
+                    "shorten it, or close its quote."
+                ) from error
+            raise DataError(f"{name}:{start}: this is not CSV ({error}); mend the file.") from error
+
+
+def _csv_lines(file: TextIO, name: str) -> Iterator[str]:
+    """Yield the lines of a CSV file, of which none can be left out, since a quote may be open there."""
+    for number, (line, length) in enumerate(_lines(file), 1):
+        if length > LONGEST_ROW:
+            raise DataError(f"{name}:{number}: {_too_long(length)}")
+        yield line
+
+
+def _fits(cells: Sequence[str], header: Sequence[str], place: str, problems: Problems) -> bool:
+    """Return whether a CSV row can be taken, noting why not."""
+    if len(cells) != len(header):
+        problems.add(
+            place, f"this row has {len(cells)} fields, but the header names {len(header)}; quote fields with commas."
+        )
+        return False
+    length = sum(map(len, cells))
+    if length > LONGEST_ROW:
+        problems.add(place, _too_long(length))
+    return length <= LONGEST_ROW
 
 
 def _checked_header(cells: list[str], place: str) -> list[str]:
     """Return the column names of a CSV file."""
+    if len(cells) > MOST_COLUMNS:
+        raise DataError(f"{place}: {_too_wide(len(cells))}")
     if len(set(cells)) < len(cells) or not all(cell.strip() for cell in cells):
-        raise DataError(f"{place}: the header names a column twice or not at all: {', '.join(cells)}; rename them.")
+        raise DataError(f"{place}: the header names a column twice or not at all: {listed(cells)}; rename them.")
     return cells
 
 
-def _parquet(content: bytes, name: str, problems: Problems) -> Iterator[Record]:
+def _parquet(path: Path, name: str, problems: Problems) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-        rows = table.to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{name}: this is not a Parquet file that can be read ({reason}); write it anew.") from error
-    for number, row in enumerate(rows, 1):
-        yield Record(number, row)
+    with path.open("rb") as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if len(table.schema_arrow) > MOST_COLUMNS:
+                raise DataError(f"{name}: {_too_wide(len(table.schema_arrow))}")
+            most = max(_UNPACKED, _UNPACKED_PER_BYTE * path.stat().st_size)
+            yield from _unpacked(table.iter_batches(batch_size=_batch_size(table.metadata)), name, most)
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{name}: this is not a Parquet file that can be read ({reason}); write it anew."
+            ) from error
+
+
+def _batch_size(metadata: Any) -> int:
+    """Return how many rows are unpacked at once, such that no column of them can take more than a file may.
+
+    A value may be stored once and named by many rows, but none is larger than what is stored of its column.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    stored = [group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns)]
+    return max(1, min(_BATCH, _UNPACKED // max(stored, default=1)))
+
+
+def _unpacked(batches: Iterable[Any], name: str, most: int) -> Iterator[Record]:
+    """Yield the rows of batches, as long as they do not take far more memory than the file promises."""
+    number = size = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number, size = number + 1, size + _size(row)
+            if size > most:
+                raise DataError(
+                    f"{name}:{number}: the rows up to here take more than {byte_size(most)} when they are unpacked, "
+                    "far more than the file itself; give a part of them."
+                )
+            yield Record(number, row)
+
+
+def _size(value: Any) -> int:
+    """Return roughly how many bytes a value takes."""
+    if isinstance(value, dict):
+        return _OBJECT * (4 + len(value)) + sum(map(_size, value.values()))
+    if isinstance(value, list):
+        nested = value and isinstance(value[0], str | bytes | list | dict)
+        return _OBJECT * (1 + len(value)) + (sum(map(_size, value)) if nested else 0)
+    return _OBJECT + (len(value) if isinstance(value, str | bytes) else 0)
 
 
 def kind(value: Any) -> str:

@@ -14,6 +14,7 @@ from bellwether.data.files import READERS, Problems, Record, read_records
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.words import listed
 
 STARTER_ROWS = Path(__file__).parent / "starter"
 _STARTER = re.compile(r"starter(?::(lowland))?(?::(train|validation|test))?")
@@ -79,7 +80,7 @@ def read_rows(
 def _unused_note(columns: Sequence[str], names: Sequence[str]) -> str:
     """Return the sentence that names the columns that are not read."""
     where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    return f"{where}: not used: {', '.join(map(repr, columns))}."
+    return f"{where}: not used: {listed([repr(column) for column in columns])}."
 
 
 def _parts(sources: Sequence[str], settings: recipe.Data, problems: Problems, notes: list[str]) -> list[Part]:

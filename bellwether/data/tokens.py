@@ -22,16 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.data.prompts import Rendered, Template, check_plain, render
-from bellwether.data.rows import Row, Tokenised, TokenRow
+from bellwether.data.rows import Row, Tokenised, TokenRow, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-
-# Rows per call of the tokenizer: enough to use its threads, few enough to hold their offsets.
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,28 @@ class Encoded:
         return np.array(self.encoding.offsets, np.int64).reshape(-1, 2)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What became of a row: its tokens, None where it is left out, and whether its context or response is shorter."""
+
+    tokens: TokenRow | None
+    shortened: bool
+    cut: bool
+
+
 def tokenise(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, settings: recipe.Data, template: Template
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: recipe.Data,
+    template: Template,
+    known: dict[Row, Fitted] | None = None,
 ) -> Tokenised:
     """Turn rows into token rows of at most ``settings.max_tokens`` tokens.
 
     A row that is too long loses the end of its context first, or the oldest exchanges of a chat; then
     the end of its response, and with it the end of sequence; a row whose last response keeps no token
-    is left out.
+    is left out. Of a text, only the first ``CHARACTERS_PER_TOKEN`` characters for each of these tokens are
+    tokenised; a row that would fit for want of the others is left out too.
 
     Args:
         rows: the rows.
@@ -68,25 +80,25 @@ def tokenise(
             so that its tokens never lie across their borders.
         settings: ``max_tokens`` and ``loss_on``.
         template: a template as ``resolve_template`` returns it.
+        known: rows that were tokenised before in the same way, which are not tokenised again; gets the others.
 
     Raises:
         DataError: a row cannot be rendered or writes out a special token, or the tokenizer names no end
             of sequence.
     """
-    check_plain(rows, tokenizer)
+    known = {} if known is None else known
+    new = [row for row in dict.fromkeys(rows) if row not in known]
+    check_plain(new, tokenizer)
     encoder = _Encoder(tokenizer, template, settings)
-    kept: list[TokenRow] = []
-    shortened = cut = left_out = 0
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        for row, (tokens, was_shortened) in zip(chunk, _fitted(chunk, encoder), strict=True):
-            if tokens.prompt_length >= settings.max_tokens or tokens.prompt_length >= len(tokens):
-                left_out += 1
-                continue
-            shortened += was_shortened
-            cut += len(tokens) > settings.max_tokens
-            kept.append(_cut(tokens, row, settings.max_tokens))
-    return Tokenised(kept, shortened, left_out, cut)
+    most = CHARACTERS_PER_TOKEN * settings.max_tokens
+    bounded = [_bounded(row, most, settings.max_tokens) for row in new]
+    for portion in portions([sum(map(len, (*_texts(row), row.context))) for row in bounded]):
+        fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
+        known.update((row, _cut(tokens, row, settings.max_tokens, most)) for row, tokens in fitting)
+    fitted = [known[row] for row in rows]
+    kept = [row.tokens for row in fitted if row.tokens is not None]
+    shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut)
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -98,7 +110,11 @@ def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templat
         template: the template that they were rendered with.
     """
     leading = leading_ids(tokenizer, template)
-    return [np.concatenate([leading, encoded.ids_T]) for encoded in encode(texts, tokenizer)]
+    return [
+        np.concatenate([leading, encoded.ids_T])
+        for portion in portions([len(text) for text in texts])
+        for encoded in encode(texts[portion], tokenizer)
+    ]
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> NDArray[np.int64]:
@@ -254,21 +270,46 @@ def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
 # Rows that are too long ---------------------------------------------------------------------------
 
 
-def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, bool]]:
+def _texts(row: Row) -> list[str]:
+    """Return the texts of a row that cannot be shortened to fit, but for the turns of a chat that can be left out."""
+    return [turn.text for turn in row.turns] or [row.instruction, row.response]
+
+
+def _bounded(row: Row, most: int, turns: int) -> Row:
+    """Return a row without what could never be kept of it: the rest of very long texts, the oldest of very many turns.
+
+    Args:
+        row: the row.
+        most: characters of a text; of one that cannot be shortened one more is there, so that it is known.
+        turns: turns of a chat, each of which takes a token at least.
+    """
+    system = 1 if row.turns and row.turns[0].role == "system" else 0
+    surplus = max(0, (len(row.turns) - system - turns) // 2 * 2)
+    if not surplus and max(len(row.context), *map(len, _texts(row))) <= most:
+        return row
+    kept = row.turns[:system] + row.turns[system + surplus :]
+    return replace(
+        row,
+        instruction=row.instruction[: most + 1],
+        context=row.context[:most],
+        response=row.response[: most + 1],
+        turns=tuple(Turn(turn.role, turn.text[: most + 1]) for turn in kept),
+    )
+
+
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[TokenRow]:
     """Return token rows with contexts and histories shortened as far as is needed and possible."""
     current = list(rows)
     tokens = encoder.rows(current)
-    shortened: set[int] = set()
     limit = encoder.settings.max_tokens
     while True:
         long = [n for n, row in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
         if not long:
-            return [(row, number in shortened) for number, row in enumerate(tokens)]
+            return tokens
         excess = [len(tokens[number]) - limit for number in long]
         smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
         for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
             current[number], tokens[number] = row, token_row
-        shortened.update(long)
 
 
 def _can_shrink(row: Row) -> bool:
@@ -302,8 +343,20 @@ def _beginning(text: str, encoded: Encoded, less: int) -> str:
     return text[:end].rstrip()
 
 
-def _cut(tokens: TokenRow, row: Row, limit: int) -> TokenRow:
-    """Return a token row cut to a number of tokens, of the row as it was."""
-    return TokenRow(
+def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
+    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response.
+
+    Args:
+        tokens: of the row as it was shortened to fit.
+        row: the row as it was.
+        limit: tokens of a row.
+        most: characters of a text that are tokenised; a longer one that fits would fit for want of the others.
+    """
+    fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
+    if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
+        return Fitted(None, False, False)
+    shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
+    kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
+    return Fitted(kept, shortened, len(tokens) > limit)

@@ -38,13 +38,13 @@ def _trace_line(place: str, line: str, clients: Sequence[str]) -> dict[str, Any]
         entry = json.loads(line)
         client, round = entry["client"], entry["round"]
         available, speed = entry["available"], entry["rows_per_second"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{place}: a line of a trace has client, round, available and rows_per_second as a JSON object, "
-            f"but this one does not ({error!r})."
+            f"but this one does not ({repr(error)[:200]})."
         ) from error
     if client not in clients:
-        raise DataError(f"{place}: there is no client {client!r}; there are {', '.join(clients[:5])}, ….")
+        raise DataError(f"{place}: there is no client {repr(client)[:100]}; there are {', '.join(clients[:5])}, ….")
     if (
         type(round) is not int
         or type(available) is not bool

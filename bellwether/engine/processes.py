@@ -6,7 +6,6 @@ at the start; then only tasks and replies travel, as pickles over pipes to proce
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_li
 from bellwether.exchange.adapter import AdapterConfig
 from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
 from bellwether.method.named import make_method
-from bellwether.model.base import fingerprint, load_base
+from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
@@ -153,20 +152,8 @@ def worker_models(settings: recipe.Model, device: torch.device, processes: int) 
     """
     count = torch.cuda.device_count() if device.type == "cuda" else 0
     devices = [f"cuda:{number % count}" if count else str(device) for number in range(processes)]
-    with threads_each(processes) as threads:
-        return [settings.model_copy(update={"device": name, "threads": threads}) for name in devices]
-
-
-@contextlib.contextmanager
-def threads_each(processes: int) -> Iterator[int]:
-    """Let this process use, inside, as many CPU threads as each of several workers gets; yield their number."""
-    whole = torch.get_num_threads()
-    each = max(1, whole // processes)
-    torch.set_num_threads(each)
-    try:
-        yield each
-    finally:
-        torch.set_num_threads(whole)
+    threads = max(1, torch.get_num_threads() // processes)
+    return [settings.model_copy(update={"device": name, "threads": threads}) for name in devices]
 
 
 def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
@@ -277,7 +264,7 @@ def _serve(parent: Connection) -> None:
         while True:
             asked = parent.recv()
             if asked is None:
-                parent.send(fingerprint(base.model))
+                parent.send(weights_fingerprint(base.model))
                 continue
             for reply in engine.ask(asked):
                 parent.send(reply)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,20 @@ Arrays = Mapping[str, NDArray[Any]]  # under names of a method's own
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+
+# What PEFT writes beside, and what it does not need to run an adapter: where it comes from, and how it was begun.
+_BESIDE = {
+    *("auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config", "layers_pattern"),
+    *("megatron_core", "qalora_group_size", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+}
+# What is read here. Anything else that is set changes what PEFT computes, or may do so in a version to come.
+_READ = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias"),
+    *("fan_in_fan_out", "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform"),
+}
+# Beginnings that leave the base as it is; others take from its weights what they put into A and B (PiSSA, OLoRA, ...).
+_BEGINNINGS = ("true", "false", "gaussian", "orthogonal", "eva")
+_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as PEFT finds the number of a module's layer
 
 
 @dataclass(frozen=True)
@@ -238,30 +253,88 @@ def _check_plain_lora(stored: Any, tensors: Tensors) -> None:
     """Refuse a stored adapter that is not pairs of A and B of one rank and one alpha, and nothing else."""
     if not isinstance(stored, dict):
         raise ValueError(f"{CONFIG_FILE} is no JSON object")
-    extras = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens")
-    plain = stored.get("bias", "none") == "none" and not any(stored.get(name) for name in extras)
-    pairs = {key(module) for module in _modules(tensors) for key in (key_a, key_b)}
-    if stored.get("peft_type") != "LORA" or not plain or not pairs or pairs != tensors.keys():
-        raise ValueError("it is not a plain LoRA adapter; only those can be used")
+    for name, value in stored.items():
+        if value and name not in _READ | _BESIDE:
+            raise _not_plain(f"{CONFIG_FILE} sets {_short(name)} to {_short(value)}")
+    begun = stored.get("init_lora_weights")
+    for name, value, plain in (
+        ("peft_type", stored.get("peft_type"), ("LORA",)),
+        ("task_type", stored.get("task_type"), ("CAUSAL_LM", None)),
+        ("bias", stored.get("bias"), ("none", None)),
+        ("init_lora_weights", None if begun is None else str(begun).lower(), (*_BEGINNINGS, None)),
+    ):
+        if value not in plain:
+            raise _not_plain(f"{name} in {CONFIG_FILE} is {_short(stored.get(name))}")
+    modules = _modules(tensors)
+    if not modules or {key(module) for module in modules for key in (key_a, key_b)} != tensors.keys():
+        raise _not_plain("its tensors are not pairs of A and B")
+    _check_rank(stored, tensors, modules)
+    _check_modules(stored, modules)
+
+
+def _not_plain(reason: str) -> ValueError:
+    """Return the error for an adapter that computes something else than LoRA does."""
+    return ValueError(f"it is not a plain LoRA adapter, since {reason}; only those can be used")
+
+
+def _check_rank(stored: Mapping[str, Any], tensors: Tensors, modules: Sequence[str]) -> None:
+    """Refuse tensors that are not of the rank that the configuration names."""
     rank = _number(stored, "r")
-    for module in _modules(tensors):
+    for module in modules:
         a_RI, b_OR = tensors[key_a(module)], tensors[key_b(module)]
         if a_RI.ndim != 2 or b_OR.ndim != 2 or not a_RI.shape[0] == b_OR.shape[1] == rank >= 1:
             raise ValueError(f"the tensors of {module} are not of rank {rank:g}, which {CONFIG_FILE} gives as r")
+    if not isinstance(stored["r"], int):
+        raise ValueError(f"r in {CONFIG_FILE} is {stored['r']}, but a whole number is wanted")
+
+
+def _check_modules(stored: Mapping[str, Any], modules: Sequence[str]) -> None:
+    """Refuse tensors of modules that PEFT would leave out; patterns are not tried, since one can take for ever."""
+    targets, excluded = _names(stored, "target_modules"), _names(stored, "exclude_modules")
+    layers = stored.get("layers_to_transform")
+    numbers = [layers] if isinstance(layers, int) else layers or []
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        raise ValueError(f"layers_to_transform in {CONFIG_FILE} is {_short(layers)}, but whole numbers are wanted")
+    for module in modules:
+        layer = _LAYER.match(module)
+        for name, left_out in (
+            ("target_modules", bool(targets) and not _is_among(module, targets)),
+            ("exclude_modules", _is_among(module, excluded)),
+            ("layers_to_transform", bool(numbers) and not (layer and int(layer[1]) in numbers)),
+        ):
+            if left_out and not (name == "layers_to_transform" and stored.get("layers_pattern")):
+                raise ValueError(f"it holds tensors for {module}, which {name} in {CONFIG_FILE} leaves out")
+
+
+def _names(stored: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a list of modules' names; nothing for a pattern, or where there is none."""
+    value = stored.get(name)
+    if value is not None and not isinstance(value, str | list):
+        raise ValueError(f"{name} in {CONFIG_FILE} is {_short(value)}, but names of modules are wanted")
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _is_among(module: str, names: Sequence[str]) -> bool:
+    """Return whether one of the names is a module's path, or the end of it."""
+    return module in names or module.endswith(tuple(f".{name}" for name in names))
 
 
 def _config(stored: Mapping[str, Any], modules: tuple[str, ...]) -> AdapterConfig:
     """Return the configuration that PEFT's ``adapter_config.json`` describes."""
-    names = stored.get("target_modules")
+    dropout, base = _number(stored, "lora_dropout", 0.0), stored.get("base_model_name_or_path")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"lora_dropout in {CONFIG_FILE} is {dropout:g}, but a probability below 1 is wanted")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"base_model_name_or_path in {CONFIG_FILE} is {_short(base)}, but text is wanted")
     return AdapterConfig(
         rank=int(_number(stored, "r")),
         alpha=_number(stored, "lora_alpha"),
-        dropout=_number(stored, "lora_dropout", 0.0),
+        dropout=dropout,
         modules=modules,
-        rslora=bool(stored.get("use_rslora", False)),
-        fan_in_fan_out=bool(stored.get("fan_in_fan_out", False)),
-        base_model=str(stored.get("base_model_name_or_path") or ""),
-        target_modules=tuple(map(str, names)) if isinstance(names, list) else (),
+        rslora=_flag(stored, "use_rslora"),
+        fan_in_fan_out=_flag(stored, "fan_in_fan_out"),
+        base_model=base or "",
+        target_modules=_names(stored, "target_modules"),
     )
 
 
@@ -269,8 +342,21 @@ def _number(stored: Mapping[str, Any], name: str, default: float | None = None) 
     """Return a number of ``adapter_config.json``."""
     value = stored.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} in {CONFIG_FILE} is {repr(value)[:40]}, but a finite number is wanted")
+        raise ValueError(f"{name} in {CONFIG_FILE} is {_short(value)}, but a finite number is wanted")
     return float(value)
+
+
+def _flag(stored: Mapping[str, Any], name: str) -> bool:
+    """Return whether something is switched on in ``adapter_config.json``; text that says so is no switch."""
+    value = stored.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} in {CONFIG_FILE} is {_short(value)}, but true or false is wanted")
+    return bool(value)
+
+
+def _short(value: Any) -> str:
+    """Return a value as messages show it."""
+    return repr(value)[:40]
 
 
 def stacked(parts: Sequence[Adapter]) -> Adapter:

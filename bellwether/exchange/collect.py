@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, update_bytes
@@ -13,11 +12,18 @@ from bellwether.exchange.records import ClientFailed, ClientFinished, ClientReco
 from bellwether.recipe.recipe import Federation
 
 
-@dataclass
-class Answers:
-    """What a cohort sent.
+class Collection:
+    """The updates of a round: each is taken once, of a client that was asked, in time, and as it should be.
 
     Args:
+        tasks: what each client of the cohort was asked.
+        returns: the shapes of the arrays that the method expects back, by what a client was sent.
+        limits: the recipe's section: deadline, rows and norm that are believed.
+        left_out: who is left out already, and why.
+        watch: is told of every client.
+        round: the round, counted from 1.
+
+    Attributes:
         accepted: updates that passed the check, with their records.
         left_out: why the others are left out, by client.
         bytes_up: bytes of all that came, also of what is refused.
@@ -25,63 +31,62 @@ class Answers:
         duration: how long the slowest client took, in seconds by the engine's clock, at most the deadline.
     """
 
-    accepted: list[tuple[Update, ClientRecord]]
-    left_out: dict[str, str]
-    bytes_up: int = 0
-    bytes_down: int = 0
-    duration: float = 0.0
+    def __init__(
+        self,
+        tasks: Mapping[str, TrainTask],
+        returns: Callable[[Payload], Shapes],
+        limits: Federation,
+        left_out: Mapping[str, str],
+        watch: Watcher,
+        round: int,
+    ) -> None:
+        self._tasks, self._returns, self._limits, self._watch, self._round = tasks, returns, limits, watch, round
+        self._heard: set[str] = set()
+        self.accepted: list[tuple[Update, ClientRecord]] = []
+        self.left_out = dict(left_out)
+        self.bytes_up = self.bytes_down = 0
+        self.duration = 0.0
 
-
-def collect(
-    replies: Iterable[Reply],
-    tasks: Mapping[str, TrainTask],
-    returns: Callable[[Payload], Shapes],
-    limits: Federation,
-    left_out: Mapping[str, str],
-    watch: Watcher,
-    round: int,
-) -> Answers:
-    """Take the updates of a round as they come, in time, once of each client that was asked.
-
-    Args:
-        replies: what the engine delivers.
-        tasks: what each client of the cohort was asked.
-        returns: the shapes of the arrays that the method expects back, by what a client was sent.
-        limits: the recipe's section: deadline, rows and norm that are believed.
-        left_out: who is left out already, and why.
-        watch: is told of every client.
-        round: the round, counted from 1.
-    """
-    deadline = limits.deadline
-    answers, heard = Answers([], dict(left_out)), set[str]()
-    for reply in replies:
-        if reply.client not in tasks or reply.client in heard:
-            again = "has answered already" if reply.client in heard else "was not asked in this round"
-            watch(Note(f"Round {round}: a reply is not used, since {reply.client!r} {again}.", warning=True))
-            continue
-        heard.add(reply.client)
-        payload = tasks[reply.client].payload
-        answers.bytes_down += payload_bytes(payload) if reply.reached else 0
-        answers.bytes_up += update_bytes(reply.update)
+    def take(self, reply: Reply) -> None:
+        """Take a reply's update, or leave its client out with the reason."""
+        client = reply.client
+        if client not in self._tasks or client in self._heard:
+            again = "has answered already" if client in self._heard else "was not asked in this round"
+            text = f"Round {self._round}: a reply is not used, since {client!r} {again}."
+            self._watch(Note(text, warning=True))
+            return
+        self._heard.add(client)
+        self.bytes_down += payload_bytes(self._tasks[client].payload) if reply.reached else 0
+        self.bytes_up += update_bytes(reply.update)
         try:
-            check_seconds(reply, None)
-            # The server waits for what comes in time; what comes later costs it no more than the deadline.
-            answers.duration = max(answers.duration, min(reply.seconds, deadline or math.inf))
-            check_seconds(reply, deadline if reply.failure is None else None)
-            update = check_update(reply, payload, returns(payload), round, limits.max_rows, limits.max_norm)
+            update = self._checked(reply)
         except UpdateRejected as reason:
-            answers.left_out[reply.client] = str(reason)
-            watch(ClientFailed(round, reply.client, str(reason)))
-            continue
+            self._leave_out(client, str(reason))
+            return
         record = _record(update, reply.seconds)
-        answers.accepted.append((update, record))
-        watch(ClientFinished(round, record))
-    for client in [client for client in tasks if client not in heard]:
-        answers.bytes_down += payload_bytes(tasks[client].payload)
-        answers.duration = max(answers.duration, deadline or 0.0)
-        answers.left_out[client] = "it did not answer"
-        watch(ClientFailed(round, client, "it did not answer"))
-    return answers
+        self.accepted.append((update, record))
+        self._watch(ClientFinished(self._round, record))
+
+    def close(self) -> None:
+        """Leave out who did not answer; the server has waited for them until the deadline."""
+        for client in [client for client in self._tasks if client not in self._heard]:
+            self.bytes_down += payload_bytes(self._tasks[client].payload)
+            self.duration = max(self.duration, self._limits.deadline or 0.0)
+            self._leave_out(client, "it did not answer")
+
+    def _checked(self, reply: Reply) -> Update:
+        """Return a reply's update, once its time and everything in it is believed."""
+        deadline, payload = self._limits.deadline, self._tasks[reply.client].payload
+        check_seconds(reply, None)
+        # The server waits for what comes in time; what comes later costs it no more than the deadline.
+        self.duration = max(self.duration, min(reply.seconds, deadline or math.inf))
+        check_seconds(reply, deadline if reply.failure is None else None)
+        limits = self._limits
+        return check_update(reply, payload, self._returns(payload), self._round, limits.max_rows, limits.max_norm)
+
+    def _leave_out(self, client: str, reason: str) -> None:
+        self.left_out[client] = reason
+        self._watch(ClientFailed(self._round, client, reason))
 
 
 def _record(update: Update, seconds: float) -> ClientRecord:

@@ -210,7 +210,6 @@ class RunFinished:
     """The run is over; ``seconds`` is the wall time since the base was loaded."""
 
     seconds: float
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 Event = (

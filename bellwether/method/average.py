@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bellwether.method.method import Closing, Correction, Method, Pass, State, Step, alike, by_rows
+from bellwether.method.method import Correction, Method, Pass, Step, alike, by_rows, take_mean
 
 
 def fedavg() -> Method:
@@ -32,13 +32,6 @@ def fedprox(mu: float = 0.01) -> Method:
         mu: how strongly a client's adapter is drawn back to the one that the round began with.
     """
     return replace(fedavg(), passes=(Pass(correct=proximal(mu)),))
-
-
-def take_mean(closing: Closing) -> State:
-    """Take the mean of what came back as the next adapter; without one, nothing changes."""
-    if closing.mean is None:
-        return closing.state
-    return replace(closing.state, adapter=closing.state.adapter.updated(closing.mean.tensors))
 
 
 def proximal(mu: float) -> Correction:

@@ -20,7 +20,7 @@ Shape legend: P parameters of an adapter, in the order of the model, A before B.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -269,3 +269,10 @@ def mean_of(updates: Sequence[Update], weigh: Callable[[Update], float]) -> Mean
         total,
         len(ordered),
     )
+
+
+def take_mean(closing: Closing) -> State:
+    """Take the mean of what came back as the next adapter; without one, nothing changes."""
+    if closing.mean is None:
+        return closing.state
+    return replace(closing.state, adapter=closing.state.adapter.updated(closing.mean.tensors))

@@ -1,7 +1,7 @@
 """The frozen base model: what can be known before it is loaded, loading it, and proving it unchanged.
 
-facts = inspect_base(Recipe().model)    # configuration, tokenizer, shapes; no weights
-base = load_base(Recipe().model)        # model, tokenizer, device
+opened = open_base(Recipe().model)            # configuration, tokenizer, shapes; no weights
+base = load_base(Recipe().model, opened)      # model, tokenizer, device
 """
 
 from __future__ import annotations
@@ -13,12 +13,29 @@ from typing import Any
 
 import torch
 
-from bellwether.errors import ModelError, first_line
+from bellwether.errors import ModelError
 from bellwether.model.facts import LinearShape, ModelFacts
-from bellwether.model.folder import ModelFolder, find_folder, quiet_transformers, weight_files
-from bellwether.model.loading import attention_of, load_weights, pick_device, read_config, read_tokenizer, ready_device
+from bellwether.model.folder import ModelFolder, find_folder, weight_files, with_weights
+from bellwether.model.loading import empty_model, load_weights, pick_device, read_config, read_tokenizer, ready_device
 from bellwether.model.quantized import check_quantization
 from bellwether.recipe import recipe
+
+
+@dataclass(frozen=True)
+class OpenedBase:
+    """A base model of which everything is known but its weights.
+
+    Args:
+        folder: its files.
+        config: its configuration as transformers reads it.
+        tokenizer: its tokenizer; ``pad_token_id`` is always set and inside the embedding.
+        facts: shapes and names.
+    """
+
+    folder: ModelFolder
+    config: Any
+    tokenizer: Any
+    facts: ModelFacts
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Base:
         tokenizer: its tokenizer; ``pad_token_id`` is always set and inside the embedding.
         device: where the model is.
         name: hub name or absolute folder.
-        fingerprint: SHA-256 of its weights, as ``fingerprint`` returns it.
+        fingerprint: SHA-256 of its weights, as ``weights_fingerprint`` returns it.
         facts: what was known before it was loaded.
         stop_ids: token ids that end an answer.
     """
@@ -44,62 +61,48 @@ class Base:
     stop_ids: tuple[int, ...]
 
 
-def inspect_base(settings: recipe.Model) -> ModelFacts:
-    """Find out everything about a base model that needs no weights, and check that it can be used.
+def open_base(settings: recipe.Model) -> OpenedBase:
+    """Open a base model: find out everything about it that needs no weights, and check that it can be used.
 
     The model is built on torch's meta device, so that even a large one costs no memory; safetensors
-    files are compared with their headers, so that one that was cut off is noticed here.
+    files are compared with their headers, so that one that was cut off is noticed here, and weights of another shape. A
+    tokenizer without a padding token pads with its end-of-sequence token; the embedding is never enlarged, and what is
+    padding is said by the attention mask, never by the token.
 
     Raises:
         ModelError: folder, configuration, architecture, tokenizer or weight files cannot be used, or the weights cannot
             be quantised here.
     """
-    folder = find_folder(settings, weights=False)
+    folder = find_folder(settings)
     config = read_config(folder, settings)
-    model = _skeleton(folder, config, settings)
-    facts = _facts(folder, model, weight_files(folder, settings))
-    _tokenizer(folder, settings, facts.vocabulary)
+    facts = _facts(folder, empty_model(folder, config, settings), weight_files(folder, settings))
+    tokenizer = _tokenizer(folder, settings, config, facts.vocabulary)
     if settings.quantization != "none":
         check_quantization(facts, settings.quantization, pick_device(settings.device))
-    return facts
+    return OpenedBase(folder, config, tokenizer, facts)
 
 
-def load_tokenizer(settings: recipe.Model) -> Any:
-    """Return the tokenizer of a base model, with a padding token that is inside the embedding.
-
-    A tokenizer without a padding token pads with its end-of-sequence token; the embedding is never
-    enlarged, and what is padding is said by the attention mask, never by the token.
-
-    Raises:
-        ModelError: there is none, it cannot be read, it has no end-of-sequence token, or it knows more
-            tokens than the model's embedding.
-    """
-    folder = find_folder(settings, weights=False)
-    config = read_config(folder, settings)
-    return _tokenizer(folder, settings, int(config.get_text_config().vocab_size))
-
-
-def load_base(settings: recipe.Model) -> Base:
+def load_base(settings: recipe.Model, opened: OpenedBase | None = None) -> Base:
     """Load a base model, frozen and in evaluation mode, with its tokenizer.
 
+    Args:
+        settings: which model, and its precision, quantisation, attention, device and threads.
+        opened: what ``open_base`` returned for these settings, up to threads; None opens it now.
+
     Raises:
-        ModelError: what ``inspect_base`` raises; the device is not there; a weight is missing, has
+        ModelError: what ``open_base`` raises; the device is not there; a weight is missing, has
             another shape, or is not finite.
     """
     device = ready_device(settings)
-    folder = find_folder(settings, weights=True)
-    config = read_config(folder, settings)
-    facts = _facts(folder, _skeleton(folder, config, settings), weight_files(folder, settings))
-    tokenizer = _tokenizer(folder, settings, facts.vocabulary)
-    if settings.quantization != "none":
-        check_quantization(facts, settings.quantization, device)
-    model = load_weights(folder, settings, device)
+    opened = opened or open_base(settings)
+    tokenizer = opened.tokenizer
+    model = load_weights(with_weights(opened.folder, settings), settings, device, opened.config)
     stop_ids = _stop_ids(model, tokenizer)
     _plain_generation(model, stop_ids, tokenizer)
-    return Base(model, tokenizer, device, folder.name, fingerprint(model), facts, stop_ids)
+    return Base(model, tokenizer, device, opened.folder.name, weights_fingerprint(model), opened.facts, stop_ids)
 
 
-def fingerprint(model: Any) -> str:
+def weights_fingerprint(model: Any) -> str:
     """Return the SHA-256 over names, dtypes, shapes and bytes of all weights, as 64 hexadecimal digits.
 
     Weights are the parameters and the buffers that are saved with them. Tables that a model computes
@@ -151,28 +154,7 @@ def _linear_shape(path: str, module: torch.nn.Module) -> LinearShape | None:
     return None
 
 
-def _skeleton(folder: ModelFolder, config: Any, settings: recipe.Model) -> Any:
-    """Return the model without weights, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, attn_implementation=attention_of(settings), trust_remote_code=settings.trust_remote_code
-            )
-    # Building a model from a wrong configuration fails with errors of many types.
-    except Exception as error:
-        if "attn_implementation" in str(error):
-            raise ModelError(
-                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
-            ) from error
-        raise ModelError(
-            f"{folder.path / 'config.json'} makes no causal language model: {first_line(error)}."
-        ) from error
-
-
 def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> ModelFacts:
-    """Collect the facts of a model."""
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     return ModelFacts(
@@ -189,9 +171,9 @@ def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> 
     )
 
 
-def _tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> Any:
+def _tokenizer(folder: ModelFolder, settings: recipe.Model, config: Any, vocabulary: int) -> Any:
     """Return a base model's tokenizer, which must be able to end an answer and to pad."""
-    tokenizer = read_tokenizer(folder, settings, vocabulary)
+    tokenizer = read_tokenizer(folder, settings, config, vocabulary)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer in {folder.path} has no end-of-sequence token, so the model could not learn to stop; "

@@ -45,10 +45,9 @@ def export(folder: Path, out: Path, model: str | None = None) -> None:
     adapter, settings = _find(folder, model)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty; give a new or an empty folder to write to.")
-    from bellwether.model.folder import find_folder, quiet_transformers, weight_files
+    from bellwether.model.folder import find_folder, quiet_transformers, with_weights
 
-    source = find_folder(settings, weights=True)
-    weight_files(source, settings)
+    source = with_weights(find_folder(settings), settings)
     with _appearing(out) as temporary:
         merged = _merged(source, settings, adapter)
         with quiet_transformers():
@@ -74,21 +73,21 @@ def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
 
 
 def _named_base(folder: Path, adapter: Adapter) -> str:
-    """Return the base model that an adapter names."""
     if not adapter.config.base_model:
         raise ModelError(f"The adapter in {folder} does not name its base model; give it with --model.")
     return adapter.config.base_model
 
 
 def _merged(source: ModelFolder, settings: recipe.Model, adapter: Adapter) -> Any:
-    """Return the base model with the adapter added to its weights."""
     import torch
 
     from bellwether.model.base import linear_shapes
-    from bellwether.model.loading import load_weights
+    from bellwether.model.loading import empty_model, load_weights, read_config
     from bellwether.model.lora import LoraLayers
 
-    model = load_weights(source, settings, torch.device("cpu"))
+    config = read_config(source, settings)
+    empty_model(source, config, settings)
+    model = load_weights(source, settings, torch.device("cpu"), config)
     layers = LoraLayers(model, adapter.config)
     layers.load(0, adapter.tensors)
     layers.detach()

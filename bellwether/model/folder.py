@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,11 @@ class ModelFolder:
     config: Mapping[str, Any]
 
 
-def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
-    """Find a model's folder, downloading a hub model's files where they are not cached.
+def find_folder(settings: recipe.Model) -> ModelFolder:
+    """Find a model's folder, downloading a hub model's files but its weights where they are not cached.
 
     Args:
         settings: path or name, and revision.
-        weights: whether a hub model's weight files are wanted too.
 
     Raises:
         ModelError: there is no such model, its ``config.json`` is missing or broken, or an adapter lies beside it.
@@ -65,7 +64,7 @@ def find_folder(settings: recipe.Model, *, weights: bool) -> ModelFolder:
         raise ModelError(f"model.path is {settings.path!r}, which is a file; give the folder that holds config.json.")
     if not _HUB_NAME.match(settings.path):
         raise ModelError(f"model.path is {settings.path!r}, but there is no such folder; give a model's folder.")
-    return _model_folder(settings.path, _download(settings, weights))
+    return _model_folder(settings.path, _download(settings, weights=False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -102,6 +101,10 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     """
     path = folder.path
     names = _listed_weights(path)
+    on_hub = folder.name == settings.path and not Path(settings.path).expanduser().is_dir()
+    # The list of shards is a small file, which is here before they are.
+    if on_hub and not all((path / name).exists() for name in names):
+        return _sizes_on_hub(settings)
     if names:
         return {name: _whole_size(path / name) for name in names}
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
@@ -110,19 +113,46 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
             f"{path} has its weights in {pickles[0]}, a format that can run code when it is read; "
             f"save the model as {WEIGHTS} (save_pretrained does so)."
         )
-    if folder.name == settings.path and not Path(settings.path).expanduser().is_dir():
+    if _on_hub(settings):
         return _sizes_on_hub(settings)
     raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
+
+
+def with_weights(folder: ModelFolder, settings: recipe.Model) -> ModelFolder:
+    """Return a model's folder with whole weights in it; a hub model's are downloaded where they are not cached.
+
+    Raises:
+        ModelError: there are none, or they are not whole.
+    """
+    if _on_hub(settings):
+        folder = replace(folder, path=_download(settings, weights=True))
+    weight_files(folder, settings)
+    return folder
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return file and shape of each tensor in a folder's weight files, by name; nothing where they are not here.
+
+    Raises:
+        ModelError: a header cannot be read.
+    """
+    names = _listed_weights(path)
+    if not all((path / name).is_file() for name in names):
+        return {}
+    return {
+        tensor: (name, tuple(entry["shape"])) for name in names for tensor, entry in _header(path / name)[0].items()
+    }
 
 
 def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
     """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
 
     Raises:
-        ModelError: as ``weight_files``.
+        ModelError: as ``with_weights``.
     """
     digest = hashlib.sha256()
-    for name in sorted(weight_files(folder, settings)):
+    folder = with_weights(folder, settings)
+    for name in _listed_weights(folder.path):
         with (folder.path / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -165,7 +195,6 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _local(path: Path, settings: recipe.Model) -> ModelFolder:
-    """Return the facts of a folder on this machine."""
     if settings.revision is not None:
         raise ModelError(
             f"model.revision is {settings.revision!r}, but model.path {settings.path!r} is a folder, which has none; "
@@ -184,6 +213,11 @@ def _model_folder(name: str, path: Path) -> ModelFolder:
             "merge it first with bellwether export, or remove it."
         )
     return ModelFolder(name, path, read_json(path / "config.json"))
+
+
+def _on_hub(settings: recipe.Model) -> bool:
+    """Return whether a model is a name on the hub rather than the embedded one or a folder."""
+    return settings.path != "starter" and not Path(settings.path).expanduser().is_dir()
 
 
 def _download(settings: recipe.Model, weights: bool) -> Path:
@@ -235,40 +269,39 @@ def _listed_weights(path: Path) -> list[str]:
 
 def _whole_size(path: Path) -> int:
     """Return the size of a safetensors file in bytes, after comparing it with what its header promises."""
-    try:
-        size = path.stat().st_size
-        promised = _promised_size(path, size)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
+    header, before = _header(path)
+    size, promised = (
+        path.stat().st_size,
+        before + max((entry["data_offsets"][1] for entry in header.values()), default=0),
+    )
     if promised != size:
         raise ModelError(f"{path} has {size} bytes, but its header promises {promised}; copy the model again.")
     return size
 
 
-def _promised_size(path: Path, size: int) -> int:
-    """Return the size in bytes that the header of a safetensors file promises."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError("its header is cut off")
-        if length > _LARGEST_HEADER:
-            raise ValueError("its header is larger than 100 MB")
-        header = weights_header(file.read(length))
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if not isinstance(end, int) or not 0 <= end < 2**63:
-        raise ValueError("its header gives no sizes")
-    return 8 + length + end
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what the header of a safetensors file says of each tensor, and how many bytes come before their values."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size - 8:
+                raise ValueError("its header is cut off")
+            if length > _LARGEST_HEADER:
+                raise ValueError("its header is larger than 100 MB")
+            header = weights_header(file.read(length))
+        header.pop("__metadata__", None)
+        if not all(map(_has_sizes, header.values())):
+            raise ValueError("its header gives no sizes")
+        return header, 8 + length
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing, though {WEIGHTS_INDEX} lists it; copy the model again.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no whole safetensors file ({error}); copy the model again.") from error
 
 
-def weights(settings: recipe.Model) -> str:
-    """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
-
-    Args:
-        settings: names the model's folder.
-
-    Raises:
-        ModelError: the folder or its weights are not there.
-    """
-    return weights_digest(find_folder(settings, weights=True), settings)
+def _has_sizes(entry: Any) -> bool:
+    """Return whether an entry of a header says where a tensor ends, and its shape, in numbers that a file can have."""
+    offsets, shape = (entry.get("data_offsets"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(offsets, list) or not isinstance(shape, list) or len(offsets) != 2:
+        return False
+    return all(type(number) is int and 0 <= number < 2**63 for number in [*offsets, *shape])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from bellwether.errors import ModelError, first_line
 from bellwether.model.folder import ModelFolder, check_tokenizer_files, quiet_transformers, stored_weights
 from bellwether.model.memory import keep_freed_memory
+from bellwether.model.plausible import check_numbers, check_shapes
 from bellwether.model.quantized import keep_layout, loading_arguments
 from bellwether.recipe import recipe
 
@@ -27,7 +29,8 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
     """Return the configuration of a model as transformers reads it.
 
     Raises:
-        ModelError: the architecture is unknown, brings its own code, is quantised or takes more than text.
+        ModelError: the architecture is unknown, brings its own code, is quantised or takes more than text, or a size is
+            none that a model can have.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -49,6 +52,7 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
         )
     if "vision_config" in folder.config or "audio_config" in folder.config:
         raise ModelError(f"The model {folder.name} also takes pictures or sound; give a text model.")
+    check_numbers(folder)
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(
@@ -56,11 +60,50 @@ def read_config(folder: ModelFolder, settings: recipe.Model) -> Any:
             )
     # Configurations check themselves with errors of many types.
     except Exception as error:
-        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {first_line(error)}.") from error
+        raise ModelError(f"{folder.path / 'config.json'} cannot be used: {_reason(error)}.") from error
 
 
-def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int) -> Any:
+def empty_model(folder: ModelFolder, config: Any, settings: recipe.Model, encoder: bool = False) -> Any:
+    """Return a model without weights, on torch's meta device, its shapes compared with those of the weight files.
+
+    Args:
+        folder: where it is.
+        config: as ``read_config`` returns it.
+        settings: attention, and whether its own code is trusted.
+        encoder: without its head, whatever that was made for; else a causal language model.
+
+    Raises:
+        ModelError: the configuration makes no such model, or one of other shapes.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = (AutoModel if encoder else AutoModelForCausalLM).from_config(
+                copy.deepcopy(config),  # it would note its precision there
+                attn_implementation=attention_of(settings),
+                trust_remote_code=settings.trust_remote_code,
+            )
+    # Building a model from a wrong configuration fails with errors of many types.
+    except Exception as error:
+        if "attn_implementation" in str(error):
+            raise ModelError(
+                f"{folder.config.get('model_type')} has no {settings.attention} attention; set model.attention to auto."
+            ) from error
+        kind = "model" if encoder else "causal language model"
+        raise ModelError(f"{folder.path / 'config.json'} makes no {kind}: {_reason(error)}.") from error
+    check_shapes(folder, model)
+    return model
+
+
+def read_tokenizer(folder: ModelFolder, settings: recipe.Model, config: Any, vocabulary: int) -> Any:
     """Return a tokenizer, checked against the rows of an embedding.
+
+    Args:
+        folder: where it is.
+        settings: whether its own code may run.
+        config: of ``read_config``; where the tokenizer's files do not say its class, this does.
+        vocabulary: rows of the embedding.
 
     Raises:
         ModelError: there is none, it cannot be read, or it knows more tokens than the embedding.
@@ -71,7 +114,7 @@ def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder.path, local_files_only=True, trust_remote_code=settings.trust_remote_code
+                folder.path, config=config, local_files_only=True, trust_remote_code=settings.trust_remote_code
             )
     # Tokenizers of different families fail with errors of many types.
     except Exception as error:
@@ -86,13 +129,16 @@ def read_tokenizer(folder: ModelFolder, settings: recipe.Model, vocabulary: int)
     return tokenizer
 
 
-def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.device, encoder: bool = False) -> Any:
+def load_weights(
+    folder: ModelFolder, settings: recipe.Model, device: torch.device, config: Any, encoder: bool = False
+) -> Any:
     """Return a transformers model from a folder: frozen, in evaluation mode, every weight checked.
 
     Args:
         folder: where it is.
         settings: precision, quantisation, attention.
         device: where its weights shall be.
+        config: of ``read_config``.
         encoder: without its head, whatever that was made for; else a causal language model.
 
     Raises:
@@ -108,12 +154,14 @@ def load_weights(folder: ModelFolder, settings: recipe.Model, device: torch.devi
         with quiet_transformers():
             model, report = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(
                 folder.path,
+                config=config,
                 dtype=dtype,
                 attn_implementation=attention_of(settings),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused by name
                 **(loading_arguments(settings, device, dtype) if quantized else {}),
             )
     # transformers and safetensors raise many types here; all mean that the files do not make a model.
@@ -177,6 +225,12 @@ def _check_report(folder: ModelFolder, report: Mapping[str, Any], encoder: bool)
             raise ModelError(
                 f"The checkpoint in {folder.path} {what} {keys[0]}{more}; it does not belong to its config.json."
             )
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of transformers says on one line, of which the first alone often says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else f"{text[:300]}...").rstrip(".:")
 
 
 def _check_finite(folder: ModelFolder, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -1,13 +1,10 @@
 """LoRA layers over a frozen base, for one adapter or for many at once.
 
-The base's module tree stays as it is: a hook at each adapted module adds to its output
-
-    scaling · dropout(x) A^T B^T        (Hu et al. 2021, arXiv 2106.09685, section 4.1)
-
-A module's adapters stand in K slots, A_KRI and B_KOR, and each row of a batch belongs to one slot, so
-that several clients can be trained in one forward pass over the same base. As in PEFT, A and B are
-float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded
-once to the base's.
+The base's module tree stays as it is: a hook at each adapted module adds ``low_rank_update`` to its output, of inputs
+of which dropout has set some to zero. A module's adapters stand in K slots, A_KRI and B_KOR, and each row of a batch
+belongs to one slot, so that several clients can be trained in one forward pass over the same base. As in PEFT, A and B
+are float32 whatever the base's precision, the input is brought to their precision, and the sum is rounded once to the
+base's.
 
 Shape legend: K slots, R rank, I inputs, O outputs, M tokens of all rows, S chosen ones of them.
 """
@@ -39,6 +36,25 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 # Bytes of adapted weights at most of which copies are made to merge an adapter into.
 MERGED = 2**28
+
+
+def low_rank_update(x_MI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return what LoRA adds to the output of a frozen module: ``scaling · x A^T B^T``.
+
+    Hu et al. 2021 (arXiv 2106.09685), section 4.1, which writes one token as a column: h = W x + scaling · B A x. This
+    is the definition; layers come to the same faster, for the tokens of many adapters at once by
+    ``low_rank.add_low_rank``, and for one adapter that is not trained by ``LoraLayers.merged``, as tests prove.
+
+    Args:
+        x_MI: what the module gets, M tokens of I values.
+        a_RI: A, which brings I values to R, the rank.
+        b_OR: B, which brings R values to the module's O outputs.
+        scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+
+    Returns:
+        update_MO.
+    """
+    return scaling * (x_MI @ a_RI.T @ b_OR.T)
 
 
 def resolve_targets(
@@ -380,7 +396,6 @@ class LoraLayers(torch.nn.Module):
         return named
 
     def _hook(self, number: int, path: str) -> Callable[..., torch.Tensor | None]:
-        """Return the forward hook of one adapted module."""
 
         def add(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not self._enabled:
@@ -402,7 +417,6 @@ def _shapes(model: Any | ModelFacts) -> tuple[LinearShape, ...]:
 
 
 def _output_path(model: Any | ModelFacts) -> str:
-    """Return the path of the output layer."""
     return (model.output_layer if isinstance(model, ModelFacts) else output_shape(model)).path
 
 

@@ -1,4 +1,4 @@
-"""The low-rank parts of LoRA for tokens that belong to different adapters.
+"""The low-rank parts of LoRA for tokens that belong to different adapters: ``lora.low_rank_update``, but faster.
 
 The parts of several slots run side by side in one product, in which the columns of other slots than a token's own are
 set to zero; slots whose columns together would be wider than that pays for are taken in turn.
@@ -117,6 +117,10 @@ def add_low_rank(
     groups: list[Group],
 ) -> torch.Tensor:
     """Return the output of a module plus scaling · (x · mask) A^T B^T, with each token's own A and B.
+
+    Equals ``output + lora.low_rank_update(x · mask, A, B, scaling)`` for the tokens of each slot, and so do its
+    gradients; but the sum is the product's own, nothing is kept for the backward pass but x and the R values of each
+    token, and slots share products.
 
     Args:
         output_MO: what the frozen module gives.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import AdapterConfig
-from bellwether.model.base import fingerprint, load_base
+from bellwether.model.base import load_base, weights_fingerprint
 from bellwether.model.batch import pack, padded
 from bellwether.model.features import TOKENS, Pooling, by_tokens, pooled_states, pooler, state_numbers
 from bellwether.model.folder import (
@@ -35,11 +35,13 @@ from bellwether.model.folder import (
     read_json,
     weight_files,
     weights_digest,
+    with_weights,
 )
 from bellwether.model.kernels import wide
-from bellwether.model.loading import load_weights, read_config, read_tokenizer, ready_device
+from bellwether.model.loading import empty_model, load_weights, read_config, read_tokenizer, ready_device
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
+from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 Kind = Literal["causal", "encoder"]
 Mode = Literal["cls", "mean", "lasttoken"]
@@ -113,7 +115,7 @@ def load_proxy(settings: recipe.Model) -> Proxy:
             encodes and decodes.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=True)
+        folder = with_weights(find_folder(settings), settings)
         return _causal(folder, settings) if kind_of(folder) == "causal" else _encoder(folder, settings)
 
 
@@ -129,7 +131,7 @@ def proxy_width(settings: recipe.Model, chosen: Sequence[int] | None) -> int:
             or has no such layers.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=False)
+        folder = find_folder(settings)
         config = read_config(folder, settings)
         text_config = config.get_text_config()
         weight_files(folder, settings)
@@ -151,7 +153,7 @@ def proxy_fingerprint(settings: recipe.Model) -> str:
         ModelError: there is no such folder or hub name, or its weights are not there.
     """
     with _naming_its_field(settings.path):
-        folder = find_folder(settings, weights=True)
+        folder = find_folder(settings)
         return _whole_fingerprint(weights_digest(folder, settings), folder.path)
 
 
@@ -163,7 +165,6 @@ def _check_encoder(folder: ModelFolder, config: Any) -> Pooled:
 
 
 def _refuse_layers(folder: ModelFolder, chosen: Sequence[int] | None) -> None:
-    """Refuse layers of a sentence encoder."""
     if chosen is not None:
         raise ModelError(
             f"selection.layers is {list(chosen)}, but the proxy {folder.name} is a sentence encoder, which gives "
@@ -206,10 +207,14 @@ def kind_of(folder: ModelFolder) -> Kind:
 
 def token_ids(proxy: Proxy, texts: Sequence[str]) -> list[NDArray[np.int64]]:
     """Return the token ids of texts as a proxy takes them, longer ones cut to fit."""
-    if not texts:
-        return []
-    given = [text.lower() for text in texts] if proxy.lower else list(texts)
-    rows: list[list[int]] = proxy.tokenizer(given, verbose=False)["input_ids"]
+    given = [text[: CHARACTERS_PER_TOKEN * proxy.longest] for text in texts]
+    if proxy.lower:
+        given = [text.lower() for text in given]
+    rows = [
+        ids
+        for portion in portions([len(text) for text in given])
+        for ids in proxy.tokenizer(given[portion], verbose=False)["input_ids"]
+    ]
     # A second time, since an encoder's text ends with a token of its own, wherever it is cut.
     for number in [number for number, ids in enumerate(rows) if len(ids) > proxy.longest]:
         rows[number] = proxy.tokenizer(given[number], truncation=True, max_length=proxy.longest)["input_ids"]
@@ -220,7 +225,6 @@ def token_ids(proxy: Proxy, texts: Sequence[str]) -> list[NDArray[np.int64]]:
 
 
 def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
-    """Return a causal language model as a proxy."""
     base = load_base(settings)
     no_adapter = LoraLayers(base.model, AdapterConfig(rank=1, alpha=1, dropout=0.0, modules=()))
 
@@ -236,12 +240,11 @@ def _causal(folder: ModelFolder, settings: recipe.Model) -> Proxy:
 
 
 def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
-    """Return a sentence encoder as a proxy."""
     device, config = ready_device(settings), read_config(folder, settings)
     pooled = _check_encoder(folder, config)
-    weight_files(folder, settings)
-    tokenizer = read_tokenizer(folder, settings, int(config.vocab_size))
-    model = load_weights(folder, settings, device, encoder=True)
+    empty_model(folder, config, settings, encoder=True)
+    tokenizer = read_tokenizer(folder, settings, config, int(config.vocab_size))
+    model = load_weights(folder, settings, device, config, encoder=True)
     # A task of pretraining's own layer: not run here, and drawn at random where the folder leaves it out.
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
@@ -251,7 +254,7 @@ def _encoder(folder: ModelFolder, settings: recipe.Model) -> Proxy:
         return _encoded(model, pooled, rows, tokens, device)
 
     longest = _longest(tokenizer, _positions(model), pooled.longest)
-    identity = _whole_fingerprint(fingerprint(model), folder.path)
+    identity = _whole_fingerprint(weights_fingerprint(model), folder.path)
     return Proxy(folder.name, "encoder", identity, tokenizer, longest, pooled.lower, run)
 
 
@@ -277,7 +280,6 @@ def read_pooled(folder: ModelFolder) -> Pooled:
 
 
 def _modules(path: Path) -> list[Mapping[str, str]]:
-    """Return the modules of a sentence encoder."""
     try:
         modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
         return [{"type": str(module["type"]), "path": str(module["path"])} for module in modules]

@@ -28,11 +28,6 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
     found: list[tuple[Location, str]] = [(tuple(field.split(".")), text) for field, text in _between_sections(recipe)]
     found += _partition_contradictions(recipe.partition)
     if recipe.compare is not None:
-        if recipe.engine.fuse != 1 and recipe.engine.tokens is None:
-            text = (
-                "engine.tokens is null, but the arms of a comparison shall not depend on a measurement; give a number"
-            )
-            found.append((("engine", "tokens"), f"{text}, such as 1024, or set engine.fuse to 1."))
         if recipe.engine.processes != 1:
             text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
             found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
@@ -53,11 +48,6 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if size and known and size > partition.clients:
         text = f"federation.cohort_size is {size}, but there are {partition.clients} clients; give at most"
         yield "federation.cohort_size", f"{text} {partition.clients}."
-    if recipe.engine.fuse == 1 and recipe.engine.tokens is not None:
-        yield (
-            "engine.tokens",
-            "engine.tokens is given, but engine.fuse is 1, which trains one batch at a time; set fuse.",
-        )
     if recipe.engine.processes > 1 and ":" in recipe.model.device:
         text = (
             f"engine.processes is {recipe.engine.processes}, but model.device is {cut(recipe.model.device)}, one device"

@@ -236,11 +236,11 @@ class Engine(Section):
         description="clients trained together over one base; 1 trains one by one, byte for byte as a site alone; "
         "0 takes the whole cohort, or a process's share of it",
     )
-    tokens: int | None = Field(
-        None,
+    tokens: int = Field(
+        2048,
         ge=1,
-        description="tokens, with padding, that run through the base at once where clients are trained together; "
-        "null measures what is fastest, once, and writes it to the run's recipe",
+        description="tokens, with padding, that run through the base at once where clients are trained together; less "
+        "takes less memory, and a GPU may be faster with more",
     )
     processes: int = Field(
         1,

@@ -186,7 +186,7 @@ def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: 
     return Group(*(rich_table(*table, ascii_only=ascii_only) for table in tables))
 
 
-def describe(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> dict[str, bytes]:
+def comparison_files(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Comparison) -> dict[str, bytes]:
     """Return the files of a comparison's result by name: the tables for people, and all figures for machines.
 
     Args:

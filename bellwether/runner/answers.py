@@ -8,82 +8,113 @@ from typing import Any
 
 from bellwether.client.score import Scored
 from bellwether.errors import CheckpointError
-from bellwether.federate import Progress
+from bellwether.exchange.records import EvaluationRecord
 from bellwether.runner.prepare import Prepared
 from bellwether.store.finished import answers_file, check_rows
 from bellwether.store.history import ScoredRow, dump_rows, load_rows
-from bellwether.store.run_folder import RunFolder, write_atomic
+from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import reading
 
 
-def write_answers(folder: RunFolder, prepared: Prepared, round: int, scored: Sequence[Scored]) -> None:
-    """Keep each row's category, answer and totals, one line per scored row in the order of the rows."""
-    path = answers_file(folder.path, round)
-    path.parent.mkdir(exist_ok=True)
-    kept = (
-        ScoredRow(row.category, result.answer, result.totals)
-        for row, result in zip(prepared.scored.rows, scored, strict=True)
-    )
-    write_atomic(path, dump_rows(kept))
-
-
-def lost_answers(folder: RunFolder, prepared: Prepared, progress: Progress) -> dict[int, str]:
-    """Return the rounds whose answers a run's end and report need, but cannot have, each with a sentence that says why.
+class Answers:
+    """The answers of a run: a file after every evaluation, and the first and newest of this process at hand.
 
     Args:
-        folder: of a run that goes on.
-        prepared: its rows.
-        progress: how far it came.
+        run: the run's folder.
+        prepared: whose rows are scored.
     """
-    lost = {}
-    for record in progress.evaluations:
-        if record.round in (0, prepared.recipe.federation.rounds) and record.part != "clients":
-            path = answers_file(folder.path, record.round)
-            try:
-                with reading(path, "its rows are scored anew"):
-                    check_rows(_rows(path, prepared), record)
-            except CheckpointError as error:
-                lost[record.round] = str(error)
-    return lost
+
+    def __init__(self, run: Path, prepared: Prepared) -> None:
+        self._run, self._prepared = run, prepared
+        self._at_hand: dict[int, Sequence[ScoredRow]] = {}
+
+    def keep(self, round: int, scored: Sequence[Scored]) -> None:
+        """Keep each row's category, answer and totals, one line per scored row in the order of the rows."""
+        pairs = zip(self._prepared.scored.rows, scored, strict=True)
+        rows = tuple(ScoredRow(row.category, result.answer, result.totals) for row, result in pairs)
+        path = answers_file(self._run, round)
+        make_folder(path.parent)
+        write_atomic(path, dump_rows(rows))
+        first = {number: kept for number, kept in self._at_hand.items() if number == 0}
+        self._at_hand = first | {round: rows}
+
+    def lost(self, evaluations: Sequence[EvaluationRecord]) -> dict[int, str]:
+        """Return the rounds whose answers a run's end and report need, but cannot have, each with the reason.
+
+        Args:
+            evaluations: of the rounds that a run which goes on has behind it.
+        """
+        lost = {}
+        for record in _own(evaluations):
+            if record.round in (0, self._prepared.recipe.federation.rounds):
+                try:
+                    self._of(record, "its rows are scored anew")
+                except CheckpointError as error:
+                    lost[record.round] = str(error)
+        return lost
+
+    def last(self, evaluations: Sequence[EvaluationRecord]) -> Sequence[ScoredRow]:
+        """Return the scored rows of the last evaluation, read where an earlier process scored them.
+
+        Args:
+            evaluations: of a run; where the coordinator scores no rows of its own, the result is empty.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        own = _own(evaluations)
+        return self._of(own[-1], self._again) if own else ()
+
+    def samples(self, evaluations: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
+        """Return some scored rows with the untuned base's answer and the final one, categories in turn.
+
+        Args:
+            evaluations: of a finished run.
+
+        Raises:
+            CheckpointError: answers cannot be read.
+        """
+        settings, rows = self._prepared.recipe.evaluation, self._prepared.scored.rows
+        if not settings.generate or not rows:
+            return []
+        own = _own(evaluations)
+        before, after = (self._of(record, self._again) for record in (own[0], own[-1]))
+        return [
+            {
+                "row": number,
+                "category": rows[number].category,
+                "instruction": rows[number].row.instruction,
+                "context": rows[number].row.context,
+                "reference": rows[number].response,
+                "before": before[number].answer,
+                "after": after[number].answer,
+            }
+            for number in _in_turn([row.category for row in rows], settings.samples)
+        ]
+
+    @property
+    def _again(self) -> str:
+        return f"bellwether run --resume {self._run} makes it anew"
+
+    def _of(self, record: EvaluationRecord, remedy: str) -> Sequence[ScoredRow]:
+        """Return the scored rows of an evaluation with their answers, once they are known to be whole."""
+        if record.round in self._at_hand:
+            return self._at_hand[record.round]
+        path = answers_file(self._run, record.round)
+        with reading(path, remedy):
+            rows = load_rows(path.read_bytes())
+            check_rows(rows, record)
+            if [row.category for row in rows] != [row.category for row in self._prepared.scored.rows]:
+                raise ValueError("its rows are not those of the recipe")
+            if any((row.answer is None) == self._prepared.recipe.evaluation.generate for row in rows):
+                raise ValueError("it has not an answer to every row")
+        self._at_hand[record.round] = rows
+        return rows
 
 
-def _rows(path: Path, prepared: Prepared) -> Sequence[ScoredRow]:
-    """Return the scored rows of an evaluation with their answers, once they are known to be those of the recipe."""
-    rows = load_rows(path.read_bytes())
-    if [row.category for row in rows] != [row.category for row in prepared.scored.rows]:
-        raise ValueError("its rows are not those of the recipe")
-    if any((row.answer is None) == prepared.recipe.evaluation.generate for row in rows):
-        raise ValueError("it has not an answer to every row")
-    return rows
-
-
-def _answers(folder: RunFolder, prepared: Prepared, round: int) -> list[str | None]:
-    """Return the answers after a round."""
-    path = answers_file(folder.path, round)
-    with reading(path, f"bellwether run --resume {folder.path} makes it anew"):
-        return [row.answer for row in _rows(path, prepared)]
-
-
-def sample_answers(folder: RunFolder, prepared: Prepared) -> list[dict[str, Any]]:
-    """Return some scored rows with the untuned base's answer and the final one, categories in turn."""
-    evaluation = prepared.recipe.evaluation
-    if not evaluation.generate or not prepared.scored.rows:
-        return []
-    before, after = (_answers(folder, prepared, round) for round in (0, prepared.recipe.federation.rounds))
-    chosen = _in_turn([row.category for row in prepared.scored.rows], evaluation.samples)
-    rows = prepared.scored.rows
-    return [
-        {
-            "row": number,
-            "category": rows[number].category,
-            "instruction": rows[number].row.instruction,
-            "context": rows[number].row.context,
-            "reference": rows[number].response,
-            "before": before[number],
-            "after": after[number],
-        }
-        for number in chosen
-    ]
+def _own(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Return the evaluations on the coordinator's own rows."""
+    return [record for record in evaluations if record.part != "clients"]
 
 
 def _in_turn(categories: Sequence[str], most: int) -> list[int]:

@@ -21,6 +21,7 @@ from bellwether.data.rows import Row
 from bellwether.data.sources import list_files, read_rows
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.words import listed
 
 # Names that people give to columns beside the usual ones, which need no mapping.
 _OTHER_NAMES = {
@@ -82,7 +83,6 @@ def propose(paths: Sequence[str | Path]) -> str:
 
 
 def _look(sources: list[str]) -> _Seen:
-    """Read the files."""
     problems = Problems()
     files = [path for source in sources for path in list_files(Path(source).expanduser(), [])]
     records = [record.values for path in files for record in read_records(path, path.name, problems)]
@@ -125,7 +125,7 @@ def _mapping(columns: Sequence[str]) -> dict[str, str]:
         found = {role: column for role, column in found.items() if role in ("messages", "category", "group")}
     else:
         raise DataError(
-            f"no columns look like an instruction and a response (there are {', '.join(columns)}); "
+            f"no columns look like an instruction and a response (there are {listed(columns)}); "
             "write a recipe with data.columns.instruction and data.columns.response, "
             "or data.columns.messages for chats."
         )

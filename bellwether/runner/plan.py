@@ -135,7 +135,7 @@ def plan(recipe: Recipe) -> Plan:
     from bellwether.runner.prepare import prepare
 
     prepared = prepare(recipe)
-    facts, rounds = prepared.facts, recipe.federation.rounds
+    facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]
     adapter = _adapter(facts, recipe)
@@ -212,8 +212,7 @@ def memory_bytes(
         adapter: weights of the adapter.
         modules: paths of the adapted modules.
         longest: tokens of the longest row.
-        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``; where
-            these are still to be measured, all of their batches are taken.
+        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``.
     """
     from bellwether.model.quantized import weight_bytes
 
@@ -225,8 +224,9 @@ def memory_bytes(
     per_token += facts.layers * 10 * facts.hidden_size * width
     if recipe.training.gradient_checkpointing:
         per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
-    batch = recipe.training.batch_size * longest
-    tokens = batch if together == 1 else max(longest, recipe.engine.tokens or together * batch)
+    tokens = recipe.training.batch_size * longest
+    if together > 1:
+        tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
     processes = recipe.engine.processes
     bases = processes if processes == 1 else processes + 1
     return {
@@ -286,7 +286,6 @@ def plan_table(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return the lines of a plan's table."""
     total, share = sum(plan.memory.values()), plan.adapter_parameters / plan.base_parameters
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
@@ -323,7 +322,6 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
-    """Return the size of the adapter that a recipe describes."""
     from bellwether.model.lora import resolve_targets
 
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}

@@ -13,12 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bellwether.data.federated import fingerprint as data_fingerprint
-from bellwether.data.federated import load_federated
+from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
-from bellwether.data.sources import read_rows
-from bellwether.data.tokens import tokenise
 from bellwether.data.trace import read_trace
 from bellwether.errors import RecipeError
 from bellwether.method.cohort import Trace, cohort_size, make_trace
@@ -32,10 +29,12 @@ from bellwether.runner.checks import (
     check_scored,
     selection_warnings,
 )
+from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
 from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
+    from bellwether.model.base import OpenedBase
     from bellwether.model.facts import ModelFacts
 
 
@@ -45,35 +44,39 @@ class Prepared:
 
     Args:
         recipe: the recipe.
-        facts: what is known of the base model without its weights.
-        tokenizer: the base model's tokenizer.
+        base: the base model, without its weights.
         template: the prompt format, ``alpaca`` or ``chat``.
         federated: all rows as text.
         clients: token rows for training, by client.
         held_out: token rows that clients hold out of their own, by client.
         scored: the coordinator's token rows to score: test or validation.
         public: token rows of public text that the space of a selection is fitted on.
+        trace: the simulated resources of the clients; None where all are there and equally fast.
         stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
         warnings: sentences for the log that a person should look at.
     """
 
     recipe: Recipe
-    facts: ModelFacts
-    tokenizer: Any
+    base: OpenedBase
     template: Template
     federated: Federated
     clients: Mapping[str, Tokenised]
     held_out: Mapping[str, Tokenised]
     scored: Tokenised
     public: Sequence[TokenRow]
+    trace: Trace | None
     stop: Sequence[int]
     notes: Sequence[str]
     warnings: Sequence[str]
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     """Read and check all that a run needs short of the weights.
+
+    Args:
+        recipe: the recipe.
+        opened: what others have opened already; None opens everything anew.
 
     Raises:
         RecipeError: fields of the recipe contradict each other or the data.
@@ -82,15 +85,18 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     check_recipe(recipe)
     check_trackers(recipe.output.trackers)
-    federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed))
+    opened = opened or Opened()
+    federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed), opened.read)
     check_scored(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
-    check_methods(recipe, list(federated.clients), trace_of(recipe, list(federated.clients)))
-    facts, tokenizer = _inspect(recipe)
-    template = resolve_template(recipe.data.template, tokenizer)
+    trace = _trace(recipe, list(federated.clients))
+    check_methods(recipe, list(federated.clients), trace)
+    base = opened.base(recipe.model)
+    _check_adapter(recipe, base.facts)
+    template = resolve_template(recipe.data.template, base.tokenizer)
 
     def tokens(rows: Sequence[Row]) -> Tokenised:
-        return tokenise(rows, tokenizer, recipe.data, template)
+        return opened.tokenise(rows, recipe, template)
 
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
     check_clients(clients, recipe)
@@ -98,26 +104,20 @@ def prepare(recipe: Recipe) -> Prepared:
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
     scored = _limited(whole, recipe)
-    public = tokens(read_rows(recipe.selection.projection_sources, recipe.data)[0]).rows
-    check_features(recipe.selection, facts, len(public))
-    stop = end_of_turn(template, tokenizer)
+    public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
+    check_features(recipe.selection, base.facts, len(public))
+    stop = end_of_turn(template, base.tokenizer)
     notes = [*federated.notes, *_counts("training rows", clients.values())]
-    notes += _counts(f"{recipe.evaluation.part} rows", [whole])
-    if len(scored.rows) < len(whole.rows):
-        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+    notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
-    if not scored.rows and not held_out:
-        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
-    return Prepared(
-        recipe, facts, tokenizer, template, federated, clients, held_out, scored, public, stop, notes, warnings
-    )
+    return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 
-def fingerprint(prepared: Prepared) -> str:
+def prepared_fingerprint(prepared: Prepared) -> str:
     """Return the SHA-256 of all that a run makes of data, tokenizer, template and availability trace."""
-    digest = hashlib.sha256(data_fingerprint(prepared.federated).encode())
+    digest = hashlib.sha256(rows_fingerprint(prepared.federated).encode())
     parts = (*prepared.clients.items(), *prepared.held_out.items(), ("", prepared.scored))
     if prepared.public:
         parts = (*parts, ("public", Tokenised(prepared.public)))
@@ -175,32 +175,35 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _inspect(recipe: Recipe) -> tuple[ModelFacts, Any]:
-    """Return what the model's folder tells, once the adapter is known to fit."""
-    from bellwether.model.base import inspect_base, load_tokenizer
+def _check_adapter(recipe: Recipe, facts: ModelFacts) -> None:
+    """Refuse an adapter or rows that do not fit the base model."""
     from bellwether.model.lora import check_lora
 
-    facts = inspect_base(recipe.model)
     check_lora(facts, recipe.lora)
     if facts.max_positions is not None and recipe.data.max_tokens > facts.max_positions:
         raise RecipeError(
             f"data.max_tokens is {recipe.data.max_tokens}, but the base model {recipe.model.path} has "
             f"{facts.max_positions} positions; set data.max_tokens={facts.max_positions} or less."
         )
-    return facts, load_tokenizer(recipe.model)
 
 
-def trace_of(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
-    """Return the simulated resources of a recipe's clients; None where all are there and equally fast.
-
-    Raises:
-        DataError: as ``read_trace``.
-    """
+def _trace(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
+    """Return the simulated resources of a recipe's clients; None where all are there and equally fast."""
     availability = recipe.federation.availability
     if availability is None:
         return None
     lines = read_trace(Path(availability.trace), clients) if availability.trace else None
     return make_trace(availability, Randomness(recipe.seed), lines)
+
+
+def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out: Mapping[str, Tokenised]) -> list[str]:
+    """Return what a person should know of the rows that are scored."""
+    notes = _counts(f"{recipe.evaluation.part} rows", [whole])
+    if len(scored.rows) < len(whole.rows):
+        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+    if not scored.rows and not held_out:
+        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
+    return notes
 
 
 def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:

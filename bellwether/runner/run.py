@@ -27,10 +27,10 @@ from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.answers import lost_answers, sample_answers
+from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
-from bellwether.runner.prepare import Prepared, prepare, proxy_facts, with_absolute_paths
-from bellwether.runner.prepare import fingerprint as data_fingerprint
+from bellwether.runner.opened import Opened
+from bellwether.runner.prepare import Prepared, prepare, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.wiring import (
     all_records,
     first_adapter,
@@ -40,9 +40,9 @@ from bellwether.runner.wiring import (
     slots_of,
     way_notes,
     where_to_begin,
-    with_tokens,
 )
 from bellwether.store.chosen import keep_categories
+from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import dump_description
 from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import (
@@ -70,12 +70,14 @@ class Result:
         adapter: the final adapter.
         rounds: one record per round.
         evaluations: one record per evaluation and part.
+        scored: the coordinator's scored rows with the final adapter's answers; empty where it has none.
     """
 
     folder: Path
     adapter: Adapter
     rounds: Sequence[RoundRecord]
     evaluations: Sequence[EvaluationRecord]
+    scored: Sequence[ScoredRow]
 
     @property
     def before(self) -> Scores:
@@ -98,6 +100,7 @@ def run(
     *,
     resume: Path | None = None,
     watch: Watcher | None = None,
+    opened: Opened | None = None,
 ) -> Result:
     """Run a recipe, or go on with a run.
 
@@ -106,6 +109,7 @@ def run(
             own, or be None.
         resume: a run folder to go on with.
         watch: is told what happens; None is silent.
+        opened: what other runs of this process have opened already; None opens everything anew.
 
     Returns:
         The result, which is also in the run folder.
@@ -114,19 +118,18 @@ def run(
         BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
     """
     watch = watch or (lambda event: None)
-    return (
-        _resume(Path(resume), recipe, watch) if resume is not None else _begin(recipe or load_recipe("default"), watch)
-    )
+    if resume is not None:
+        return _resume(Path(resume), recipe, watch, opened)
+    return _begin(recipe or load_recipe("default"), watch, opened)
 
 
-def _begin(recipe: Recipe, watch: Watcher) -> Result:
+def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
     recipe = with_absolute_paths(recipe)
-    prepared = prepare(recipe)
-    base = load_base(recipe.model)
-    prepared = with_tokens(prepared, base)
+    prepared = prepare(recipe, opened)
+    base = load_base(recipe.model, prepared.base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
@@ -138,17 +141,18 @@ def _begin(recipe: Recipe, watch: Watcher) -> Result:
             raise
 
 
-def _resume(path: Path, recipe: Recipe | None, watch: Watcher) -> Result:
+def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
     ):
         then, checkpoint = folder.environment, folder.latest()
-        prepared = prepare(folder.recipe)
-        _check_unchanged(path, then, {"data": data_fingerprint(prepared)})
+        prepared = prepare(folder.recipe, opened)
+        _check_unchanged(path, then, {"data": prepared_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
-        base = load_base(folder.recipe.model.model_copy(update={"threads": int(then.get("threads", 0))}))
+        threads = {"threads": int(then.get("threads", 0))}
+        base = load_base(folder.recipe.model.model_copy(update=threads), prepared.base)
         now = _environment(prepared, base)
         facts = ("base", "device", "dtype", "proxy")
         _check_unchanged(path, then, {fact: now[fact] for fact in facts if fact in now})
@@ -177,7 +181,7 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
         device_name=torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else None,
         threads=torch.get_num_threads(),
         dtype=prepared.recipe.model.dtype,
-        data=data_fingerprint(prepared),
+        data=prepared_fingerprint(prepared),
         base=base.fingerprint,
         **proxy_facts(prepared.recipe.selection),
     )
@@ -213,19 +217,21 @@ def _federate(
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
         keep_categories(client_folders(folder.path, list(rows)), rows)
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
+    answers = Answers(folder.path, prepared)
     with make_engine(prepared, base, layers, method, folder.path) as engine:
-        federation = make_federation(folder, prepared, base, layers, engine, method, watch)
+        federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
-        _restore_answers(federation, progress, lost_answers(folder, prepared, progress), first)
+        _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
     card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
     adapter = result_of(progress.state)
-    folder.finish(adapter, card, all_records(progress), sample_answers(folder, prepared))
-    return Result(folder.path, adapter, progress.rounds, progress.evaluations)
+    folder.finish(adapter, card, all_records(progress), answers.samples(progress.evaluations))
+    last = answers.last(progress.evaluations)
+    return Result(folder.path, adapter, progress.rounds, progress.evaluations, last)
 
 
 def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:

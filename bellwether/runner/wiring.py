@@ -5,30 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bellwether.client.score import by_category, by_group, score
-from bellwether.engine.calibrate import fastest_tokens
 from bellwether.engine.local import LocalEngine
-from bellwether.engine.processes import ProcessEngine, Work, threads_each, worker_models
+from bellwether.engine.processes import ProcessEngine, Work, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
-from bellwether.exchange.messages import Payload, TrainTask, client_draws
 from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
 from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
 from bellwether.method.method import Method, State
-from bellwether.model.base import Base, fingerprint
+from bellwether.model.base import Base, weights_fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.answers import write_answers
+from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
-from bellwether.runner.prepare import Prepared, trace_of
+from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
     Checkpoint,
     RunFolder,
@@ -67,7 +64,7 @@ def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Meth
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers
             copies = workers.fingerprints()
-    if any(found != base.fingerprint for found in (fingerprint(base.model), *copies)):
+    if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 
 
@@ -89,26 +86,6 @@ def slots_of(prepared: Prepared) -> int:
     """Return how many clients are trained together in a process."""
     cohort = cohort_size(prepared.recipe.federation, len(prepared.clients))
     return clients_together(prepared.recipe.engine, cohort)
-
-
-def with_tokens(prepared: Prepared, base: Base) -> Prepared:
-    """Return what is prepared with a measured budget of tokens, where clients are trained together without one."""
-    recipe, clients = prepared.recipe, prepared.clients
-    slots = slots_of(prepared)
-    if slots == 1 or recipe.engine.tokens is not None:
-        return prepared
-    adapter = first_adapter(base, recipe)
-    layers = LoraLayers(base.model, adapter.config, slots)
-    cohort = {client: tokenised.rows for client, tokenised in list(clients.items())[:slots]}
-    with threads_each(recipe.engine.processes):
-        tasks = {
-            client: TrainTask(1, Payload(adapter), recipe.training, 1, client_draws(Randomness(recipe.seed), 1, client))
-            for client in cohort
-        }
-        tokens = fastest_tokens(base, layers, cohort, tasks)
-    layers.detach()
-    engine = recipe.engine.model_copy(update={"tokens": tokens})
-    return replace(prepared, recipe=recipe.model_copy(update={"engine": engine}))
 
 
 def first_adapter(base: Base, recipe: Recipe) -> Adapter:
@@ -139,14 +116,14 @@ def make_federation(
     layers: LoraLayers,
     engine: Engine,
     method: Method,
+    answers: Answers,
     watch: Watcher,
 ) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
-    trace = trace_of(recipe, clients)
-    if trace is not None:
+    if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, trace)
+        engine = UnevenClients(engine.ask, rows, prepared.trace)
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))
@@ -158,7 +135,7 @@ def make_federation(
         layers.load(0, state.adapter.tensors)
         with layers.folded(state.folded):
             scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-        write_answers(folder, prepared, round, scored)
+        answers.keep(round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
     return Federation(
@@ -166,12 +143,12 @@ def make_federation(
         engine=engine,
         ranks=client_ranks(recipe.lora, clients, Randomness(recipe.seed)),
         evaluating=list(prepared.held_out),
-        sample=make_sampler(recipe.federation, trace),
+        sample=make_sampler(recipe.federation, prepared.trace),
         method=method,
         score=score_own,
         commit=commit,
         watch=watch,
-        width=survey_width(recipe.selection, prepared.facts),
+        width=survey_width(recipe.selection, prepared.base.facts),
     )
 
 

@@ -424,12 +424,8 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _check_same(path: Path, old: Recipe, new: Recipe) -> None:
-    """Check that a run goes on with the recipe it began with; where its folder lies is of no matter.
-
-    Nor is a budget of tokens that was measured when the run began, and is not told now.
-    """
-    free = ("output.folder:", "engine.tokens:") if new.engine.tokens is None else ("output.folder:",)
-    changed = [line for line in differences(old, new) if not line.startswith(free)]
+    """Check that a run goes on with the recipe it began with; where its folder lies is of no matter."""
+    changed = [line for line in differences(old, new) if not line.startswith("output.folder:")]
     if changed:
         raise CheckpointError(
             f"The run in {path} began with another recipe, so it cannot go on with this one; "

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bellwether.exchange.records import Evaluated, EvaluationRecord, Event, Note, RoundFinished, RunFinished, Watcher
 from bellwether.exchange.scores import Totals, macro, means
-from bellwether.tell.narrate import Clock, Progress, change, note_line, pairs, plain_lines, summary, verdict
+from bellwether.tell.narrate import Clock, RunStatus, change, note_line, pairs, plain_lines, summary, verdict
 from bellwether.tools.words import clean, duration
 
 __all__ = ["summary", "view", "watching"]
@@ -51,17 +51,17 @@ def watching(
 
         yield plain_lines(write, clock)
         return
-    progress, guard = Progress(clock=clock), threading.Lock()
+    status, guard = RunStatus(clock=clock), threading.Lock()
 
     def draw() -> RenderableType:
         with guard:
-            return view(progress, console.width, console.height, console.options.ascii_only)
+            return view(status, console.width, console.height, console.options.ascii_only)
 
     with Live(console=console, get_renderable=draw, refresh_per_second=4, vertical_overflow="crop") as screen:
 
         def watcher(event: Event) -> None:
             with guard:
-                progress.take(event)
+                status.take(event)
             if isinstance(event, Note):
                 console.print(Text(note_line(event), style="yellow" if event.warning else "dim"), highlight=False)
             if isinstance(event, RoundFinished | Evaluated | RunFinished):
@@ -70,67 +70,67 @@ def watching(
         yield watcher
 
 
-def view(progress: Progress, width: int, height: int, ascii_only: bool = False) -> RenderableType:
+def view(status: RunStatus, width: int, height: int, ascii_only: bool = False) -> RenderableType:
     """Return the live view.
 
     Args:
-        progress: what is known.
+        status: what is known.
         width: columns of the terminal.
         height: lines of the terminal.
         ascii_only: whether only ASCII can be shown.
     """
-    if progress.run is None:
+    if status.run is None:
         return Text("Getting ready …" if not ascii_only else "Getting ready ...", style="dim")
     wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
-    grouped = [record for record in progress.now.values() if record.groups]
-    room = max(1, height - 8 - len(grouped) - wrapped * (1 + len(progress.now)))
-    parts: list[RenderableType] = [_rounds(progress), _pace(progress, ascii_only)]
-    parts += [_scores(progress.base[part], record, ascii_only) for part, record in progress.now.items()]
-    parts += [_groups(progress.base[record.part], record, ascii_only) for record in grouped]
-    if not progress.over:
-        parts.append(_clients(progress, room, ascii_only))
-    title = Text(f" {clean(progress.run.name)} ", style="bold")
+    grouped = [record for record in status.now.values() if record.groups]
+    room = max(1, height - 8 - len(grouped) - wrapped * (1 + len(status.now)))
+    parts: list[RenderableType] = [_rounds(status), _pace(status, ascii_only)]
+    parts += [_scores(status.base[part], record, ascii_only) for part, record in status.now.items()]
+    parts += [_groups(status.base[record.part], record, ascii_only) for record in grouped]
+    if not status.over:
+        parts.append(_clients(status, room, ascii_only))
+    title = Text(f" {clean(status.run.name)} ", style="bold")
     return Panel(
         Group(*parts),
         title=title,
         title_align="left",
-        subtitle=Text(f" {clean(progress.run.folder, ascii_only)} ", style="dim"),
+        subtitle=Text(f" {clean(status.run.folder, ascii_only)} ", style="dim"),
         subtitle_align="right",
         width=min(width, 120),
         box=box.ASCII if ascii_only else box.ROUNDED,
     )
 
 
-def _rounds(progress: Progress) -> RenderableType:
+def _rounds(status: RunStatus) -> RenderableType:
     """Return the line with the bar over rounds and the times."""
-    assert progress.run is not None
+    assert status.run is not None
     line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True)
     line.add_column(ratio=1)
     line.add_column(no_wrap=True, justify="right")
-    rounds = progress.run.rounds
-    here = progress.round if progress.in_round else progress.done
-    answered = len(progress.finished) + len(progress.failed) + len(progress.idle)
-    part = min(1.0, answered / len(progress.cohort)) if progress.in_round and progress.cohort else 0.0
-    if progress.over:
-        times = f"{duration(progress.elapsed)}"
+    rounds = status.run.rounds
+    here = status.round if status.in_round else status.done
+    answered = len(status.finished) + len(status.failed) + len(status.idle)
+    part = min(1.0, answered / len(status.cohort)) if status.in_round and status.cohort else 0.0
+    if status.over:
+        times = f"{duration(status.elapsed)}"
     else:
-        left = progress.remaining
-        times = f"{duration(progress.elapsed)}, {'estimating' if left is None else f'about {duration(left)} left'}"
-    bar = ProgressBar(total=rounds, completed=min(rounds, progress.done + part))
+        left = status.remaining
+        times = f"{duration(status.elapsed)}, {'estimating' if left is None else f'about {duration(left)} left'}"
+    bar = ProgressBar(total=rounds, completed=min(rounds, status.done + part))
     line.add_row(Text(f"round {here} of {rounds}"), bar, Text(times))
     return line
 
 
-def _pace(progress: Progress, ascii_only: bool) -> Text:
+def _pace(status: RunStatus, ascii_only: bool) -> Text:
     """Return the line with loss, its trend, and the speed."""
     parts = []
-    if progress.losses:
-        trend = "" if ascii_only else f" {sparkline(progress.losses[-TREND:])}"
-        parts.append(f"training loss {progress.losses[-1]:.3f}{trend}")
-    speed = progress.rows_per_second
+    if status.losses:
+        trend = "" if ascii_only else f" {sparkline(status.losses[-TREND:])}"
+        parts.append(f"training loss {status.losses[-1]:.3f}{trend}")
+    speed = status.rows_per_second
     if speed is not None:
-        parts.append(f"{speed:,.0f} rows/s, {progress.tokens / progress.training:,.0f} tokens/s")
+        parts.append(f"{speed:,.0f} rows/s, {status.tokens / status.training:,.0f} tokens/s")
     return Text(("; " if ascii_only else " · ").join(parts) or "no round yet", style="cyan")
 
 
@@ -158,42 +158,42 @@ def _groups(base: EvaluationRecord, now: EvaluationRecord, ascii_only: bool) -> 
     return text
 
 
-def _clients(progress: Progress, room: int, ascii_only: bool) -> RenderableType:
+def _clients(status: RunStatus, room: int, ascii_only: bool) -> RenderableType:
     """Return the table of the cohort's clients, as many as there is room for."""
     done, waiting = "+" if ascii_only else "✓", "." if ascii_only else "·"
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=1)
     table.add_column(ratio=2, no_wrap=True, overflow="ellipsis")
     table.add_column(ratio=3, no_wrap=True, overflow="ellipsis")
-    names = _shown(progress, room)
+    names = _shown(status, room)
     for name in names:
-        record = progress.finished.get(name)
-        if name in progress.failed:
-            mark, text, style = "!", f"left out: {clean(progress.failed[name], ascii_only)}", "yellow"
+        record = status.finished.get(name)
+        if name in status.failed:
+            mark, text, style = "!", f"left out: {clean(status.failed[name], ascii_only)}", "yellow"
         elif record is not None:
             mark, style = done, "green"
             text = f"loss {record.loss:.3f}, {record.rows_seen:,} rows, {record.seconds:.1f} s"
-        elif name in progress.idle:
+        elif name in status.idle:
             mark, text, style = done, "no row was selected", "dim"
         else:
             mark, text, style = waiting, "asked", "dim"
         table.add_row(Text(mark, style=style), Text(clean(name, ascii_only), style=style), Text(text, style=style))
-    hidden = len(progress.cohort) - len(names)
+    hidden = len(status.cohort) - len(names)
     if hidden > 0:
-        asked = len(set(progress.cohort) - {*progress.finished, *progress.failed, *progress.idle})
-        counts = f"{len(progress.finished)} done, {len(progress.failed)} left out, {asked} asked"
-        counts += f", {len(progress.idle)} of no selected row" if progress.idle else ""
+        asked = len(set(status.cohort) - {*status.finished, *status.failed, *status.idle})
+        counts = f"{len(status.finished)} done, {len(status.failed)} left out, {asked} asked"
+        counts += f", {len(status.idle)} of no selected row" if status.idle else ""
         table.add_row(Text(), Text(f"and {hidden} more", style="dim"), Text(counts, style="dim"))
     return table
 
 
-def _shown(progress: Progress, room: int) -> list[str]:
+def _shown(status: RunStatus, room: int) -> list[str]:
     """Return the clients to show: all, or those that answered last and then those still asked."""
-    if len(progress.cohort) <= room:
-        return list(progress.cohort)
-    answered = [name for name in (*progress.idle, *progress.finished, *progress.failed) if name in set(progress.cohort)]
+    if len(status.cohort) <= room:
+        return list(status.cohort)
+    answered = [name for name in (*status.idle, *status.finished, *status.failed) if name in set(status.cohort)]
     last = answered[-max(1, (room - 1) // 2) :]
-    waiting = [name for name in progress.cohort if name not in set(answered)]
+    waiting = [name for name in status.cohort if name not in set(answered)]
     return (last + waiting)[: room - 1] if waiting else answered[-(room - 1) :] if room > 1 else []
 
 

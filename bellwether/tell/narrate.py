@@ -39,7 +39,7 @@ Show = Callable[[float | None], str]
 
 
 @dataclass
-class Progress:
+class RunStatus:
     """What the events of a run have told so far.
 
     Args:
@@ -138,11 +138,11 @@ def plain_lines(write: Callable[[str], None], clock: Clock = time.monotonic) -> 
         write: takes one line without its end.
         clock: seconds that only grow.
     """
-    progress = Progress(clock=clock)
+    status = RunStatus(clock=clock)
 
     def watcher(event: Event) -> None:
-        progress.take(event)
-        for line in _lines(event, progress):
+        status.take(event)
+        for line in _lines(event, status):
             write(line)
 
     return watcher
@@ -173,8 +173,8 @@ def tell_all(watchers: Iterable[Watcher]) -> Watcher:
     return watcher
 
 
-def _lines(event: Event, progress: Progress) -> list[str]:
-    """Return the plain lines for an event, after the progress took it."""
+def _lines(event: Event, status: RunStatus) -> list[str]:
+    """Return the plain lines for an event, after the status took it."""
     match event:
         case RunStarted():
             verb = f"goes on after round {event.done}" if event.done else "begins"
@@ -185,27 +185,27 @@ def _lines(event: Event, progress: Progress) -> list[str]:
         case SurveyFinished():
             return [f"round {event.round}: {survey_line(event.record)}"]
         case RoundFinished():
-            return [_round_line(event.record, progress), *_left_out(event.record)]
+            return [_round_line(event.record, status), *_left_out(event.record)]
         case Evaluated():
-            base = progress.base[event.record.part]
+            base = status.base[event.record.part]
             return [_evaluation_line(event.record, base), *_group_lines(event.record, base)]
         case Note():
             return [note_line(event)]
         case RunFinished():
-            return [f"run ends after {duration(event.seconds)}", *(clean(note) for note in event.notes)]
+            return [f"run ends after {duration(event.seconds)}"]
     return []
 
 
-def _round_line(record: RoundRecord, progress: Progress) -> str:
+def _round_line(record: RoundRecord, status: RunStatus) -> str:
     """Return the line of a round."""
-    total = f" of {progress.run.rounds}" if progress.run else ""
-    left = progress.remaining
+    total = f" of {status.run.rounds}" if status.run else ""
+    left = status.remaining
     times = "" if not left else f"; about {duration(left)} left"
     if record.failure is not None:
         return f"round {record.round}{total} failed, the adapter stays as it was: {clean(record.failure)}{times}"
     if not record.clients:
         return f"round {record.round}{total}: no row was selected, the adapter stays as it was{times}"
-    speed = progress.rows_per_second
+    speed = status.rows_per_second
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
     return (
         f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of {len(record.cohort)} clients, "

@@ -67,14 +67,14 @@ class Randomness:
         """Return a fresh NumPy generator for (seed, round, client, purpose)."""
         return np.random.default_rng(derive_seed(self.seed, purpose, round=round, client=client))
 
-    def torch(self, purpose: str, *, round: int = 0, client: str = "", device: str = "cpu") -> torch.Generator:
-        """Return a fresh torch generator on a device for (seed, round, client, purpose)."""
+    def torch(self, purpose: str) -> torch.Generator:
+        """Return a fresh torch generator on the CPU for what happens once per run."""
         import torch
 
-        generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(self.seed, purpose, round=round, client=client))
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.seed, purpose))
         return generator
 
-    def small_seed(self, purpose: str, *, round: int = 0, client: str = "") -> int:
-        """Return a 32-bit seed, for libraries that accept no larger one."""
-        return derive_seed(self.seed, purpose, round=round, client=client) % 2**32
+    def small_seed(self, purpose: str) -> int:
+        """Return a 32-bit seed for what happens once per run, for libraries that accept no larger one."""
+        return derive_seed(self.seed, purpose) % 2**32

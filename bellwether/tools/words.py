@@ -7,6 +7,8 @@ could move the cursor or turn the line around.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 
@@ -19,6 +21,12 @@ def clean(text: str, ascii_only: bool = False) -> str:
 def clean_lines(text: str, ascii_only: bool = False) -> str:
     """Return a text without such characters, its line breaks kept and its tabs as spaces."""
     return "\n".join(clean(line, ascii_only) for line in text.expandtabs(4).split("\n"))
+
+
+def listed(names: Collection[str], most: int = 20) -> str:
+    """Return names with commas between; of very many or very long ones the beginning, and how many there are more."""
+    shown = [name if len(name) <= 80 else f"{name[:80]}..." for name in islice(names, most)]
+    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def duration(seconds: float) -> str:

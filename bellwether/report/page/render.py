@@ -14,8 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-import bellwether
 from bellwether.report.page.parts import Page, one_line, visible
+from bellwether.tools.version import VERSION
 
 _FOLDER = Path(__file__).parent
 _BREAKS = re.compile(r"(?<=[\w)][-_/.:])(?=\w{3})")
@@ -41,9 +41,7 @@ def render(page: Page) -> bytes:
     style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = environment.get_template("template.html")
-    html = template.render(
-        page=page, style=Markup(style), style_hash=f"sha256-{digest}", version=bellwether.__version__
-    )
+    html = template.render(page=page, style=Markup(style), style_hash=f"sha256-{digest}", version=VERSION)
     return html.lstrip().encode()
 
 

@@ -1,0 +1,3 @@
+"""The version of bellwether."""
+
+VERSION = "0.1.0"
