@@ -22,10 +22,9 @@ from damages import Damage, forge, of_file, of_values
 from judge_server import Asked, serving
 
 from bellwether.ask.answerers import find_answerer
-from bellwether.ask.judge import Settings as JudgeSettings
-from bellwether.ask.judge import judge
+from bellwether.ask.judge import JudgeSettings, judge
 from bellwether.ask.judge_api import Judge
-from bellwether.ask.questions import Settings, make_question
+from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
 from bellwether.compare.compare import compare
 from bellwether.errors import BellwetherError, CheckpointError
@@ -79,7 +78,10 @@ def _told(folder: Path) -> str:
 
 
 def resumed(folder: Path, truth: Path) -> None:
-    run(resume=folder)
+    told = list[Any]()
+    run(resume=folder, watch=told.append)
+    if any("without what a client kept" in getattr(event, "text", "") for event in told):
+        return  # it says so
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (folder / "adapter" / name).read_bytes() == (truth / "adapter" / name).read_bytes()
 
@@ -103,7 +105,7 @@ def exported(folder: Path, truth: Path) -> None:
 
 def asked(folder: Path, truth: Path) -> None:
     talk = open_talk(folder)
-    *_, said = talk.answer(make_question("Task 1?"), talk.names, Settings(max_new_tokens=2))
+    *_, said = talk.answer(make_question("Task 1?"), talk.names, AnswerSettings(max_new_tokens=2))
     assert [answer.name for answer in said] == talk.names
 
 
@@ -504,3 +506,17 @@ def test_a_list_of_chosen_rows_that_is_damaged_is_told_by_name(content: bytes, c
     shutil.rmtree(folder / "checkpoints" / "0002")
     with pytest.raises(CheckpointError, match=r"0001.json is not as it was written .*client-01 no longer knows"):
         run(resume=folder)
+
+
+def test_what_a_client_has_lost_of_what_it_kept_is_told(choosing: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    folder, told = Path(shutil.copytree(choosing, place / "run")), list[Any]()
+    gone = sorted(folder.glob("clients/1-client-01/selected/*.json"))
+    for path in gone:
+        path.unlink()
+    run(resume=folder, watch=told.append)
+    (text,) = [event.text for event in told if "without what a client kept" in getattr(event, "text", "")]
+    assert text.startswith(f"{gone[0]} and {len(gone) - 1} more such files are gone: ")
+    whole = Path(shutil.copytree(choosing, place / "whole"))
+    run(resume=whole, watch=told.append)
+    assert len([event for event in told if "without what a client kept" in getattr(event, "text", "")]) == 1

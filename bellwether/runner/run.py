@@ -42,6 +42,7 @@ from bellwether.runner.wiring import (
     where_to_begin,
 )
 from bellwether.store.chosen import keep_categories
+from bellwether.store.client_state import forgotten
 from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import dump_description
 from bellwether.store.model_card import model_card
@@ -213,9 +214,9 @@ def _federate(
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
-    if recipe.selection.method != "full":
-        rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        keep_categories(client_folders(folder.path, list(rows)), rows)
+    own, chooses = client_folders(folder.path, list(prepared.clients)), recipe.selection.method != "full"
+    if chooses:
+        keep_categories(own, {client: tokenised.rows for client, tokenised in prepared.clients.items()})
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     answers = Answers(folder.path, prepared)
     with make_engine(prepared, base, layers, method, folder.path) as engine:
@@ -224,6 +225,7 @@ def _federate(
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
+        _tell_forgotten(forgotten(own, progress.rounds, chooses), watch)
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
@@ -232,6 +234,14 @@ def _federate(
     folder.finish(adapter, card, all_records(progress), answers.samples(progress.evaluations))
     last = answers.last(progress.evaluations)
     return Result(folder.path, adapter, progress.rounds, progress.evaluations, last)
+
+
+def _tell_forgotten(gone: Sequence[Path], watch: Watcher) -> None:
+    """Tell of files of clients that a run goes on without."""
+    if gone:
+        several = "" if len(gone) == 1 else f" and {len(gone) - 1} more such files are"
+        text = f"{gone[0]}{several or ' is'} gone: without what a client kept, it may choose other rows, or send other "
+        watch(Note(f"{text}updates, than it would have.", warning=True))
 
 
 def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:
