@@ -28,6 +28,7 @@ from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
 from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
+    Checkpoint,
     RunFolder,
     client_folders,
 )
@@ -93,9 +94,10 @@ def first_adapter(base: Base, recipe: Recipe) -> Adapter:
     return initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
 
 
-def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
+def where_to_begin(
+    folder: RunFolder, checkpoint: Checkpoint | None, base: Base, method: Method, watch: Watcher
+) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
-    checkpoint = folder.latest()
     if checkpoint is None:
         return Progress(0, first_state(method, first_adapter(base, folder.recipe)))
     for text in checkpoint.notes:

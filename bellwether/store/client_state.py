@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import CheckpointError, first_line
+from bellwether.exchange.records import RoundRecord
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import Count, from_json, typed
 
@@ -99,6 +100,27 @@ def selected_rows(path: Path) -> list[int]:
 def selected_files(client: Path) -> list[Path]:
     """Return the files of a client that ``selected_rows`` reads, the oldest round first."""
     return _files(client, SELECTED, "json")
+
+
+def forgotten(folders: Mapping[str, Path], rounds: Sequence[RoundRecord], chooses: bool) -> list[Path]:
+    """Return the files that clients left in rounds that counted, and that are gone.
+
+    Args:
+        folders: each client's own, by its name.
+        rounds: the rounds so far.
+        chooses: whether clients choose the rows that they train on.
+    """
+    settled: dict[str, int] = {}
+    left = []
+    for record in rounds:
+        for client in (one.client for one in record.clients if one.client in folders):
+            if record.failure is None:
+                settled[client] = record.round
+            if chooses:
+                left.append(folders[client] / SELECTED / f"{record.round:04d}.json")
+    if any((folder / METHOD).is_dir() for folder in folders.values()):
+        left += [folders[client] / METHOD / f"{round:04d}.npz" for client, round in settled.items()]
+    return [path for path in left if not path.exists()]
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
