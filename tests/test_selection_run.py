@@ -226,7 +226,8 @@ def test_the_report_of_a_run_with_a_survey_is_whole(name, request, tmp_path):
     assert "chosen by the method hierarchical" in text
     assert "nan" not in (path / "evaluation.csv").read_text().lower()
     assert (
-        "only adapters, centroids of clusters of rows and totals travel" in (path / "adapter" / "README.md").read_text()
+        "only adapters with what the method adds to them, centroids of clusters of rows and totals travel"
+        in (path / "adapter" / "README.md").read_text()
     )
 
 
