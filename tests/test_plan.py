@@ -17,7 +17,8 @@ from bellwether.exchange.checks import array_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
 from bellwether.recipe import recipe
-from bellwether.runner.plan import expected_efficiency, matrix_rate, memory_bytes, plan, plan_table, train_flops
+from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
+from bellwether.runner.plan import plan, plan_table
 
 
 @pytest.fixture(scope="module")
