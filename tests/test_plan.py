@@ -122,6 +122,9 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
         "activations": 4 * 50 * per_token,
         "logits": 4 * 50 * 300 * 3 * 4,
     }
+    plain = settings.model_copy(update={"training": settings.training.model_copy(update={"optimizer": "sgd"})})
+    found = memory_bytes(open_base(settings.model).facts, plain, adapter, modules, longest=50)
+    assert found == {**made, "adapter and optimizer": (4 + 4) * adapter}
 
 
 @pytest.mark.parametrize(("budget", "tokens"), [(2048, 3 * 4 * 50), (300, 300), (20, 50)])

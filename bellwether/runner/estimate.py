@@ -53,8 +53,8 @@ def memory_bytes(
     """Return the peak memory of training in bytes, by part.
 
     Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
-    value, its gradient and AdamW's two moments, in float32. For the largest batch (``batch_size`` rows of the longest
-    length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
+    value, its gradient and AdamW's two moments, in float32; with plain SGD 8. For the largest batch (``batch_size`` rows
+    of the longest length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
     the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
     a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
     each layer's input); and each position of the loss three float32 rows of the vocabulary (every position is taken to
@@ -84,10 +84,11 @@ def memory_bytes(
     if together > 1:
         tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
     processes = recipe.engine.processes
+    per_weight = 8 if recipe.training.optimizer == "sgd" else 16
     bases = processes if processes == 1 else processes + 1
     return {
         "base weights": bases * weight_bytes(facts, width, recipe.model.quantization),
-        "adapter and optimizer": processes * 16 * adapter * together,
+        "adapter and optimizer": processes * per_weight * adapter * together,
         "activations": processes * tokens * per_token,
         "logits": processes * tokens * facts.vocabulary * 4 * 3,
     }
