@@ -53,8 +53,8 @@ def memory_bytes(
     """Return the peak memory of training in bytes, by part.
 
     Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
-    value, its gradient and AdamW's two moments, in float32; with plain SGD 8. For the largest batch (``batch_size`` rows
-    of the longest length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
+    value, its gradient and AdamW's two moments, in float32; with plain SGD 8. The largest batch is ``batch_size``
+    rows of the longest length; there each token keeps, for the backward pass, inputs and outputs of linear modules, and
     the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
     a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
     each layer's input); and each position of the loss three float32 rows of the vocabulary (every position is taken to
