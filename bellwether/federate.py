@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bellwether.errors import RoundFailed, UpdateRejected
 from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.checks import (
-    check_array,
-    check_scores,
-)
+from bellwether.exchange.checks import check_scores
 from bellwether.exchange.collect import Collection
 from bellwether.exchange.messages import (
     EvaluateTask,
@@ -43,6 +40,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Totals, add_up
 from bellwether.method.cohort import Sampler, Sampling
 from bellwether.method.method import Closing, Known, Method, State, mean_of
+from bellwether.method.returned import check_cohort, check_payload, check_state, check_weights
 from bellwether.method.schedule import learning_rate
 from bellwether.method.select.budget import share
 from bellwether.method.survey import Surveyed, survey
@@ -75,8 +73,8 @@ class Federation:
         evaluating: the clients that hold out rows of their own.
         sample: draws the cohort of a round.
         method: says what clients are sent and do, and closes rounds.
-        score: scores an adapter on the coordinator's own held-out rows: (round, adapter) to totals by
-            category and totals by group; both empty where there are no such rows.
+        score: scores a state on the coordinator's own held-out rows: (round, state) to totals by category and totals
+            by group; both empty where there are no such rows.
         commit: makes the progress after a round last.
         watch: is told what happens.
         width: dimensions of the space of a survey; not used where there is none.
@@ -180,8 +178,9 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         kept = surveyed.kept if failure is None else {}
         tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
     asked = time.perf_counter()
-    missing, returns = surveyed.left_out if surveyed else {}, federation.method.returns
-    answers = Collection(tasks, returns, recipe.federation, missing, federation.watch, round)
+    missing = surveyed.left_out if surveyed else {}
+    due = {client: _returns(federation, task) for client, task in tasks.items()}
+    answers = Collection(tasks, due, recipe.federation, missing, federation.watch, round)
     for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
         answers.take(reply)
     answers.close()
@@ -195,7 +194,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     if failure is not None:
         _tolerate(failure, round, progress.rounds, federation)
     updates = [update for update, _ in answers.accepted] if failure is None else []
-    state = _close(federation, progress, tuple(tasks), updates, failure)
+    state = _close(federation, progress, drawn, updates, failure)
     seconds = {"survey": asked - start} if surveyed else {}
     seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
     record = _record(federation, round, drawn, answers, state.adapter, seconds, failure)
@@ -215,7 +214,8 @@ def what_is_known(ranks: Mapping[str, int], rounds: Sequence[RoundRecord]) -> di
     for record in rounds:
         for one in record.clients:
             settled = record.round if record.failure is None else known[one.client].settled
-            known[one.client] = Known(one.client, ranks[one.client], one.rows, one.loss, one.seconds, settled)
+            loss = None if math.isnan(one.loss) else one.loss
+            known[one.client] = Known(one.client, ranks[one.client], one.rows, loss, one.seconds, settled)
     return known
 
 
@@ -226,16 +226,7 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
     sampling = Sampling(round, clients, known, progress.state, Randomness(federation.recipe.seed))
     with naming(f"Round {round}: the sampler {name}", RoundFailed):
         drawn = federation.sample(sampling)
-    if isinstance(drawn, str) or not isinstance(drawn, Iterable):
-        raise RoundFailed(
-            f"Round {round}: the sampler {name} returned a {type(drawn).__name__}; return names of clients."
-        )
-    cohort = tuple(drawn)
-    unknown = [client for client in cohort if client not in federation.ranks]
-    if unknown or len(set(cohort)) != len(cohort):
-        what = f"{unknown[0]!r}, which is no client" if unknown else "a client twice"
-        raise RoundFailed(f"Round {round}: the sampler {name} returned {what}.")
-    return cohort
+        return check_cohort(drawn, clients, f"Round {round}: the sampler {name}")
 
 
 def _task(federation: Federation, progress: Progress, client: Known) -> TrainTask:
@@ -243,8 +234,10 @@ def _task(federation: Federation, progress: Progress, client: Known) -> TrainTas
     recipe, round = federation.recipe, progress.round + 1
     payload = _payload(federation, progress.state, client, round)
     draws = client_draws(Randomness(recipe.seed), round, client.client)
-    rounds, settled = recipe.federation.rounds, client.settled
-    return TrainTask(round, payload, recipe.training, rounds, draws, recipe.selection, settled=settled)
+    task = TrainTask(round, payload, recipe.training, recipe.federation.rounds, draws, recipe.selection)
+    oldest = progress.rounds[: max(0, round - recipe.output.keep_checkpoints)]
+    certain = what_is_known(federation.ranks, oldest)[client.client].settled
+    return replace(task, settled=client.settled, certain=certain)
 
 
 def _payload(federation: Federation, state: State, client: Known, round: int) -> Payload:
@@ -252,9 +245,15 @@ def _payload(federation: Federation, state: State, client: Known, round: int) ->
     who = f"Round {round}: the method {federation.recipe.method.name}"
     with naming(who, RoundFailed):
         payload = federation.method.give(state, client, round)
-    if not isinstance(payload, Payload):
-        raise RoundFailed(f"{who} gives {client.client} a {type(payload).__name__}; return a Payload.")
+    check_payload(payload, client.client, who)
     return payload
+
+
+def _returns(federation: Federation, task: TrainTask) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of the arrays that the method expects back of a client beside its tensors."""
+    who = f"Round {task.round}: what the method {federation.recipe.method.name} expects back"
+    with naming(who, RoundFailed):
+        return {str(name): tuple(shape) for name, shape in federation.method.returns(task.payload).items()}
 
 
 def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) -> Surveyed:
@@ -262,7 +261,7 @@ def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) 
     recipe = federation.recipe
     settings, deadline = recipe.selection, recipe.federation.deadline
     questions = {
-        client: SurveyTask(round, task.adapter if settings.features == "model" else None, settings, task.draws)
+        client: SurveyTask(round, task.payload if settings.features == "model" else None, settings, task.draws)
         for client, task in tasks.items()
     }
     surveyed = survey(
@@ -295,7 +294,7 @@ def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federatio
             "training.learning_rate where values are not finite, or let the run survive failed rounds with "
             f"federation.failed_rounds (now {allowed})."
         )
-    federation.watch(Note(f"Round {round} failed and keeps the adapter: {failure}.", warning=True))
+    federation.watch(Note(f"Round {round} failed, so no update of it is used: {failure}.", warning=True))
 
 
 def _close(
@@ -307,36 +306,13 @@ def _close(
     name = f"the method {recipe.method.name}"
     with naming(f"Round {round}: {name}", RoundFailed):
         if method.weigh is not None:
-            _check_weights(updates, method.weigh, f"Round {round}: {name}")
+            check_weights(updates, method.weigh, f"Round {round}: {name}")
         mean = mean_of(updates, method.weigh) if updates and method.weigh is not None else None
         apart = sorted(updates, key=lambda update: update.client) if method.weigh is None else ()
         clients = len(federation.ranks)
         state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))
-    _check_state(state, progress.state, f"Round {round}: {name}")
+    check_state(state, progress.state, f"Round {round}: {name}")
     return state
-
-
-def _check_weights(updates: Sequence[Update], weigh: Callable[[Update], float], who: str) -> None:
-    """Refuse weights that make no mean."""
-    for update in updates:
-        weight = weigh(update)
-        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise RoundFailed(f"{who} weighs {update.client} by {weight!r}; return a positive number.")
-
-
-def _check_state(state: State, before: State, who: str) -> None:
-    """Refuse a state whose adapter is not like the one before or not finite, or that remembers no mapping."""
-    if not isinstance(state, State) or not isinstance(state.adapter, Adapter):
-        raise RoundFailed(f"{who} returned a {type(state).__name__}; return a State with an adapter.")
-    if not isinstance(state.arrays, Mapping):
-        raise RoundFailed(f"{who} returned a {type(state.arrays).__name__} as what it remembers; return a mapping.")
-    if state.adapter.tensors.keys() != before.adapter.tensors.keys():
-        raise RoundFailed(f"{who} returned no adapter with the same tensors.")
-    for key, expected in before.adapter.tensors.items():
-        try:
-            check_array(key, state.adapter.tensors[key], expected.shape, expected.dtype)
-        except UpdateRejected as reason:
-            raise RoundFailed(f"{who} returned an adapter whose {reason}.") from None
 
 
 def _record(
@@ -352,7 +328,7 @@ def _record(
     recipe = federation.recipe
     clients = tuple(record for _, record in answers.accepted)
     tokens = sum(record.tokens for record in clients)
-    loss = sum(record.loss * record.tokens for record in clients) / tokens if tokens else math.nan
+    loss = sum(record.loss * record.tokens for record in clients if record.tokens) / tokens if tokens else math.nan
     return RoundRecord(
         round=round,
         cohort=cohort,

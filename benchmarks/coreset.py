@@ -66,7 +66,7 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, float]:
     def ask(tasks: Mapping[str, SurveyTask]) -> Iterator[Reply]:
         return (chooser.survey(client, rows[client], task) for client, task in tasks.items())
 
-    asked = {client: SurveyTask(1, adapter, recipe.selection, draws[client]) for client in rows}
+    asked = {client: SurveyTask(1, Payload(adapter), recipe.selection, draws[client]) for client in rows}
     surveyed = survey(ask, asked, recipe.selection, 1, survey_width(recipe.selection, prepared.base.facts))
     topics = {client: [row.category for row in some] for client, some in rows.items()}
     groups, labels, wrong, chosen = [], [], [], []

@@ -24,8 +24,9 @@ def train_tasks(clients, adapter, training, **more):
 def survey_tasks(clients, adapter, selection=None, *, round=1, seed=0):
     """What each of several clients is asked in a survey."""
     chosen = selection or Selection()
+    payload = adapter if isinstance(adapter, Payload | None) else Payload(adapter)
     return {
-        client: SurveyTask(round, adapter, chosen, client_draws(Randomness(seed), round, client)) for client in clients
+        client: SurveyTask(round, payload, chosen, client_draws(Randomness(seed), round, client)) for client in clients
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,51 +24,70 @@ _MARK = "the odd value stands here"
 
 @dataclass(frozen=True)
 class Damage:
-    """What became of a file: what to call it, and its content; None where it is gone."""
+    """What becomes of a file: what to call it, and what makes its content of the whole one; None where it is gone."""
 
     name: str
-    content: bytes | None
+    make: Callable[[bytes], bytes | None]
+
+    def do(self, path: Path) -> None:
+        """Damage a file."""
+        content = self.make(path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
 
 
-def whole_file(content: bytes, seed: int) -> Iterator[Damage]:
-    """Yield what can become of a file as a whole."""
+def of_file(size: int, seed: int = 0) -> list[Damage]:
+    """Return what can become of a file of so many bytes as a whole."""
     draw = random.Random(seed)
-    yield Damage("deleted", None)
-    yield Damage("emptied", b"")
-    for size in sorted({1, len(content) // 3, len(content) // 2, len(content) - 1} - {0, len(content)}):
-        yield Damage(f"cut to {size} of {len(content)} bytes", content[:size])
-    yield Damage("binary junk", draw.randbytes(300))
-    yield Damage("a line of binary junk", draw.randbytes(300) + b"\n")
-    place = draw.randrange(len(content) + 1)
-    yield Damage(f"no UTF-8 at byte {place}", content[:place] + b"\xff\xfe" + content[place:])
-    place = draw.randrange(len(content)) if content else 0
-    yield Damage(f"byte {place} is another", content[:place] + draw.randbytes(1) + content[place + 1 :])
-    for other in OTHERS:
-        yield Damage(f"{other[:10]!r} of {len(other)} bytes", other)
-        if len(other) < 10:
-            yield Damage(f"a line {other!r}", other + b"\n")
+    junk, byte, place = draw.randbytes(300), draw.randbytes(1), draw.randrange(size + 1)
+    return [
+        Damage("deleted", lambda whole: None),
+        *(Damage(f"cut to {cut} of {size} bytes", lambda whole, cut=cut: whole[:cut]) for cut in _cuts(size)),
+        Damage("binary junk", lambda whole: junk),
+        Damage("a line of binary junk", lambda whole: junk + b"\n"),
+        Damage(f"no UTF-8 at byte {place}", lambda whole: whole[:place] + b"\xff\xfe" + whole[place:]),
+        Damage(f"byte {place} is another", lambda whole: whole[:place] + byte + whole[place + 1 :]),
+        *(Damage(f"{other[:9]!r} of {len(other)} bytes", lambda whole, other=other: other) for other in OTHERS),
+        *(Damage(f"a line {other!r}", lambda whole, other=other: other + b"\n") for other in OTHERS[:6]),
+    ]
 
 
-def one_value(path: Path) -> Iterator[Damage]:
-    """Yield a file of JSON, lines of JSON or YAML with each of its values, in turn, replaced by each odd one."""
+def _cuts(size: int) -> list[int]:
+    return sorted({0, 1, size // 3, size // 2, max(0, size - 1)} - {size})
+
+
+def of_values(path: Path) -> list[Damage]:
+    """Return, for a file of JSON, lines of JSON or YAML, each of its values replaced by each odd one."""
     content = path.read_bytes()
     if path.suffix == ".jsonl":
-        lines = content.splitlines(keepends=True)
-        for number, line in enumerate(lines):
-            for damage in _values(json.loads(line), f"line {number + 1}"):
-                rest = b"".join(lines[:number]), b"\n" + b"".join(lines[number + 1 :])
-                yield Damage(damage.name, rest[0] + (damage.content or b"") + rest[1])
+        trees = [(f"line {number + 1}: ", number, json.loads(line)) for number, line in enumerate(content.splitlines())]
     elif path.suffix in (".json", ".yaml"):
-        yield from _values(yaml.safe_load(content) if path.suffix == ".yaml" else json.loads(content), "")
+        trees = [("", None, _parsed(path.suffix, content))]
+    else:
+        return []
+    return [
+        Damage(
+            f"{place}{'.'.join(map(str, way)) or 'all'} is {odd[:20]}",
+            lambda whole, number=number, way=way, odd=odd: _replaced(path.suffix, whole, number, way, odd),
+        )
+        for place, number, tree in trees
+        for way in _ways(tree)
+        for odd in ODD
+    ]
 
 
-def _values(tree: Any, place: str) -> Iterator[Damage]:
-    """Yield JSON in which one value is another."""
-    for way in list(_ways(tree)):
-        text = json.dumps(_with(tree, way, _MARK))
-        for odd in ODD:
-            name = f"{place} {'.'.join(map(str, way)) or 'all'} is {odd[:20]}".strip()
-            yield Damage(name, text.replace(json.dumps(_MARK), odd).encode())
+def _parsed(suffix: str, content: bytes) -> Any:
+    return yaml.safe_load(content) if suffix == ".yaml" else json.loads(content)
+
+
+def _replaced(suffix: str, content: bytes, number: int | None, way: tuple[Any, ...], odd: str) -> bytes:
+    """Return the content of a file in which one value, of a line where there are lines, is an odd one."""
+    if number is not None:
+        lines = content.splitlines(keepends=True)
+        lines[number] = _replaced(".json", lines[number], None, way, odd) + b"\n"
+        return b"".join(lines)
+    return json.dumps(_with(_parsed(suffix, content), way, _MARK)).replace(json.dumps(_MARK), odd).encode()
 
 
 def _ways(tree: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,17 @@ def test_fedavg_weighs_a_and_b_separately_by_rows():
     assert adapter.tensors[A].dtype == np.float32
 
 
+def test_the_weight_of_an_update_is_taken_without_its_values():
+    seen = []
+
+    def weigh(update):
+        seen.append((update.client, update.rows, dict(update.tensors), dict(update.arrays)))
+        return update.rows
+
+    closed(replace(fedavg(), weigh=weigh), UPDATES)
+    assert seen == [(update.client, update.rows, {}, {}) for update in UPDATES]
+
+
 def test_uniform_gives_every_client_the_same_weight():
     adapter = closed(uniform(), UPDATES).adapter
     np.testing.assert_allclose(adapter.tensors[A], [[2.0, 0.0]])
@@ -73,6 +86,11 @@ def test_a_persons_own_method_is_loaded_by_name_and_called_with_its_parameters(t
         "def keep(marks=1):\n"
         "    return Method(lambda closing: State(closing.state.adapter, {'marks': marks}))\n"
         "def number():\n    return 3\n"
+        "def still(*, on=False, name='a', **more):\n"
+        "    return Method(lambda closing: closing.state, passes=() if on else more.get('passes', Method.passes))\n"
+        "def picky(on=False, name='a'):\n    return still(on=on)\n"
+        "def needy(needs='x'):\n    return Method(lambda closing: closing.state, needs={needs: 1})\n"
+        "def broken(*rest):\n    return Method(3)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -83,6 +101,13 @@ def test_a_persons_own_method_is_loaded_by_name_and_called_with_its_parameters(t
         ("no_such_module_of_mine:rule", {}, "cannot be imported"),
         ("my_rules:number", {}, "method.name my_rules:number returned a int; return a Method"),
         ("my_rules:keep", {"marks": "many"}, "parameters.marks is 'many', but my_rules:keep takes a number"),
+        ("my_rules:picky", {"on": "false"}, "parameters.on is 'false', but my_rules:picky takes true or false there"),
+        ("my_rules:picky", {"on": 1}, "parameters.on is 1, but my_rules:picky takes true or false there"),
+        ("my_rules:picky", {"name": 7}, "parameters.name is 7, but my_rules:picky takes a text there"),
+        ("my_rules:picky", {"on": True}, "my_rules:picky returned a Method whose passes are .*; give at least one"),
+        ("my_rules:still", {"passes": "x"}, "my_rules:still returned a Method whose passes are .*; give at least one"),
+        ("my_rules:needy", {}, "my_rules:needy needs training.x, which is no field of a recipe"),
+        ("my_rules:broken", {}, "my_rules:broken returned a Method whose close is no function"),
         (
             "my_rules:keep",
             {"points": 1},

@@ -16,6 +16,8 @@ from bellwether.federate import federate
 
 A, B = key_a("m.0.q"), key_b("m.0.q")
 BIG = 10**400
+ENDLESS = 10**5000  # of more digits than Python writes
+HIDDEN = np.ma.masked_array(np.full((2, 3), np.nan, np.float32), mask=True)
 
 
 def adapter() -> Adapter:
@@ -68,6 +70,14 @@ def test_only_the_tensors_that_shall_come_back_do():
         ({"client": ["a"] * 9**6}, "its update is signed ["),
         ({"round": 2}, "belongs to round 2"),
         ({"round": True}, "belongs to round True"),
+        ({"client": np.array(["a"])}, "its update is signed array"),
+        ({"client": np.array(["a", "b"])}, "its update is signed array"),
+        ({"client": (ENDLESS,)}, "its update is signed a tuple that cannot be written"),
+        ({"round": np.array([3])}, "belongs to round array"),
+        ({"round": np.array([3, 4])}, "belongs to round array"),
+        ({"round": 3.0}, "belongs to round 3.0"),
+        ({"round": [ENDLESS]}, "belongs to round a list that cannot be written"),
+        ({"rows": [ENDLESS]}, "claims a list that cannot be written rows"),
         ({"rows": 0}, "claims 0 rows"),
         ({"rows": -1}, "claims -1 rows"),
         ({"rows": 10**12}, "claims 1000000000000 rows"),
@@ -79,7 +89,12 @@ def test_only_the_tensors_that_shall_come_back_do():
         ({"tensors": [1, 2]}, "its tensors are list, not a mapping"),
         ({"tensors": "tensors"}, "its tensors are str, not a mapping"),
         ({"tensors": {A: adapter().tensors[A]}}, "1 (base_model.model.m.0.q.lora_B.weight) missing"),
-        ({"tensors": {**adapter().tensors, 7: 1}}, "1 (7) unknown"),
+        ({"tensors": {**adapter().tensors, 7: 1}}, "its tensors are dict, not a mapping of texts to arrays"),
+        ({"tensors": {**adapter().tensors, ENDLESS: np.zeros(1, np.float32)}}, "not a mapping of texts to arrays"),
+        ({"tensors": changed(A, HIDDEN)}, "is MaskedArray, not float32"),
+        ({"metrics": {"loss": [ENDLESS]}}, "its 'loss' is a list that cannot be written"),
+        ({"metrics": {(ENDLESS,): 1.0}}, "it names a figure a tuple that cannot be written"),
+        ({"metrics": {"tokens": 5}}, "it tells of trained tokens and not of their loss"),
         ({"tensors": changed("x", np.zeros(1, np.float32))}, "1 (x) unknown"),
         ({"tensors": changed(A, np.zeros((1,), np.float32))}, "has shape (1,)"),
         ({"tensors": changed(A, np.zeros((4, 3), np.float32))}, "has shape (4, 3), not (2, 3)"),
@@ -142,6 +157,7 @@ def test_arrays_beside_the_adapter_are_checked_like_it(arrays, reason):
         (None, None, "it sent no update"),
         ("update", None, "it sent str in place of an update"),
         (None, "the\ndisk " + "x" * 9999, "the disk xxx"),
+        (None, [ENDLESS], "a list that cannot be written"),
     ],
 )
 def test_what_is_no_update_is_refused(sent, failure, reason):
@@ -187,6 +203,10 @@ def test_good_scores_pass():
         ({"totals": {"x": Totals(1, 10, 1e308)}}, "has a loss of 1e+308 in all"),
         ({"totals": {"x": Totals(1, 10, -1.0)}}, "has a loss of -1.0 in all"),
         ({"totals": {"x": Totals(1, 10, 1.0, 2)}}, "has more answers than rows"),
+        ({"totals": {"x": Totals(4, 10, 1.0, 1, 1.0, 4)}}, "or more right ones than answers"),
+        ({"totals": {"x": Totals(0, 2**40, 2.0**40)}}, "has 1099511627776 tokens in 0 rows"),
+        ({"totals": {"x": Totals([ENDLESS])}}, "claims a list that cannot be written rows"),
+        ({"totals": None, "failure": ENDLESS}, "a number of 16610 bits"),
         ({"totals": {"x": Totals(1, 10, 1.0, 1, 7.0)}}, "has a rouge_l of 7.0 in all"),
         ({"groups": {"en": Totals(rows=3)}}, "its groups have 3 rows together, and its categories 4"),
         ({"groups": {"en": Totals(rows=4), "en2": Totals(rows=4)}}, "its groups have 8 rows together"),
@@ -211,6 +231,8 @@ def test_forged_scores_are_refused_with_their_reason(changes, reason):
         {"metrics": {"loss": 1e308, "tokens": 1}},
         {"metrics": {"tokens": -(10**9)}},
         {"rows": BIG},
+        {"client": np.array(["d", "d"])},
+        {"metrics": {"tokens": 7}},
         {"arrays": {"extra": np.full(2_000_000, np.nan, np.float32)}},
     ],
     ids=str,

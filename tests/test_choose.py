@@ -22,6 +22,7 @@ from bellwether.client.train import train_chosen
 from bellwether.data.rows import Row, TokenRow
 from bellwether.engine.local import LocalEngine
 from bellwether.errors import CheckpointError, RoundFailed
+from bellwether.exchange.adapter import key_a, key_b
 from bellwether.exchange.messages import Payload
 from bellwether.method.average import fedavg
 from bellwether.method.method import mean_of
@@ -482,6 +483,29 @@ def test_each_rival_is_what_it_says(make):
         assert {client.rows[number].category for number in centres} == {"t0", "t1", "t2"}
         reach = np.linalg.norm(points_NF[:, None] - points_NF[centres], axis=2).min(axis=1).max()
         assert reach < np.linalg.norm(points_NF - points_NF[centres[0]], axis=1).max()
+
+
+def test_rows_are_chosen_by_the_model_with_what_is_folded_into_its_weights(make, adapter):
+    folded = random_adapter(make().base, rank=2, seed=9, dtype="float32", dropout=0.0, alpha=64.0)
+
+    def found(payload, folder):
+        client = make(folder=folder)
+        client.adapter = payload
+        return client.survey(space="none").survey.centroids_Cd, client.choose(method="perplexity", rows=5)
+
+    plain, ours = found(adapter, "plain"), found(Payload(adapter, folded=folded), "folded")
+    weights = {path: make().base.model.get_submodule(path).weight for path in folded.config.modules}
+    before = {path: weight.detach().clone() for path, weight in weights.items()}
+    try:
+        for path, weight in weights.items():
+            a_RI, b_OR = (torch.from_numpy(folded.tensors[key(path)]).double() for key in (key_a, key_b))
+            weight.data = (before[path] + folded.config.scaling * b_OR @ a_RI).to(weight.dtype)
+        theirs = found(adapter, "merged")
+    finally:
+        for path, weight in weights.items():
+            weight.data = before[path]
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    assert ours[1] == theirs[1] != plain[1]
 
 
 def test_random_rows_differ_between_rounds_and_repeat_within_one(make):

@@ -299,6 +299,9 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
     assert "dropped out" in replies["c"].failure
     assert "would need 40.0 s" in replies["d"].failure
     assert [replies[client].reached for client in "abcd"] == [True, False, True, True]
+    local = LocalEngine(base, layers, rows, {}, fedavg())
+    slower = UnevenClients(local.ask, rows, lambda client, round: conditions[client], passes=3)
+    assert [reply.seconds for reply in slower.ask({"a": asked["a"]})] == [pytest.approx(3 * 4.0)]
 
 
 def test_a_client_scores_its_own_rows_and_sends_totals_only(base, adapter, layers):

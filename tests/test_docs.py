@@ -4,7 +4,7 @@ Each page is played in a folder of its own, from top to bottom, with the files t
 on the spot. Runs are shortened (one round of one small step, one scored row per category), and models
 on the hub are played by a tiny local one, since tests use no network.
 
-    python tests/test_docs.py        writes the table of recipe fields anew
+    PYTHONPATH=. python tests/test_docs.py        writes the table of recipe fields anew
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def test_every_shipped_recipe_is_listed_in_the_readme() -> None:
 
 def test_the_table_of_fields_is_that_of_the_recipe() -> None:
     assert between(ROOT / "docs" / "recipes.md", "fields").splitlines() == fields_table(), (
-        "write it anew: python tests/test_docs.py"
+        "write it anew: PYTHONPATH=. python tests/test_docs.py"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from asking import evaluate_tasks, train, train_task
-from test_federate import START, AddingEngine, begin, federation
+from test_federate import START, A, AddingEngine, begin, federation
 from test_model_training import token_rows
 from tiny_models import random_adapter, tiny_base
 
@@ -23,10 +23,13 @@ from bellwether.federate import federate, what_is_known
 from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
 from bellwether.method.method import Finished, Method, Pass, State, by_rows
+from bellwether.method.returned import first_state
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.runner.checks import check_methods
+from bellwether.store.client_state import METHOD, keep_state
+from bellwether.tools.randomness import Randomness
 
 SGD = recipe.Training(
     optimizer="sgd", learning_rate=0.05, schedule="constant", clip_norm=None, batch_size=4, local_epochs=2
@@ -110,6 +113,35 @@ def test_a_frozen_half_stays_bit_for_bit_and_only_the_other_one_comes_back(base,
         assert (after[key].tobytes() == value.tobytes()) == ("lora_A" in key), key
 
 
+@pytest.mark.parametrize("slots", [1, 3])
+def test_clients_that_train_unlike_parts_or_scalings_do_so_side_by_side_as_alone(base, layers, start, slots):
+    layers.detach()
+    rows = {"a": token_rows(8), "b": token_rows(16)[8:], "c": token_rows(24)[16:]}
+    a_keys, b_keys = ([key for key in start.tensors if half in key] for half in ("lora_A", "lora_B"))
+    scaled = replace(start, config=replace(start.config, alpha=2.0))
+    payloads = {"a": Payload(start, trained=tuple(a_keys)), "b": Payload(start, trained=tuple(b_keys))}
+    tasks = {name: train_task(sent, SGD, name) for name, sent in {**payloads, "c": Payload(scaled)}.items()}
+    both = LoraLayers(base.model, start.config, slots, dtype=torch.float64)
+    together = {reply.client: reply.update for reply in train_cohort(base, both, rows, tasks, fedavg())}
+    both.detach()
+    assert {name: set(update.tensors) for name, update in together.items()} == {
+        "a": set(a_keys), "b": set(b_keys), "c": set(start.tensors),
+    }  # fmt: skip
+    for name in rows:
+        own = LoraLayers(base.model, tasks[name].adapter.config, dtype=torch.float64)
+        (alone,) = train_cohort(base, own, {name: rows[name]}, {name: tasks[name]}, fedavg())
+        own.detach()
+        assert alone.update.metrics["loss"] == pytest.approx(together[name].metrics["loss"], rel=1e-12)
+        for key, value in alone.update.tensors.items():
+            np.testing.assert_allclose(together[name].tensors[key], value, rtol=0, atol=1e-12)
+
+
+def test_a_client_may_send_arrays_alone(start):
+    assert Payload(start, returned=()).expected == {}
+    assert Payload(start, trained=()).expected == {}
+    assert Payload(start, trained=(), returned=only_b(start)).expected.keys() == set(only_b(start))
+
+
 def test_halves_in_turn_are_data_of_the_task():
     seen = []
 
@@ -166,6 +198,47 @@ def test_what_a_client_keeps_goes_on_from_the_last_round_that_counted(base, laye
     assert count(4, 2) == 3
     assert count(5, 4) == 4
     assert sorted(path.name for path in (tmp_path / "a" / "method").iterdir())[-1] == "0005.npz"
+
+
+def test_a_client_goes_on_from_no_round_but_the_one_that_counted_last(base, layers, start, tmp_path):
+    keeps = {1: True, 2: True, 3: False, 4: True}
+
+    def finish(trained):
+        finished = counting().finish(trained)
+        return finished if keeps[round] else replace(finished, own=None)
+
+    def count(settled, certain=0):
+        more = {"round": round, "rounds": 9, "settled": settled, "certain": certain}
+        tasks, folders = {"a": train_task(start, SGD, "a", **more)}, {"a": tmp_path / "a"}
+        method = replace(counting(), finish=finish)
+        (reply,) = train_cohort(base, layers, {"a": token_rows(4)}, tasks, method, None, folders)
+        return reply.update.arrays["count"].item()
+
+    def files():
+        return sorted(path.name for path in (tmp_path / "a" / "method").iterdir())
+
+    round = 1
+    assert count(0) == 1
+    round = 2
+    assert count(1) == 2
+    round = 3  # round 2 did not count; in this one the client keeps nothing, and it counts
+    assert count(1) == 2
+    round = 4
+    assert count(3) == 1
+    assert files() == ["0001.npz", "0002.npz", "0004.npz"]
+    round = 4  # as before, but that round 2 is said not to have counted, and that 1 cannot come back
+    assert count(1, certain=1) == 2
+    assert files() == ["0001.npz", "0004.npz"]
+
+
+def test_what_is_kept_is_forgotten_once_no_checkpoint_can_go_back_to_it():
+    engine = AddingEngine({(3, "a"): lambda reply: []})
+    words = ("federation.rounds=5", "output.keep_checkpoints=2")
+    federate(federation(*words, engine=engine), begin())
+    trained = [tasks for tasks in engine.tasks if all(isinstance(task, TrainTask) for task in tasks.values())]
+    # While round r runs, there are the checkpoints of rounds r-2 and r-1.
+    assert [tasks["b"].certain for tasks in trained] == [0, 0, 1, 2, 3]
+    assert [tasks["a"].certain for tasks in trained] == [0, 0, 1, 2, 2]
 
 
 def test_a_client_that_lost_its_state_begins_without_it(base, layers, start, tmp_path):
@@ -238,18 +311,23 @@ def test_a_correction_sees_client_step_rate_start_and_both_sides_arrays(base, la
     seen = []
 
     def correct(step):
-        seen.append(
-            (step.client, step.number, step.rate, step.sent["sent"].tolist(), torch.equal(step.start_P, first_P))
-        )
+        both = step.sent["sent"].tolist(), step.own["own"].tolist()
+        seen.append((step.client, step.number, step.rate, both, torch.equal(step.start_P, first_P)))
+        step.sent["sent"].add_(1)  # its own copy, as everything that it is given
+        step.own["own"].add_(1)
         return step.gradient_P
 
-    first_P = torch.from_numpy(flat(start.tensors, order_of(start)))
+    first_P, sent = torch.from_numpy(flat(start.tensors, order_of(start))), np.array([1.0, 2.0])
     method = replace(fedavg(), passes=(Pass(correct=correct),))
     training = SGD.model_copy(update={"schedule": "linear", "local_epochs": 1})
-    payload = Payload(start, {"sent": np.array([1.0, 2.0])})
-    (reply,) = train(base, layers, {"a": token_rows(8)}, payload, training, method=method, rounds=2)
-    rates = [0.05, 0.05 * 0.75]  # by hand: two steps in the first of two rounds
-    assert seen == [("a", number, pytest.approx(rates[number]), [1.0, 2.0], True) for number in (0, 1)]
+    folders = {"a": tmp_path / "a"}
+    keep_state(folders["a"], METHOD, 1, {"own": np.array([3.0])})
+    tasks = {"a": train_task(Payload(start, {"sent": sent}), training, "a", rounds=3, round=2, settled=1)}
+    (reply,) = train_cohort(base, layers, {"a": token_rows(8)}, tasks, method, None, folders)
+    rates = [0.05 * 4 / 6, 0.05 * 3 / 6]  # by hand: two steps in the second of three rounds
+    expected = zip(rates, [([1.0, 2.0], [3.0]), ([2.0, 3.0], [4.0])], strict=True)
+    assert seen == [("a", number, pytest.approx(rate), both, True) for number, (rate, both) in enumerate(expected)]
+    assert sent.tolist() == [1.0, 2.0]
     assert reply.update.client == "a"
 
 
@@ -268,6 +346,16 @@ def test_scaffold_at_real_clients_is_the_correction_applied_step_by_step(base, l
     moved_P = flat(start.tensors, order_of(start)) - flat(reply.update.tensors, order_of(start))
     steps = 4  # eight rows, batches of four, two epochs
     np.testing.assert_allclose(reply.update.arrays[CHANGE], moved_P / (steps * 0.05) - control_P, atol=1e-12)
+
+    # In its next round the client takes its own variate off, c_i⁺ = (x - y_i) / (K η) - c after the first one.
+    own_P = moved_P / (steps * 0.05) - control_P
+    tasks = {"a": train_task(payload, SGD, "a", round=2, rounds=2, settled=1)}
+    (reply,) = train_cohort(base, layers, {"a": token_rows(8)}, tasks, scaffold(), None, folders)
+    shift_P = torch.from_numpy(control_P - own_P)
+    plain = replace(fedavg(), passes=(Pass(correct=lambda step: step.gradient_P + shift_P),))
+    (other,) = train(base, layers, {"a": token_rows(8)}, start, SGD, method=plain, round=2, rounds=2)
+    for key, value in other.update.tensors.items():
+        np.testing.assert_allclose(reply.update.tensors[key], value, rtol=0, atol=1e-12)
 
 
 # Ranks, and weights that are folded in ------------------------------------------------------------
@@ -356,6 +444,11 @@ def test_the_servers_draws_are_none_that_a_client_is_given():
         given += [seed for task in tasks.values() for seed in task.draws.seeds.values()]
     assert len(set(drawn)) == 2
     assert 0 not in given, "the run's own seed went out"
+    for seed in given:
+        clients_own = [np.random.default_rng(seed).integers(2**62)]
+        clients_own += [Randomness(seed).numpy("noise", round=round).integers(2**62) for round in (1, 2)]
+        assert not {*drawn} & {*clients_own}
+    assert not {*drawn} & {Randomness(0).numpy("noise", round=round).integers(2**62) for round in (1, 2)}
     federate(federation("federation.rounds=2", method=Method(close), engine=engine), begin())
     assert drawn[:2] == drawn[2:], "the same recipe draws the same"
 
@@ -435,11 +528,79 @@ def test_bytes_of_arrays_count_in_both_directions():
         (replace(fedavg(), weigh=lambda update: -1.0), "Round 1: the method fedavg weighs .* by -1"),
         (replace(fedavg(), weigh=lambda update: "x"), "Round 1: the method fedavg weighs .* by 'x'"),
         (replace(fedavg(), give=lambda state, client, round: None), "Round 1: the method fedavg gives .* a NoneType"),
+        (
+            replace(fedavg(), give=lambda state, client, round: Payload(state.adapter, trained=("q",))),
+            "Round 1: the method fedavg names q, which the adapter that it gives a has not",
+        ),
+        (
+            replace(fedavg(), give=lambda state, client, round: Payload(state.adapter, {"c": [0.0]})),
+            "Round 1: the method fedavg gives a c as a list; give an array",
+        ),
+        (replace(fedavg(), returns=lambda payload: 1 / 0), "what the method fedavg expects back failed .*ZeroDivision"),
+        (replace(fedavg(), returns=lambda payload: [7]), "what the method fedavg expects back failed"),
+        (Method(lambda closing: replace(closing.state, folded="x")), "the method fedavg folds no adapter"),
+        (
+            Method(lambda closing: replace(closing.state, folded=replace(START, tensors={A: START.tensors[A]}))),
+            "the method fedavg folds an adapter whose .*lora_B.weight is NoneType",
+        ),
+        (
+            Method(lambda closing: State(replace(START, tensors=dict(reversed(START.tensors.items()))))),
+            "the method fedavg returned no adapter with the same tensors in the same order",
+        ),
     ],
 )
 def test_what_a_method_must_not_do_is_said_in_a_sentence(method, said):
     with pytest.raises(RoundFailed, match=said):
         federate(federation(method=method), begin())
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (lambda sampling: (1 / 0 for _ in "a"), "the sampler uniform failed .*ZeroDivision"),
+        (lambda sampling: [["a"]], "the sampler uniform returned \\['a'\\], which is no client"),
+    ],
+)
+def test_what_a_sampler_must_not_do_is_said_in_a_sentence(sample, said):
+    with pytest.raises(RoundFailed, match=f"Round 1: {said}"):
+        federate(federation(sample=sample), begin())
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        (lambda adapter: 1 / 0, "The method's begin failed .*ZeroDivision"),
+        (lambda adapter: adapter, "The method's begin returned a Adapter; return a State"),
+        (lambda adapter: State(adapter, 7), "The method's begin returned a int as what it remembers"),
+    ],
+)
+def test_what_a_method_begins_with_is_checked(begins, said):
+    with pytest.raises(RoundFailed, match=said):
+        first_state(replace(fedavg(), begin=begins), START)
+
+
+def test_what_a_client_sends_and_serves_is_said_in_a_sentence_where_it_cannot_be_had(base, layers, start):
+    with pytest.raises(RoundFailed, match="What the method lets a client send is a dict; return a Finished"):
+        train(base, layers, {"a": token_rows(4)}, start, SGD, method=replace(fedavg(), finish=lambda trained: {}))
+    engine = LocalEngine(base, layers, {}, {"a": token_rows(2)}, replace(fedavg(), serves=lambda payload, own: 1 / 0))
+    with pytest.raises(RoundFailed, match="What the method lets a client serve failed at .*ZeroDivision"):
+        list(engine.ask(evaluate_tasks("a", start, recipe.Evaluation(generate=False))))
+
+
+def test_a_failed_survey_is_closed_with_all_clients_that_were_drawn():
+    seen = []
+
+    class Silent(AddingEngine):
+        def ask(self, tasks, deadline=None):
+            return iter(())
+
+    def close(closing):
+        seen.append((closing.cohort, closing.failure is None))
+        return closing.state
+
+    words = ("federation.rounds=1", "federation.failed_rounds=1", "selection.method=hierarchical")
+    federate(federation(*words, engine=Silent(), method=Method(close, weigh=by_rows)), begin())
+    assert seen == [(("a", "b", "c", "d"), False)]
 
 
 # Before anything is loaded ------------------------------------------------------------------------

@@ -229,6 +229,27 @@ def test_a_linear_method_never_sees_a_single_update(method):
     assert [closing.updates for closing in seen] == [()]
 
 
+def test_what_a_server_remembers_of_a_tensor_outlasts_rounds_in_which_others_came_back():
+    method, state, found = fedavgm(), State(number(0.0), {"other": 7}, number(2.0)), []
+    for round in range(1, 5):
+        key = B if round % 2 else A
+        update = Update("a", round, {key: state.adapter.tensors[key] + 1.0}, 5)
+        state = closed(method, [update], state)
+        found.append(float(state.adapter.tensors[key][0, 0]))
+    # Each is moved in two rounds: m = 1, then 0.9 + 1.
+    np.testing.assert_allclose(found, [1.0, 1.0, 1 + 1.9, 1 + 1.9], rtol=1e-12)
+    assert (state.arrays["other"], state.folded) == (7, number(2.0))
+
+
+@pytest.mark.parametrize("method", [fedavg(), fedavgm(), fedadam(), scaffold(), flexlora()])
+def test_what_is_folded_into_the_base_stays_and_goes_to_every_client(method):
+    state = replace(method.begin(number(1.0)), folded=number(2.0))
+    payload = method.give(state, Known("a", 1), 1)
+    arrays = {name: np.zeros(shape) for name, shape in method.returns(payload).items()}
+    after = closed(method, [replace(moved(state.adapter, 0.1), arrays=arrays)], state)
+    assert (payload.folded, after.folded) == (number(2.0), number(2.0))
+
+
 def test_fedprox_draws_back_by_its_distance():
     step = Step("a", 0, 0.1, np.array([1.0]), np.array([1.5]), np.array([1.0]), {}, {})
     np.testing.assert_allclose(fedprox(0.5).passes[0].correct(step), [1.25])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -16,7 +17,8 @@ from bellwether.exchange.checks import array_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
 from bellwether.recipe import recipe
-from bellwether.runner.plan import expected_efficiency, matrix_rate, memory_bytes, plan, plan_table, train_flops
+from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
+from bellwether.runner.plan import plan, plan_table
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,18 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
     assert len({record["round"] for record in evaluations}) == made.evaluations
 
 
+def test_every_pass_of_a_method_is_work(small, monkeypatch):
+    from bellwether.method import named
+    from bellwether.method.average import fedavg
+    from bellwether.method.method import Pass
+
+    once = plan(small)
+    monkeypatch.setattr(named, "make_method", lambda section: dataclasses.replace(fedavg(), passes=(Pass(), Pass())))
+    twice = plan(small)
+    assert (twice.rows_per_round, twice.trained_per_round) == (2 * once.rows_per_round, 2 * once.trained_per_round)
+    assert twice.bytes_up == once.bytes_up
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
 @pytest.mark.parametrize(("dropout", "copies"), [(0.0, 1), (0.1, 2)])
 def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, small):
@@ -108,6 +122,9 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
         "activations": 4 * 50 * per_token,
         "logits": 4 * 50 * 300 * 3 * 4,
     }
+    plain = settings.model_copy(update={"training": settings.training.model_copy(update={"optimizer": "sgd"})})
+    found = memory_bytes(open_base(settings.model).facts, plain, adapter, modules, longest=50)
+    assert found == {**made, "adapter and optimizer": (4 + 4) * adapter}
 
 
 @pytest.mark.parametrize(("budget", "tokens"), [(2048, 3 * 4 * 50), (300, 300), (20, 50)])

@@ -254,6 +254,11 @@ MISTAKES = {
         [],
         "compare.arms.x.set names method.name, which has no effect, since trains is together; leave it out",
     ),
+    "ranks_of_clients_without_a_federation_set_by_an_arm": mistake(
+        TINY + "compare: {arms: {x: {trains: alone, set: {lora.ranks: [2, 4]}}}}\n",
+        [],
+        "compare.arms.x.set names lora.ranks, which has no effect, since trains is alone; leave it out",
+    ),
     "fraction_beside_passes_set_by_an_arm": mistake(
         TINY + "compare: {arms: {x: {trains: together, passes: 3, set: {federation.fraction: 1}}}}\n",
         [],

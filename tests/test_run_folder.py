@@ -415,6 +415,43 @@ def test_a_state_that_cannot_be_kept_is_refused(value):
         dump_state(value)
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        b"[]",
+        b'["map"]',
+        b'["map", 3]',
+        b'["map", {}, {}]',
+        b'["array", "7"]',
+        b'["array", []]',
+        b'["number"]',
+        b'["number", "0"]',
+        b'["other", 1]',
+        b'{"a": 1}',
+        b'["list", {}]',
+        b'["map", {"a": ["tuple", ["array", {}]]}]',
+        b'["map", {"a": ' * 2000,
+        b"\xff",
+        b"3",
+        b"null",
+    ],
+)
+def test_a_forged_state_is_no_state(tree):
+    files = dump_state({"a": np.zeros(2)})
+    with pytest.raises(ValueError, match="^(the state |nested too deep|byte 0 is not UTF-8|Expecting)"):
+        load_state({**files, "state.json": tree})
+
+
+def test_a_state_that_could_not_be_read_again_is_not_kept():
+    deep, endless = {}, {}
+    for _ in range(200):
+        deep = {"a": deep}
+    endless["a"] = endless
+    for state in (deep, endless):
+        with pytest.raises(CheckpointError, match="The state cannot be kept: it is nested too deep"):
+            dump_state(state)
+
+
 # Beside the run -----------------------------------------------------------------------------------
 
 

@@ -222,11 +222,12 @@ def test_the_report_of_a_run_with_a_survey_is_whole(name, request, tmp_path):
     text = re.sub(r"<(script|style|svg).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
     assert not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
     assert "seconds: survey" in text
-    assert "Only adapters, and centroids of clusters of rows, travelled" in text
+    assert "No text of clients' rows travelled, only centroids of their clusters, and the base stayed" in text
     assert "chosen by the method hierarchical" in text
     assert "nan" not in (path / "evaluation.csv").read_text().lower()
     assert (
-        "only adapters, centroids of clusters of rows and totals travel" in (path / "adapter" / "README.md").read_text()
+        "only adapters with what the method adds to them, centroids of clusters of rows and totals travel"
+        in (path / "adapter" / "README.md").read_text()
     )
 
 

@@ -8,13 +8,14 @@ Shape legend: N rows of the client, R rows of a piece of them, F features, d dim
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,7 @@ from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
-from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.messages import SPACE, Reply, Survey, SurveyTask, TrainTask
+from bellwether.exchange.messages import SPACE, Payload, Reply, Survey, SurveyTask, TrainTask
 from bellwether.method.select import rules, space
 from bellwether.method.select.budget import budget, deal
 from bellwether.method.select.cluster import Clusters, cluster, nearest_first
@@ -172,8 +172,8 @@ class Chooser:
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
-        self._load(task.adapter)
-        summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
+        with self._loaded(task.payload):
+            summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
         tokens = [max(1, int(row.response_T[1:].sum())) for row in rows]
         losses_N: NDArray[np.float64] = np.array(summed, np.float64) / np.array(tokens)
         _require_finite("losses", losses_N)
@@ -204,16 +204,20 @@ class Chooser:
 
     def _features(self, rows: Sequence[TokenRow], task: SurveyTask | TrainTask) -> NDArray[Any]:
         """Return the hidden states of rows: of the model as it stands now, or of the proxy, which knows no adapter."""
-        if task.selection.proxy is None:
-            if task.adapter is None:
-                raise ValueError("features of the tuned model need the adapter that the task leaves out")
-            self._load(task.adapter)
-        return self._states(rows, task.selection)
+        if task.selection.proxy is not None:
+            return self._states(rows, task.selection)
+        if task.payload is None:
+            raise ValueError("features of the tuned model need the adapter that the task leaves out")
+        with self._loaded(task.payload):
+            return self._states(rows, task.selection)
 
-    def _load(self, adapter: Adapter) -> None:
-        """Put an adapter into slot 0."""
-        self._layers.fit(adapter.config)
-        self._layers.load(0, adapter.tensors)
+    @contextlib.contextmanager
+    def _loaded(self, payload: Payload) -> Iterator[None]:
+        """Put what a client is sent into slot 0 and into the base, for what happens inside."""
+        self._layers.fit(payload.adapter.config)
+        self._layers.load(0, payload.adapter.tensors)
+        with self._layers.folded(payload.folded):
+            yield
 
     def _states(self, rows: Sequence[TokenRow], settings: Selection) -> NDArray[Any]:
         """Return the hidden states of rows, of the model with whatever stands in its layers, or of the proxy."""

@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.method.select.cluster import Clusters
-from bellwether.store.client_state import SURVEY, damaged, keep_state, recall_state
+from bellwether.store.client_state import SURVEY, damaged, forget_state, keep_state, kept_rounds, recall_state
+
+# The newest surveys, and those that a run needs anew where it goes back to a checkpoint before; what is missing is
+# computed anew.
+KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ def remember(client: Path, memory: Memory) -> None:
     if clusters is not None:
         arrays |= {"surveyed": memory.surveyed, "released": np.array(memory.released, np.int64)}
         arrays |= {"labels": clusters.labels_N, "strengths": clusters.strengths_N, "centroids": clusters.centroids_Cd}
-    keep_state(client, SURVEY, memory.computed, arrays, settled=memory.computed)
+    keep_state(client, SURVEY, memory.computed, arrays)
+    older = [round for round in kept_rounds(client, SURVEY) if round <= memory.computed]
+    forget_state(client, SURVEY, older[:-KEPT])
 
 
 def recall(client: Path, round: int) -> Memory | None:
@@ -68,10 +74,10 @@ def recall(client: Path, round: int) -> Memory | None:
     Raises:
         CheckpointError: the file is not as ``remember`` wrote it.
     """
-    found = recall_state(client, SURVEY, round)
-    if found is None:
+    computed = max((kept for kept in kept_rounds(client, SURVEY) if kept <= round), default=0)
+    arrays = recall_state(client, SURVEY, computed)
+    if arrays is None:
         return None
-    computed, arrays = found
     try:
         memory = Memory(str(arrays["key"]), int(arrays["computed"]), arrays["points"])
         _check_finite(memory.points_Nd)

@@ -9,8 +9,8 @@ and keeps in the end.
 Several clients are trained together: their adapters stand in slots of the same LoRA layers, the rows of all their
 steps run through the one base in pieces of a given number of tokens, and each keeps its own loss, gradient,
 clipping, optimizer state and learning rate. A client that has taken all its steps rests while others go on. One by
-one, a piece is one of the client's own batches, so that a client trains alike wherever it is. Clients with adapters of
-unlike ranks are never trained together.
+one, a piece is one of the client's own batches, so that a client trains alike wherever it is. Clients whose adapters
+are of unlike rank or scaling, or that train unlike parts of them, are never trained together.
 
 Shape legend: K clients trained together, S selected positions, P parameters of an adapter.
 """
@@ -34,13 +34,13 @@ from bellwether.data.rows import TokenRow
 from bellwether.errors import NotFinite, RoundFailed, first_line
 from bellwether.exchange.adapter import Arrays, Tensors
 from bellwether.exchange.messages import Reply, TrainTask, Update
-from bellwether.method.method import Method, Pass, Step, Trained
+from bellwether.method.method import Finished, Method, Pass, Step, Trained
 from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
 from bellwether.model.forward import TokenLoss, token_losses
 from bellwether.model.lora import LoraLayers
-from bellwether.store.client_state import METHOD, keep_state, recall_state
+from bellwether.store.client_state import METHOD, forget_state, keep_state, kept_rounds, recall_state
 from bellwether.tools.functions import naming
 
 # From a client, its rows and what it is asked to the numbers of the rows that it trains on.
@@ -119,7 +119,8 @@ def train_cohort(
         folders: each client's own folder, for what the method keeps there.
 
     Yields:
-        One reply per client, with its update and its share of the wall seconds; clients of one rank after the other.
+        One reply per client, with its update and its share of the wall seconds; clients that can be trained together
+        after each other.
 
     Raises:
         RecipeError: the task names a loss that is not there.
@@ -129,11 +130,12 @@ def train_cohort(
     clients = [
         _Client(name, rows, tasks[name], recalled(folders, name, tasks[name].settled)) for name, rows in cohort.items()
     ]
+    # Slots share the base with what is folded into it, the layers' configuration, and what of an adapter is trained.
     alike: dict[Any, list[_Client]] = {}
     for client in clients:
         payload = client.task.payload
         folded = payload.folded.fingerprint() if payload.folded is not None else None
-        alike.setdefault((payload.adapter.config.rank, folded), []).append(client)
+        alike.setdefault((payload.adapter.config, payload.trained, folded), []).append(client)
     for group in alike.values():
         layers.fit(group[0].task.adapter.config)
         with layers.folded(group[0].task.payload.folded):
@@ -186,7 +188,7 @@ def train_chosen(
 
 
 def recalled(folders: Mapping[str, Path], client: str, settled: int) -> Arrays:
-    """Return what a client keeps of its last round that counted; nothing before, or where it has lost it.
+    """Return what a client keeps of its last round that counted; nothing before, and where it keeps nothing of it.
 
     Args:
         folders: each client's own folder.
@@ -197,7 +199,15 @@ def recalled(folders: Mapping[str, Path], client: str, settled: int) -> Arrays:
         CheckpointError: what it kept is damaged.
     """
     found = recall_state(folders[client], METHOD, settled) if settled and client in folders else None
-    return found[1] if found is not None else {}
+    return found if found is not None else {}
+
+
+def _keep(folder: Path, task: TrainTask, own: Arrays) -> None:
+    """Keep what a method leaves at a client, and forget what no round can go on from any more."""
+    keep_state(folder, METHOD, task.round, own)
+    never_counted = range(task.settled + 1, task.round)
+    rounds = kept_rounds(folder, METHOD)
+    forget_state(folder, METHOD, [round for round in rounds if round < task.certain or round in never_counted])
 
 
 def _train_together(
@@ -225,12 +235,15 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
     """Return what a client sends after its passes, once it has kept what it keeps."""
     task, rates = client.task, passed[0].plan.rates
     trained = Trained(task.payload, client.own, [one.tensors for one in passed], rates, task.draws)
-    with naming("What the method lets a client send", RoundFailed):
-        finished = method.finish(trained)
-    if finished.own is not None:
-        keep_state(folders[client.name], METHOD, task.round, finished.own, task.settled)
+    what = "What the method lets a client send"
     precision = next(iter(task.adapter.tensors.values())).dtype
-    arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
+    with naming(what, RoundFailed):
+        finished = method.finish(trained)
+        if not isinstance(finished, Finished):
+            raise RoundFailed(f"{what} is a {type(finished).__name__}; return a Finished.")
+        arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
+    if finished.own is not None:
+        _keep(folders[client.name], task, finished.own)
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 
@@ -323,8 +336,8 @@ def _flat(layers: LoraLayers, tensors: Tensors) -> torch.Tensor:
 
 
 def _as_tensors(arrays: Arrays, like_P: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return arrays as tensors where and as precise as the adapter is."""
-    return {name: torch.from_numpy(value).to(like_P) for name, value in arrays.items()}
+    """Return copies of arrays as tensors, where and as precise as the adapter is."""
+    return {name: torch.tensor(value).to(like_P) for name, value in arrays.items()}
 
 
 def _work(plan: _Plan) -> int:

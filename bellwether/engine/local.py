@@ -11,10 +11,12 @@ from bellwether.client.choose import Chooser
 from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import recalled, train_chosen
 from bellwether.data.rows import TokenRow
+from bellwether.errors import RoundFailed
 from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.method.method import Method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
+from bellwether.tools.functions import naming
 
 
 class LocalEngine:
@@ -74,7 +76,8 @@ class LocalEngine:
         """Let a client score the adapter that it serves on the rows that it holds out itself."""
         start = time.perf_counter()
         payload, rows = task.payload, self._held_out[client]
-        tensors = self._method.serves(payload, recalled(self._folders, client, task.settled))
+        with naming("What the method lets a client serve", RoundFailed):
+            tensors = self._method.serves(payload, recalled(self._folders, client, task.settled))
         self._layers.fit(payload.adapter.config)
         self._layers.load(0, tensors)
         with self._layers.folded(payload.folded):

@@ -21,10 +21,11 @@ class UnevenClients:
         ask: gives tasks to clients that are there and fast: the ``ask`` of another engine.
         rows: training rows by client.
         trace: each client's resources by round.
+        passes: how often the method lets a client go through its training in a round.
     """
 
-    def __init__(self, ask: Ask, rows: Mapping[str, Sequence[TokenRow]], trace: Trace) -> None:
-        self._ask, self._rows, self._trace = ask, rows, trace
+    def __init__(self, ask: Ask, rows: Mapping[str, Sequence[TokenRow]], trace: Trace, passes: int = 1) -> None:
+        self._ask, self._rows, self._trace, self._passes = ask, rows, trace, passes
 
     def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
         """Let those clients train whose resources let them finish; the others' replies say why not.
@@ -54,7 +55,7 @@ class UnevenClients:
         if isinstance(task, SurveyTask):
             return Reply(client, 0.0)
         rows = selected_rows(len(self._rows[client]), len(task.kept or ()), task.selection)
-        seconds = rows_to_train(rows, task) / condition.rows_per_second
+        seconds = self._passes * rows_to_train(rows, task) / condition.rows_per_second
         if condition.drops_out:
             return Reply(client, seconds, failure="it dropped out in mid-round")
         if deadline is not None and seconds > deadline:
@@ -77,7 +78,7 @@ def selected_rows(rows: int, clusters: int, selection: Selection) -> int:
 
 
 def rows_to_train(rows: int, task: TrainTask) -> int:
-    """Return how many of so many rows a client will go through in a round, repetitions counted."""
+    """Return how many of so many rows a client will go through in one pass of a round, repetitions counted."""
     training = task.training
     if training.local_steps is None:
         return rows * training.local_epochs

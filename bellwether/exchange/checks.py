@@ -27,6 +27,7 @@ MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for
 MOST_NAMES, LONGEST_NAME = 1_000, 200  # of categories, groups and figures
 MOST_FIGURES = 32  # of an update's metrics
 LARGEST_LOSS = 1e6  # per token; any that is meant is far smaller
+LONGEST_ROW = 2**24  # tokens; more than any model takes
 MOST_TOKENS = 2**40  # of one client, so that sums over thousands of them are whole numbers in float64, too
 SHOWN = 60  # characters of a value in a sentence
 
@@ -46,11 +47,11 @@ def update_bytes(update: Any) -> int:
     """Return the bytes of what a client sent, also where it must be refused: of all that are arrays, they travelled."""
     parts = (getattr(update, name, None) for name in ("tensors", "arrays"))
     arrays = {
-        str(key)[:LONGEST_NAME]: value
+        key[:LONGEST_NAME] if isinstance(key, str) else _shown(key): value
         for part in parts
         if isinstance(part, Mapping)
         for key, value in part.items()
-        if isinstance(value, np.ndarray)
+        if type(value) is np.ndarray
     }
     return array_bytes(arrays) if arrays else 0
 
@@ -108,7 +109,7 @@ def check_update(
     _check_names("arrays", update.arrays, returns)
     for key, sent in expected.items():
         check_array(key, update.tensors[key], sent.shape, sent.dtype)
-    precision = next(iter(expected.values())).dtype
+    precision = next(iter(payload.adapter.tensors.values())).dtype
     for name, shape in returns.items():
         check_array(name, update.arrays[name], shape, precision)
     # In float64, where the squares of everything that float32 holds are finite.
@@ -137,7 +138,7 @@ def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
         raise UpdateRejected(f"it sent {_kind(survey)} in place of a survey")
     _check_signature("survey", survey, reply, round)
     points_Cd = survey.centroids_Cd
-    if not isinstance(points_Cd, np.ndarray) or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
+    if type(points_Cd) is not np.ndarray or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
         raise UpdateRejected("its centroids are no float32 matrix")
     if not points_Cd.shape[1]:
         raise UpdateRejected("its centroids have no dimension")
@@ -179,11 +180,13 @@ def check_scores(reply: Reply, max_rows: int) -> tuple[Mapping[str, Totals], Map
 def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuse an array of another kind or shape (which includes the rank), or with values that are not finite.
 
+    Arrays of subclasses, such as masked ones, are refused, too: what hides a value would pass every check of it.
+
     Raises:
         UpdateRejected: the reason, as one clause.
     """
-    if not isinstance(value, np.ndarray) or value.dtype != dtype:
-        raise UpdateRejected(f"{name} is {value.dtype if isinstance(value, np.ndarray) else _kind(value)}, not {dtype}")
+    if type(value) is not np.ndarray or value.dtype != dtype:
+        raise UpdateRejected(f"{name} is {value.dtype if type(value) is np.ndarray else _kind(value)}, not {dtype}")
     if value.shape != shape:
         raise UpdateRejected(f"{name} has shape {value.shape}, not {shape}")
     if not np.isfinite(value).all():
@@ -192,9 +195,9 @@ def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[A
 
 def _check_signature(what: str, message: Update | Survey, reply: Reply, round: int) -> None:
     """Refuse what names another client or round than the engine knows."""
-    if message.client != reply.client:
+    if not isinstance(message.client, str) or message.client != reply.client:
         raise UpdateRejected(f"its {what} is signed {_shown(message.client)}")
-    if isinstance(message.round, bool) or message.round != round:
+    if type(message.round) is not int or message.round != round:
         raise UpdateRejected(f"its {what} belongs to round {_shown(message.round)}, not {round}")
 
 
@@ -219,6 +222,8 @@ def _check_figures(metrics: Any, max_rows: int) -> None:
             raise UpdateRejected(
                 f"its {name!r} is {_shown(metrics[name])}, where {least:.17g} to {limit:.17g} are believed"
             )
+    if metrics.get("tokens", 0) > 0 and "loss" not in metrics:
+        raise UpdateRejected("it tells of trained tokens and not of their loss")
 
 
 def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
@@ -228,8 +233,10 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
         raise UpdateRejected(f"the {what} {_shown(name)} has {_kind(totals)} in place of totals")
     for field, most in (("rows", max_rows), ("tokens", MOST_TOKENS), ("generated", max_rows), ("exact", max_rows)):
         _check_count(f"{field} in the {what} {_shown(name)}", getattr(totals, field), 0, most)
-    if not max(totals.generated, totals.exact) <= totals.rows:
-        raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows")
+    if not totals.exact <= totals.generated <= totals.rows:
+        raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows, or more right ones than answers")
+    if totals.tokens > totals.rows * LONGEST_ROW:
+        raise UpdateRejected(f"the {what} {_shown(name)} has {totals.tokens} tokens in {totals.rows} rows")
     for field, limit in (("loss", LARGEST_LOSS * totals.tokens), ("rouge_l", totals.generated + 1e-6)):
         value = getattr(totals, field)
         if not _is_finite(value) or not 0 <= value <= limit:
@@ -238,8 +245,8 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
 
 def _check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
     """Refuse a mapping whose keys are not those that are due."""
-    if not isinstance(sent, Mapping):
-        raise UpdateRejected(f"its {what} are {_kind(sent)}, not a mapping of names to arrays")
+    if not isinstance(sent, Mapping) or not all(isinstance(key, str) for key in sent):
+        raise UpdateRejected(f"its {what} are {_kind(sent)}, not a mapping of texts to arrays")
     missing, unknown = expected.keys() - sent.keys(), sent.keys() - expected.keys()
     if missing or unknown:
         raise UpdateRejected(f"its {what} are not those due: {_some(missing)} missing, {_some(unknown)} unknown")
@@ -270,17 +277,22 @@ def _kind(value: Any) -> str:
 
 def _clause(failure: Any) -> str:
     """Return a client's own words for its failure, short and on one line."""
-    return " ".join(str(failure).split())[: 5 * SHOWN] if failure is not None else ""
+    if failure is None:
+        return ""
+    return " ".join((failure if isinstance(failure, str) else _shown(failure)).split())[: 5 * SHOWN]
 
 
 def _shown(value: Any) -> str:
     """Return a value as it may stand in a sentence, however large it is."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
-    return _BRIEF.repr(value)
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits, wherever it stands
+        return f"a {_kind(value)} that cannot be written"
 
 
-def _some(keys: Iterable[Any]) -> str:
+def _some(keys: Iterable[str]) -> str:
     """Return up to two keys, and how many there are."""
-    shown = sorted(str(key)[:120] for key in keys)
+    shown = sorted(key[:120] for key in keys)
     return f"{len(shown)} ({', '.join(shown[:2])}{', …' if len(shown) > 2 else ''})" if shown else "none"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, update_bytes
-from bellwether.exchange.messages import Payload, Reply, TrainTask, Update
+from bellwether.exchange.messages import Reply, TrainTask, Update
 from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
 from bellwether.recipe.recipe import Federation
 
@@ -17,7 +17,7 @@ class Collection:
 
     Args:
         tasks: what each client of the cohort was asked.
-        returns: the shapes of the arrays that the method expects back, by what a client was sent.
+        returns: the shapes of the arrays that the method expects back of each client beside its tensors, by name.
         limits: the recipe's section: deadline, rows and norm that are believed.
         left_out: who is left out already, and why.
         watch: is told of every client.
@@ -34,7 +34,7 @@ class Collection:
     def __init__(
         self,
         tasks: Mapping[str, TrainTask],
-        returns: Callable[[Payload], Shapes],
+        returns: Mapping[str, Shapes],
         limits: Federation,
         left_out: Mapping[str, str],
         watch: Watcher,
@@ -82,7 +82,8 @@ class Collection:
         self.duration = max(self.duration, min(reply.seconds, deadline or math.inf))
         check_seconds(reply, deadline if reply.failure is None else None)
         limits = self._limits
-        return check_update(reply, payload, self._returns(payload), self._round, limits.max_rows, limits.max_norm)
+        due = self._returns[reply.client]
+        return check_update(reply, payload, due, self._round, limits.max_rows, limits.max_norm)
 
     def _leave_out(self, client: str, reason: str) -> None:
         self.left_out[client] = reason

@@ -59,7 +59,8 @@ class Payload:
     @property
     def expected(self) -> Tensors:
         """The tensors that come back, as they are sent: an update's have their keys, shapes and precision."""
-        keys = self.returned or self.trained or tuple(self.adapter.tensors)
+        whole = tuple(self.adapter.tensors)
+        keys = next(keys for keys in (self.returned, self.trained, whole) if keys is not None)
         return {key: self.adapter.tensors[key] for key in keys}
 
 
@@ -77,6 +78,8 @@ class TrainTask:
         kept: the clusters of its survey that the server kept; None where there was no survey.
         settled: the last round in which an update of this client counted, 0 where none did; what the client keeps of
             later rounds is not to be gone on from.
+        certain: the last such round at the oldest checkpoint that the run can still go back to; what the client keeps
+            of earlier rounds is needed no more.
     """
 
     round: int
@@ -87,6 +90,7 @@ class TrainTask:
     selection: Selection = field(default_factory=Selection)
     kept: Sequence[int] | None = None
     settled: int = 0
+    certain: int = 0
 
     @property
     def adapter(self) -> Adapter:
@@ -100,13 +104,13 @@ class SurveyTask:
 
     Args:
         round: the round, counted from 1.
-        adapter: the adapter whose hidden states stand for the rows; None where a proxy's do.
+        payload: what it begins with, whose adapter's hidden states stand for the rows; None where a proxy's do.
         selection: the recipe's selection section.
         draws: what the client may draw.
     """
 
     round: int
-    adapter: Adapter | None
+    payload: Payload | None
     selection: Selection
     draws: Draws
 

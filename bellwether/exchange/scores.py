@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bellwether.tools.json_text import KEPT, Amount, Count, Number
+from bellwether.tools.json_text import KEPT, Amount, Count, Loss
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Totals:
 
     rows: Count = 0
     tokens: Count = 0
-    loss: Number = 0.0
+    loss: Loss = 0.0
     generated: Count = 0
     rouge_l: Amount = 0.0
     exact: Count = 0

@@ -23,12 +23,17 @@ from numpy.typing import NDArray
 
 from bellwether.exchange.adapter import Adapter, key_a, key_b, scaling_of
 from bellwether.exchange.messages import Payload, Update
-from bellwether.method.method import Closing, Method, State, by_rows
+from bellwether.method.method import Closing, Known, Method, State, by_rows
 
 
 def flexlora() -> Method:
     """Return FlexLoRA; clients are weighted by their rows."""
-    return Method(_close, give=lambda state, client, round: Payload(cut(state.adapter, client.rank)), mixed_ranks=True)
+    return Method(_close, give=_of_its_rank, mixed_ranks=True)
+
+
+def _of_its_rank(state: State, client: Known, round: int) -> Payload:
+    """Send a client the first directions of the adapter, as many as its rank."""
+    return Payload(cut(state.adapter, client.rank), folded=state.folded)
 
 
 def _close(closing: Closing) -> State:
@@ -41,7 +46,7 @@ def _close(closing: Closing) -> State:
         stacked_OK, stacked_KI = _stack(module, closing.updates, before)
         a_RI, b_OR = factors(stacked_OK, stacked_KI, before.tensors[key_a(module)].astype(np.float64))
         tensors |= {key_a(module): a_RI, key_b(module): b_OR / before.config.scaling}
-    return State(before.updated(tensors))
+    return replace(closing.state, adapter=before.updated(tensors))
 
 
 def _stack(module: str, updates: Sequence[Update], like: Adapter) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -154,12 +154,13 @@ class Closing:
         round: the round, counted from 1.
         state: what the round began with.
         clients: how many clients the federation has.
-        cohort: those that were asked.
+        cohort: those that were drawn, whether they trained or not.
         mean: of what came back; None where the method is not linear, and where nothing may be used.
         updates: what came back of each client, in the order of their names, where the method is not linear.
         failure: why nothing may be used; None where the round went well. An empty round without a failure is one in
             which no client had a row to train on.
-        randomness: the server's own, which no client can derive.
+        randomness: the server's own. Who knows the run's seed, which stands in its recipe, knows all its draws: noise
+            that shall hide something must not come from it.
     """
 
     round: int
@@ -222,8 +223,9 @@ class Method:
 
     Args:
         close: closes a round: the next state.
-        weigh: the weight of an update in the mean that ``close`` gets. A method with weights is linear in the updates:
-            it sees their mean only, and so works on a sum of masked ones. None gets the updates themselves.
+        weigh: the weight of an update in the mean that ``close`` gets, of its client, rows and figures, without its
+            values. A method with weights is linear in the updates: it sees their mean only, and so works on a sum of
+            masked ones. None gets the updates themselves.
         begin: the state before the first round, of the recipe's first adapter.
         give: what one client is sent: (state, client, round) to its payload.
         passes: what a client goes through in a round, in this order, each a training over its rows.
@@ -246,16 +248,21 @@ class Method:
     mixed_ranks: bool = False
 
 
+def without_values(update: Update) -> Update:
+    """Return what a linear method may know of a single update: who sent it, its rows and its figures."""
+    return replace(update, tensors={}, arrays={})
+
+
 def mean_of(updates: Sequence[Update], weigh: Callable[[Update], float]) -> Mean:
     """Return the weighted mean of updates, summed in float64 in the order of client names.
 
     Args:
         updates: updates with equal keys and shapes, at least one.
-        weigh: gives each a positive number; only their ratios matter.
+        weigh: gives each a positive number, of all but its values; only their ratios matter.
     """
     # A fixed order makes the result independent of who answered first.
     ordered = sorted(updates, key=lambda update: update.client)
-    weights = [weigh(update) for update in ordered]
+    weights = [weigh(without_values(update)) for update in ordered]
     total = float(sum(weights))
 
     def mean(key: str, parts: Sequence[Arrays]) -> NDArray[np.float64]:

@@ -9,10 +9,11 @@ from typing import Any
 from bellwether.errors import RecipeError
 from bellwether.method.average import fedavg, fedprox, uniform
 from bellwether.method.flexlora import flexlora
-from bellwether.method.method import Method
+from bellwether.method.method import Method, Pass
 from bellwether.method.scaffold import scaffold
 from bellwether.method.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from bellwether.recipe.method import MethodSection, OwnMethod
+from bellwether.recipe.recipe import Training
 from bellwether.tools.functions import load_function, naming
 
 _OURS: dict[str, Callable[..., Method]] = {
@@ -36,9 +37,22 @@ def make_method(section: MethodSection) -> Method:
     _check_parameters(section, function)
     with naming(f"method.name {section.name}", RecipeError):
         method = function(**section.parameters)
+    _check_method(method, f"method.name {section.name}")
+    return method  # type: ignore[no-any-return]
+
+
+def _check_method(method: Any, who: str) -> None:
+    """Refuse what is no method, or one whose parts are of another kind than they must be."""
     if not isinstance(method, Method):
-        raise RecipeError(f"method.name {section.name} returned a {type(method).__name__}; return a Method.")
-    return method
+        raise RecipeError(f"{who} returned a {type(method).__name__}; return a Method.")
+    for part in ("close", "begin", "give", "finish", "returns", "serves"):
+        if not callable(getattr(method, part)):
+            raise RecipeError(f"{who} returned a Method whose {part} is no function.")
+    if not method.passes or not all(isinstance(one, Pass) for one in method.passes):
+        raise RecipeError(f"{who} returned a Method whose passes are {method.passes!r}; give at least one Pass.")
+    unknown = [field for field in method.needs if field not in Training.model_fields]
+    if unknown:
+        raise RecipeError(f"{who} needs training.{unknown[0]}, which is no field of a recipe.")
 
 
 def _check_parameters(section: OwnMethod, function: Callable[..., Any]) -> None:
@@ -52,10 +66,16 @@ def _check_parameters(section: OwnMethod, function: Callable[..., Any]) -> None:
             raise RecipeError(
                 f"method.parameters.{name} is given, but {section.name} takes no such one; known: {known}."
             )
-        default = taken[name].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise RecipeError(f"method.parameters.{name} is {value!r}, but {section.name} takes a number there.")
-    missing = [name for name, one in taken.items() if one.default is one.empty and name not in section.parameters]
+        default, wanted = taken[name].default, ""
+        if isinstance(default, bool):
+            wanted = "" if isinstance(value, bool) else "true or false"
+        elif isinstance(default, int | float):
+            wanted = "a number" if isinstance(value, bool) or not isinstance(value, int | float) else ""
+        elif isinstance(default, str):
+            wanted = "" if isinstance(value, str) else "a text"
+        if wanted:
+            raise RecipeError(f"method.parameters.{name} is {value!r}, but {section.name} takes {wanted} there.")
+    single = {name: one for name, one in taken.items() if one.kind is not one.VAR_POSITIONAL}
+    missing = [name for name, one in single.items() if one.default is one.empty and name not in section.parameters]
     if missing:
         raise RecipeError(f"{section.name} wants method.parameters.{missing[0]}, which is not given.")

@@ -14,6 +14,7 @@ Shape legend: P parameters of an adapter.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def scaffold(learning_rate: float = 1.0) -> Method:
         before = state.adapter.tensors
         moved = {key: before[key] + learning_rate * (value - before[key]) for key, value in mean.tensors.items()}
         control_P = state.arrays[CONTROL] + mean.count / closing.clients * mean.arrays[CHANGE]
-        return State(state.adapter.updated(moved), {CONTROL: control_P})
+        return replace(state, adapter=state.adapter.updated(moved), arrays={**state.arrays, CONTROL: control_P})
 
     return Method(
         close,
@@ -61,7 +62,7 @@ def _size(adapter: Adapter) -> int:
 def _with_control(state: State, client: Known, round: int) -> Payload:
     """Send the adapter, and c in its precision."""
     precision = next(iter(state.adapter.tensors.values())).dtype
-    return Payload(state.adapter, {CONTROL: state.arrays[CONTROL].astype(precision)})
+    return Payload(state.adapter, {CONTROL: state.arrays[CONTROL].astype(precision)}, folded=state.folded)
 
 
 def _own(step: Step) -> Any:

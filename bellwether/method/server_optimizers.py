@@ -12,6 +12,7 @@ FedAdam begins with v = 0 and corrects the bias, so that its steps differ.)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,6 @@ def _stepping(rule: Rule) -> Method:
             before = adapter.tensors[key].astype(np.float64)
             memory[key], step = rule(arrays.get(key, {}), mean - before)
             moved[key] = before + step
-        return State(adapter.updated(moved), memory)
+        return replace(closing.state, adapter=adapter.updated(moved), arrays={**arrays, **memory})
 
     return Method(close, weigh=by_rows)

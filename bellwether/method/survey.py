@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import array_bytes, check_seconds, check_survey
+from bellwether.exchange.checks import check_seconds, check_survey, payload_bytes
 from bellwether.exchange.messages import Reply, SurveyTask
 from bellwether.exchange.records import RoundRecord, SurveyRecord
 from bellwether.method.select.groups import keep
@@ -88,8 +88,8 @@ def survey(
     centroids = {client: arrived[client] for client in tasks if client in arrived}
     least = settings.min_group_centroids
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
-    reached = (task.adapter for client, task in tasks.items() if client not in unreached)
-    sent_down = sum(array_bytes(adapter.tensors) for adapter in reached if adapter is not None)
+    reached = (task.payload for client, task in tasks.items() if client not in unreached)
+    sent_down = sum(payload_bytes(payload) for payload in reached if payload is not None)
     record = SurveyRecord(
         {c: tuple(tuple(point) for point in points.astype(float).tolist()) for c, points in centroids.items()},
         {c: tuple(groups) for c, groups in found.groups.items()},

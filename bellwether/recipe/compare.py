@@ -19,7 +19,7 @@ class Arm(Section):
         "federation, or a rule that needs no model: most frequent answer (of a category), nearest row (its answer)",
     )
     clients: tuple[str, ...] | None = Field(None, min_length=1, description="clients that train alone; null: all")
-    learning_rate: float | None = Field(None, gt=0, description="AdamW's step size; null takes the recipe's")
+    learning_rate: float | None = Field(None, gt=0, description="the optimizer's step size; null takes the recipe's")
     passes: int | None = Field(
         None, ge=1, description="passes over each client's rows, on average; null: as many as the recipe's rounds make"
     )
@@ -44,7 +44,7 @@ class Tune(Section):
         (0, 1, 2), min_length=1, description="seeds of the trials"
     )
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (2e-3, 4e-3, 8e-3, 16e-3), min_length=1, description="AdamW's step sizes to try"
+        (2e-3, 4e-3, 8e-3, 16e-3), min_length=1, description="the optimizer's step sizes to try"
     )
     passes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (10, 20, 40), min_length=1, description="passes over each client's rows to try"

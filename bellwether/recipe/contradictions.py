@@ -208,6 +208,8 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     Without a federation only what counts the passes of the recipe's rounds is used, where nothing else counts them.
     """
     section = field.partition(".")[0]
+    if arm.trains != "federation" and field.startswith("lora.ranks"):
+        return True
     if arm.trains == "federation" or section not in ("training", "federation", "method"):
         return False
     if not arm.learns or field == "training.warmup_rounds":

@@ -2,37 +2,26 @@
 
     bellwether plan recipe.yaml
 
-Parameters, tokens and bytes are counted exactly; memory follows the formula in ``memory_bytes``. Time is
-the arithmetic that must be done (see ``train_flops``) over the matrix rate of this machine, measured in
-a fraction of a second, times a rough efficiency; see ``EFFICIENCY`` for where that comes from.
+Parameters, tokens and bytes are counted exactly; memory and time are estimated, see ``bellwether.runner.estimate``.
 """
 
 from __future__ import annotations
 
 import collections
-import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bellwether.data.rows import TokenRow
 from bellwether.recipe.recipe import Recipe
+from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
 from bellwether.tools.words import byte_size, clean, duration
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
     from bellwether.model.facts import ModelFacts
 
-# Share of the measured matrix rate that local training reached, by the model's hidden size; between
-# these it is interpolated, beyond them the nearest holds. The factors are rough: they were calibrated on one
-# busy machine with two cores (one thread, Llama models of 4 to 8 layers, batch size 8, rows of about 40 tokens,
-# LoRA of rank 8 with dropout on all linear modules, float32), and validated on no other, on no GPU and
-# with no more threads. What is missing goes into dropout masks, norms, softmax, padding and, at small
-# sizes, Python between the operations.
-EFFICIENCY: Mapping[int, float] = {64: 0.06, 128: 0.16, 256: 0.24, 512: 0.4}
 # Seconds that one layer takes for one new token of a batch besides its arithmetic, as rough, on the same machine.
 DECODE_SECONDS = 1.5e-3
 
@@ -172,106 +161,6 @@ def plan(recipe: Recipe) -> Plan:
     )
 
 
-def train_flops(facts: ModelFacts, adapter: int, tokens: float, square: float, trained: float) -> float:
-    """Return the floating-point operations of training: two per multiply-add.
-
-    Per token the frozen linear weights cost 2N forwards and 2N backwards (to their input only), the
-    adapter 6 a weight, attention 12·D·T a layer, and the output layer 4·D·V where the loss is taken.
-
-    Args:
-        facts: shapes of the base model.
-        adapter: weights of the adapter.
-        tokens: tokens that pass through the model.
-        square: the sum of the squared lengths of their rows.
-        trained: tokens that count in the loss.
-    """
-    frozen = sum(shape.inputs * shape.outputs for shape in facts.linears)
-    output = facts.output_layer.inputs * facts.output_layer.outputs
-    attention = 12 * facts.hidden_size * facts.layers * square
-    return (4 * frozen + 6 * adapter) * tokens + attention + 4 * output * trained
-
-
-def memory_bytes(
-    facts: ModelFacts, recipe: Recipe, adapter: int, modules: Sequence[str], longest: int, together: int = 1
-) -> dict[str, int]:
-    """Return the peak memory of training in bytes, by part.
-
-    Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
-    value, its gradient and AdamW's two moments, in float32. For the largest batch (``batch_size`` rows of the longest
-    length) each token keeps, for the backward pass, the inputs and outputs of all linear modules, and
-    the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
-    a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
-    each layer's input); and each position of the loss three float32 rows of the vocabulary (every position is taken to
-    be one). Measured growth of the process in training over padded rows was 0.98 to 1.22 times this at hidden sizes of
-    64 to 512; it was not measured for rows end to end, nor with gradient checkpointing. Each of several processes takes
-    all this, and the one that evaluates a base as well.
-
-    Args:
-        facts: shapes of the base model.
-        recipe: precision, dropout and batch size.
-        adapter: weights of the adapter.
-        modules: paths of the adapted modules.
-        longest: tokens of the longest row.
-        together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``.
-    """
-    from bellwether.model.quantized import weight_bytes
-
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
-    adapted = set(modules)
-    per_token = sum(width * (shape.inputs + shape.outputs) for shape in facts.linears)
-    copies = 2 if recipe.lora.dropout else 1
-    per_token += sum(4 * copies * shape.inputs for shape in facts.linears if shape.path in adapted)
-    per_token += facts.layers * 10 * facts.hidden_size * width
-    if recipe.training.gradient_checkpointing:
-        per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
-    tokens = recipe.training.batch_size * longest
-    if together > 1:
-        tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
-    processes = recipe.engine.processes
-    bases = processes if processes == 1 else processes + 1
-    return {
-        "base weights": bases * weight_bytes(facts, width, recipe.model.quantization),
-        "adapter and optimizer": processes * 16 * adapter * together,
-        "activations": processes * tokens * per_token,
-        "logits": processes * tokens * facts.vocabulary * 4 * 3,
-    }
-
-
-def matrix_rate(facts: ModelFacts, device: str, recipe: Recipe, seconds: float = 0.3) -> float:
-    """Return the floating-point operations per second of matrix products of the model's size, measured here.
-
-    Args:
-        facts: the mean linear module of the base gives the size.
-        device: where to measure.
-        recipe: precision and number of threads.
-        seconds: how long to measure.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.model.threads or threads)
-    try:
-        typical = sorted(facts.linears, key=lambda shape: shape.inputs * shape.outputs)[len(facts.linears) // 2]
-        dtype = torch.bfloat16 if recipe.model.dtype == "bfloat16" else torch.float32
-        x_MI = torch.ones(1024, typical.inputs, dtype=dtype, device=device)
-        w_OI = torch.ones(typical.outputs, typical.inputs, dtype=dtype, device=device)
-        return _rate(x_MI, w_OI, seconds)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def expected_efficiency(hidden_size: int) -> float:
-    """Return the share of the matrix rate to expect at a hidden size, from ``EFFICIENCY``."""
-    sizes = sorted(EFFICIENCY)
-    if hidden_size <= sizes[0]:
-        return EFFICIENCY[sizes[0]]
-    for low, high in itertools.pairwise(sizes):
-        if hidden_size <= high:
-            part = (hidden_size - low) / (high - low)
-            return EFFICIENCY[low] + part * (EFFICIENCY[high] - EFFICIENCY[low])
-    return EFFICIENCY[sizes[-1]]
-
-
 def plan_table(plan: Plan) -> Table:
     """Return a plan as a table for the terminal."""
     from rich.table import Table
@@ -338,11 +227,12 @@ def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: 
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method
+    from bellwether.method.returned import first_state
     from bellwether.model.lora import initial_adapter
     from bellwether.tools.randomness import Randomness
 
     method, randomness = make_method(recipe.method), Randomness(recipe.seed)
-    state = method.begin(initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
+    state = first_state(method, initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
     ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
     down = up = 0.0
     for rank, count in ranks.items():
@@ -370,13 +260,16 @@ def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: 
 
 def _work(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) -> _Work:
     """Return the mean work of a round, every client being as likely in the cohort as any other."""
-    training = recipe.training
+    from bellwether.method.named import make_method
+
+    training, in_turn = recipe.training, len(make_method(recipe.method).passes)
     total = _Work(0.0, 0.0, 0.0, 0.0)
     for rows in clients:
         passes = float(training.local_epochs)
         if training.local_steps is not None:
             batches = -(-len(rows) // training.batch_size)
             passes = training.local_steps / -(-batches // training.accumulation)
+        passes *= in_turn
         total = _Work(
             total.rows + passes * len(rows),
             total.tokens + passes * sum(len(row) for row in rows),
@@ -406,30 +299,6 @@ def _evaluation_seconds(facts: ModelFacts, recipe: Recipe, rows: Sequence[TokenR
     decoding = 2 * (frozen + output) * new * len(rows)
     batches = -(-len(rows) // recipe.evaluation.batch_size)
     return (forward + prompts + decoding) / rate + batches * new * facts.layers * DECODE_SECONDS
-
-
-def _rate(x_MI: torch.Tensor, w_OI: torch.Tensor, seconds: float) -> float:
-    """Time products of one shape until the seconds are over."""
-    import torch
-
-    def once() -> None:
-        torch.nn.functional.linear(x_MI, w_OI)
-        if x_MI.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif x_MI.device.type == "mps":
-            torch.mps.synchronize()
-
-    for _ in range(3):
-        once()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
-        start = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - start)
-    # The median: other processes make some of the products slow.
-    flops = 2 * x_MI.shape[0] * x_MI.shape[1] * w_OI.shape[0]
-    return flops / sorted(times)[len(times) // 2]
 
 
 def _selected(recipe: Recipe) -> list[str]:

@@ -24,6 +24,7 @@ from bellwether.federate import Federation, Progress, federate
 from bellwether.method.cohort import cohort_size
 from bellwether.method.method import Method
 from bellwether.method.named import make_method
+from bellwether.method.returned import first_state
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
@@ -43,12 +44,14 @@ from bellwether.runner.wiring import (
     where_to_begin,
 )
 from bellwether.store.chosen import keep_categories
+from bellwether.store.client_state import forgotten
 from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import dump_description
 from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import (
     CLIENTS,
     LOG,
+    Checkpoint,
     RunFolder,
     check_new,
     client_folders,
@@ -58,6 +61,7 @@ from bellwether.store.run_folder import (
 )
 from bellwether.tell.narrate import tell_all, write_log
 from bellwether.tell.trackers import open_trackers
+from bellwether.tools.words import clean
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
-                return _run_in(folder, prepared, base, watch, log)
+                return _run_in(folder, None, prepared, base, watch, log)
         except BaseException:
             folder.discard()
             raise
@@ -149,7 +153,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
     ):
-        then = folder.environment
+        then, checkpoint = folder.environment, folder.latest()
         expect_workers(folder.recipe.engine.processes)
         prepared = prepare(folder.recipe, opened)
         _check_unchanged(path, then, {"data": prepared_fingerprint(prepared)})
@@ -162,7 +166,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))
-        return _run_in(folder, prepared, base, watch, log)
+        return _run_in(folder, checkpoint, prepared, base, watch, log)
 
 
 def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -171,7 +175,7 @@ def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]
         if then.get(fact) != value:
             raise CheckpointError(
                 f"The run in {path} cannot go on, because its {fact} is another one now ({value}) than "
-                f"when it began ({then.get(fact)}); restore it, or begin a new run."
+                f"when it began ({clean(str(then.get(fact))):.80}); restore it, or begin a new run."
             )
 
 
@@ -190,12 +194,14 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
     )
 
 
-def _run_in(folder: RunFolder, prepared: Prepared, base: Base, watch: Watcher, log: Watcher) -> Result:
+def _run_in(
+    folder: RunFolder, checkpoint: Checkpoint | None, prepared: Prepared, base: Base, watch: Watcher, log: Watcher
+) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
     method = make_method(recipe.method)
-    progress = where_to_begin(folder, base, method, tell_all([watch, log]))
+    progress = where_to_begin(folder, checkpoint, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
@@ -214,9 +220,9 @@ def _federate(
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
-    if recipe.selection.method != "full":
-        rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        keep_categories(client_folders(folder.path, list(rows)), rows)
+    own, chooses = client_folders(folder.path, list(prepared.clients)), recipe.selection.method != "full"
+    if chooses:
+        keep_categories(own, {client: tokenised.rows for client, tokenised in prepared.clients.items()})
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     answers = Answers(folder.path, prepared)
     with make_engine(prepared, base, layers, method, folder.path) as engine:
@@ -225,6 +231,7 @@ def _federate(
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
+        _tell_forgotten(forgotten(own, progress.rounds, chooses), watch)
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
@@ -235,8 +242,16 @@ def _federate(
     return Result(folder.path, adapter, progress.rounds, progress.evaluations, last)
 
 
+def _tell_forgotten(gone: Sequence[Path], watch: Watcher) -> None:
+    """Tell of files of clients that a run goes on without."""
+    if gone:
+        several = "" if len(gone) == 1 else f" and {len(gone) - 1} more such files are"
+        text = f"{gone[0]}{several or ' is'} gone: without what a client kept, it may choose other rows, or send other "
+        watch(Note(f"{text}updates, than it would have.", warning=True))
+
+
 def _restore_answers(federation: Federation, progress: Progress, lost: Mapping[int, str], first: Adapter) -> None:
     """Score anew, before anything is trained, what a run that goes on has lost of the answers that its end needs."""
     for round, sentence in lost.items():
         federation.watch(Note(sentence, warning=True))
-        federation.score(round, federation.method.begin(first) if round == 0 else progress.state)
+        federation.score(round, first_state(federation.method, first) if round == 0 else progress.state)

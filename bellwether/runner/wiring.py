@@ -19,6 +19,7 @@ from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
 from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
 from bellwether.method.method import Method, State
+from bellwether.method.returned import first_state
 from bellwether.model.base import Base, weights_fingerprint
 from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
@@ -27,6 +28,7 @@ from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
 from bellwether.runner.prepare import Prepared
 from bellwether.store.run_folder import (
+    Checkpoint,
     RunFolder,
     client_folders,
 )
@@ -92,11 +94,12 @@ def first_adapter(base: Base, recipe: Recipe) -> Adapter:
     return initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
 
 
-def where_to_begin(folder: RunFolder, base: Base, method: Method, watch: Watcher) -> Progress:
+def where_to_begin(
+    folder: RunFolder, checkpoint: Checkpoint | None, base: Base, method: Method, watch: Watcher
+) -> Progress:
     """Return where to begin: the newest whole checkpoint, or a fresh adapter."""
-    checkpoint = folder.latest()
     if checkpoint is None:
-        return Progress(0, method.begin(first_adapter(base, folder.recipe)))
+        return Progress(0, first_state(method, first_adapter(base, folder.recipe)))
     for text in checkpoint.notes:
         watch(Note(text, warning=True))
     return Progress(
@@ -121,7 +124,7 @@ def make_federation(
     recipe, clients = prepared.recipe, list(prepared.clients)
     if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, prepared.trace)
+        engine = UnevenClients(engine.ask, rows, prepared.trace, len(method.passes))
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))

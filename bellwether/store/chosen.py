@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError
 from bellwether.exchange.records import RoundRecord
-from bellwether.store.client_state import SELECTED, SURVEY, damaged, recall_state, selected_rows
+from bellwether.store.client_state import SELECTED, SURVEY, damaged, kept_rounds, recall_state, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import read_json, reading
 
@@ -111,10 +111,10 @@ def _read_client(folder: Path, used: Sequence[int], asked: int | None) -> Chosen
 
 def _points(folder: Path, asked: int, rows: int) -> NDArray[np.floating[Any]] | None:
     """Return the points that were clustered in a round; None where the last round was another."""
-    found = recall_state(folder, SURVEY, asked)
-    if found is None:
+    computed = max((kept for kept in kept_rounds(folder, SURVEY) if kept <= asked), default=0)
+    arrays = recall_state(folder, SURVEY, computed)
+    if arrays is None:
         return None
-    computed, arrays = found
     path = folder / SURVEY / f"{computed:04d}.npz"
     try:
         if int(arrays.get("surveyed", 0)) != asked:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import CheckpointError, first_line
+from bellwether.exchange.records import RoundRecord
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import Count, from_json, typed
 
@@ -27,19 +28,15 @@ SURVEY, SELECTED, METHOD = "survey", "selected", "method"
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Of rounds that counted: the newest, and those that a run needs anew where its last checkpoint is damaged.
-KEPT = 3
 
-
-def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int) -> None:
-    """Write what a client keeps of a round, and forget what rounds long before left.
+def keep_state(client: Path, name: str, round: int, arrays: Arrays) -> None:
+    """Write what a client keeps of a round.
 
     Args:
         client: the client's own folder, made where it is missing.
         name: what it is, such as ``METHOD``.
         round: the round that leaves it.
         arrays: named arrays.
-        settled: the last round that certainly counted; the newest files up to it stay.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -51,30 +48,36 @@ def keep_state(client: Path, name: str, round: int, arrays: Arrays, settled: int
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
     write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
-    for path in [path for path in _files(client, name) if int(path.stem) <= settled][:-KEPT]:
+
+
+def kept_rounds(client: Path, name: str) -> list[int]:
+    """Return the rounds of which a client keeps something of a name, the oldest first."""
+    return [int(path.stem) for path in _files(client, name)]
+
+
+def forget_state(client: Path, name: str, rounds: Collection[int]) -> None:
+    """Delete what a client keeps of a name of some rounds."""
+    for path in [path for path in _files(client, name) if int(path.stem) in rounds]:
         path.unlink(missing_ok=True)
 
 
-def recall_state(client: Path, name: str, round: int) -> tuple[int, Arrays] | None:
-    """Return what a client kept in a round, or else in the last one before it, with that round.
+def recall_state(client: Path, name: str, round: int) -> Arrays | None:
+    """Return what a client kept of a round, and of that one alone; None where there is nothing.
 
     Args:
         client: the client's own folder.
         name: what it is.
-        round: the round; what later ones left, before a run went back to an earlier checkpoint, is not looked at.
-
-    Returns:
-        The round and its arrays; None where there is nothing.
+        round: the round.
 
     Raises:
         CheckpointError: the file is not as ``keep_state`` wrote it.
     """
-    path = next((path for path in reversed(_files(client, name)) if int(path.stem) <= round), None)
+    path = next((path for path in _files(client, name) if int(path.stem) == round), None)
     if path is None:
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return int(path.stem), dict(stored)
+            return dict(stored)
     except Exception as error:  # whatever a damaged archive makes of zipfile and NumPy
         raise damaged(path, error) from error
 
@@ -97,6 +100,27 @@ def selected_rows(path: Path) -> list[int]:
 def selected_files(client: Path) -> list[Path]:
     """Return the files of a client that ``selected_rows`` reads, the oldest round first."""
     return _files(client, SELECTED, "json")
+
+
+def forgotten(folders: Mapping[str, Path], rounds: Sequence[RoundRecord], chooses: bool) -> list[Path]:
+    """Return the files that clients left in rounds that counted, and that are gone.
+
+    Args:
+        folders: each client's own, by its name.
+        rounds: the rounds so far.
+        chooses: whether clients choose the rows that they train on.
+    """
+    settled: dict[str, int] = {}
+    left = []
+    for record in rounds:
+        for client in (one.client for one in record.clients if one.client in folders):
+            if record.failure is None:
+                settled[client] = record.round
+            if chooses:
+                left.append(folders[client] / SELECTED / f"{record.round:04d}.json")
+    if any((folder / METHOD).is_dir() for folder in folders.values()):
+        left += [folders[client] / METHOD / f"{round:04d}.npz" for client, round in settled.items()]
+    return [path for path in left if not path.exists()]
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:

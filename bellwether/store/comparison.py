@@ -98,7 +98,7 @@ class Trial:
 
     Args:
         arm: the arm's name.
-        learning_rate: AdamW's step size.
+        learning_rate: the optimizer's step size.
         passes: passes over each client's rows.
         score: the macro score that chooses; infinitely bad where the training diverged.
     """

@@ -83,9 +83,8 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         clients=clients,
         aggregate=_code(recipe.method.name),
         rounds=recipe.federation.rounds,
-        what="adapters, centroids of clusters of rows and totals"
-        if recipe.selection.surveys
-        else "adapters and totals",
+        what="adapters with what the method adds to them"
+        + (", centroids of clusters of rows and totals" if recipe.selection.surveys else " and totals"),
         data=_data(recipe, kept),
         scores=_scores([record for record in kept if isinstance(record, EvaluationRecord)]),
         seed=recipe.seed,

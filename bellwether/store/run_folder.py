@@ -3,7 +3,7 @@
     recipe.yaml        the resolved recipe
     environment.json   versions, threads, device
     clients.json       what each client holds: counts by category
-    clients/3-NAME/    where rows are selected, the client's own files, drawn in report.html: see client/choose.py
+    clients/3-NAME/    the client's own files, where it chooses rows or the method keeps something: see client_state.py
     checkpoints/0003/  one commit per round, complete in itself:
         adapter_model.safetensors, adapter_config.json    the adapter after the round
         state.safetensors, state.json                     what the method remembers

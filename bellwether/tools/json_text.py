@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bellwether.errors import BellwetherError, CheckpointError, first_line
 from bellwether.tools.words import clean
@@ -24,6 +24,7 @@ from bellwether.tools.words import clean
 T = TypeVar("T")
 
 DEEPEST = 100  # levels of nesting that are read
+_LARGEST = 1e100  # of losses
 _SHOWN = 40  # characters of a wrong value, or of the way to it, that a sentence repeats
 
 
@@ -61,9 +62,17 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity") else value
 
 
+def _believable(loss: float) -> float:
+    """Return a loss, refusing a finite one whose square is not."""
+    if abs(loss) > _LARGEST and math.isfinite(loss):
+        raise ValueError("larger than any loss")
+    return loss
+
+
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Truth = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True), BeforeValidator(_number)]  # finite or not
+Loss = Annotated[Number, AfterValidator(_believable)]
 Finite = Annotated[Number, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 

@@ -35,7 +35,9 @@ def derive_seed(seed: int, purpose: str, *, round: int = 0, client: str = "") ->
 
 @dataclass(frozen=True)
 class Draws:
-    """What one client may draw in one round: a seed for each purpose, which tells nothing of the run's own.
+    """What one client may draw in one round: a seed for each purpose.
+
+    The run's own seed cannot be computed from them, but a small one can be found by trying.
 
     Args:
         seeds: a 63-bit seed by purpose.

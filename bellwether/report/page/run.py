@@ -65,8 +65,8 @@ def _summary(run: FinishedRun) -> Markup:
     scored = f" {len(run.after):,} {recipe.evaluation.part} rows that no client holds were scored." if run.after else ""
     return Markup(
         "The recipe {} tuned the base model {} to follow instructions, with LoRA adapters of rank {}. {} simulated "
-        "clients hold {} rows of {} categories; in each of {} rounds {} of them trained {} with AdamW at a learning "
-        "rate of {}, and a server aggregated their adapters ({}). Only {} travelled, and the base stayed "
+        "clients hold {} rows of {} categories; in each of {} rounds {} of them trained {} with {} at a learning rate "
+        "of {}, and a server aggregated their adapters ({}). No text of clients' rows travelled{}, and the base stayed "
         "frozen.{} Seed {}."
     ).format(
         named(recipe.name),
@@ -78,9 +78,10 @@ def _summary(run: FinishedRun) -> Markup:
         f"{len(run.rounds):,}",
         cohort,
         work,
+        "plain SGD" if training.optimizer == "sgd" else "AdamW",
         f"{training.learning_rate:g}",
         named(recipe.method.name),
-        "adapters, and centroids of clusters of rows," if recipe.selection.surveys else "adapters",
+        ", only centroids of their clusters" if recipe.selection.surveys else "",
         scored,
         recipe.seed,
     )
