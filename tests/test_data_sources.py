@@ -123,10 +123,33 @@ def test_chats_from_parquet(tmp_path):
         (MESSAGES[:1], "does not end with a message of the assistant"),
         ([], "a list of messages is wanted"),
         ("hello", "is text, but a list of messages"),
-        ([{"role": "tool", "content": "x"}], "message 1 has the role 'tool'"),
+        ([{"role": "judge", "content": "x"}], "message 1 has the role 'judge'"),
+        ([{"role": "tool", "content": "x"}], "message 1 is of the tool, but one of the user is due"),
         ([MESSAGES[1], MESSAGES[1]], "message 2 is of the user, but one of the assistant"),
         ([MESSAGES[1], {"role": "assistant", "content": " "}], "message 2 is empty"),
-        ([MESSAGES[1], {"role": "assistant", "content": ["x"]}], "message 2 is a list, but text"),
+        ([MESSAGES[1], {"role": "assistant", "content": ["x"]}], "message 2 has a part that is text, but objects of"),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": [{"type": "image_url"}]}],
+            "message 2 has a part that is 'image_url', but objects of the type 'text'",
+        ),
+        ([MESSAGES[1], {"role": "assistant", "content": "x", "weight": 0.5}], "message 2 has the weight 0.5, but 0 or"),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": "x", "weight": 0}],
+            "have a weight of 0, so nothing is trained",
+        ),
+        ([MESSAGES[1], {"role": "assistant", "content": "\u200b\ufeff"}], "message 2 is empty"),
+        (
+            [MESSAGES[1], {"role": "assistant", "tool_calls": [{"name": "f"}]}],
+            "message 2 has tool_calls that are no list",
+        ),
+        (
+            [MESSAGES[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "message 2 calls 'f' with arguments that are not JSON",
+        ),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": "x", "reasoning": 3}],
+            "the reasoning of message 2 is a number",
+        ),
         (["x"], "message 1 is text, but an object"),
     ],
 )

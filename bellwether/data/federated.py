@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bellwether.data.partition import deal, names_clients
-from bellwether.data.rows import Federated, Row
+from bellwether.data.rows import Federated, Row, Turn
 from bellwether.data.sources import is_hub_name, read_rows
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -81,8 +81,9 @@ def rows_fingerprint(federated: Federated) -> str:
     def add(part: str, rows: Sequence[Row]) -> None:
         digest.update(json.dumps([part, len(rows)]).encode())
         for row in rows:
-            turns = [[turn.role, turn.text] for turn in row.turns]
+            turns = [[turn.role, turn.text, *_beside(turn)] for turn in row.turns]
             parts = [row.instruction, row.context, row.response, row.category, row.group, turns]
+            parts += [row.tools] if row.tools else []
             digest.update(json.dumps(parts).encode())
 
     for client, rows in federated.clients.items():
@@ -92,6 +93,12 @@ def rows_fingerprint(federated: Federated) -> str:
     add("validation", federated.validation)
     add("test", federated.test)
     return digest.hexdigest()
+
+
+def _beside(turn: Turn) -> list[object]:
+    """Return what a turn holds beside its text, nothing where it holds no more."""
+    more = [turn.trained, turn.reasoning, turn.fields]
+    return more if more != [True, "", ""] else []
 
 
 def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str], read: Read) -> list[Row] | None:

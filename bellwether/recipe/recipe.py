@@ -7,6 +7,7 @@ resolved, with the results. It travels downwards only: rooms receive the section
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -113,6 +114,13 @@ class Data(Section):
     )
     template: Literal["auto", "alpaca", "chat"] = Field(
         "auto", description="prompt format; auto takes the tokenizer's chat template, else Alpaca's"
+    )
+    reasoning: bool = Field(
+        False,
+        description="whether answers of a chat begin with their reasoning, <think> ... </think>, and it is trained",
+    )
+    date: datetime.date = Field(
+        datetime.date(2024, 7, 26), description="what a chat template prints that prints today's date"
     )
     loss_on: Literal["response", "all"] = Field("response", description="tokens that are trained")
     max_tokens: int = Field(512, ge=8, description="tokens per row, prompt and response together")

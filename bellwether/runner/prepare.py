@@ -93,7 +93,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_methods(recipe, list(federated.clients), trace)
     base = opened.base(recipe.model)
     _check_adapter(recipe, base.facts)
-    template = resolve_template(recipe.data.template, base.tokenizer)
+    template = resolve_template(recipe.data, base.tokenizer)
 
     def tokens(rows: Sequence[Row]) -> Tokenised:
         return opened.tokenise(rows, recipe, template)
