@@ -302,11 +302,11 @@ def _apply(
         return str(
             tokenizer.apply_chat_template(
                 messages,
+                chat_template=_dated(tokenizer.get_chat_template(tools=tools), format.date),
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=prompted,
                 enable_thinking=format.reasoning,
-                strftime_now=lambda pattern: _strftime(format.date, pattern),
             )
         )
     except jinja2.TemplateError as error:
@@ -340,17 +340,28 @@ def _fields(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _strftime(date: datetime.date, pattern: str) -> str:
-    """Return a date by a pattern, with English names whatever the locale."""
-    names = {
+def _dated(source: str, date: datetime.date) -> str:
+    """Return a template in which what prints today's date prints another one, in English whatever the locale."""
+    if "strftime_now" not in source:
+        return source
+    texts = {
+        "%Y": f"{date.year}",
+        "%y": f"{date.year % 100:02}",
+        "%m": f"{date.month:02}",
         "%B": _MONTHS[date.month - 1],
         "%b": _MONTHS[date.month - 1][:3],
+        "%d": f"{date.day:02}",
+        "%-d": f"{date.day}",
+        "%e": f"{date.day:2}",
         "%A": _DAYS[date.weekday()],
         "%a": _DAYS[date.weekday()][:3],
+        "%H": "00",
+        "%M": "00",
+        "%S": "00",
     }
-    for code, name in names.items():
-        pattern = pattern.replace(code, name)
-    return datetime.datetime.combine(date, datetime.time()).strftime(pattern)
+    replaced = "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in texts.items())
+    # A macro of the same name goes before the function; the empty text keeps the line break that may follow.
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}{{{{ '' }}}}{source}"
 
 
 def _first_of(tokens: Sequence[str], text: str) -> str:
