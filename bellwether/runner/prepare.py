@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,10 +227,12 @@ def _counts(what: str, parts: Iterable[Tokenised]) -> list[str]:
     shortened, cut, left_out = (
         sum(getattr(part, count) for part in parts) for count in ("shortened", "cut", "left_out")
     )
-    if not shortened and not cut and not left_out:
-        return []
     rows = sum(len(part.rows) for part in parts) + left_out
-    return [
-        f"Of {rows} {what}, {shortened} had their context shortened, {cut} their response cut, and {left_out} "
-        "were left out, since no token of their response would fit into data.max_tokens."
-    ]
+    remarks = sum((Counter(part.remarks) for part in parts), Counter[str]())
+    notes = [f"Of {rows} {what}, in {count}: {remark}." for remark, count in remarks.items()]
+    if shortened or cut or left_out:
+        notes.append(
+            f"Of {rows} {what}, {shortened} had their context shortened, {cut} their response cut, and {left_out} "
+            "were left out, since no token of their response would fit into data.max_tokens."
+        )
+    return notes
