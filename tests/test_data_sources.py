@@ -175,7 +175,8 @@ GOOD = '{"instruction": "a", "response": "b"}\n'
         ("a.jsonl", '{"instruction": "\\ud800", "response": "b"}', "a.jsonl:1: the field 'instruction' holds half a"),
         ("a.jsonl", GOOD.encode() + b'{"instruction": "\xff"}', "a.jsonl:2: byte 55 is not UTF-8"),
         ("a.jsonl", b"\xef\xbb\xbf" + b"\xff", "a.jsonl:1: byte 3 is not UTF-8"),
-        ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: byte 0 is not UTF-8"),
+        ("a.jsonl", GOOD.encode("utf-16-le"), "a.jsonl:1: this line is not JSON"),
+        ("a.jsonl", b"\xff\xfe" + GOOD.encode("utf-16-le") + b"\x00", "a.jsonl:2: byte 78 is not utf-16"),
         ("a.jsonl", "", "the file is empty"),
         ("a.jsonl", "\n \n", "the file is empty"),
         ("a.jsonl", '{"text": "a"}', "a.jsonl: no column holds the instruction (there are text); name it in data.col"),
@@ -212,8 +213,8 @@ COLUMNS = ",".join(f"c{number}" for number in range(1001))
             "a.jsonl",
             GOOD + ROW % LONG + ROW % "" + ROW % ("y" * 20_000_000),
             "a.jsonl:2: this row has 10,000,038 characters, but at most 10,000,000 are read; shorten or remove it.\n"
-            "a.jsonl:4: this row has 20,000,037 characters, but at most 10,000,000 are read; shorten or remove it.\n"
-            "a.jsonl:3: the field 'response' is empty; fill it or remove the row.",
+            "a.jsonl:3: the field 'response' is empty; fill it or remove the row.\n"
+            "a.jsonl:4: this row has 20,000,037 characters, but at most 10,000,000 are read; shorten or remove it.",
         ),
         ("a.json", f"[{GOOD},{ROW % LONG}]", "a.json:2: this row has 10,000,037 characters, but at most 10,000,000"),
         ("a.csv", f"instruction,response\na,b\na,{LONG}\n", "a.csv:3: this row has 10,000,004 characters, but at most"),
@@ -285,7 +286,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_refused_at_the_bo
     path, table = tmp_path / "a.parquet", pyarrow.table({"instruction": texts, "response": texts})
     pyarrow.parquet.write_table(table, path, store_schema=kept)  # whether it is read as a dictionary again
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr("bellwether.data.files._UNPACKED", 30_000_000)
+    monkeypatch.setattr("bellwether.data.files.UNPACKED", 30_000_000)
     with pytest.raises(DataError, match=r"^a\.parquet:74\d: the rows up to here take more than 30\.0 MB when they are"):
         read(str(path))
 
@@ -320,6 +321,9 @@ def test_of_many_columns_or_long_ones_messages_and_notes_name_the_first(tmp_path
     assert len(notes[0]) < 500
 
 
+HOW = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252"
+
+
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_stands(tmp_path, start):
     # Blocks of a mebibyte are looked through; here a character lies across the end of the first, and is cut off.
@@ -336,7 +340,7 @@ def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_stands(tmp_path, s
         for name in ("a.jsonl", "a.csv", "a.json"):
             with pytest.raises(DataError) as caught:
                 read(write(tmp_path / name, text + rest))
-            assert str(caught.value) == f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8."
+            assert str(caught.value) == f"{name}:{line}: byte {offset} is not UTF-8; {HOW}."
 
 
 def test_lines_that_only_a_carriage_return_ends_are_read_as_csv(tmp_path):
@@ -430,14 +434,14 @@ def test_a_hub_name_is_loaded_with_split_and_revision(monkeypatch, tmp_path):
 
     asked = []
 
-    def load(name, **arguments):
-        asked.append((name, arguments))
+    def load(name, config, **arguments):
+        asked.append((name, arguments, config))
         return datasets.Dataset.from_list(DOLLY)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows, _ = read("owner/name", split="train_sft", revision="v1")
-    assert asked == [("owner/name", {"split": "train_sft", "revision": "v1"})]
+    rows, _ = read("owner/name", split="train_sft", revision="v1", config="main")
+    assert asked == [("owner/name", {"split": "train_sft", "revision": "v1"}, "main")]
     assert [row.place for row in rows] == ["owner/name:1", "owner/name:2"]
     assert rows[1].context == DOLLY[1]["context"]
 

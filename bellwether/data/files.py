@@ -148,8 +148,8 @@ def _too_wide(columns: int) -> str:
 
 def _jsonl(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     with open_text(path, "", written.encoding) as file:
-        start = next((mark for mark in iter(lambda: file.read(1), "") if not mark.isspace()), "")
-    if start == "[":  # a list of objects, whatever it is called
+        start = next((block for block in iter(lambda: file.read(BLOCK), "") if block.strip()), "").lstrip()
+    if start.startswith("[") and _is_list(start):  # of objects, whatever it is called
         yield from _json(path, name, problems, written)
         return
     # Only \n ends a line: U+2028 and its like may stand inside JSON strings.
@@ -159,6 +159,11 @@ def _jsonl(path: Path, name: str, problems: Problems, written: Written) -> Itera
                 problems.add(f"{name}:{number}", _too_long(length))
             elif line.strip():
                 yield from _line_record(line.removesuffix("\n"), number, name, problems)
+
+
+def _is_list(start: str) -> bool:
+    """Return whether the beginning of a file is that of a JSON list of objects, and not a line that holds a list."""
+    return start[1:].lstrip().startswith("{")
 
 
 def _line_record(line: str, number: int, name: str, problems: Problems) -> Iterator[Record]:

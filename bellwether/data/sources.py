@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bellwether.data.columns import USUAL_NAMES, can_group, check_client_name, find_layout, make_row, unused_fields
 from bellwether.data.files import READERS, Problems, Record, Written, can_be_read, read_records
-from bellwether.data.opening import stem_of
+from bellwether.data.opening import kind_of, stem_of
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -146,8 +146,9 @@ def _parts(sources: Sequence[str], settings: recipe.Data, problems: Problems, no
             paths += found
         else:
             parts.append(_hub(source, settings))
-    whole = {(path.parent, whole_stem(path)) for path in paths}
-    one_file = len(whole) == 1 and len(sources) == 1 and (len(paths) > 1 or paths == [Path(sources[0]).expanduser()])
+    whole = {_whole(path) for path in paths}
+    alone = len(paths) > 1 or paths == [Path(source).expanduser() for source in sources]  # a folder names a client
+    one_file = len(whole) == 1 and len(parts) == len(paths) and alone
     clients = {} if one_file else file_clients(paths)
     written = Written(settings.encoding, settings.delimiter)
     return [part if isinstance(part, Part) else _file(part, clients, problems, written) for part in parts]
@@ -160,6 +161,11 @@ def _file(path: Path, clients: Mapping[Path, str], problems: Problems, written: 
 def whole_stem(path: Path) -> str:
     """Return a file's name without its endings, and of a part such as ``train-00000-of-00002`` that of the whole."""
     return _SHARD.sub("", stem_of(path))
+
+
+def _whole(path: Path) -> tuple[Path, str, str]:
+    """Return what parts of one data set have in common: their folder, the name of the whole, and its kind."""
+    return path.parent, whole_stem(path), kind_of(path)
 
 
 def split_folder(path: Path) -> dict[str, list[Path]]:
@@ -220,7 +226,7 @@ def list_files(path: Path, notes: list[str]) -> list[Path]:
     splits = [file.name for file in files if SPLITS.get(whole_stem(file).lower(), "train") != "train"]
     if splits and len(files) > 1:
         notes.append(
-            f"{path}: {listed(splits)} {'is' if len(splits) == 1 else 'are'} dealt out for training like the others; name "
+            f"{path}: {listed(splits)} {'is' if len(splits) == 1 else 'are'} dealt out for training; name "
             "it in data.test_sources or data.validation_sources if it holds rows for that."
         )
     others = [entry.name for entry in inside if entry not in files]
@@ -237,7 +243,7 @@ def file_clients(paths: Sequence[Path]) -> dict[Path, str]:
     Raises:
         DataError: a name is no client's name, or two files have the same.
     """
-    counts = collections.Counter(stem for _, stem in {(path.parent, whole_stem(path)) for path in paths})
+    counts = collections.Counter(stem for _, stem, _ in {_whole(path) for path in paths})
     names: dict[Path, str] = {}
     for path in paths:
         stem = whole_stem(path)
@@ -247,7 +253,7 @@ def file_clients(paths: Sequence[Path]) -> dict[Path, str]:
         except DataError as error:
             raise DataError(f"{path}: {error} Rename the file.") from error
         twin = next((other for other, taken in names.items() if taken == name), None)
-        if twin is not None and (twin.parent, whole_stem(twin)) != (path.parent, stem):
+        if twin is not None and _whole(twin) != _whole(path):
             raise DataError(f"{path}: this file and {twin} both name the client {name!r}; rename one of them.")
         names[path] = name
     return names
