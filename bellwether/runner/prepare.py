@@ -46,7 +46,7 @@ class Prepared:
     Args:
         recipe: the recipe.
         base: the base model, without its weights.
-        template: the prompt format, ``alpaca`` or ``chat``.
+        template: the format of prompts; None is Alpaca's.
         federated: all rows as text.
         clients: token rows for training, by client.
         held_out: token rows that clients hold out of their own, by client.
