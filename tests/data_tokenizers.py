@@ -1,9 +1,14 @@
 """Small tokenizers of every family, trained on the spot, and chat templates."""
 
 import functools
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from bellwether.data.chat import ChatFormat
+from bellwether.data.prompts import resolve_template
+from bellwether.recipe.recipe import Data
 
 CORPUS = [
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
@@ -38,6 +43,13 @@ BARE = (
 )
 # The prompt for generation is no beginning of the whole chat.
 CONTRARY = "{% if add_generation_prompt %}Go on: {% endif %}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+
+
+def chat(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> ChatFormat:
+    """How a tokenizer's chat template renders chats."""
+    found = resolve_template(Data(template="chat", **settings), tokenizer)
+    assert found is not None
+    return found
 
 
 def _wrap(backend: Tokenizer, **names: str) -> PreTrainedTokenizerFast:

@@ -278,9 +278,9 @@ def missing_file(place: Place) -> list[str]:
     return place.run("--data", "nowhere.jsonl")
 
 
-@case("rows.xlsx: files of this kind cannot be read; give one of .json, .jsonl, .csv, .parquet")
+@case("rows.docx: files of this kind cannot be read; give one of .json, .jsonl, .csv, .tsv, .parquet")
 def file_of_another_kind(place: Place) -> list[str]:
-    return place.source("rows.xlsx", b"PK")
+    return place.source("rows.docx", b"PK")
 
 
 @case("rows.jsonl: the file is empty; give a file with at least one row")
@@ -288,7 +288,7 @@ def empty_file(place: Place) -> list[str]:
     return place.source("rows.jsonl", "\n\n")
 
 
-@case("folder: the folder holds no file to read; put .json, .jsonl, .csv, .parquet files there")
+@case("folder: the folder holds no file to read; put .json, .jsonl, .csv, .tsv, .parquet, .xlsx files there")
 def folder_without_data(place: Place) -> list[str]:
     place.source("folder/README.md", "nothing")
     return place.run("--data", "folder")

@@ -267,6 +267,51 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
     assert rouge_l("", "something") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("The cats were running quickly.", "A cat runs; it is quick, isn't it?"),
+        ("It costs 12.50 (USD) — or so they’d say…", "it cost 12 50 usd, they would say so"),
+        ("snake_case and kebab-case", "Snake case and Kebab case"),
+        ("nothing alike", "something else entirely"),
+        ("", "x"),
+        ("generalisations of relational conditional rationality", "general relation condition rational"),
+    ],
+)
+def test_rouge_l_of_english_is_that_of_rouge_score_to_the_last_digit(answer, reference):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    theirs = RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].fmeasure
+    assert rouge_l(answer, reference) == theirs
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("机器学习很有趣。", "机器学习很有趣", 1.0),
+        ("机器翻译", "机器学习", 2 / 4),  # two of four characters
+        ("カタカナとひらがな", "カタカナ と ひらがな", 1.0),
+        ("ภาษาไทย", "ภาษาไทย", 1.0),
+        ("한국어 문장", "한국어 글", 2 * (1 / 2 * 1 / 2) / (1 / 2 + 1 / 2)),  # one of two words
+        ("Быстрая лиса", "быстрая лиса!", 1.0),
+        ("हिन्दी में", "हिन्दी में", 1.0),
+        ("مرحبا بالعالم", "مرحبا", 2 / 3),  # precision 1/2, recall 1
+        ("Der Schlüssel lag", "der schlüssel", 4 / 5),
+        ("cafe\u0301 noir", "caf\u00e9 noir", 1.0),
+        ("café", "cafe", 0.0),
+        ("GPT-4 的输出", "GPT 4 的输出", 1.0),
+        ("🙂", "🙂", 0.0),  # no word at all
+    ],
+)
+def test_rouge_l_knows_the_letters_of_every_script(answer, reference, score):
+    assert rouge_l(answer, reference) == pytest.approx(score, abs=1e-12)
+
+
+def test_texts_that_differ_in_unicodes_form_only_are_equal():
+    assert exact_match("cafe\u0301", "caf\u00e9")
+    assert not exact_match("cafe", "caf\u00e9")
+
+
 def test_an_exact_match_ignores_white_space_only():
     assert exact_match(" a  b\n", "a b")
     assert not exact_match("A b", "a b")

@@ -123,10 +123,33 @@ def test_chats_from_parquet(tmp_path):
         (MESSAGES[:1], "does not end with a message of the assistant"),
         ([], "a list of messages is wanted"),
         ("hello", "is text, but a list of messages"),
-        ([{"role": "tool", "content": "x"}], "message 1 has the role 'tool'"),
+        ([{"role": "judge", "content": "x"}], "message 1 has the role 'judge'"),
+        ([{"role": "tool", "content": "x"}], "message 1 is of the tool, but one of the user is due"),
         ([MESSAGES[1], MESSAGES[1]], "message 2 is of the user, but one of the assistant"),
         ([MESSAGES[1], {"role": "assistant", "content": " "}], "message 2 is empty"),
-        ([MESSAGES[1], {"role": "assistant", "content": ["x"]}], "message 2 is a list, but text"),
+        ([MESSAGES[1], {"role": "assistant", "content": ["x"]}], "message 2 has a part that is text, but objects of"),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": [{"type": "image_url"}]}],
+            "message 2 has a part that is 'image_url', but objects of the type 'text'",
+        ),
+        ([MESSAGES[1], {"role": "assistant", "content": "x", "weight": 0.5}], "message 2 has the weight 0.5, but 0 or"),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": "x", "weight": 0}],
+            "have a weight of 0, so nothing is trained",
+        ),
+        ([MESSAGES[1], {"role": "assistant", "content": "\u200b\ufeff"}], "message 2 is empty"),
+        (
+            [MESSAGES[1], {"role": "assistant", "tool_calls": [{"name": "f"}]}],
+            "message 2 has tool_calls that are no list",
+        ),
+        (
+            [MESSAGES[1], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "message 2 calls 'f' with arguments that are not JSON",
+        ),
+        (
+            [MESSAGES[1], {"role": "assistant", "content": "x", "reasoning": 3}],
+            "the reasoning of message 2 is a number",
+        ),
         (["x"], "message 1 is text, but an object"),
     ],
 )
@@ -152,7 +175,8 @@ GOOD = '{"instruction": "a", "response": "b"}\n'
         ("a.jsonl", '{"instruction": "\\ud800", "response": "b"}', "a.jsonl:1: the field 'instruction' holds half a"),
         ("a.jsonl", GOOD.encode() + b'{"instruction": "\xff"}', "a.jsonl:2: byte 55 is not UTF-8"),
         ("a.jsonl", b"\xef\xbb\xbf" + b"\xff", "a.jsonl:1: byte 3 is not UTF-8"),
-        ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: byte 0 is not UTF-8"),
+        ("a.jsonl", GOOD.encode("utf-16-le"), "a.jsonl:1: this line is not JSON"),
+        ("a.jsonl", b"\xff\xfe" + GOOD.encode("utf-16-le") + b"\x00", "a.jsonl:2: byte 78 is not utf-16"),
         ("a.jsonl", "", "the file is empty"),
         ("a.jsonl", "\n \n", "the file is empty"),
         ("a.jsonl", '{"text": "a"}', "a.jsonl: no column holds the instruction (there are text); name it in data.col"),
@@ -189,8 +213,8 @@ COLUMNS = ",".join(f"c{number}" for number in range(1001))
             "a.jsonl",
             GOOD + ROW % LONG + ROW % "" + ROW % ("y" * 20_000_000),
             "a.jsonl:2: this row has 10,000,038 characters, but at most 10,000,000 are read; shorten or remove it.\n"
-            "a.jsonl:4: this row has 20,000,037 characters, but at most 10,000,000 are read; shorten or remove it.\n"
-            "a.jsonl:3: the field 'response' is empty; fill it or remove the row.",
+            "a.jsonl:3: the field 'response' is empty; fill it or remove the row.\n"
+            "a.jsonl:4: this row has 20,000,037 characters, but at most 10,000,000 are read; shorten or remove it.",
         ),
         ("a.json", f"[{GOOD},{ROW % LONG}]", "a.json:2: this row has 10,000,037 characters, but at most 10,000,000"),
         ("a.csv", f"instruction,response\na,b\na,{LONG}\n", "a.csv:3: this row has 10,000,004 characters, but at most"),
@@ -262,7 +286,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_refused_at_the_bo
     path, table = tmp_path / "a.parquet", pyarrow.table({"instruction": texts, "response": texts})
     pyarrow.parquet.write_table(table, path, store_schema=kept)  # whether it is read as a dictionary again
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr("bellwether.data.files._UNPACKED", 30_000_000)
+    monkeypatch.setattr("bellwether.data.files.UNPACKED", 30_000_000)
     with pytest.raises(DataError, match=r"^a\.parquet:74\d: the rows up to here take more than 30\.0 MB when they are"):
         read(str(path))
 
@@ -297,6 +321,9 @@ def test_of_many_columns_or_long_ones_messages_and_notes_name_the_first(tmp_path
     assert len(notes[0]) < 500
 
 
+HOW = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252"
+
+
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_stands(tmp_path, start):
     # Blocks of a mebibyte are looked through; here a character lies across the end of the first, and is cut off.
@@ -313,7 +340,7 @@ def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_stands(tmp_path, s
         for name in ("a.jsonl", "a.csv", "a.json"):
             with pytest.raises(DataError) as caught:
                 read(write(tmp_path / name, text + rest))
-            assert str(caught.value) == f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8."
+            assert str(caught.value) == f"{name}:{line}: byte {offset} is not UTF-8; {HOW}."
 
 
 def test_lines_that_only_a_carriage_return_ends_are_read_as_csv(tmp_path):
@@ -407,14 +434,14 @@ def test_a_hub_name_is_loaded_with_split_and_revision(monkeypatch, tmp_path):
 
     asked = []
 
-    def load(name, **arguments):
-        asked.append((name, arguments))
+    def load(name, config, **arguments):
+        asked.append((name, arguments, config))
         return datasets.Dataset.from_list(DOLLY)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    rows, _ = read("owner/name", split="train_sft", revision="v1")
-    assert asked == [("owner/name", {"split": "train_sft", "revision": "v1"})]
+    rows, _ = read("owner/name", split="train_sft", revision="v1", config="main")
+    assert asked == [("owner/name", {"split": "train_sft", "revision": "v1"}, "main")]
     assert [row.place for row in rows] == ["owner/name:1", "owner/name:2"]
     assert rows[1].context == DOLLY[1]["context"]
 

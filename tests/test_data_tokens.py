@@ -2,10 +2,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_tokenizers import BARE, BRACKETS, CHATML, FAMILIES, THINKING, byte_bpe, family, unigram, with_chat, words
+from data_tokenizers import (
+    BARE,
+    BRACKETS,
+    CHATML,
+    FAMILIES,
+    THINKING,
+    byte_bpe,
+    chat,
+    family,
+    unigram,
+    with_chat,
+    words,
+)
 
 from bellwether.data import tokens as tokens_module
-from bellwether.data.prompts import prompt, render
+from bellwether.data.prompts import prompt, render, resolve_template
 from bellwether.data.rows import Row, Turn
 from bellwether.data.tokens import encode, prompt_ids, tokenise
 from bellwether.errors import DataError
@@ -52,22 +64,22 @@ def everything(**changes):
 def test_a_row_begins_with_exactly_the_ids_that_generation_starts_from(name, row):
     tokenizer = family(name)
     leading = [tokenizer.convert_tokens_to_ids(token) for token in FAMILIES[name][1]]
-    text = prompt(row.instruction, row.context, "alpaca", tokenizer)
-    [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
+    text = prompt(row.instruction, row.context, None, tokenizer)
+    [tokens] = tokenise([row], tokenizer, everything(), None).rows
     assert tokens.ids_T[: tokens.prompt_length].tolist() == leading + plain_ids(tokenizer, text)
-    assert prompt_ids([text], tokenizer, "alpaca")[0].tolist() == tokens.ids_T[: tokens.prompt_length].tolist()
+    assert prompt_ids([text], tokenizer, None)[0].tolist() == tokens.ids_T[: tokens.prompt_length].tolist()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_exactly_the_response_and_the_end_of_sequence_are_trained(name, row):
     tokenizer = family(name)
-    [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
+    [tokens] = tokenise([row], tokenizer, everything(), None).rows
     trained = tokens.ids_T[tokens.trained_T].tolist()
     assert tokens.ids_T[-1] == trained[-1] == tokenizer.eos_token_id
     assert trained.count(tokenizer.eos_token_id) == 1
     assert tokens.trained_T.tolist() == [False] * tokens.prompt_length + [True] * len(trained)
-    start, rendered = len(FAMILIES[name][1]), render(row, "alpaca", tokenizer)
+    start, rendered = len(FAMILIES[name][1]), render(row, None, tokenizer)
 
     def decoded(ids):
         return tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
@@ -85,8 +97,8 @@ def test_exactly_the_response_and_the_end_of_sequence_are_trained(name, row):
 def test_an_ordinary_response_has_the_ids_of_the_whole_text_behind_the_prompt(name):
     # No seam: the response is not tokenised as if it were a text of its own (which would begin with ▁).
     tokenizer, row = family(name), ROWS[0]
-    [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
-    whole = plain_ids(tokenizer, render(row, "alpaca", tokenizer).text)
+    [tokens] = tokenise([row], tokenizer, everything(), None).rows
+    whole = plain_ids(tokenizer, render(row, None, tokenizer).text)
     start = len(FAMILIES[name][1])
     assert tokens.ids_T[start:-1].tolist() == whole
 
@@ -94,7 +106,7 @@ def test_an_ordinary_response_has_the_ids_of_the_whole_text_behind_the_prompt(na
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "across" in name])
 def test_tokens_of_tokenizers_across_borders_really_lie_across_them(name):
     tokenizer = family(name)
-    text = render(ROWS[-1], "alpaca", tokenizer).text
+    text = render(ROWS[-1], None, tokenizer).text
     tokens = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).tokens
     assert any("The" in token and token[0] in "\nĊ" for token in tokens)
 
@@ -106,7 +118,7 @@ def test_ids_and_mask_are_those_worked_out_by_hand():
     )
     tokenizer = words(vocabulary)
     number = {name: index for index, name in enumerate(["<unk>", "<s>", "</s>", *vocabulary.split()])}
-    [tokens] = tokenise([Row("say hello", "blue sky")], tokenizer, Data(), "alpaca").rows
+    [tokens] = tokenise([Row("say hello", "blue sky")], tokenizer, Data(), None).rows
     head = "Below is an instruction that describes a task . Write a response that appropriately completes the request ."
     head += " ### Instruction : say hello ### Response :"
     expected = ["<s>", *head.split(), "blue", "sky", "</s>"]
@@ -118,7 +130,7 @@ def test_ids_and_mask_are_those_worked_out_by_hand():
 
 def test_loss_on_all_trains_the_prompt_too_but_not_what_the_tokenizer_puts_before_it():
     for name, (_, leading, _) in FAMILIES.items():
-        [tokens] = tokenise([ROWS[1]], family(name), everything(loss_on="all"), "alpaca").rows
+        [tokens] = tokenise([ROWS[1]], family(name), everything(loss_on="all"), None).rows
         assert tokens.trained_T.tolist() == [False] * len(leading) + [True] * (len(tokens) - len(leading))
         assert tokens.response_T.tolist() == [False] * tokens.prompt_length + [True] * (
             len(tokens) - tokens.prompt_length
@@ -131,8 +143,8 @@ def test_a_tokenizer_without_offsets_gets_the_same_masks_from_separate_calls():
     tokenizer = ByT5Tokenizer()
     assert not tokenizer.is_fast
     for row in [*ROWS, CHAT]:
-        [tokens] = tokenise([row], tokenizer, everything(), "alpaca").rows
-        text = render(row, "alpaca", tokenizer).text[: render(row, "alpaca", tokenizer).prompt_end]
+        [tokens] = tokenise([row], tokenizer, everything(), None).rows
+        text = render(row, None, tokenizer).text[: render(row, None, tokenizer).prompt_end]
         # ByT5's ids are the bytes plus three; </s> in the text is its id 1.
         expected = [[*part, 1] for part in ([byte + 3 for byte in piece.encode()] for piece in text.split("</s>"))]
         flat = [number for part in expected for number in part][:-1]
@@ -148,7 +160,7 @@ def test_a_tokenizer_without_offsets_shortens_contexts_to_valid_text():
 
     tokenizer = ByT5Tokenizer()
     row = Row("Sum up.", "A fox.", "🦊é空" * 100)
-    made = tokenise([row], tokenizer, Data(max_tokens=320), "alpaca")
+    made = tokenise([row], tokenizer, Data(max_tokens=320), None)
     assert (len(made.rows), made.shortened) == (1, 1)
     assert 300 < len(made.rows[0]) <= 320
     assert bytes(token - 3 for token in made.rows[0].ids_T[:-1].tolist()).decode().count("🦊") > 3
@@ -158,7 +170,7 @@ def test_a_tokenizer_without_end_of_sequence_is_refused():
     tokenizer = byte_bpe()
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="end-of-sequence"):
-        tokenise([ROWS[0]], tokenizer, Data(), "alpaca")
+        tokenise([ROWS[0]], tokenizer, Data(), None)
 
 
 # Chats --------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ def trained_texts(tokens, tokenizer):
 
 def test_every_response_of_a_chat_is_trained_with_the_end_of_its_turn():
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
-    [tokens] = tokenise([CHAT], tokenizer, Data(), "chat").rows
+    [tokens] = tokenise([CHAT], tokenizer, Data(), chat(tokenizer)).rows
     assert trained_texts(tokens, tokenizer) == ["Blue.<|im_end|>", "Green.<|im_end|>"]
     assert tokens.ids_T[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token_id not in tokens.ids_T
@@ -191,26 +203,26 @@ def test_every_response_of_a_chat_is_trained_with_the_end_of_its_turn():
 def test_responses_that_equal_other_parts_of_the_chat_are_told_apart():
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
     same = Row("Blue.", "Blue.", turns=tuple(Turn(role, "Blue.") for role in ("user", "assistant") * 3))
-    [tokens] = tokenise([same], tokenizer, Data(), "chat").rows
+    [tokens] = tokenise([same], tokenizer, Data(), chat(tokenizer)).rows
     assert trained_texts(tokens, tokenizer) == ["Blue.<|im_end|>"] * 3
 
 
 def test_a_template_that_writes_bos_does_not_get_a_second_one():
     tokenizer = with_chat(family("Metaspace, BOS"), BRACKETS)
-    [tokens] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(), "chat").rows
+    [tokens] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(), chat(tokenizer)).rows
     ids = tokens.ids_T.tolist()
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[tokens.prompt_length : -1]) == "Blue."
-    [everywhere] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(loss_on="all"), "chat").rows
+    [everywhere] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(loss_on="all"), chat(tokenizer)).rows
     assert everywhere.trained_T.tolist() == [False] + [True] * (len(ids) - 1)
 
 
 def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
     tokenizer = with_chat(family("byte-level BPE"), BARE)
-    [tokens] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(), "chat").rows
+    [tokens] = tokenise([Row("The sky?", "Blue.")], tokenizer, Data(), chat(tokenizer)).rows
     assert tokens.ids_T[-1] == tokenizer.eos_token_id
     assert tokens.trained_T[-1]
 
@@ -219,18 +231,18 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence():
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_a_prompt_that_ends_with_a_space_is_kept_and_no_space_is_added(name, row):
     tokenizer = with_chat(family(name), BARE)
-    [tokens] = tokenise([row], tokenizer, everything(), "chat").rows
-    rendered = render(row, "chat", tokenizer)
+    [tokens] = tokenise([row], tokenizer, everything(), chat(tokenizer)).rows
+    rendered = render(row, chat(tokenizer), tokenizer)
     assert tokens.ids_T[: tokens.prompt_length].tolist() == plain_ids(tokenizer, rendered.text[: rendered.prompt_end])
     if FAMILIES[name][2]:
         decoded = tokenizer.decode(tokens.ids_T[:-1].tolist(), clean_up_tokenization_spaces=False)
         assert decoded == rendered.text
 
 
-def test_an_earlier_response_that_the_template_shows_otherwise_is_not_trained():
+def test_an_earlier_response_that_the_template_shows_otherwise_is_trained_as_it_is_shown():
     tokenizer = with_chat(family("byte-level BPE"), THINKING)
-    [tokens] = tokenise([CHAT], tokenizer, Data(), "chat").rows
-    assert trained_texts(tokens, tokenizer) == ["Green.<|im_end|>"]
+    [tokens] = tokenise([CHAT], tokenizer, Data(), chat(tokenizer)).rows
+    assert trained_texts(tokens, tokenizer) == ["Blue.<|im_end|>", "Green.<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -245,10 +257,8 @@ def test_an_earlier_response_that_the_template_shows_otherwise_is_not_trained():
 def test_what_is_trained_of_a_chat_decodes_to_exactly_the_wanted_answer(name, template):
     tokenizer = with_chat(family(name), template)
     rows = [row for row in ROWS if row.response == row.response.strip() and row.response.isascii()]
-    for row, tokens in zip(rows, tokenise(rows, tokenizer, everything(), "chat").rows, strict=True):
-        answer = tokenizer.decode(tokens.ids_T[tokens.prompt_length : -1].tolist())
-        # A line break is all that this template ends a turn with.
-        assert (answer.removesuffix("\n") if template == BARE else answer) == row.response
+    for row, tokens in zip(rows, tokenise(rows, tokenizer, everything(), chat(tokenizer)).rows, strict=True):
+        assert tokenizer.decode(tokens.ids_T[tokens.prompt_length : -1].tolist()) == row.response
 
 
 @pytest.mark.parametrize(
@@ -261,9 +271,10 @@ def test_what_is_trained_of_a_chat_decodes_to_exactly_the_wanted_answer(name, te
     ],
     ids=["instruction", "context", "response", "chat"],
 )
-@pytest.mark.parametrize("template", ["alpaca", "chat"])
-def test_a_row_that_writes_out_a_special_token_is_refused_with_its_place(row, template):
+@pytest.mark.parametrize("kind", ["alpaca", "chat"])
+def test_a_row_that_writes_out_a_special_token_is_refused_with_its_place(row, kind):
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
+    template = resolve_template(Data(template=kind), tokenizer)
     with pytest.raises(DataError, match=r"^a\.jsonl:7: its text has '<\|im_end\|>', which the tokenizer takes for"):
         tokenise([ROWS[0], row], tokenizer, Data(), template)
 
@@ -272,15 +283,15 @@ def test_a_special_token_written_out_is_refused_for_a_tokenizer_without_offsets_
     from transformers import ByT5Tokenizer
 
     with pytest.raises(DataError, match="its text has '</s>'"):
-        tokenise([Row("a", "b</s>c")], ByT5Tokenizer(), everything(), "alpaca")
+        tokenise([Row("a", "b</s>c")], ByT5Tokenizer(), everything(), None)
 
 
 def test_a_chat_without_chat_template_repeats_alpacas_sections():
     for name in FAMILIES:
         tokenizer = family(name)
-        [tokens] = tokenise([CHAT], tokenizer, everything(), "alpaca").rows
-        text = prompt("And the hill?", "", "alpaca", tokenizer, history=CHAT.turns[:3])
-        assert tokens.ids_T[: tokens.prompt_length].tolist() == prompt_ids([text], tokenizer, "alpaca")[0].tolist()
+        [tokens] = tokenise([CHAT], tokenizer, everything(), None).rows
+        text = prompt("And the hill?", "", None, tokenizer, history=CHAT.turns[:3])
+        assert tokens.ids_T[: tokens.prompt_length].tolist() == prompt_ids([text], tokenizer, None)[0].tolist()
         runs = [run.lower() for run in trained_texts(tokens, tokenizer)]
         assert len(runs) == 2, name
         end = tokenizer.eos_token.lower()
@@ -298,9 +309,9 @@ def long_row(words):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_context_is_shortened_before_anything_else(name):
     tokenizer = family(name)
-    [whole] = tokenise([long_row(1)], tokenizer, everything(), "alpaca").rows
+    [whole] = tokenise([long_row(1)], tokenizer, everything(), None).rows
     limit = len(whole) + 20
-    made = tokenise([long_row(1), long_row(40)], tokenizer, Data(max_tokens=limit), "alpaca")
+    made = tokenise([long_row(1), long_row(40)], tokenizer, Data(max_tokens=limit), None)
     short, shortened = made.rows
     assert (made.shortened, made.cut, made.left_out) == (1, 0, 0)
     assert short.ids_T.tolist() == whole.ids_T.tolist()
@@ -315,7 +326,7 @@ def test_a_shortened_context_ends_with_a_whole_character():
     tokenizer = family("byte-level BPE")
     row = Row("Sum up.", "A fox.", "🦊空é" * 200)
     for limit in range(200, 216):
-        [tokens] = tokenise([row], tokenizer, Data(max_tokens=limit), "alpaca").rows
+        [tokens] = tokenise([row], tokenizer, Data(max_tokens=limit), None).rows
         assert "\ufffd" not in tokenizer.decode(tokens.ids_T.tolist())
         assert limit - 8 <= len(tokens) <= limit
 
@@ -323,7 +334,7 @@ def test_a_shortened_context_ends_with_a_whole_character():
 def test_then_the_response_is_cut_and_gets_no_end_of_sequence():
     tokenizer = family("byte-level BPE")
     row = Row("Name it.", "The fox runs over the hill. " * 50, "A hill.")
-    made = tokenise([row], tokenizer, Data(max_tokens=150), "alpaca")
+    made = tokenise([row], tokenizer, Data(max_tokens=150), None)
     [tokens] = made.rows
     assert (made.shortened, made.cut, made.left_out) == (1, 1, 0)
     assert len(tokens) == 150
@@ -334,10 +345,10 @@ def test_then_the_response_is_cut_and_gets_no_end_of_sequence():
 
 def test_a_row_that_keeps_no_token_of_its_response_is_left_out_and_counted():
     tokenizer = family("byte-level BPE")
-    [whole] = tokenise([ROWS[0]], tokenizer, everything(), "alpaca").rows
-    at_border = tokenise([ROWS[0]], tokenizer, Data(max_tokens=whole.prompt_length), "alpaca")
+    [whole] = tokenise([ROWS[0]], tokenizer, everything(), None).rows
+    at_border = tokenise([ROWS[0]], tokenizer, Data(max_tokens=whole.prompt_length), None)
     assert (len(at_border.rows), at_border.left_out) == (0, 1)
-    above = tokenise([ROWS[0]], tokenizer, Data(max_tokens=whole.prompt_length + 1), "alpaca")
+    above = tokenise([ROWS[0]], tokenizer, Data(max_tokens=whole.prompt_length + 1), None)
     assert (len(above.rows), above.left_out, above.cut) == (1, 0, 1)
     assert above.rows[0].trained_T.sum() == 1
 
@@ -348,7 +359,7 @@ def test_a_chat_loses_its_oldest_exchanges_and_keeps_its_system_message():
         turn for n in range(30) for turn in (Turn("user", f"Question {n}?"), Turn("assistant", f"Answer {n}."))
     ]
     row = Row("Question 29?", "Answer 29.", turns=(Turn("system", "Be brief."), *exchanges))
-    made = tokenise([row], tokenizer, Data(max_tokens=200), "chat")
+    made = tokenise([row], tokenizer, Data(max_tokens=200), chat(tokenizer))
     text = tokenizer.decode(made.rows[0].ids_T.tolist())
     assert (made.shortened, made.cut, made.left_out) == (1, 0, 0)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQuestion ")
@@ -360,7 +371,7 @@ def test_a_chat_loses_its_oldest_exchanges_and_keeps_its_system_message():
 def test_rows_stay_in_their_order_over_many_calls_of_the_tokenizer():
     rows = [Row("Name it.", f"Answer {number}.") for number in range(2500)]
     tokenizer = family("byte-level BPE")
-    made = tokenise(rows, tokenizer, Data(), "alpaca")
+    made = tokenise(rows, tokenizer, Data(), None)
     assert [token_row.row for token_row in made.rows] == rows
     assert tokenizer.decode(made.rows[2400].ids_T[made.rows[2400].prompt_length :].tolist()).startswith("Answer 2400.")
 
@@ -405,10 +416,10 @@ def test_rows_are_the_same_whether_all_of_a_long_text_is_tokenised_or_its_beginn
         return encode(texts, tokenizer)
 
     monkeypatch.setattr(tokens_module, "encode", watched)
-    made = content(tokenise(far_too_long(), family(name), Data(max_tokens=150), "alpaca"))
+    made = content(tokenise(far_too_long(), family(name), Data(max_tokens=150), None))
     assert max(lengths) < 20_000, "the texts of a row together, each of them cut"
     monkeypatch.setattr(tokens_module, "CHARACTERS_PER_TOKEN", 1_000_000)
-    assert content(tokenise(far_too_long(), family(name), Data(max_tokens=150), "alpaca")) == made
+    assert content(tokenise(far_too_long(), family(name), Data(max_tokens=150), None)) == made
     assert max(lengths) > 34_000
     assert made[1:] == (3, 2, 3), "two contexts and a chat's beginning, two instructions, three responses"
 
@@ -416,9 +427,9 @@ def test_rows_are_the_same_whether_all_of_a_long_text_is_tokenised_or_its_beginn
 @pytest.mark.parametrize("template", [CHATML, BRACKETS])
 def test_long_chats_are_the_same_whether_all_of_them_is_tokenised_or_the_beginnings(template, monkeypatch):
     tokenizer = with_chat(family("byte-level BPE"), template)
-    made = content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), "chat"))
+    made = content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), chat(tokenizer)))
     monkeypatch.setattr(tokens_module, "CHARACTERS_PER_TOKEN", 1_000_000)
-    assert content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), "chat")) == made
+    assert content(tokenise(far_too_long(), tokenizer, Data(max_tokens=150), chat(tokenizer))) == made
 
 
 def test_a_row_that_would_fit_only_since_its_text_was_cut_is_left_out():
@@ -430,7 +441,7 @@ def test_a_row_that_would_fit_only_since_its_text_was_cut_is_left_out():
         Row("Name it.", "Blue."),
         Row("Name it.", "Blue.", endless),
     ]
-    made = tokenise(rows, tokenizer, Data(max_tokens=100), "alpaca")
+    made = tokenise(rows, tokenizer, Data(max_tokens=100), None)
     assert [row.row for row in made.rows] == rows[2:]
     assert (made.shortened, made.left_out, made.cut) == (1, 2, 0)
 
@@ -446,11 +457,11 @@ def test_of_a_chat_of_endless_turns_only_those_are_rendered_that_could_be_kept(m
     monkeypatch.setattr(tokens_module, "render", watched)
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
     whole, end = (Row("Question 2999?", "2999.", turns=(system, *some)) for some in (turns, turns[-20:]))
-    made = tokenise([whole], tokenizer, Data(max_tokens=100), "chat")
+    made = tokenise([whole], tokenizer, Data(max_tokens=100), chat(tokenizer))
     assert max(rendered) == 101
     assert (made.shortened, made.left_out, made.cut) == (1, 0, 0)
     assert made.rows[0].row == whole
-    [expected] = tokenise([end], tokenizer, Data(max_tokens=100), "chat").rows
+    [expected] = tokenise([end], tokenizer, Data(max_tokens=100), chat(tokenizer)).rows
     assert made.rows[0].ids_T.tolist() == expected.ids_T.tolist()
 
 
@@ -463,7 +474,7 @@ def test_a_tokenizer_is_given_few_texts_and_few_characters_at_once(monkeypatch):
 
     monkeypatch.setattr(tokens_module, "encode", watched)
     texts = [*["The fox."] * 3000, *[SENTENCES * 4000] * 5]
-    assert len(prompt_ids(texts, words("fox"), "alpaca")) == 3005
+    assert len(prompt_ids(texts, words("fox"), None)) == 3005
     assert sum(count for count, _ in calls) == 3005
     assert max(count for count, _ in calls) <= 1024
     assert max(characters for _, characters in calls) <= 1_000_000
@@ -478,7 +489,7 @@ def test_portions_take_every_text_once_and_in_order():
 
 
 def test_no_rows_make_no_token_rows():
-    assert tokenise([], unigram(), Data(), "alpaca").rows == []
+    assert tokenise([], unigram(), Data(), None).rows == []
 
 
 # Real tokenizers ----------------------------------------------------------------------------------
@@ -495,9 +506,9 @@ def stories():
 
 
 def test_a_real_sentencepiece_tokenizer_keeps_prompts_and_responses(stories):
-    made = tokenise(ROWS, stories, everything(), "alpaca")
+    made = tokenise(ROWS, stories, everything(), None)
     for row, tokens in zip(ROWS, made.rows, strict=True):
-        text = prompt(row.instruction, row.context, "alpaca", stories)
+        text = prompt(row.instruction, row.context, None, stories)
         assert tokens.ids_T[: tokens.prompt_length].tolist() == stories(text)["input_ids"]
         assert tokens.ids_T[0] == stories.bos_token_id
         assert stories.decode(tokens.ids_T[tokens.prompt_length : -1].tolist()) == row.response.removeprefix(" ")

@@ -101,7 +101,9 @@ def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]
             lines += fields_table(inner[0], f"{prefix}{name}.")
             continue
         several = typing.get_origin(info.annotation) is Mapping and inner
-        default = list(info.default) if isinstance(info.default, tuple) else info.default
+        default = (
+            list(info.default) if isinstance(info.default, tuple) else None if info.is_required() else info.default
+        )
         if several:
             default = {key: value.model_dump(exclude_unset=True) for key, value in info.default.items()}
         shown = yaml.safe_dump(default, default_flow_style=True, width=10_000, sort_keys=False)

@@ -77,7 +77,7 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     assert recipe.data.columns.model_dump() == {
         "instruction": "Query",
         "context": "Passage",
-        "response": "completion",
+        "response": None,  # a usual name
         "category": "Topic",
         "messages": None,
         "group": None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bellwether.ask.answerers import Answerer
 from bellwether.ask.question_files import Question
-from bellwether.data.prompts import check_plain, end_of_turn, prompt, resolve_template
+from bellwether.data.prompts import check_plain, end_of_turn, resolve_template, row_prompt
 from bellwether.data.tokens import prompt_ids
 from bellwether.errors import DataError
 
@@ -84,9 +84,9 @@ def _answers(
     from bellwether.model.generate import generate
 
     recipe, tokenizer = answerer.recipe, base.tokenizer
-    template = resolve_template(recipe.data.template, tokenizer)
-    check_plain([question.row for question in questions], tokenizer)
-    texts = [prompt(one.row.instruction, one.row.context, template, tokenizer, one.row.turns[:-2]) for one in questions]
+    template = resolve_template(recipe.data, tokenizer)
+    check_plain([question.row for question in questions], tokenizer, template)
+    texts = [row_prompt(one.row, template, tokenizer) for one in questions]
     prompts = {
         one.name: ids_T.tolist() for one, ids_T in zip(questions, prompt_ids(texts, tokenizer, template), strict=True)
     }

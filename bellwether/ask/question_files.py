@@ -15,7 +15,7 @@ from typing import Any
 
 from bellwether.ask.questions import check_length
 from bellwether.data.columns import USUAL_NAMES, find_layout, make_row
-from bellwether.data.files import READERS, Problems, Record, read_records
+from bellwether.data.files import READERS, Problems, Record, can_be_read, read_records
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -66,7 +66,7 @@ def read_questions(path: Path) -> Questions:
     Raises:
         DataError: the file is not there or cannot be read, questions of it are bad, or two have the same name.
     """
-    if path.suffix.lower() not in READERS or not path.is_file():
+    if not can_be_read(path) or not path.is_file():
         raise DataError(f"{path}: there is no such file of questions; give one of {', '.join(READERS)}.")
     problems = Problems()
     records = read_records(path, path.name, problems)

@@ -145,7 +145,7 @@ class Talk:
             DataError: the question writes out a special token, is too long, or does not fit the chat template.
         """
         tokenizer, template, limit = self.base.tokenizer, self.templates[name], self.base.facts.max_positions
-        special = written_special([question.instruction, question.context], tokenizer)
+        special = written_special([question.instruction, question.context], tokenizer, template)
         if special is not None:
             raise DataError(f"the question has {special!r}, which the tokenizer takes for a special token; change it.")
         text = render_prompt(question.instruction, question.context, template, tokenizer)
@@ -308,7 +308,7 @@ def open_talk(folder: Path, *, seed: int | None = None, model: str | None = None
     for one in kept:
         with _attached(base, [one.adapter]):  # whatever does not fit is found now
             pass
-    templates = {one.name: resolve_template(one.recipe.data.template, base.tokenizer) for one in kept}
+    templates = {one.name: resolve_template(one.recipe.data, base.tokenizer) for one in kept}
     return Talk(folder, base, {one.name: one for one in kept}, templates, notes)
 
 

@@ -84,9 +84,10 @@ def show_clients(
     data: DataFlag = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for clients.png and clients.svg.")] = Path("."),
     seed: SeedFlag = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Show so many rows as the model sees them.")] = 0,
     trust: TrustFlag = False,
 ) -> None:
-    """Show what each client holds: a table, and a picture of categories per client."""
+    """Show what each client holds: a table, a picture of categories per client, and rows with what is trained."""
     recipe = trusted_recipe(words, fields_of_flags(model, data, seed=seed), trust)
     from bellwether.report.holdings import draw, table
     from bellwether.runner.describe import describe
@@ -95,7 +96,15 @@ def show_clients(
 
     prepared = prepare(recipe)
     description = describe(prepared.federated, prepared.clients)
-    console().print(table(description))
+    screen = console()
+    screen.print(table(description))
+    if show:
+        from bellwether.report.rows import ASCII_MARKS, MARKS, shown_rows
+
+        in_colour = screen.is_terminal and screen.color_system is not None and not screen.no_color
+        marks = None if in_colour else ASCII_MARKS if screen.options.ascii_only else MARKS
+        for row in shown_rows(prepared.clients, prepared.base.tokenizer, show, marks=marks):
+            screen.print(row, soft_wrap=True)
     for text in prepared.notes:
         say(text)
     make_folder(out)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from bellwether.client.batches import by_length, collate
+from bellwether.data.chat import without_reasoning
 from bellwether.data.rows import TokenRow
 from bellwether.exchange.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
@@ -56,11 +57,12 @@ def by_group(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str,
 
 
 def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
-    """Return a row's totals from its summed loss and its answer."""
+    """Return a row's totals from its summed loss and its answer, of which its reasoning is left out."""
     tokens = int(row.response_T[1:].sum())
     if answer is None:
         return Scored(Totals(rows=1, tokens=tokens, loss=loss), None)
-    similarity, exact = rouge_l(answer, row.response), int(exact_match(answer, row.response))
+    said, wanted = without_reasoning(answer), without_reasoning(row.response)
+    similarity, exact = rouge_l(said, wanted), int(exact_match(said, wanted))
     return Scored(Totals(1, tokens, loss, generated=1, rouge_l=similarity, exact=exact), answer)
 
 

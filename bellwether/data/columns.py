@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from bellwether.tools.words import listed
 USUAL_NAMES = {
     "instruction": ("instruction", "prompt", "question"),
     "context": ("context", "input"),
-    "response": ("response", "output", "answer"),
+    "response": ("response", "output", "answer", "completion"),
     "category": ("category",),
     "messages": ("messages", "conversations"),
     "group": ("language", "domain"),
@@ -26,7 +28,17 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
 }
+# Fields of a message that a chat template may render, beside its role and content.
+RENDERED_FIELDS = ("tool_calls", "tool_call_id", "name")
+_ROLE_FIELDS, _TEXT_FIELDS, _REASONING_FIELDS = (
+    ("role", "from"),
+    ("content", "value"),
+    ("reasoning_content", "reasoning"),
+)
+_READ_FIELDS = {*_ROLE_FIELDS, *_TEXT_FIELDS, *_REASONING_FIELDS, *RENDERED_FIELDS, "weight"}
 LONGEST_CLIENT_NAME = 100
 LONGEST_LABEL = 1_000
 
@@ -49,6 +61,7 @@ class Layout:
     messages: str | None = None
     client: str | None = None
     group: str | None = None
+    tools: str | None = None
 
     @property
     def used(self) -> set[str]:
@@ -79,19 +92,26 @@ def find_layout(
         DataError: a column that is named, or needed, is not there.
     """
     named_roles = settings.model_dump().items()
-    given = {role: column for role, column in named_roles if column is not None and (role, column) != ("group", "")}
+    given = {role: column for role, column in named_roles if column}
+    none = {role for role, column in named_roles if column == ""}  # said to be nowhere
     usual_names: dict[str, Collection[str]] = {**USUAL_NAMES, "group": groups if settings.group is None else ()}
     named = [(f"data.columns.{role}", column) for role, column in given.items()] + [("partition.column", client)]
     for field, column in named:
         if column is not None and column not in columns:
             raise DataError(f"{name}: there is no column {column!r} ({field}); there are {listed(columns)}.")
+    _check_roles(given)
+    # A column that is named for one thing is none of the others.
+    free = [column for column in columns if column not in given.values()]
     found = {
-        role: given.get(role) or next((usual for usual in usuals if usual in columns), None)
+        role: given.get(role) or next((usual for usual in usuals if usual in free and role not in none), None)
         for role, usuals in usual_names.items()
     }
     plain = found["instruction"] is not None and (found["response"] is not None or not answered)
     if found["messages"] is not None and ("messages" in given or not plain):
-        return Layout(category=found["category"], messages=found["messages"], client=client, group=found["group"])
+        tools = "tools" if "tools" in free else None
+        return Layout(
+            category=found["category"], messages=found["messages"], client=client, group=found["group"], tools=tools
+        )
     if not plain:
         missing = "instruction" if found["instruction"] is None else "response"
         raise DataError(
@@ -106,6 +126,16 @@ def find_layout(
         client=client,
         group=found["group"],
     )
+
+
+def _check_roles(given: Mapping[str, str]) -> None:
+    """Refuse a column that is named for two things."""
+    for role, column in given.items():
+        twin = next((other for other, taken in given.items() if taken == column and other != role), None)
+        if twin is not None:
+            raise DataError(
+                f"data.columns.{role} and data.columns.{twin} both name the column {column!r}; it holds one thing."
+            )
 
 
 def can_group(records: Iterable[Mapping[str, Any]], column: str) -> bool:
@@ -137,9 +167,12 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
     if layout.client:
         client = _label(values, layout.client)
         check_client_name(client)
-    if layout.messages:
-        turns = _turns(values, layout.messages)
-        return Row(turns[-2].text, turns[-1].text, "", category, turns, client, place, group)
+    said = _messages(values, layout)
+    if said is not None:
+        turns = _turns(*said)
+        asked = next(turn for turn in reversed(turns) if turn.role == "user")
+        tools = _tools(values.get(layout.tools)) if layout.tools else ""
+        return Row(asked.text, turns[-1].text, "", category, turns, client, place, group, tools)
     assert layout.instruction
     return Row(
         instruction=_needed(values, layout.instruction),
@@ -150,6 +183,18 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
         place=place,
         group=group,
     )
+
+
+def unused_fields(values: Mapping[str, Any], layout: Layout) -> set[str]:
+    """Return the names of fields inside a record's messages that hold something and are not read."""
+    messages = values.get(layout.messages) if layout.messages else None
+    kept = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    return {
+        str(field)
+        for message in kept
+        for field, value in message.items()
+        if field not in _READ_FIELDS and value not in (None, "", [], {})
+    }
 
 
 def check_client_name(name: str) -> None:
@@ -173,9 +218,14 @@ def _needed(values: Mapping[str, Any], column: str) -> str:
     if column not in values:
         raise DataError(f"the field {column!r} is missing; every row needs one.")
     text = _string(values[column], f"the field {column!r}")
-    if not text.strip():
+    if is_empty(text):
         raise DataError(f"the field {column!r} is empty; fill it or remove the row.")
     return text
+
+
+def is_empty(text: str) -> bool:
+    """Return whether a text shows nothing: white space, and marks without width such as U+200B."""
+    return not text.strip() or all(mark.isspace() or unicodedata.category(mark) == "Cf" for mark in text)
 
 
 def _optional(values: Mapping[str, Any], column: str) -> str:
@@ -209,35 +259,116 @@ def _string(value: Any, what: str) -> str:
     return value
 
 
-def _turns(values: Mapping[str, Any], column: str) -> tuple[Turn, ...]:
-    """Return the messages of a chat: maybe a system message, then user and assistant in turn."""
-    messages = values.get(column)
-    if messages == []:
-        raise DataError(f"the field {column!r} is empty, but a list of messages is wanted; fill it or remove the row.")
-    if not isinstance(messages, list):
-        raise DataError(f"the field {column!r} is {kind(messages)}, but a list of messages is wanted.")
-    turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
-    if turns[0].role == "system" and not turns[0].text.strip():
+def _messages(values: Mapping[str, Any], layout: Layout) -> tuple[list[Any], str] | None:
+    """Return the messages of a chat, and how sentences call them; None where the row is a plain instruction."""
+    if layout.messages:
+        messages = values.get(layout.messages)
+        if messages == []:
+            raise DataError(
+                f"the field {layout.messages!r} is empty, but a list of messages is wanted; fill it or remove the row."
+            )
+        if not isinstance(messages, list):
+            raise DataError(f"the field {layout.messages!r} is {kind(messages)}, but a list of messages is wanted.")
+        return messages, "message"
+    parts = [values.get(column) for column in (layout.instruction, layout.response) if column]
+    if not all(isinstance(part, list) for part in parts):
+        return None
+    return [message for part in parts for message in part or ()], "message"
+
+
+def _turns(messages: list[Any], what: str) -> tuple[Turn, ...]:
+    """Return the messages of a chat: maybe a system message, then the user and the assistant in turn.
+
+    Between a call of tools by the assistant and its next message stand messages of these.
+    """
+    turns = [_turn(message, f"{what} {number}") for number, message in enumerate(messages, 1)]
+    if turns and turns[0].role == "system" and is_empty(turns[0].text):
         del turns[0]
-    wanted = "user"
+    due: tuple[str, ...] = ("user",)
     for number, turn in enumerate(turns, 1):
         if turn.role == "system" and number == 1:
             continue
-        if turn.role != wanted:
-            raise DataError(f"message {number} is of the {turn.role}, but one of the {wanted} is due there.")
-        if not turn.text.strip():
-            raise DataError(f"message {number} is empty; fill it or remove the row.")
-        wanted = "assistant" if wanted == "user" else "user"
+        if turn.role not in due:
+            raise DataError(
+                f"{what} {number} is of the {turn.role}, but one of the {' or the '.join(due)} is due there."
+            )
+        calls = "tool_calls" in turn.fields
+        if is_empty(turn.text) and not calls:
+            raise DataError(f"{what} {number} is empty; fill it or remove the row.")
+        due = {"user": ("assistant",), "tool": ("assistant", "tool")}.get(turn.role, ("tool",) if calls else ("user",))
     if not turns or turns[-1].role != "assistant":
         raise DataError("the chat does not end with a message of the assistant; remove what follows the last one.")
+    if not any(turn.trained for turn in turns if turn.role == "assistant"):
+        raise DataError("all messages of the assistant have a weight of 0, so nothing is trained; remove the row.")
     return tuple(turns)
 
 
-def _turn(message: Any, number: int) -> Turn:
+def _turn(message: Any, what: str) -> Turn:
     """Return one message, written as role and content, or as from and value."""
     if not isinstance(message, dict):
-        raise DataError(f"message {number} is {kind(message)}, but an object with role and content is wanted.")
-    role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        raise DataError(f"{what} is {kind(message)}, but an object with role and content is wanted.")
+    role = _first(message, _ROLE_FIELDS)
     if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"message {number} has the role {repr(role)[:40]}; known are {', '.join(ROLES)}.")
-    return Turn(ROLES[role], _string(text, f"message {number}"))
+        raise DataError(f"{what} has the role {repr(role)[:40]}; known are {', '.join(ROLES)}.")
+    fields = {field: message[field] for field in RENDERED_FIELDS if message.get(field) not in (None, "", [])}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _calls(fields["tool_calls"], what)
+    text = _first(message, _TEXT_FIELDS)
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise DataError(f"{what} has the weight {repr(weight)[:40]}, but 0 or 1 is wanted.")
+    reasoning = _first(message, _REASONING_FIELDS)
+    return Turn(
+        ROLES[role],
+        "" if text is None and fields else _said(text, what),
+        weight != 0,
+        "" if reasoning is None else _string(reasoning, f"the reasoning of {what}"),
+        json.dumps(fields, ensure_ascii=False) if fields else "",
+    )
+
+
+def _first(message: Mapping[str, Any], fields: Iterable[str]) -> Any:
+    """Return the first of some fields that holds something."""
+    return next((message[field] for field in fields if message.get(field) is not None), None)
+
+
+def _said(value: Any, what: str) -> str:
+    """Return a message's text, which may come in parts."""
+    if not isinstance(value, list):
+        return _string(value, what)
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            found = repr(part.get("type"))[:40] if isinstance(part, dict) else kind(part)
+            raise DataError(f"{what} has a part that is {found}, but objects of the type 'text' are all that is read.")
+        texts.append(_string(part.get("text"), f"a part of {what}"))
+    return "".join(texts)
+
+
+def _calls(calls: Any, what: str) -> list[dict[str, Any]]:
+    """Return calls of tools, their arguments as objects, as chat templates want them."""
+    found = []
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"{what} has tool_calls that are no list of calls with a function and its name.")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError as error:
+                raise DataError(f"{what} calls {function['name']!r} with arguments that are not JSON.") from error
+        found.append({**call, "function": {**function, "arguments": arguments}})
+    return found
+
+
+def _tools(tools: Any) -> str:
+    """Return descriptions of tools as JSON; nothing where there are none."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools or "[]")
+        except ValueError as error:
+            raise DataError("the field 'tools' is text that is not JSON.") from error
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"the field 'tools' is {kind(tools)}, but a list of descriptions is wanted.")
+    return json.dumps(tools, ensure_ascii=False) if tools else ""

@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bellwether.data.partition import deal, names_clients
-from bellwether.data.rows import Federated, Row
-from bellwether.data.sources import is_hub_name, read_rows
+from bellwether.data.rows import Federated, Row, Turn
+from bellwether.data.sources import is_hub_name, read_rows, split_folder
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import listed
 
 # From sources, how to read them and the column that names clients, to rows and notes; as ``read_rows``.
 Read = Callable[[Sequence[str], recipe.Data, str | None], tuple[Sequence[Row], Sequence[str]]]
@@ -48,9 +50,11 @@ def load_federated(
     Raises:
         DataError: a source is bad, the partition cannot be made, or a client is left with no row.
     """
+    said_of_splits: list[str] = []
+    data = with_splits(data, said_of_splits)
     _check_hub_settings(data)
     whole, said = read(data.sources, data, partition.column if partition.method == "column" else None)
-    rows, notes = list(whole), list(said)
+    rows, notes = list(whole), [*said_of_splits, *said]
     embedded = _EMBEDDED.issuperset(data.sources) and not data.test_sources and not data.validation_sources
     languages = tuple(dict.fromkeys(data.sources)) if embedded else ()
     validation, test = (
@@ -74,6 +78,36 @@ def load_federated(
     return Federated(clients, held_out, split.validation, split.test, tuple(notes))
 
 
+def with_splits(data: recipe.Data, notes: list[str]) -> recipe.Data:
+    """Return settings in which a folder of files that are named after splits serves as these.
+
+    Args:
+        data: the recipe's section.
+        notes: receives a sentence on each such folder.
+    """
+    sources: list[str] = []
+    held_out: dict[str, list[str]] = {"validation": list(data.validation_sources), "test": list(data.test_sources)}
+    for source in data.sources:
+        splits = split_folder(Path(source).expanduser())
+        if not splits:
+            sources.append(source)
+            continue
+        sources += map(str, splits.pop("train"))
+        for split, files in sorted(splits.items()):
+            given = bool(getattr(data, f"{split}_sources"))
+            if not given:
+                held_out[split] += map(str, files)
+            served = f"are not read, since data.{split}_sources names others" if given else f"serve as {split} rows"
+            notes.append(f"{source}: the rows of {listed([file.name for file in files])} {served}.")
+    return data.model_copy(
+        update={
+            "sources": tuple(sources),
+            "validation_sources": tuple(held_out["validation"]),
+            "test_sources": tuple(held_out["test"]),
+        }
+    )
+
+
 def rows_fingerprint(federated: Federated) -> str:
     """Return the SHA-256 of all rows as they are dealt; equal when a run would see the same data."""
     digest = hashlib.sha256()
@@ -81,8 +115,9 @@ def rows_fingerprint(federated: Federated) -> str:
     def add(part: str, rows: Sequence[Row]) -> None:
         digest.update(json.dumps([part, len(rows)]).encode())
         for row in rows:
-            turns = [[turn.role, turn.text] for turn in row.turns]
+            turns = [[turn.role, turn.text, *_beside(turn)] for turn in row.turns]
             parts = [row.instruction, row.context, row.response, row.category, row.group, turns]
+            parts += [row.tools] if row.tools else []
             digest.update(json.dumps(parts).encode())
 
     for client, rows in federated.clients.items():
@@ -92,6 +127,12 @@ def rows_fingerprint(federated: Federated) -> str:
     add("validation", federated.validation)
     add("test", federated.test)
     return digest.hexdigest()
+
+
+def _beside(turn: Turn) -> list[object]:
+    """Return what a turn holds beside its text, nothing where it holds no more."""
+    more = [turn.trained, turn.reasoning, turn.fields]
+    return more if more != [True, "", ""] else []
 
 
 def _separate(sources: Sequence[str], data: recipe.Data, notes: list[str], read: Read) -> list[Row] | None:

@@ -1,4 +1,4 @@
-"""Records of one file, with the line each of them stands in: JSON, JSONL, CSV, Parquet.
+"""Records of one file, with the line each of them stands in: JSON, JSONL, CSV, Parquet, XLSX.
 
 A file comes from somewhere else, so what it may ask of memory is bounded: a row by ``LONGEST_ROW`` and
 ``MOST_COLUMNS``, a Parquet file by what it says when it is unpacked. JSONL, CSV and Parquet are read piece by piece.
@@ -6,24 +6,24 @@ A file comes from somewhere else, so what it may ask of memory is bounded: a row
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import csv
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from bellwether.data.opening import BLOCK, UNPACKED, UNPACKED_PER_BYTE, kind_of, not_decoded, open_bytes, open_text
 from bellwether.errors import DataError
 from bellwether.tools.words import byte_size, listed
 
 LONGEST_ROW = 10_000_000  # characters, as the row stands in its file
 MOST_COLUMNS = 1_000
+DELIMITERS = (",", ";", "\t", "|")
+INDEX = "Unnamed: 0"  # pandas' name for a column without one
 
-_BLOCK = 1 << 20  # bytes or characters that are read at once where nothing of them is kept
-# What the rows of a Parquet file may take in memory: so many bytes, or for a larger file so many times its own.
-_UNPACKED = 2_000_000_000
-_UNPACKED_PER_BYTE = 100
 _BATCH = 64  # rows of it that are unpacked at once, at most
 
 # Bytes of Python's objects, roughly and beside their content.
@@ -44,82 +44,94 @@ class Record:
 
 
 class Problems:
-    """Sentences about bad rows; shows the first three and the count."""
+    """Sentences about bad rows, in the order of files and lines; shows the first three and the count."""
 
     SHOWN = 3
 
     def __init__(self) -> None:
-        self.sentences: list[str] = []
+        self._found: list[tuple[str, int, str]] = []
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them, in their order, each with its place."""
+        files = list(dict.fromkeys(name for name, _, _ in self._found))
+        ordered = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
+        return [f"{name}:{line}: {sentence}" if line else f"{name}: {sentence}" for name, line, sentence in ordered]
 
     def add(self, place: str, sentence: str) -> None:
-        """Note what is wrong with the row at a place."""
-        self.sentences.append(f"{place}: {sentence}")
+        """Note what is wrong with the row at a place, such as ``dolly.jsonl:17``."""
+        name, _, line = place.rpartition(":")
+        self._found.append((name, int(line), sentence) if line.isdecimal() and name else (place, 0, sentence))
 
     def check(self) -> None:
         """Raise a DataError when there are any."""
-        if not self.sentences:
+        sentences = self.sentences
+        if not sentences:
             return
-        more = len(self.sentences) - self.SHOWN
-        tail = [f"... and {more} more; {len(self.sentences)} rows are bad in all."] if more > 0 else []
-        raise DataError("\n".join(self.sentences[: self.SHOWN] + tail))
+        more = len(sentences) - self.SHOWN
+        tail = [f"... and {more} more; {len(sentences)} rows are bad in all."] if more > 0 else []
+        raise DataError("\n".join(sentences[: self.SHOWN] + tail))
 
 
-def read_records(path: Path, name: str, problems: Problems) -> list[Record]:
+@dataclass(frozen=True)
+class Written:
+    """How files are written, where that cannot be seen from them.
+
+    Args:
+        encoding: of text files; None finds it out, see ``bellwether.data.opening``.
+        delimiter: what stands between the fields of a CSV file; None takes what divides its header into most.
+    """
+
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+def read_records(path: Path, name: str, problems: Problems, written: Written = Written()) -> list[Record]:
     """Read all records of a file; records that cannot be read go to ``problems``.
 
     Args:
-        path: a file that ends in one of the keys of ``READERS``.
+        path: a file whose kind is one of the keys of ``READERS``, packed or not.
         name: how messages call it.
         problems: collects what is wrong with single records.
+        written: what the recipe says of files.
 
     Raises:
         DataError: the file as a whole cannot be read, or is empty.
     """
+    before = len(problems.sentences)
     try:
         if _is_blank(path):
             raise DataError(f"{path}: the file is empty; give a file with at least one row.")
-        records = list(READERS[path.suffix.lower()](path, name, problems))
+        records = list(READERS[kind_of(path)](path, name, problems, written))
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, name) from error
+        raise not_decoded(path, name, written.encoding) from error
+    except UnicodeError as error:  # such as UTF-16 without its mark
+        raise DataError(
+            f"{name}: the file is not {written.encoding} ({error}); name another in data.encoding."
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its name and rights.") from error
-    if not records and not problems.sentences:
+    if not records and len(problems.sentences) == before:
         raise DataError(f"{path}: the file holds no rows; give a file with at least one row.")
     return records
 
 
+def can_be_read(path: Path) -> bool:
+    """Return whether there is a reader for files of this name."""
+    return kind_of(path) in READERS
+
+
 def _is_blank(path: Path) -> bool:
     """Return whether a file holds nothing but white space."""
-    with path.open("rb") as file:
-        return not any(block.strip() for block in iter(lambda: file.read(_BLOCK), b""))
-
-
-def _open(path: Path, newline: str) -> TextIO:
-    """Open a file in UTF-8, with or without a byte order mark."""
-    return path.open(encoding="utf-8-sig", newline=newline)
-
-
-def _not_utf8(path: Path, name: str) -> DataError:
-    """Return the error that names the first byte of a file that is not UTF-8."""
-    decoder, offset, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
-    with path.open("rb") as file:
-        try:
-            while block := file.read(_BLOCK):
-                decoder.decode(block)
-                offset, line = offset + len(block), line + block.count(b"\n")
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            # What is decoded begins with the bytes of a character that the block before ended within.
-            offset += error.start - (len(error.object) - len(block))
-            line += error.object.count(b"\n", 0, error.start)
-    return DataError(f"{name}:{line}: byte {offset} is not UTF-8; save the file as UTF-8.")
+    with open_bytes(path) as file:
+        return not any(block.strip() for block in iter(lambda: file.read(BLOCK), b""))
 
 
 def _lines(file: TextIO) -> Iterator[tuple[str, int]]:
     """Yield lines with their lengths; of one that is too long, only the beginning is there."""
     while line := file.readline(LONGEST_ROW + 1):
         length, last = len(line), line
-        while length > LONGEST_ROW and not last.endswith("\n") and (last := file.readline(_BLOCK)):
+        while length > LONGEST_ROW and not last.endswith("\n") and (last := file.readline(BLOCK)):
             length += len(last)
         yield line, length
 
@@ -134,14 +146,24 @@ def _too_wide(columns: int) -> str:
     return f"there are {columns:,} columns, but at most {MOST_COLUMNS:,} are read; leave out those that are not used."
 
 
-def _jsonl(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+def _jsonl(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
+    with open_text(path, "", written.encoding) as file:
+        start = next((block for block in iter(lambda: file.read(BLOCK), "") if block.strip()), "").lstrip()
+    if start.startswith("[") and _is_list(start):  # of objects, whatever it is called
+        yield from _json(path, name, problems, written)
+        return
     # Only \n ends a line: U+2028 and its like may stand inside JSON strings.
-    with _open(path, "\n") as file:
+    with open_text(path, "\n", written.encoding) as file:
         for number, (line, length) in enumerate(_lines(file), 1):
             if length > LONGEST_ROW:
                 problems.add(f"{name}:{number}", _too_long(length))
             elif line.strip():
                 yield from _line_record(line.removesuffix("\n"), number, name, problems)
+
+
+def _is_list(start: str) -> bool:
+    """Return whether the beginning of a file is that of a JSON list of objects, and not a line that holds a list."""
+    return start[1:].lstrip().startswith("{")
 
 
 def _line_record(line: str, number: int, name: str, problems: Problems) -> Iterator[Record]:
@@ -171,10 +193,10 @@ def _reason(error: ValueError | RecursionError) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
-def _json(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+def _json(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     """Read a list of objects one by one, so that the line of each is known."""
     decoder = json.JSONDecoder()
-    with _open(path, "") as file:
+    with open_text(path, "", written.encoding) as file:
         text = file.read()
     position = _skip(text, 0)
     if not text.startswith("[", position):
@@ -214,12 +236,13 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _csv(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+def _csv(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_ROW)
     header: list[str] = []
     start = 1
-    with _open(path, "") as file:
-        reader = csv.reader(_csv_lines(file, name), strict=True)
+    delimiter = written.delimiter or ("\t" if kind_of(path) == ".tsv" else _delimiter(path, written))
+    with open_text(path, "", written.encoding) as file:
+        reader = csv.reader(_csv_lines(file, name), strict=True, delimiter=delimiter)
         try:
             for cells in reader:
                 line, start = start, reader.line_num + 1
@@ -236,6 +259,20 @@ def _csv(path: Path, name: str, problems: Problems) -> Iterator[Record]:
                     "shorten it, or close its quote."
                 ) from error
             raise DataError(f"{name}:{start}: this is not CSV ({error}); mend the file.") from error
+
+
+def _delimiter(path: Path, written: Written) -> str:
+    """Return what divides the header of a CSV file into most fields; a comma where nothing does."""
+    with open_text(path, "", written.encoding) as file:
+        first = next((line for line, _ in _lines(file) if line.strip()), "")
+
+    def fields(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([first], delimiter=delimiter), []))
+        except csv.Error:
+            return 0
+
+    return max(DELIMITERS, key=fields)
 
 
 def _csv_lines(file: TextIO, name: str) -> Iterator[str]:
@@ -263,21 +300,25 @@ def _checked_header(cells: list[str], place: str) -> list[str]:
     """Return the column names of a CSV file."""
     if len(cells) > MOST_COLUMNS:
         raise DataError(f"{place}: {_too_wide(len(cells))}")
+    if not cells[0].strip() and INDEX not in cells:  # as pandas writes its index
+        cells = [INDEX, *cells[1:]]
     if len(set(cells)) < len(cells) or not all(cell.strip() for cell in cells):
         raise DataError(f"{place}: the header names a column twice or not at all: {listed(cells)}; rename them.")
     return cells
 
 
-def _parquet(path: Path, name: str, problems: Problems) -> Iterator[Record]:
+def _parquet(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
+    if kind_of(path) != path.suffix.lower():
+        raise DataError(f"{name}: a Parquet file is packed in itself; unpack the {path.suffix} around it.")
     with path.open("rb") as file:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if len(table.schema_arrow) > MOST_COLUMNS:
                 raise DataError(f"{name}: {_too_wide(len(table.schema_arrow))}")
-            most = max(_UNPACKED, _UNPACKED_PER_BYTE * path.stat().st_size)
+            most = max(UNPACKED, UNPACKED_PER_BYTE * path.stat().st_size)
             yield from _unpacked(table.iter_batches(batch_size=_batch_size(table.metadata)), name, most)
         except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
             reason = str(error).splitlines()[0]
@@ -293,7 +334,7 @@ def _batch_size(metadata: Any) -> int:
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     stored = [group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns)]
-    return max(1, min(_BATCH, _UNPACKED // max(stored, default=1)))
+    return max(1, min(_BATCH, UNPACKED // max(stored, default=1)))
 
 
 def _unpacked(batches: Iterable[Any], name: str, most: int) -> Iterator[Record]:
@@ -308,6 +349,51 @@ def _unpacked(batches: Iterable[Any], name: str, most: int) -> Iterator[Record]:
                     "far more than the file itself; give a part of them."
                 )
             yield Record(number, row)
+
+
+def _xlsx(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
+    """Read the first sheet of a workbook; numbers become text as they are shown without a format."""
+    try:
+        import python_calamine
+    except ImportError as error:
+        raise DataError(
+            f"{name}: .xlsx files need the package python-calamine; install bellwether with its extra 'files', or save "
+            "the sheet as CSV."
+        ) from error
+    _check_workbook(path, name)
+    try:
+        with contextlib.closing(python_calamine.CalamineWorkbook.from_path(str(path))) as book:
+            rows = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+    except (python_calamine.CalamineError, ValueError, IndexError) as error:
+        raise DataError(f"{name}: this is not a workbook that can be read ({error}); save it anew.") from error
+    header: list[str] = []
+    for line, values in enumerate(rows, 1):
+        cells = [_cell(value) for value in values]
+        if not any(cells):
+            continue
+        if not header:
+            header = _checked_header(cells, f"{name}:{line}")
+        elif _fits(cells, header, f"{name}:{line}", problems):
+            yield Record(line, dict(zip(header, cells, strict=True)))
+
+
+def _check_workbook(path: Path, name: str) -> None:
+    """Refuse a workbook whose parts are far larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as book:
+            size = sum(part.file_size for part in book.infolist())
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{name}: this is not a workbook that can be read ({error}); save it anew.") from error
+    most = max(UNPACKED, UNPACKED_PER_BYTE * path.stat().st_size)
+    if size > most:
+        raise DataError(
+            f"{name}: the workbook holds more than {byte_size(most)} when it is unpacked; give a part of it."
+        )
+
+
+def _cell(value: Any) -> str:
+    """Return a cell of a workbook as text."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _size(value: Any) -> int:
@@ -328,4 +414,4 @@ def kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".xlsx": _xlsx}

@@ -1,7 +1,7 @@
 r"""The one place that renders prompts, for training, for evaluation and for serving.
 
 A rendered row is text with the character spans of its responses. Two formats are known: Alpaca's
-(Taori et al. 2023), and the chat template that a tokenizer brings along.
+(Taori et al. 2023), and the chat template that a tokenizer brings along (``bellwether.data.chat``).
 
     prompt_end
         │
@@ -12,17 +12,19 @@ A rendered row is text with the character spans of its responses. Two formats ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from bellwether.data.chat import ChatFormat, Rendered, chat_format, chat_prompt, render_chat, special_texts
 from bellwether.data.files import Problems
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
+from bellwether.recipe import recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Template = Literal["alpaca", "chat"]
+# Alpaca's is None.
+Template = ChatFormat | None
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -33,45 +35,34 @@ _WITHOUT_INPUT = (
 )
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A row as text.
+def resolve_template(settings: recipe.Data, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Return the format of prompts: ``auto`` takes the tokenizer's chat template where it has one.
 
     Args:
-        text: the whole row.
-        response_spans: start and end, in characters of ``text``, of every response that can be trained.
-        prompt_end: where the last response starts; generation starts from ``text[:prompt_end]``.
-        closed: whether the text itself ends the last turn, so that no end of sequence must follow.
-    """
-
-    text: str
-    response_spans: tuple[tuple[int, int], ...]
-    prompt_end: int
-    closed: bool
-
-
-def resolve_template(template: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Return the template to use: ``auto`` takes the tokenizer's chat template where it has one.
+        settings: ``template``, ``date`` and ``reasoning``.
+        tokenizer: may bring a chat template.
 
     Raises:
-        DataError: the chat template is wanted, but the tokenizer has none.
+        DataError: the chat template is wanted, but the tokenizer has none, or it cannot be rendered.
     """
     has_chat = bool(getattr(tokenizer, "chat_template", None))
-    if template == "chat" and not has_chat:
+    if settings.template == "chat" and not has_chat:
         raise DataError("data.template is chat, but the tokenizer has no chat template; set it to alpaca or auto.")
-    return "chat" if template == "chat" or (template == "auto" and has_chat) else "alpaca"
+    if settings.template == "alpaca" or not has_chat:
+        return None
+    return chat_format(tokenizer, settings.date, settings.reasoning)
 
 
 def render(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """Return a row as text, with the spans of its responses.
 
     Raises:
-        DataError: the chat template cannot render the row.
+        DataError: the format cannot render the row.
     """
-    if template == "alpaca":
-        return _render_alpaca(row, tokenizer)
     try:
-        return _render_chat(chat_turns(row), tokenizer)
+        if template is None:
+            return _render_alpaca(row, tokenizer)
+        return render_chat(chat_turns(row), tokenizer, template, row.tools)
     except DataError as error:
         raise DataError(f"{row.place or 'row'}: {error}") from error
 
@@ -92,9 +83,21 @@ def prompt(
         tokenizer: brings the chat template and the end of sequence.
         history: earlier turns, maybe with a system message first.
     """
-    if template == "alpaca":
+    if template is None:
         return _alpaca_prompt(history, instruction, context, tokenizer)[0]
-    return _apply([*history, Turn("user", _user_text(instruction, context))], tokenizer, prompted=True)
+    return chat_prompt([*history, Turn("user", _user_text(instruction, context))], tokenizer, template)
+
+
+def row_prompt(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text from which a row's last answer is generated, as ``prompt`` does for a question.
+
+    Raises:
+        DataError: the format cannot render the row.
+    """
+    if template is None or not row.turns:
+        return prompt(row.instruction, row.context, template, tokenizer, row.turns[:-2])
+    rendered = render(row, template, tokenizer)
+    return rendered.text[: rendered.prompt_end]
 
 
 def chat_turns(row: Row) -> tuple[Turn, ...]:
@@ -104,20 +107,20 @@ def chat_turns(row: Row) -> tuple[Turn, ...]:
     return Turn("user", _user_text(row.instruction, row.context)), Turn("assistant", row.response)
 
 
-def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that no row's own text writes out a special token, which would become that token.
+def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """Check that no row's own text writes out a special token or a mark of the template, which would become that.
 
     Args:
         rows: the rows.
         tokenizer: names its special tokens.
+        template: names the marks that it writes.
 
     Raises:
         DataError: rows do; says where, and which token.
     """
-    specials, problems = sorted(_special_texts(tokenizer)), Problems()
+    marks, problems = forbidden_marks(tokenizer, template), Problems()
     for row in rows:
-        texts = [turn.text for turn in row.turns] or [row.instruction, row.context, row.response]
-        found = _first_written(texts, specials)
+        found = _first_written(row_texts(row), marks)
         if found is not None:
             problems.add(
                 row.place or "row",
@@ -127,23 +130,34 @@ def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None
     problems.check()
 
 
-def written_special(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a special token that one of the texts writes out, and which it would become; None where there is none."""
-    return _first_written(texts, sorted(_special_texts(tokenizer)))
+def forbidden_marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Sequence[str]:
+    """Return the texts that nobody's own text may write out: special tokens, and the marks of a chat template."""
+    return template.marks if template is not None else sorted(special_texts(tokenizer))
 
 
-def _first_written(texts: Sequence[str], specials: Sequence[str]) -> str | None:
-    return next((special for special in specials if any(special in text for text in texts)), None)
+def row_texts(row: Row) -> list[str]:
+    """Return all texts of a row that its rendering shows."""
+    if not row.turns:
+        return [row.instruction, row.context, row.response]
+    return [text for turn in row.turns for text in (turn.text, turn.reasoning, turn.fields) if text] + [row.tools]
+
+
+def written_special(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> str | None:
+    """Return a mark that one of the texts writes out, and which it would become; None where there is none."""
+    return _first_written(texts, forbidden_marks(tokenizer, template))
+
+
+def _first_written(texts: Sequence[str], marks: Sequence[str]) -> str | None:
+    return next((mark for mark in marks if any(mark in text for text in texts)), None)
 
 
 def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of the tokens at which generation stops: end of sequence, and the template's end of turn."""
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if template == "chat":
-        rendered = _render_chat((Turn("user", "a"), Turn("assistant", "b")), tokenizer)
-        if rendered.closed:
-            last = tokenizer(rendered.text, add_special_tokens=False)["input_ids"][-1]
-            ends += [last] if last not in ends else []
+    for text in () if template is None else dict.fromkeys(filter(None, (template.end, template.last_end))):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] not in ends:
+            ends.append(ids[0])
     return ends
 
 
@@ -155,10 +169,24 @@ def _user_text(instruction: str, context: str) -> str:
 
 
 def _render_alpaca(row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    calls = next((n for n, turn in enumerate(row.turns, 1) if turn.role == "tool" or turn.fields), 0)
+    if calls:
+        raise DataError(
+            f"message {calls} calls a tool or answers for one, which Alpaca's format cannot render; remove the row, or "
+            "take a model with a chat template."
+        )
     history = row.turns[:-2] if row.turns else ()
     text, spans = _alpaca_prompt(history, row.instruction, row.context, tokenizer)
     end = len(text) + len(row.response)
-    return Rendered(text + row.response, (*spans, (len(text), end)), len(text), closed=False)
+    answers = [turn for turn in row.turns if turn.role == "assistant"]
+    remarks = []
+    if any(turn.reasoning for turn in answers):
+        remarks.append("reasoning_content is not used, since Alpaca's format has no place for it")
+    if row.tools:
+        remarks.append("descriptions of tools are not used, since Alpaca's format has no place for them")
+    untrained = frozenset(number for number, turn in enumerate(answers) if not turn.trained)
+    spans_of_all = (*spans, (len(text), end))
+    return Rendered(text + row.response, spans_of_all, len(text), False, untrained, tuple(remarks))
 
 
 def _alpaca_prompt(
@@ -187,70 +215,3 @@ def _alpaca_prompt(
 def _alpaca_sections(instruction: str, context: str) -> str:
     given = f"### Input:\n{context}\n\n" if context else ""
     return f"### Instruction:\n{instruction}\n\n{given}### Response:\n"
-
-
-# Chat templates -----------------------------------------------------------------------------------
-
-
-def _render_chat(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """Render a chat and find its responses by rendering the chat up to each of them.
-
-    Some templates show an earlier response in another form once further turns follow (they drop its
-    reasoning, for instance). Such a response is not trained, since nobody would generate it so; the
-    last one always is.
-    """
-    whole = _apply(turns, tokenizer)
-    text = _without_tail(whole, tokenizer)
-    spans = []
-    for number, turn in enumerate(turns):
-        last = number == len(turns) - 1
-        if turn.role != "assistant":
-            continue
-        start_text = _apply(turns[:number], tokenizer, prompted=True)
-        end_text = text if last else _without_tail(_apply(turns[: number + 1], tokenizer), tokenizer)
-        if whole.startswith(start_text) and whole.startswith(end_text) and len(start_text) < len(end_text):
-            spans.append((len(start_text), len(end_text)))
-        elif last:
-            raise DataError(
-                "the chat template renders a prompt for generation that is not the beginning of the whole chat, "
-                "so the response cannot be told from the prompt; set data.template to alpaca."
-            )
-    return Rendered(text, tuple(spans), spans[-1][0], closed=_ends_with_special(text, tokenizer))
-
-
-def _without_tail(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Drop the white space that a template puts behind the token that ends a turn."""
-    stripped = text.rstrip()
-    return stripped if _ends_with_special(stripped, tokenizer) else text
-
-
-def _ends_with_special(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    return text.endswith(tuple(_special_texts(tokenizer)))
-
-
-def _special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of all special tokens, those included that no attribute of the tokenizer names."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return [text for text in {*added, *tokenizer.all_special_tokens} if text]
-
-
-def _apply(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, *, prompted: bool = False) -> str:
-    """Render turns with the tokenizer's chat template.
-
-    Templates of models that reason write an empty thought before an answer that has none. They are asked
-    not to think, so that this stands in the prompt for generation too, and is no part of the response.
-    Other templates do not know the name.
-    """
-    import jinja2
-
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompted, enable_thinking=False
-            )
-        )
-    except jinja2.TemplateError as error:
-        raise DataError(
-            f"the tokenizer's chat template refuses this chat ({error}); set data.template to alpaca."
-        ) from error

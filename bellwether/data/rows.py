@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a chat; ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One message of a chat.
+
+    Args:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        text: what it says.
+        trained: whether it is trained, where it is the assistant's.
+        reasoning: the reasoning before it, where it has a field of its own.
+        fields: what else of it a chat template can render, such as calls of tools, as a JSON object; or empty.
+    """
 
     role: str
     text: str
+    trained: bool = True
+    reasoning: str = ""
+    fields: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Row:
         client: value of the natural client column, or the stem of the file; empty otherwise.
         place: where the row stands, such as ``dolly.jsonl:17``, for messages.
         group: its language or domain; empty where the source names none.
+        tools: descriptions of the tools that a chat may call, as JSON; empty where there are none.
     """
 
     instruction: str
@@ -43,6 +55,7 @@ class Row:
     client: str = ""
     place: str = ""
     group: str = ""
+    tools: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,9 +130,11 @@ class Tokenised:
         shortened: how many of them had their context, or the history of their chat, shortened to fit.
         left_out: how many rows kept no response token, or do not fit at all, and are left out.
         cut: how many of ``rows`` had their response cut at its end, and so end without end of sequence.
+        remarks: what a person should know of how rows were rendered, as clauses, and of how many rows.
     """
 
     rows: Sequence[TokenRow]
     shortened: int = 0
     left_out: int = 0
     cut: int = 0
+    remarks: Mapping[str, int] = field(default_factory=dict)

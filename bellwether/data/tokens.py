@@ -14,6 +14,7 @@ Shape legend: T tokens of one row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.data.prompts import Rendered, Template, check_plain, render
+from bellwether.data.chat import Rendered
+from bellwether.data.prompts import Template, check_plain, render, row_texts
 from bellwether.data.rows import Row, Tokenised, TokenRow, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -53,11 +55,19 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of a row: its tokens, None where it is left out, and whether its context or response is shorter."""
+    """What became of a row.
+
+    Args:
+        tokens: its tokens; None where it is left out.
+        shortened: whether its context, or the history of its chat, is shorter.
+        cut: whether its response is.
+        remarks: what a person should know of how it was rendered.
+    """
 
     tokens: TokenRow | None
     shortened: bool
     cut: bool
+    remarks: tuple[str, ...] = ()
 
 
 def tokenise(
@@ -88,17 +98,19 @@ def tokenise(
     """
     known = {} if known is None else known
     new = [row for row in dict.fromkeys(rows) if row not in known]
-    check_plain(new, tokenizer)
+    check_plain(new, tokenizer, template)
     encoder = _Encoder(tokenizer, template, settings)
     most = CHARACTERS_PER_TOKEN * settings.max_tokens
     bounded = [_bounded(row, most, settings.max_tokens) for row in new]
-    for portion in portions([sum(map(len, (*_texts(row), row.context))) for row in bounded]):
+    for portion in portions([sum(map(len, row_texts(row))) for row in bounded]):
         fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
-        known.update((row, _cut(tokens, row, settings.max_tokens, most)) for row, tokens in fitting)
+        for row, (tokens, told) in fitting:
+            known[row] = replace(_cut(tokens, row, settings.max_tokens, most), remarks=told)
     fitted = [known[row] for row in rows]
     kept = [row.tokens for row in fitted if row.tokens is not None]
     shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
-    return Tokenised(kept, shortened, len(fitted) - len(kept), cut)
+    remarks = Counter(remark for row in fitted for remark in row.remarks)
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut, remarks)
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -119,7 +131,7 @@ def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, templat
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> NDArray[np.int64]:
     """Return what the tokenizer puts before a text, such as BOS; nothing for chats, whose template writes it."""
-    if template == "chat":
+    if template is not None:
         return np.empty(0, np.int64)
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     framed = list(tokenizer("a")["input_ids"])
@@ -153,34 +165,34 @@ class _Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, settings: recipe.Data) -> None:
         self.tokenizer = tokenizer
-        self.template: Template = template
+        self.template = template
         self.settings = settings
         self.leading_T = leading_ids(tokenizer, template)
 
-    def rows(self, rows: Sequence[Row]) -> list[TokenRow]:
-        """Return token rows, whatever their lengths."""
+    def rows(self, rows: Sequence[Row]) -> list[tuple[TokenRow, tuple[str, ...]]]:
+        """Return token rows, whatever their lengths, and what is remarkable of their rendering."""
         rendered = [render(row, self.template, self.tokenizer) for row in rows]
         parts = self._parts(rendered) if self.tokenizer.is_fast else self._parts_without_offsets(rendered)
-        return [self._row(*item) for item in zip(rows, rendered, parts, strict=True)]
+        return [(self._row(*item), item[1].remarks) for item in zip(rows, rendered, parts, strict=True)]
 
     def _parts(self, rendered: Sequence[Rendered]) -> Iterator[_Parts]:
         """Yield ids of prompt and response, from the offsets of one call."""
         texts = [item.text[: item.prompt_end] for item in rendered] + [item.text for item in rendered]
         encoded = encode(texts, self.tokenizer)
         for item, prompt, whole in zip(rendered, encoded, encoded[len(rendered) :], strict=False):
-            earlier_T = _within(prompt, item.response_spans[:-1])
-            yield _Parts(prompt.ids_T, earlier_T, _behind(prompt, whole, item, self.tokenizer))
+            earlier = [span for number, span in enumerate(item.response_spans[:-1]) if number not in item.untrained]
+            yield _Parts(prompt.ids_T, _within(prompt, earlier), _behind(prompt, whole, item, self.tokenizer))
 
     def _parts_without_offsets(self, rendered: Sequence[Rendered]) -> Iterator[_Parts]:
         """Yield the same of a tokenizer that tells no offsets: every span and what lies between them alone."""
         pieces = [(number, *piece) for number, item in enumerate(rendered) for piece in _pieces(item)]
         encoded = encode([text for _, _, text in pieces], self.tokenizer)
         by_row: list[list[tuple[bool, NDArray[np.int64]]]] = [[] for _ in rendered]
-        for (number, is_response, _), piece in zip(pieces, encoded, strict=True):
-            by_row[number].append((is_response, piece.ids_T))
+        for (number, is_trained, _), piece in zip(pieces, encoded, strict=True):
+            by_row[number].append((is_trained, piece.ids_T))
         for found in by_row:
             prompt, (_, response_T) = found[:-1], found[-1]
-            earlier = [np.full(len(ids_T), is_response) for is_response, ids_T in prompt]
+            earlier = [np.full(len(ids_T), is_trained) for is_trained, ids_T in prompt]
             yield _Parts(np.concatenate([ids_T for _, ids_T in prompt]), np.concatenate(earlier), response_T)
 
     def _row(self, row: Row, rendered: Rendered, parts: _Parts) -> TokenRow:
@@ -196,6 +208,8 @@ class _Encoder:
             trained_T = np.ones(len(ids_T), bool)
             trained_T[: len(self.leading_T)] = False
             trained_T[:1] &= ids_T[:1] != self.tokenizer.bos_token_id
+        elif len(rendered.response_spans) - 1 in rendered.untrained:
+            trained_T = response_T & (np.arange(len(ids_T)) < prompt_length)
         # A response without a token of its own (white space that the tokenizer drops) counts as none.
         return TokenRow(ids_T, trained_T, response_T, prompt_length if len(parts.response_T) else len(ids_T), row)
 
@@ -259,11 +273,11 @@ def _inner_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int6
 
 
 def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
-    """Yield the text in pieces, with whether each is a response; the last piece is the last response."""
+    """Yield the text in pieces, with whether each is a trained response; the last piece is the last response."""
     position = 0
-    for start, end in rendered.response_spans:
+    for number, (start, end) in enumerate(rendered.response_spans):
         yield False, rendered.text[position:start]
-        yield True, rendered.text[start:end]
+        yield number not in rendered.untrained, rendered.text[start:end]
         position = end
 
 
@@ -283,30 +297,36 @@ def _bounded(row: Row, most: int, turns: int) -> Row:
         most: characters of a text; of one that cannot be shortened one more is there, so that it is known.
         turns: turns of a chat, each of which takes a token at least.
     """
-    system = 1 if row.turns and row.turns[0].role == "system" else 0
-    surplus = max(0, (len(row.turns) - system - turns) // 2 * 2)
-    if not surplus and max(len(row.context), *map(len, _texts(row))) <= most:
+    kept = row.turns
+    while len(kept) - turns > 1 and (shorter := _without_oldest(kept)):
+        kept = shorter
+    if kept == row.turns and max(len(row.context), *map(len, _texts(row))) <= most:
         return row
-    kept = row.turns[:system] + row.turns[system + surplus :]
     return replace(
         row,
         instruction=row.instruction[: most + 1],
         context=row.context[:most],
         response=row.response[: most + 1],
-        turns=tuple(Turn(turn.role, turn.text[: most + 1]) for turn in kept),
+        turns=tuple(replace(turn, text=turn.text[: most + 1]) for turn in kept),
     )
 
 
-def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[TokenRow]:
-    """Return token rows with contexts and histories shortened as far as is needed and possible."""
+def _without_oldest(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Return a chat without its oldest exchange, all up to the user's second message; nothing where it has but one."""
+    asked = [number for number, turn in enumerate(turns) if turn.role == "user"]
+    return turns[: asked[0]] + turns[asked[1] :] if len(asked) > 1 else ()
+
+
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, tuple[str, ...]]]:
+    """Return token rows, with remarks, whose contexts and histories are shortened as far as is needed and possible."""
     current = list(rows)
     tokens = encoder.rows(current)
     limit = encoder.settings.max_tokens
     while True:
-        long = [n for n, row in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
+        long = [n for n, (row, _) in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
         if not long:
             return tokens
-        excess = [len(tokens[number]) - limit for number in long]
+        excess = [len(tokens[number][0]) - limit for number in long]
         smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
         for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
             current[number], tokens[number] = row, token_row
@@ -314,7 +334,7 @@ def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[TokenRow]:
 
 def _can_shrink(row: Row) -> bool:
     """Return whether a row has a context, or a chat an exchange before its last one."""
-    return bool(row.context) or len(row.turns) > 3
+    return bool(row.context or _without_oldest(row.turns))
 
 
 def _shrunk(rows: Sequence[Row], excess: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
@@ -323,8 +343,7 @@ def _shrunk(rows: Sequence[Row], excess: Sequence[int], tokenizer: PreTrainedTok
     smaller = []
     for row, too_many in zip(rows, excess, strict=True):
         if row.turns:
-            first = 1 if row.turns[0].role == "system" else 0
-            smaller.append(replace(row, turns=row.turns[:first] + row.turns[first + 2 :]))
+            smaller.append(replace(row, turns=_without_oldest(row.turns)))
         else:
             smaller.append(replace(row, context=_beginning(row.context, next(contexts), too_many)))
     return smaller

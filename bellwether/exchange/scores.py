@@ -1,19 +1,25 @@
 """Scores of answers: texts and sums in, numbers out.
 
 Loss and perplexity are per response token. ROUGE-L is the F measure of Lin (2004) as the
-``rouge-score`` package computes it, with stemming. An exact match ignores white space at the ends and
-between words, and nothing else.
+``rouge-score`` package computes it, with stemming, over the words of every script: of ASCII's letters and digits these
+are that package's own, to the last digit; see ``words``. An exact match ignores white space at the ends and between
+words, and nothing else. Texts that differ in Unicode's form only (a letter and its accent apart or in one) are equal.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from bellwether.tools.json_text import KEPT, Amount, Count, Loss
+
+# Scripts, by their names in Unicode, that put no space between words.
+UNSPACED = ("Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi")
 
 
 @dataclass(frozen=True)
@@ -123,12 +129,49 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Return whether an answer equals the reference, white space aside."""
-    return answer.split() == reference.split()
+    """Return whether an answer equals the reference, white space and Unicode's form aside."""
+    return _composed(answer).split() == _composed(reference).split()
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, in lower case, as ROUGE compares them.
+
+    A word is a run of letters, digits and marks of any script; of scripts that put no space between words (Chinese and
+    Japanese characters, kana, Thai, Lao, Khmer, Burmese, Tibetan) every character is one, with its marks. Words of
+    ASCII's letters and digits, of which more than three stand together, are stemmed by Porter's algorithm for English,
+    as ``rouge-score`` does; others are not. That package itself knows no letters but ASCII's, and scores texts in other
+    scripts 0, also where they are equal.
+    """
+    found = _word_pattern().findall(_composed(text).lower())
+    return [_stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+@functools.cache
+def _word_pattern() -> Any:
+    import regex
+
+    unspaced = "".join(rf"\p{{{script}}}" for script in UNSPACED)
+    return regex.compile(rf"(?V1)[{unspaced}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{unspaced}]]+")
+
+
+@functools.lru_cache(maxsize=100_000)
+def _stem(word: str) -> str:
+    return str(_stemmer().stem(word))
+
+
+@functools.cache
+def _stemmer() -> Any:
+    from nltk.stem import PorterStemmer
+
+    return PorterStemmer()
 
 
 @functools.cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words))

@@ -18,6 +18,7 @@ from bellwether.model.facts import LinearShape, ModelFacts
 from bellwether.model.folder import ModelFolder, find_folder, weight_files, with_weights
 from bellwether.model.loading import empty_model, load_weights, pick_device, read_config, read_tokenizer, ready_device
 from bellwether.model.quantized import check_quantization
+from bellwether.model.tried import called_modules, check_causal
 from bellwether.recipe import recipe
 
 
@@ -91,12 +92,13 @@ def load_base(settings: recipe.Model, opened: OpenedBase | None = None) -> Base:
 
     Raises:
         ModelError: what ``open_base`` raises; the device is not there; a weight is missing, has
-            another shape, or is not finite.
+            another shape, or is not finite; or the model, when it is tried, looks ahead.
     """
     device = ready_device(settings)
     opened = opened or open_base(settings)
     tokenizer = opened.tokenizer
     model = load_weights(with_weights(opened.folder, settings), settings, device, opened.config)
+    check_causal(model, opened.folder.name, opened.facts.vocabulary)
     stop_ids = _stop_ids(model, tokenizer)
     _plain_generation(model, stop_ids, tokenizer)
     return Base(model, tokenizer, device, opened.folder.name, weights_fingerprint(model), opened.facts, stop_ids)
@@ -126,6 +128,19 @@ def linear_shapes(model: Any) -> tuple[LinearShape, ...]:
     output = model.get_output_embeddings()
     shapes = ((path, module, _linear_shape(path, module)) for path, module in model.named_modules())
     return tuple(shape for _, module, shape in shapes if shape is not None and module is not output)
+
+
+def _adaptable(model: Any) -> tuple[LinearShape, ...]:
+    """Return the linear modules that a model calls; of one that cannot be tried without weights all of them."""
+    called = called_modules(model)
+    return tuple(shape for shape in linear_shapes(model) if called is None or shape.path in called)
+
+
+def _stacked(model: Any) -> int:
+    """Return the number of weights in arrays of several matrices, those of convolutions left out."""
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.modules.conv._ConvNd)]
+    kernels = {id(parameter) for module in convolutions for parameter in module.parameters()}
+    return sum(one.numel() for one in model.parameters() if one.dim() > 2 and id(one) not in kernels)
 
 
 def output_shape(model: Any) -> LinearShape:
@@ -165,9 +180,10 @@ def _facts(folder: ModelFolder, model: Any, weight_bytes: Mapping[str, int]) -> 
         layers=int(config.num_hidden_layers),
         vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         max_positions=int(positions) if positions else None,
-        linears=linear_shapes(model),
+        linears=_adaptable(model),
         output_layer=output_shape(model),
         weight_bytes=weight_bytes,
+        stacked=_stacked(model),
     )
 
 

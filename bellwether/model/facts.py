@@ -41,6 +41,8 @@ class ModelFacts:
         linears: the linear modules that can be adapted, in the order of the model.
         output_layer: the linear module that makes the logits, which is not adapted.
         weight_bytes: weight files and their sizes.
+        stacked: number of weights in arrays of several matrices, such as the experts of a mixture, which no adapter
+            reaches.
     """
 
     name: str
@@ -53,3 +55,4 @@ class ModelFacts:
     linears: tuple[LinearShape, ...]
     output_layer: LinearShape
     weight_bytes: Mapping[str, int]
+    stacked: int = 0

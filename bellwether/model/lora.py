@@ -68,19 +68,21 @@ def resolve_targets(
         model: a transformers model, or its facts.
         wanted: last parts of paths, ends of paths or whole paths, or ``all-linear`` for every linear
             module but the output layer, as PEFT takes it.
-        rank: LoRA's rank, which must fit into every adapted module.
+        rank: LoRA's rank, which must fit into every module that is named; with ``all-linear`` it may be above the
+            size of single ones, such as a gate of width 1, as in PEFT.
 
     Raises:
         ModelError: a name is unknown, names no linear module, or the rank is above a module's size.
     """
     shapes = _shapes(model)
     chosen = shapes if wanted == "all-linear" else _named(shapes, wanted, _output_path(model))
-    for shape in chosen:
-        if rank > min(shape.inputs, shape.outputs):
-            raise ModelError(
-                f"lora.rank is {rank}, but {shape.path} is only {shape.inputs} × {shape.outputs}; "
-                f"give at most {min(min(s.inputs, s.outputs) for s in chosen)}."
-            )
+    sizes = [min(shape.inputs, shape.outputs) for shape in chosen]
+    narrow = max(sizes) if wanted == "all-linear" else min(sizes)
+    if rank > narrow:
+        shape = chosen[sizes.index(narrow)]
+        raise ModelError(
+            f"lora.rank is {rank}, but {shape.path} is only {shape.inputs} × {shape.outputs}; give at most {narrow}."
+        )
     return tuple(shape.path for shape in chosen)
 
 

@@ -7,6 +7,8 @@ resolved, with the results. It travels downwards only: rooms receive the section
 
 from __future__ import annotations
 
+import codecs
+import datetime
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -62,18 +64,36 @@ class Model(Section):
 
 
 class Columns(Section):
-    """Which column of the source holds what; null finds the usual names."""
+    """Which column of the source holds what; null finds the usual names, and '' takes none."""
 
-    instruction: str | None = Field(None, description="column name; null tries instruction, prompt, question")
+    instruction: str | None = Field(
+        None, description="column name; null tries instruction, prompt, question; '' takes none"
+    )
     context: str | None = Field(None, description="column name; null tries context, input")
-    response: str | None = Field(None, description="column name; null tries response, output, answer")
+    response: str | None = Field(None, description="column name; null tries response, output, answer, completion")
     category: str | None = Field(None, description="column name; null tries category")
-    messages: str | None = Field(None, description="column with a chat; null tries messages, conversations")
+    messages: str | None = Field(
+        None, description="column with a chat; null tries messages, conversations; '' takes none"
+    )
     group: str | None = Field(
         None,
         description="column with a language or domain; null tries language, domain, where they hold few short labels; "
         "'' takes none",
     )
+
+
+class SourceColumns(Columns):
+    """Which column of one source holds what."""
+
+    source: str = Field(min_length=1, description="the file's name, or that of the data set on the hub")
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        raise ValueError("no encoding of that name is known; give one such as cp1252 or utf-16") from None
+    return name
 
 
 class Data(Section):
@@ -86,7 +106,19 @@ class Data(Section):
     )
     split: str = Field("train", description="split to take of a data set on the hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null takes the default branch")
+    config: str | None = Field(None, description="configuration of a data set on the hub; null takes its default")
     columns: Columns = Columns()
+    source_columns: tuple[SourceColumns, ...] = Field(
+        (), description="columns of single sources, each with its source; what they leave out is as in columns"
+    )
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = Field(
+        None,
+        description="encoding of text files, such as cp1252; null takes UTF-8, or the form whose mark they begin with",
+    )
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="between the fields of CSV files; null finds it out: , ; tab |"
+    )
+    skip_bad_rows: bool = Field(False, description="whether rows that cannot be read are left out, and counted")
     test_sources: tuple[str, ...] = Field(
         (), description="sources of test rows, instead of holding some of the rows out"
     )
@@ -113,6 +145,13 @@ class Data(Section):
     )
     template: Literal["auto", "alpaca", "chat"] = Field(
         "auto", description="prompt format; auto takes the tokenizer's chat template, else Alpaca's"
+    )
+    reasoning: bool = Field(
+        False,
+        description="whether answers of a chat begin with their reasoning, <think> ... </think>, and it is trained",
+    )
+    date: datetime.date = Field(
+        datetime.date(2024, 7, 26), description="what a chat template prints that prints today's date"
     )
     loss_on: Literal["response", "all"] = Field("response", description="tokens that are trained")
     max_tokens: int = Field(512, ge=8, description="tokens per row, prompt and response together")

@@ -157,7 +157,7 @@ def plan(recipe: Recipe) -> Plan:
         train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency * timing.devices),
         evaluate_seconds=timing.evaluate_seconds,
         device=timing.device,
-        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_doubts(timing.device)],
+        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_unreached(facts), *_doubts(timing.device)],
     )
 
 
@@ -314,6 +314,14 @@ def _selected(recipe: Recipe) -> list[str]:
         again = ", and the adapter once more down" if selection.features == "model" else ""
         notes.append(f"A survey comes before each round: clients also send centroids, 4 bytes a dimension{again}.")
     return notes
+
+
+def _unreached(facts: ModelFacts) -> list[str]:
+    """Return what a person should know of weights that no adapter reaches."""
+    if not facts.stacked:
+        return []
+    share = 100 * facts.stacked / facts.parameters
+    return [f"{share:.0f} % of the base's weights stand in stacked arrays, such as experts, and stay as they are."]
 
 
 def _doubts(device: str) -> list[str]:

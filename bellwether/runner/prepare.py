@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Prepared:
     Args:
         recipe: the recipe.
         base: the base model, without its weights.
-        template: the prompt format, ``alpaca`` or ``chat``.
+        template: the format of prompts; None is Alpaca's.
         federated: all rows as text.
         clients: token rows for training, by client.
         held_out: token rows that clients hold out of their own, by client.
@@ -93,7 +94,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_methods(recipe, list(federated.clients), trace)
     base = opened.base(recipe.model)
     _check_adapter(recipe, base.facts)
-    template = resolve_template(recipe.data.template, base.tokenizer)
+    template = resolve_template(recipe.data, base.tokenizer)
 
     def tokens(rows: Sequence[Row]) -> Tokenised:
         return opened.tokenise(rows, recipe, template)
@@ -226,10 +227,12 @@ def _counts(what: str, parts: Iterable[Tokenised]) -> list[str]:
     shortened, cut, left_out = (
         sum(getattr(part, count) for part in parts) for count in ("shortened", "cut", "left_out")
     )
-    if not shortened and not cut and not left_out:
-        return []
     rows = sum(len(part.rows) for part in parts) + left_out
-    return [
-        f"Of {rows} {what}, {shortened} had their context shortened, {cut} their response cut, and {left_out} "
-        "were left out, since no token of their response would fit into data.max_tokens."
-    ]
+    remarks = sum((Counter(part.remarks) for part in parts), Counter[str]())
+    notes = [f"Of {rows} {what}, in {count}: {remark}." for remark, count in remarks.items()]
+    if shortened or cut or left_out:
+        notes.append(
+            f"Of {rows} {what}, {shortened} had their context shortened, {cut} their response cut, and {left_out} "
+            "were left out, since no token of their response would fit into data.max_tokens."
+        )
+    return notes
