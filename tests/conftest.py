@@ -106,7 +106,7 @@ SHARING_FILES = {
 
 
 # Files whose tests look at reports; in others, a figure's letters are not set.
-REPORTING_FILES = {"test_report.py", "test_report_selection.py"}
+REPORTING_FILES = {"test_docs.py", "test_report.py", "test_report_selection.py"}
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"/>'
 
 
