@@ -36,7 +36,7 @@ class FakeTalk:
     def __init__(self, *texts, interrupted=False):
         self.names = [f"who {number}" for number in range(len(texts))]
         self.texts, self.interrupted, self.asked = texts, interrupted, []
-        self.folder, self.notes, self.templates = Path("runs/some"), [], dict.fromkeys(self.names, "alpaca")
+        self.folder, self.notes, self.templates = Path("runs/some"), [], dict.fromkeys(self.names)
         self.base = SimpleNamespace(name="tiny", fingerprint="f")
 
     def answer(self, question, names, settings):

@@ -168,7 +168,7 @@ def test_answers_are_those_of_peft_and_transformers(
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), models[1])
     given = answers(tmp_path)
     for question in QUESTIONS:
-        text = prompt(question["turns"][0], "", "alpaca", tokenizer)
+        text = prompt(question["turns"][0], "", None, tokenizer)
         for name, model in (("A", plain), ("B", tuned)):
             ids = tokenizer(text, return_tensors="pt")
             out = model.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]

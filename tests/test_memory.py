@@ -82,10 +82,10 @@ def peak():
     return int(line.split()[1]) * 1024
 
 tokenizer, settings = byte_bpe(), Data(sources=(sys.argv[1],), max_tokens=64)
-tokenise([Row("Sum up.", "A fox.", "The fox runs.")], tokenizer, settings, "alpaca")
+tokenise([Row("Sum up.", "A fox.", "The fox runs.")], tokenizer, settings, None)
 before = peak()
 try:
-    made = tokenise(read_rows([sys.argv[1]], settings)[0], tokenizer, settings, "alpaca")
+    made = tokenise(read_rows([sys.argv[1]], settings)[0], tokenizer, settings, None)
     print(made.shortened, made.left_out, made.cut)
 except DataError as error:
     print(error)

@@ -108,6 +108,7 @@ def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
 
     from data_tokenizers import BRACKETS, metaspace, with_chat
 
+    from bellwether.data.prompts import resolve_template
     from bellwether.data.rows import Row
     from bellwether.data.tokens import tokenise
     from bellwether.recipe import recipe
@@ -120,7 +121,7 @@ def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
     exec(code, {"tokenizer": tokenizer, "model": model})
     row = Row("Name three colours.", "Red.")
     settings = recipe.Data(max_tokens=512)
-    (tokens,) = tokenise([row], tokenizer, settings, "chat" if chat else "alpaca").rows
+    (tokens,) = tokenise([row], tokenizer, settings, resolve_template(settings, tokenizer)).rows
     ids = asked[0][0].tolist()
     assert ids == tokens.ids_T[: tokens.prompt_length].tolist()
     assert ids.count(tokenizer.bos_token_id) == 1

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import json_lines
+from data_tokenizers import chat
 from test_model_generate import PROMPTS, greedy
 from tiny_models import padded, random_adapter, tiny_base
 
@@ -188,7 +189,7 @@ def crowd(tiny_talk):
     tuned = [random_adapter(tiny_talk.base, seed=seed, dtype="float32", **kind) for seed, kind in enumerate(kinds)]
     named = {"base": None, **{f"local, client-{number:02}": one for number, one in enumerate(tuned, start=1)}}
     answerers = {name: Answerer(name, recipe, adapter) for name, adapter in named.items()}
-    return dataclasses.replace(tiny_talk, answerers=answerers, templates=dict.fromkeys(answerers, "alpaca"))
+    return dataclasses.replace(tiny_talk, answerers=answerers, templates=dict.fromkeys(answerers))
 
 
 SHORT = AnswerSettings(max_new_tokens=16)
@@ -349,7 +350,7 @@ def test_drawn_answers_do_not_depend_on_who_else_is_asked(crowd):
 def test_each_is_asked_with_its_own_template(crowd):
     crowd.base.tokenizer.chat_template = CHAT
     try:
-        templates = {**crowd.templates, "local, client-02": "chat"}
+        templates = {**crowd.templates, "local, client-02": chat(crowd.base.tokenizer)}
         mixed = dataclasses.replace(crowd, templates=templates)
         question = make_question("Task 1?")
         asked = {name: crowd.base.tokenizer.decode(mixed.prompt(name, question)) for name in mixed.names}

@@ -377,7 +377,9 @@ def conversation(talk: Talk, exchanges: Sequence[Exchange]) -> str:
         "made_by": f"bellwether {VERSION}",
         "folder": str(talk.folder),
         "base": {"name": talk.base.name, "sha256": talk.base.fingerprint},
-        "templates": {name: talk.templates[name] for name in talk.names if name in asked},
+        "templates": {
+            name: "alpaca" if talk.templates[name] is None else "chat" for name in talk.names if name in asked
+        },
         "exchanges": [asdict(exchange) for exchange in exchanges],
     }
     return json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
