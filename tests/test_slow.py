@@ -69,7 +69,7 @@ def test_the_default_run_learns_every_category_of_the_embedded_world(tmp_path):
 
 def test_on_dolly_the_federated_model_ends_below_the_base_and_below_a_client_alone(shared, tmp_path, monkeypatch):
     (tmp_path / "only.py").write_text(
-        "import os\ndef only(clients, round, randomness):\n    return [clients[int(os.environ['ONLY'])]]\n"
+        "import os\ndef only(sampling):\n    return [sampling.clients[int(os.environ['ONLY'])]]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     fields = [
