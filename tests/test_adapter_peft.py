@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tiny_models import padded, tiny_base, tiny_model
+from tiny_models import in_float64, padded, tiny_base, tiny_model
 
 from bellwether.errors import ModelError
 from bellwether.exchange.adapter import _BESIDE, _READ, CONFIG_FILE, read_adapter
@@ -43,8 +43,8 @@ def logits(model: Any) -> torch.Tensor:
 
 def our_logits(folder: Path) -> torch.Tensor:
     """Return the logits of the tiny Llama under an adapter as it is read here."""
-    base, adapter = tiny_base("llama", torch.float32), read_adapter(folder)
-    layers = LoraLayers(base.model, adapter.config)
+    base, adapter = tiny_base("llama"), read_adapter(folder)
+    layers = LoraLayers(base.model, adapter.config, dtype=torch.float64)
     layers.load(0, adapter.tensors)
     try:
         return logits(base.model)
@@ -97,9 +97,9 @@ def folder(tmp_path) -> Path:
 def test_a_plain_adapter_of_pefts_gives_its_logits(changes, tmp_path):
     model = wrapped(**changes)
     model.save_pretrained(tmp_path)
-    expected = logits(model)
+    expected = logits(in_float64(model.base_model.model))
     assert (expected - logits(tiny_model("llama"))).abs().max() > 0.05
-    torch.testing.assert_close(our_logits(tmp_path), expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(our_logits(tmp_path), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(
