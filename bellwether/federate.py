@@ -169,7 +169,9 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     federation.watch(RoundStarted(round, drawn))
 
     start = time.perf_counter()
-    tasks = {client: _task(federation, progress, known[client]) for client in drawn}
+    oldest = progress.rounds[: max(0, round - recipe.output.keep_checkpoints)]
+    certain = what_is_known(federation.ranks, oldest)
+    tasks = {client: _task(federation, progress, known[client], certain[client].settled) for client in drawn}
     surveyed = _survey(federation, round, tasks) if recipe.selection.surveys else None
     failure = None
     if surveyed is not None:
@@ -229,14 +231,12 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
         return check_cohort(drawn, clients, f"Round {round}: the sampler {name}")
 
 
-def _task(federation: Federation, progress: Progress, client: Known) -> TrainTask:
+def _task(federation: Federation, progress: Progress, client: Known, certain: int) -> TrainTask:
     """Return what one client is asked in the next round, which holds nothing of another one's."""
     recipe, round = federation.recipe, progress.round + 1
     payload = _payload(federation, progress.state, client, round)
     draws = client_draws(Randomness(recipe.seed), round, client.client)
     task = TrainTask(round, payload, recipe.training, recipe.federation.rounds, draws, recipe.selection)
-    oldest = progress.rounds[: max(0, round - recipe.output.keep_checkpoints)]
-    certain = what_is_known(federation.ranks, oldest)[client.client].settled
     return replace(task, settled=client.settled, certain=certain)
 
 

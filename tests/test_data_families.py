@@ -371,3 +371,25 @@ def test_several_templates_of_which_none_is_the_default_are_one_sentence():
         DataError, match=r"chat templates of several names \(rag, tool_use\) and none that is called default"
     ):
         chat(tokenizer)
+
+
+def test_calls_and_text_with_reasoning_are_not_dropped_in_silence_where_a_prompt_opens_a_thought():
+    tokenizer = made(R1, FAMILIES["DeepSeek"][1])
+    with pytest.raises(DataError, match="to train its reasoning, set data.reasoning to true"):
+        tokens_of(row_of([*TURNS[:3], WRITTEN]), tokenizer)
+
+
+def test_calls_and_tools_that_are_too_long_to_be_rendered_are_refused():
+    long = {**CALLING, "tools": [{"name": "x" * 100_000}]}
+    with pytest.raises(
+        DataError, match="the field 'tools' has descriptions of 100,0.. characters, but at most 100,000"
+    ):
+        read(long)
+
+
+def test_of_endless_turns_those_that_could_be_kept_are_found_at_once():
+    tokenizer = of("ChatML")
+    turns = tuple(Turn(role, "a") for _ in range(200_000) for role in ("user", "assistant"))
+    tokens = tokens_of(Row("a", "a", turns=turns), tokenizer, max_tokens=40)
+    assert len(tokens) <= 40
+    assert trained(tokens, tokenizer)[-1] == "a<|im_end|>"

@@ -6,7 +6,7 @@ r"""Chats as a tokenizer's chat template renders them, with the spans of all ans
 
 Where an answer stands is found by rendering the chat up to it, and with marks in place of its text; what ends a turn,
 by rendering a chat of marks. Rendering depends on the recipe, the chat and the tokenizer alone: the date that some
-templates print is the recipe's, its names are English, and messages that ask for it are shown their reasoning.
+templates print is the recipe's, its names are English, and the recipe says whether answers show their reasoning.
 """
 
 from __future__ import annotations
@@ -224,6 +224,8 @@ def _span(
 
 def _alike(one: str, other: str) -> int:
     """Return how many characters two texts begin with alike."""
+    if one.startswith(other):
+        return len(other)
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -238,8 +240,8 @@ def _continued(prompt: str, turn: Turn, format: ChatFormat) -> str:
     Raises:
         DataError: the prompt does something else.
     """
-    if not prompt.rstrip().endswith(OPEN):
-        reasons = CLOSE in turn.text and not format.reasoning
+    reasons = CLOSE in turn.text and not format.reasoning
+    if reasons or turn.fields or not prompt.rstrip().endswith(OPEN):
         how = "to train its reasoning, set data.reasoning to true" if reasons else "set data.template to alpaca"
         raise DataError(
             "the chat template renders a prompt for generation that is not the beginning of the whole chat, "

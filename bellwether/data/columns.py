@@ -41,6 +41,7 @@ _ROLE_FIELDS, _TEXT_FIELDS, _REASONING_FIELDS = (
 _READ_FIELDS = {*_ROLE_FIELDS, *_TEXT_FIELDS, *_REASONING_FIELDS, *RENDERED_FIELDS, "weight"}
 LONGEST_CLIENT_NAME = 100
 LONGEST_LABEL = 1_000
+LONGEST_CALLS = 100_000  # characters of a message's calls, or of a row's descriptions of tools, as JSON
 
 # A column of a usual name holds something else than groups where its texts are longer or more than these.
 LONGEST_GROUP = 64
@@ -323,8 +324,16 @@ def _turn(message: Any, what: str) -> Turn:
         "" if text is None and fields else _said(text, what),
         weight != 0,
         "" if reasoning is None else _string(reasoning, f"the reasoning of {what}"),
-        json.dumps(fields, ensure_ascii=False) if fields else "",
+        _as_json(fields, f"{what} has calls of tools") if fields else "",
     )
+
+
+def _as_json(value: Any, what: str) -> str:
+    """Return what cannot be cut as JSON, refusing what is too long to be rendered."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) > LONGEST_CALLS:
+        raise DataError(f"{what} of {len(text):,} characters, but at most {LONGEST_CALLS:,} are read; shorten them.")
+    return text
 
 
 def _first(message: Mapping[str, Any], fields: Iterable[str]) -> Any:
@@ -371,4 +380,4 @@ def _tools(tools: Any) -> str:
             raise DataError("the field 'tools' is text that is not JSON.") from error
     if tools is not None and not isinstance(tools, list):
         raise DataError(f"the field 'tools' is {kind(tools)}, but a list of descriptions is wanted.")
-    return json.dumps(tools, ensure_ascii=False) if tools else ""
+    return _as_json(tools, "the field 'tools' has descriptions") if tools else ""

@@ -51,11 +51,14 @@ class Problems:
     def __init__(self) -> None:
         self._found: list[tuple[str, int, str]] = []
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     @property
     def sentences(self) -> list[str]:
         """All of them, in their order, each with its place."""
-        files = list(dict.fromkeys(name for name, _, _ in self._found))
-        ordered = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
+        files = {name: place for place, name in enumerate(dict.fromkeys(name for name, _, _ in self._found))}
+        ordered = sorted(self._found, key=lambda found: (files[found[0]], found[1]))
         return [f"{name}:{line}: {sentence}" if line else f"{name}: {sentence}" for name, line, sentence in ordered]
 
     def add(self, place: str, sentence: str) -> None:
@@ -98,7 +101,7 @@ def read_records(path: Path, name: str, problems: Problems, written: Written = W
     Raises:
         DataError: the file as a whole cannot be read, or is empty.
     """
-    before = len(problems.sentences)
+    before = len(problems)
     try:
         if _is_blank(path):
             raise DataError(f"{path}: the file is empty; give a file with at least one row.")
@@ -111,7 +114,7 @@ def read_records(path: Path, name: str, problems: Problems, written: Written = W
         ) from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({error.strerror}); check its name and rights.") from error
-    if not records and len(problems.sentences) == before:
+    if not records and len(problems) == before:
         raise DataError(f"{path}: the file holds no rows; give a file with at least one row.")
     return records
 

@@ -286,7 +286,7 @@ def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
 
 def _texts(row: Row) -> list[str]:
     """Return the texts of a row that cannot be shortened to fit, but for the turns of a chat that can be left out."""
-    return [turn.text for turn in row.turns] or [row.instruction, row.response]
+    return [text for turn in row.turns for text in (turn.text, turn.reasoning)] or [row.instruction, row.response]
 
 
 def _bounded(row: Row, most: int, turns: int) -> Row:
@@ -297,9 +297,9 @@ def _bounded(row: Row, most: int, turns: int) -> Row:
         most: characters of a text; of one that cannot be shortened one more is there, so that it is known.
         turns: turns of a chat, each of which takes a token at least.
     """
-    kept = row.turns
-    while len(kept) - turns > 1 and (shorter := _without_oldest(kept)):
-        kept = shorter
+    asked = [number for number, turn in enumerate(row.turns) if turn.role == "user"]
+    begin = next((number for number in asked if len(row.turns) - number <= turns + 1), asked[-1] if asked else 0)
+    kept = row.turns[: asked[0]] + row.turns[begin:] if asked else ()
     if kept == row.turns and max(len(row.context), *map(len, _texts(row))) <= most:
         return row
     return replace(
@@ -307,7 +307,7 @@ def _bounded(row: Row, most: int, turns: int) -> Row:
         instruction=row.instruction[: most + 1],
         context=row.context[:most],
         response=row.response[: most + 1],
-        turns=tuple(replace(turn, text=turn.text[: most + 1]) for turn in kept),
+        turns=tuple(replace(turn, text=turn.text[: most + 1], reasoning=turn.reasoning[: most + 1]) for turn in kept),
     )
 
 
