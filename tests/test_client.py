@@ -312,6 +312,22 @@ def test_texts_that_differ_in_unicodes_form_only_are_equal():
     assert not exact_match("cafe", "caf\u00e9")
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "exact"),
+    [
+        ("<think>\nNo?\n</think>\n\nYes.", "Yes.", 1),
+        ("Yes.", "<think>\nWell.\n</think>\n\nYes.", 1),
+        ("<think>\nYes.", "Yes.", 0),  # it never came to its answer
+    ],
+)
+def test_scores_leave_out_the_reasoning_before_an_answer(answer, reference, exact):
+    from bellwether.client.score import _scored
+
+    plain = token_row([1, 2], [0, 1])
+    row = replace(plain, row=replace(plain.row, response=reference))
+    assert _scored(row, 1.0, answer).totals.exact == exact
+
+
 def test_an_exact_match_ignores_white_space_only():
     assert exact_match(" a  b\n", "a b")
     assert not exact_match("A b", "a b")
