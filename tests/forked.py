@@ -57,6 +57,10 @@ class Forked:
     def communicate(self) -> tuple[str, str]:
         """Return what it wrote to its output and of its errors, once it has ended."""
         self.wait()
+        return self.said()
+
+    def said(self) -> tuple[str, str]:
+        """Return what it has written so far to its output and of its errors."""
         out, err = (os.pread(file, 1 << 24, 0).decode() for file in self._said)
         return out, err
 

@@ -260,13 +260,15 @@ def faults(writer: str, kind: str, place: Path) -> dict[str, Any]:
             return {"calls": at - 1, "bad": bad}
         if code not in (-signal.SIGKILL, 3, 0):
             bad.append(f"call {at}: ended with {code}")
-        again = in_child(go_on)
-        found = digest(path) if again == 0 else {}
-        if again != 0:
-            bad.append(f"call {at}: could not go on ({again})")
-        elif found != expected:
-            names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-            bad.append(f"call {at}: other bytes in {names}")
+        try:
+            go_on()
+        except Exception as error:
+            bad.append(f"call {at}: could not go on ({type(error).__name__}: {error})")
+        else:
+            found = digest(path)
+            if found != expected:
+                names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+                bad.append(f"call {at}: other bytes in {names}")
         if code == 0 or len(bad) >= ENOUGH:
             return {"calls": at - 1, "bad": bad}
 

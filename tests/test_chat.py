@@ -144,13 +144,11 @@ def test_a_file_of_somebody_else_is_not_overwritten(bellwether: Command, tiny_ru
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_what_is_no_text_is_refused(tiny_run):
-    import subprocess
-
-    command = [sys.executable, "-m", "bellwether", "chat", str(tiny_run[0]), "--who", "base"]
-    done = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, check=False, timeout=300)
-    assert done.returncode == 2
-    assert done.stderr.decode().startswith("bellwether: the instruction holds the control character U+DCE9; remove it.")
+def test_what_is_no_text_is_refused(bellwether: Command, tiny_run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n"), encoding="utf-8"))
+    outcome = bellwether("chat", tiny_run[0], "--who", "base")
+    assert outcome.code == 2
+    assert outcome.err.startswith("bellwether: the instruction holds the control character U+DCE9; remove it.")
 
 
 # At a terminal ------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import forked
 import pytest
 from browser import DESKTOP, PHONE, browser, console, foreign, missing, picture, resize
 from conftest import Command
@@ -38,17 +38,17 @@ EVIL = (
 @pytest.fixture(scope="module")
 def page(tiny_comparison):
     """The address of a page that a process of its own serves."""
-    command = [sys.executable, "-m", "bellwether", "ui", str(tiny_comparison), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as done:
-        try:
-            said = done.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:\d+", said)
-            assert found, said + done.stdout.read()
-            yield found[0]
-        finally:
-            done.send_signal(signal.SIGINT)
-            rest, code = done.stdout.read(), done.wait(300)
-    assert (rest, code) == ("", 0), "the page does not end quietly"
+    done, said, end = forked.start("ui", tiny_comparison, "--port", 0), "", time.monotonic() + 300
+    try:
+        while not said.endswith("\n") and done.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+            said, _ = done.said()
+        found = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert found, done.said()
+        yield found[0]
+    finally:
+        done.send_signal(signal.SIGINT)
+        assert (done.wait(), *done.said()) == (0, said, ""), "the page does not end quietly"
 
 
 class Tab:
