@@ -95,14 +95,9 @@ INTEGRATION_FILES = {
     "test_unseen.py",
 }
 # Files whose own fixtures take seconds: one process makes them, where several share the tests.
-SHARING_FILES = {
-    "test_judge.py",
-    "test_processes.py",
-    "test_report_selection.py",
-    "test_selection_run.py",
-    "test_starter_base.py",
-    "test_unseen.py",
-}
+SHARING_FILES = {"test_judge.py", "test_report_selection.py", "test_starter_base.py", "test_unseen.py"}
+# Files whose workers are forks of one process that takes seconds to begin; others mark single tests so.
+WORKERS_FILES = {"test_processes.py", "test_selection_run.py"}
 
 
 # Files whose tests look at reports; in others, a figure's letters are not set.
@@ -116,6 +111,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SHARING_FILES:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.path.name in WORKERS_FILES:
+            item.add_marker(pytest.mark.xdist_group("workers"))
         if INTEGRATION_FIXTURES & {*getattr(item, "fixturenames", ())} or item.path.name in INTEGRATION_FILES:
             item.add_marker("integration")
 

@@ -344,6 +344,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*.*") if path.is_file()}
 
 
+@pytest.mark.xdist_group("workers")
 def test_two_processes_find_what_one_finds_and_a_second_call_trains_nothing(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,12 +521,14 @@ def double(number: int) -> int:
     return 2 * number
 
 
+@pytest.mark.xdist_group("workers")
 def test_processes_side_by_side_tell_every_piece_and_what_it_gave() -> None:
     told: list[tuple[int, int]] = []
     work_off(double, [3, 1, 2], 2, lambda work, result: told.append((work, result)), MODULES)
     assert sorted(told) == [(1, 2), (2, 4), (3, 6)]
 
 
+@pytest.mark.xdist_group("workers")
 @pytest.mark.parametrize(
     ("work", "says"), [([13, 1], "13 brings bad luck; take 14"), ([-1, 1], "was killed, perhaps for lack of memory")]
 )

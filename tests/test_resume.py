@@ -170,7 +170,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(("method", "processes"), [("scaffold", 1), ("scaffold", 2), ("fedadam", 1), ("flexlora", 1)])
+@pytest.mark.parametrize(
+    ("method", "processes"),
+    [
+        ("scaffold", 1),
+        pytest.param("scaffold", 2, marks=pytest.mark.xdist_group("workers")),
+        ("fedadam", 1),
+        ("flexlora", 1),
+    ],
+)
 def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, method, processes):
     fields = [*FIELDS, "federation.rounds=4", f"method.name={method}", *METHODS[method]]
     fields += ["federation.fraction=1", "training.local_steps=2", "evaluation.generate=false"]
