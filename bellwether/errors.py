@@ -8,6 +8,7 @@
     ├── UpdateRejected    a client's update failed the check before aggregation
     ├── RoundFailed       a round ended below its quorum
     ├── CheckpointError   a run folder cannot be written, read or resumed
+    ├── FederationError   a coordinator or a site of a real federation cannot do its part
     └── JudgeError        a language model that shall judge answers cannot be asked, or refuses
         ├── JudgeAway     it did not answer, however often it was asked; later it may
         └── JudgeRefused  it refuses one request, such as one that is too long; it may take others
@@ -55,6 +56,10 @@ class RoundFailed(BellwetherError):
 
 class CheckpointError(BellwetherError):
     """A run folder cannot be written, read or resumed."""
+
+
+class FederationError(BellwetherError):
+    """A coordinator or a site of a real federation cannot do its part."""
 
 
 class JudgeError(BellwetherError):

@@ -22,8 +22,9 @@ from bellwether.engine.resources import rows_to_train
 from bellwether.errors import BellwetherError, ModelError, RoundFailed, first_line
 from bellwether.exchange.adapter import AdapterConfig
 from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
+from bellwether.method.method import Method
 from bellwether.method.named import make_method
-from bellwether.model.base import load_base, weights_fingerprint
+from bellwether.model.base import Base, load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
@@ -37,7 +38,7 @@ Rows = Mapping[str, Sequence[TokenRow]]
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker gets at its start.
+    """What a process gets at its start that serves clients.
 
     Args:
         config: the adapter's configuration.
@@ -60,6 +61,19 @@ class Work:
     tokens: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     public: Sequence[TokenRow] = ()
+
+
+def local_engine(base: Base, layers: LoraLayers, work: Work, method: Method) -> LocalEngine:
+    """Return the engine of one process.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers over it.
+        work: rows, folders, and how clients are served.
+        method: that of ``work``.
+    """
+    rows = (work.rows, work.held_out)
+    return LocalEngine(base, layers, *rows, method, work.stop, work.tokens, work.folders, work.public)
 
 
 class ProcessEngine:
@@ -267,8 +281,7 @@ def _serve(parent: Connection, environment: Mapping[str, str]) -> None:
         model, work = parent.recv()
         base = load_base(model)
         layers = LoraLayers(base.model, work.config, work.slots)
-        method, rows = make_method(work.method), (work.rows, work.held_out)
-        engine = LocalEngine(base, layers, *rows, method, work.stop, work.tokens, work.folders, work.public)
+        engine = local_engine(base, layers, work, make_method(work.method))
         parent.send(base.fingerprint)
         while True:
             asked = parent.recv()

@@ -34,6 +34,8 @@ from bellwether.runner.describe import describe
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.wiring import (
+    MakeEngine,
+    Setting,
     all_records,
     first_adapter,
     make_engine,
@@ -104,6 +106,7 @@ def run(
     resume: Path | None = None,
     watch: Watcher | None = None,
     opened: Opened | None = None,
+    engine: MakeEngine = make_engine,
 ) -> Result:
     """Run a recipe, or go on with a run.
 
@@ -115,6 +118,7 @@ def run(
         resume: a run folder to go on with.
         watch: is told what happens; None is silent.
         opened: what other runs of this process have opened already; None opens everything anew.
+        engine: makes what delivers tasks to clients; else they are simulated on this machine.
 
     Returns:
         The result, which is also in the run folder.
@@ -124,11 +128,11 @@ def run(
     """
     watch = watch or (lambda event: None)
     if resume is not None:
-        return _resume(Path(resume), recipe, watch, opened)
-    return _begin(recipe or load_recipe("default"), watch, opened)
+        return _resume(Path(resume), recipe, watch, opened, engine)
+    return _begin(recipe or load_recipe("default"), watch, opened, engine)
 
 
-def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
+def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, engine: MakeEngine) -> Result:
     """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
@@ -141,13 +145,13 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None) -> Result:
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
-                return _run_in(folder, None, prepared, base, watch, log)
+                return _run_in(folder, None, prepared, base, watch, log, engine)
         except BaseException:
             folder.discard()
             raise
 
 
-def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None) -> Result:
+def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None, engine: MakeEngine) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
@@ -166,7 +170,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))
-        return _run_in(folder, checkpoint, prepared, base, watch, log)
+        return _run_in(folder, checkpoint, prepared, base, watch, log, engine)
 
 
 def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -195,7 +199,13 @@ def _environment(prepared: Prepared, base: Base) -> dict[str, Any]:
 
 
 def _run_in(
-    folder: RunFolder, checkpoint: Checkpoint | None, prepared: Prepared, base: Base, watch: Watcher, log: Watcher
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    prepared: Prepared,
+    base: Base,
+    watch: Watcher,
+    log: Watcher,
+    engine: MakeEngine,
 ) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
@@ -209,13 +219,19 @@ def _run_in(
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
-        result = _federate(folder, prepared, base, method, progress, tell)
+        result = _federate(folder, prepared, base, method, progress, tell, engine)
         tell(RunFinished(time.perf_counter() - start))
     return result
 
 
 def _federate(
-    folder: RunFolder, prepared: Prepared, base: Base, method: Method, progress: Progress, watch: Watcher
+    folder: RunFolder,
+    prepared: Prepared,
+    base: Base,
+    method: Method,
+    progress: Progress,
+    watch: Watcher,
+    make: MakeEngine,
 ) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
@@ -225,7 +241,7 @@ def _federate(
         keep_categories(own, {client: tokenised.rows for client, tokenised in prepared.clients.items()})
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     answers = Answers(folder.path, prepared)
-    with make_engine(prepared, base, layers, method, folder.path) as engine:
+    with make(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
         federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bellwether.client.score import by_category, by_group, score
-from bellwether.engine.local import LocalEngine
-from bellwether.engine.processes import ProcessEngine, Work, worker_models
+from bellwether.engine.processes import ProcessEngine, Work, local_engine, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
@@ -35,36 +34,82 @@ from bellwether.store.run_folder import (
 from bellwether.tools.randomness import Randomness
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a run's engine is made for.
+
+    Args:
+        prepared: the recipe, its rows and clients.
+        base: the frozen base model.
+        layers: LoRA layers over it.
+        method: what clients do.
+        folder: the run folder.
+        watch: is told what happens.
+    """
+
+    prepared: Prepared
+    base: Base
+    layers: LoraLayers
+    method: Method
+    folder: Path
+    watch: Watcher
+
+
+MakeEngine = Callable[[Setting], contextlib.AbstractContextManager[Engine]]
+
+
 @contextlib.contextmanager
-def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Method, folder: Path) -> Iterator[Engine]:
-    """Yield the engine of a recipe, its clients' own folders in the run's; check the copies of the base afterwards.
+def make_engine(setting: Setting) -> Iterator[Engine]:
+    """Yield the engine of a simulation, its clients' own folders in the run's; check the copies of the base afterwards.
 
     Raises:
         ModelError: one was changed.
     """
-    model, engine = prepared.recipe.model, prepared.recipe.engine
-    rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-    held_out = {client: tokenised.rows for client, tokenised in prepared.held_out.items()}
-    folders = client_folders(folder, list(prepared.clients))
+    prepared, base, engine = setting.prepared, setting.base, setting.prepared.recipe.engine
     copies: list[str] = []
+    work = work_of(setting, list(prepared.clients))
     if engine.processes == 1:
-        yield LocalEngine(base, layers, rows, held_out, method, prepared.stop, engine.tokens, folders, prepared.public)
+        yield local_engine(base, setting.layers, work, setting.method)
     else:
-        work = Work(
-            layers.config,
-            slots_of(prepared),
-            rows,
-            held_out,
-            prepared.recipe.method,
-            prepared.stop,
-            engine.tokens,
-            folders,
-            prepared.public,
-        )
-        models = worker_models(model, base.device, engine.processes)
+        models = worker_models(prepared.recipe.model, base.device, engine.processes)
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers
             copies = workers.fingerprints()
+    check_copies(base, copies)
+
+
+def work_of(setting: Setting, clients: Sequence[str]) -> Work:
+    """Return all that a process needs to serve some of the clients: their rows, and nothing of the others'.
+
+    Args:
+        setting: what the engine is made for.
+        clients: their names.
+    """
+    prepared = setting.prepared
+    folders = client_folders(setting.folder, list(prepared.clients))
+    return Work(
+        setting.layers.config,
+        slots_of(prepared),
+        {client: prepared.clients[client].rows for client in clients},
+        {client: prepared.held_out[client].rows for client in clients if client in prepared.held_out},
+        prepared.recipe.method,
+        prepared.stop,
+        prepared.recipe.engine.tokens,
+        {client: folders[client] for client in clients},
+        prepared.public,
+    )
+
+
+def check_copies(base: Base, copies: Sequence[str]) -> None:
+    """Check that a base and its copies are still what was loaded.
+
+    Args:
+        base: this process's.
+        copies: fingerprints of others'.
+
+    Raises:
+        ModelError: one was changed.
+    """
     if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 

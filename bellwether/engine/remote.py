@@ -1,0 +1,301 @@
+"""The engine of a real federation: tasks go to sites, replies come back, and the coordinator's clock decides.
+
+A site is asked nothing before it has said hello: it is told what the coordinator works with (the hashes of base,
+tokenizer and adapter, versions, the recipe's settings), and answers what differs at its place. A site that comes late,
+or comes back, says hello then, and takes part from the round on in which it did. Whoever is silent costs no more than
+the deadline, or, where there is none, as long as Flower takes to find that it is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from bellwether.errors import FederationError, UpdateRejected, first_line
+from bellwether.exchange.checks import payload_bytes
+from bellwether.exchange.codec import LONGEST_MANIFEST, decode_reply, encode_task, kind_of
+from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task
+from bellwether.exchange.records import Note, Watcher
+from bellwether.exchange.seal import LONGEST_HEADER, AnyKind, Header, Parcel, check_meant, opened, sealed
+from bellwether.tools.json_text import from_json, typed
+
+COORDINATOR = "coordinator"
+
+POLL = 0.1  # seconds between two looks for answers
+LONGEST_HELLO = 2**20  # bytes
+LONGEST_SURVEY = 2**27  # bytes
+ABSENT = 20.0  # seconds that a round waits for a site that is not connected
+LONGEST_WAIT = 7 * 86_400.0  # seconds that a task without a deadline is worth delivering
+
+Facts = Mapping[str, str]
+
+
+class Arrival(Protocol):
+    """What came of one message: an answer, or why there is none."""
+
+    @property
+    def message(self) -> str:
+        """The message's identifier."""
+        ...
+
+    @property
+    def parcel(self) -> Parcel | None:
+        """The answer."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why there is none, in one clause."""
+        ...
+
+
+class Deliveries(Protocol):
+    """What delivers messages to sites; ``engine.flower.Dispatch`` does."""
+
+    def online(self) -> Mapping[str, int]:
+        """Return the numbers of the sites that are there, by name."""
+        ...
+
+    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+        """Send a message; return its identifier, or None where it is not taken."""
+        ...
+
+    def arrived(self, messages: Sequence[str]) -> Sequence[Arrival]:
+        """Return what has come of messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Party:
+    """A site as the coordinator knows it.
+
+    Args:
+        name: its name.
+        key: verifies what it sends.
+        clients: the clients whose rows it holds; a site of a real federation is one client.
+    """
+
+    name: str
+    key: Ed25519PublicKey
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message that waits for its answer."""
+
+    party: Party
+    header: Header
+    client: str = ""
+    task: Task | None = None
+
+
+def terms_of(facts: Facts) -> str:
+    """Return the hash of what coordinator and sites work with."""
+    return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+
+
+class RemoteEngine:
+    """Delivers tasks to the sites that hold the clients' rows, each message signed and each answer checked.
+
+    Args:
+        deliveries: takes messages to sites and picks up their answers.
+        parties: the sites.
+        key: signs what is sent.
+        run: the run's identifier, which never serves another run.
+        facts: what the coordinator works with, by name; sites must work with the same.
+        watch: is told who is there, and who differs.
+        expect: is told how many bytes of answers each site may send from now on.
+        clock: seconds, of a clock that never goes back.
+        pause: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        parties: Sequence[Party],
+        key: Ed25519PrivateKey,
+        run: str,
+        facts: Facts,
+        watch: Watcher,
+        expect: Callable[[int], None] = lambda most: None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._deliveries, self._parties, self._key, self._run = deliveries, parties, key, run
+        self._facts, self._terms = facts, terms_of(facts)
+        self._watch, self._expect, self._clock, self._pause = watch, expect, clock, pause
+        self._homes = {client: party for party in parties for client in party.clients}
+        self._greeted: dict[str, _Asked] = {}  # by message
+        self._ready: set[str] = set()
+        self._differs: dict[str, str] = {}
+        self.bytes_down = self.bytes_up = 0
+
+    @property
+    def ready(self) -> frozenset[str]:
+        """The sites that have said hello and work with the same."""
+        return frozenset(self._ready)
+
+    def wait(self, sites: int, seconds: float) -> None:
+        """Wait until so many sites have said hello.
+
+        Args:
+            sites: how many.
+            seconds: how long at most.
+
+        Raises:
+            FederationError: they did not come in time, with what differs at those that came.
+        """
+        end = self._clock() + seconds
+        while len(self._ready) < sites:
+            if self._clock() > end:
+                why = "".join(f" {name} {reason}." for name, reason in sorted(self._differs.items()))
+                raise FederationError(
+                    f"{len(self._ready)} of {len(self._parties)} sites are there after {seconds:g} s, and {sites} are "
+                    f"needed.{why} Finished rounds are kept: give the same command again once the sites have joined."
+                )
+            self._greet(self._deliveries.online())
+            self._hear([])
+            self._pause(POLL)
+
+    def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
+        """Give every client its task, by its site; yield the replies as they come.
+
+        Args:
+            tasks: what each client is asked.
+            deadline: seconds, by the coordinator's clock, after which nobody is waited for any more.
+
+        Yields:
+            At most one reply per client; none of those that were silent until the deadline.
+        """
+        begun = self._clock()
+        self._expect(2 * sum(map(_most, tasks.values())) + LONGEST_HELLO)
+        waiting, asked = dict(tasks), dict[str, _Asked]()
+        while waiting or asked:
+            passed = self._clock() - begun
+            if deadline is not None and passed >= deadline:
+                return
+            online = self._deliveries.online() if waiting else {}
+            if waiting:
+                self._greet(online)
+            for client in list(waiting):
+                party = self._homes[client]
+                if party.name in online and party.name in self._ready:
+                    message, one = self._send_task(party, online[party.name], client, waiting.pop(client), deadline)
+                    if message is None:
+                        yield Reply(client, passed, failure="Flower did not take its task", reached=False)
+                    else:
+                        asked[message] = one
+                elif passed > ABSENT and party.name not in {one.party.name for one in self._greeted.values()}:
+                    del waiting[client]
+                    why = self._differs.get(party.name, "is not connected")
+                    yield Reply(client, passed, failure=f"its site {why}", reached=False)
+            for arrival in self._hear(list(asked)):
+                yield self._reply(asked.pop(arrival.message), arrival, self._clock() - begun)
+            self._pause(POLL)
+
+    def end(self, seconds: float = 10.0) -> None:
+        """Tell all sites that are there that the run has ended, and wait a moment for their answers."""
+        online, sent = self._deliveries.online(), set[str]()
+        for party in self._parties:
+            if party.name in online and party.name in self._ready:
+                parcel = sealed(self._header("end", party, "", 0), self._key, b"{}")
+                sent.add(self._deliveries.send(online[party.name], parcel, seconds) or "")
+        end, sent = self._clock() + seconds, sent - {""}
+        while sent and self._clock() < end:
+            sent -= {arrival.message for arrival in self._deliveries.arrived(sorted(sent))}
+            self._pause(POLL)
+
+    def _greet(self, online: Mapping[str, int]) -> None:
+        """Send a hello to those that are there and have not had one since they came."""
+        self._ready &= online.keys()
+        self._differs = {name: why for name, why in self._differs.items() if name in online}
+        busy = {one.party.name for one in self._greeted.values()}
+        for party in self._parties:
+            if party.name in online and party.name not in self._ready | busy | self._differs.keys():
+                header = self._header("hello", party, "", 0)
+                parcel = sealed(header, self._key, json.dumps(dict(self._facts)).encode())
+                message = self._deliveries.send(online[party.name], parcel, 600.0)
+                if message is not None:
+                    self._greeted[message] = _Asked(party, header)
+
+    def _hear(self, asked: Sequence[str]) -> list[Arrival]:
+        """Take the answers to hellos, and return those to the messages that are asked about."""
+        arrivals = self._deliveries.arrived([*asked, *self._greeted])
+        for arrival in arrivals:
+            if arrival.message in self._greeted:
+                self._take_hello(self._greeted.pop(arrival.message), arrival)
+        return [arrival for arrival in arrivals if arrival.message in asked]
+
+    def _take_hello(self, asked: _Asked, arrival: Arrival) -> None:
+        """Take a site in that works with the same; tell of one that does not."""
+        name = asked.party.name
+        try:
+            parcel = self._opened(asked, arrival, LONGEST_HELLO)
+            said = typed(from_json(parcel.manifest), dict[str, list[str]])
+            differs = said["differs"][:3]
+        except UpdateRejected as reason:
+            self._watch(Note(f"The site {name} is not taken in: {reason}.", warning=True))
+            return  # it may say hello again
+        except (ValueError, KeyError) as error:
+            differs = [f"sent a hello that cannot be read ({first_line(error)})"]
+        if differs:
+            self._differs[name] = f"differs: {'; '.join(one[:300] for one in differs)}"
+            self._watch(Note(f"The site {name} takes no part, since it {self._differs[name]}.", warning=True))
+        else:
+            self._ready.add(name)
+            self._watch(Note(f"The site {name} is there."))
+
+    def _send_task(
+        self, party: Party, node: int, client: str, task: Task, deadline: float | None
+    ) -> tuple[str | None, _Asked]:
+        """Send a client's task to its site."""
+        header = self._header(kind_of(task), party, client, task.round)
+        parcel = sealed(header, self._key, *encode_task(task))
+        self.bytes_down += parcel.size
+        return self._deliveries.send(node, parcel, deadline or LONGEST_WAIT), _Asked(party, header, client, task)
+
+    def _reply(self, asked: _Asked, arrival: Arrival, seconds: float) -> Reply:
+        """Return the reply in a message; where it cannot be believed, one that says why."""
+        assert asked.task is not None
+        try:
+            parcel = self._opened(asked, arrival, _most(asked.task))
+            kind = kind_of(asked.task)
+            return decode_reply(parcel.manifest, parcel.body, kind, asked.client, asked.header.round, seconds)
+        except UpdateRejected as reason:
+            return Reply(asked.client, seconds, failure=str(reason))
+
+    def _opened(self, asked: _Asked, arrival: Arrival, most: int) -> Parcel:
+        """Return an answer that is its site's, meant for this message, and no larger than it can be.
+
+        Raises:
+            UpdateRejected: it is not, as one clause.
+        """
+        parcel = arrival.parcel
+        if parcel is None:
+            raise UpdateRejected(arrival.failure or "it sent nothing")
+        self.bytes_up += parcel.size
+        if parcel.size > most:
+            raise UpdateRejected(f"its answer has {parcel.size} bytes, where {most} are taken")
+        check_meant(opened(parcel, asked.party.key), asked.header.answered())
+        return parcel
+
+    def _header(self, kind: AnyKind, party: Party, client: str, round: int) -> Header:
+        number = secrets.token_hex(16)
+        return Header("task", kind, self._run, round, COORDINATOR, party.name, client, number, self._terms)
+
+
+def _most(task: Task) -> int:
+    """Return the bytes that an answer to a task takes at most."""
+    small = LONGEST_MANIFEST + LONGEST_HEADER
+    if isinstance(task, EvaluateTask):
+        return small
+    # What comes back of an update is of the kind of what was sent, with arrays beside it.
+    return small + (LONGEST_SURVEY if isinstance(task, SurveyTask) else 3 * payload_bytes(task.payload))

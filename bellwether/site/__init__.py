@@ -1,0 +1,1 @@
+"""A real federation: coordinator, sites, their keys and papers."""

@@ -1,0 +1,107 @@
+"""What coordinator and sites must have in common, as facts by name that can be compared one by one.
+
+All of it is hashed to the terms under which a site takes part; each message names that hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bellwether.exchange.adapter import key_a, key_b
+from bellwether.model.base import Base
+from bellwether.model.facts import ModelFacts
+from bellwether.model.lora import adapter_config
+from bellwether.recipe.recipe import Recipe
+from bellwether.tools.version import VERSION
+
+# Flower's link does not compare versions itself, and the others decide the last bits of what is trained.
+_PACKAGES = ("flwr", "torch", "transformers", "numpy")
+
+# Sections that say what a site does; others are the coordinator's business, or the machine's.
+_SECTIONS = ("lora", "method", "training", "selection", "evaluation")
+_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
+_ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
+
+
+def facts_of(recipe: Recipe, base: Base) -> dict[str, str]:
+    """Return what a process works with, by name.
+
+    Args:
+        recipe: what is to be run.
+        base: the base model.
+    """
+    return {**settings_of(recipe), **versions(), **model_facts(recipe, base.facts, base.tokenizer, base.fingerprint)}
+
+
+def settings_of(recipe: Recipe) -> dict[str, str]:
+    """Return the fields of a recipe that say what a site does."""
+    chosen: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
+    data = recipe.data.model_dump(mode="json")
+    chosen["data"] = {name: data[name] for name in _DATA}
+    chosen["model"] = {"dtype": recipe.model.dtype, "quantization": recipe.model.quantization}
+    chosen["federation"] = {"rounds": recipe.federation.rounds}
+    return {name: value for name, value in _flat(chosen, "") if name not in _ON_THIS_MACHINE}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter."""
+    return {"bellwether": VERSION, **{package: importlib.metadata.version(package) for package in _PACKAGES}}
+
+
+def model_facts(recipe: Recipe, facts: ModelFacts, tokenizer: Any, fingerprint: str) -> dict[str, str]:
+    """Return hashes of weights, tokenizer, chat template and the adapter's tensors.
+
+    Args:
+        recipe: its lora section says which tensors there are.
+        facts: the base model's.
+        tokenizer: the base model's.
+        fingerprint: of its weights.
+    """
+    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
+    keys = [(key_a(module), key_b(module), shapes[module]) for module in adapter_config(facts, recipe.lora).modules]
+    return {
+        "base model": fingerprint,
+        "tokenizer": _tokenizer_hash(tokenizer),
+        "chat template": _hash(str(getattr(tokenizer, "chat_template", None) or "")),
+        "adapter": _hash(json.dumps(keys)),
+    }
+
+
+def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """Return a clause for each fact that is another one here than at the coordinator.
+
+    Args:
+        theirs: the coordinator's.
+        ours: this site's.
+    """
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return [f"{name} is {_short(ours, name)} here and {_short(theirs, name)} at the coordinator" for name in names]
+
+
+def _short(facts: Mapping[str, str], name: str) -> str:
+    value = facts.get(name, "missing")
+    return f"{value[:12]}…" if len(value) > 40 else value
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields below a section, by their dotted names, as JSON."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, json.dumps(value)
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Return the hash of all that decides which tokens a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return _hash(whole + json.dumps(sorted((str(k), str(v)) for k, v in tokenizer.special_tokens_map.items())))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,248 @@
+"""Keys and certificates of a federation, made with the ``cryptography`` library and kept where their owner alone reads.
+
+A site has two keys, which never leave it: one by which Flower knows it (ECDSA on P-384), and one that signs what it
+sends (Ed25519). Its public half is one word, both together. A coordinator has an authority of its own, which signs the
+certificate of its port, and a key that signs what it sends.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from bellwether.engine.flower import Certificate
+from bellwether.errors import FederationError
+from bellwether.tools.atomic import cannot_write
+
+YEARS = 365  # days
+SIGNING, FLOWER = "signing.key", "flower.key"
+_PREFIX, _POINT = "bw1-", 49  # bytes of a compressed point on P-384
+_PEM, _RAW = serialization.Encoding.PEM, serialization.Encoding.Raw
+
+
+@dataclass(frozen=True)
+class SiteKeys:
+    """The public half of a site's keys.
+
+    Args:
+        signing: verifies what it sends.
+        flower: by which Flower knows it, as PEM.
+    """
+
+    signing: Ed25519PublicKey
+    flower: bytes
+
+
+def make_site_keys(folder: Path) -> str:
+    """Make a site's keys, and return their public half as one word.
+
+    Args:
+        folder: where they are written; it must exist.
+
+    Raises:
+        FederationError: there are keys already.
+        CheckpointError: they cannot be written.
+    """
+    if (folder / SIGNING).exists() or (folder / FLOWER).exists():
+        raise FederationError(f"{folder} holds keys already; give another folder with --folder, or use these.")
+    signing, flower = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
+    write_private(folder / SIGNING, _private(signing))
+    openssh = serialization.PrivateFormat.OpenSSH
+    write_private(folder / FLOWER, flower.private_bytes(_PEM, openssh, serialization.NoEncryption()))
+    return public_word(folder)
+
+
+def public_word(folder: Path) -> str:
+    """Return the public half of a site's keys as one word.
+
+    Raises:
+        FederationError: there are none, or they cannot be read.
+    """
+    point = serialization.PublicFormat.CompressedPoint
+    own = read_signing(folder / SIGNING).public_key().public_bytes(_RAW, serialization.PublicFormat.Raw)
+    flower = _flower_key(folder / FLOWER).public_key().public_bytes(serialization.Encoding.X962, point)
+    return _PREFIX + base64.urlsafe_b64encode(own + flower).decode().rstrip("=")
+
+
+def read_public(word: str) -> SiteKeys:
+    """Return the public keys behind one word.
+
+    Raises:
+        FederationError: it is none.
+    """
+    try:
+        if not word.startswith(_PREFIX):
+            raise ValueError("it does not begin so")
+        data = base64.b64decode(word[len(_PREFIX) :] + "=" * (-len(word[len(_PREFIX) :]) % 4), b"-_", validate=True)
+        if len(data) != 32 + _POINT:
+            raise ValueError("it is too short or too long")
+        flower = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), data[32:])
+        spki = serialization.PublicFormat.SubjectPublicKeyInfo
+        return SiteKeys(Ed25519PublicKey.from_public_bytes(data[:32]), flower.public_bytes(_PEM, spki))
+    except (ValueError, binascii.Error) as error:
+        raise FederationError(
+            f"{word[:40]!r} is no public key of a site: give the word that bellwether site keygen shows, which begins "
+            f"with {_PREFIX}."
+        ) from error
+
+
+def make_signing(path: Path) -> Ed25519PublicKey:
+    """Make a key that signs, write it, and return its public half."""
+    key = Ed25519PrivateKey.generate()
+    write_private(path, _private(key))
+    return key.public_key()
+
+
+def read_signing(path: Path) -> Ed25519PrivateKey:
+    """Return a key that signs.
+
+    Raises:
+        FederationError: there is none, or it cannot be read.
+    """
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_key(path, error) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _no_key(path, TypeError("another kind of key"))
+    return key
+
+
+def public_hex(key: Ed25519PublicKey) -> str:
+    """Return a public key as 64 hexadecimal digits."""
+    return key.public_bytes(_RAW, serialization.PublicFormat.Raw).hex()
+
+
+def make_authority(folder: Path, name: str, days: int) -> None:
+    """Make an authority of one's own: ``ca.crt`` and ``ca.key``.
+
+    Args:
+        folder: where they are written; it must exist.
+        name: whose it is.
+        days: how long it is valid.
+    """
+    key = ec.generate_private_key(ec.SECP384R1())
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    built = (
+        _begun(name, name, key.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_private(folder / "ca.key", _private(key))
+    write_private(folder / "ca.crt", built.public_bytes(_PEM), 0o644)
+
+
+def make_certificate(folder: Path, stem: str, names: Sequence[str], days: int) -> Certificate:
+    """Make a certificate for a port, signed by the authority in a folder.
+
+    Args:
+        folder: of ``make_authority``; the certificate is written there.
+        stem: the name of its files.
+        names: host names and addresses by which it is reached.
+        days: how long it is valid.
+
+    Raises:
+        FederationError: the authority cannot be read.
+    """
+    try:
+        authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        signing = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise _no_key(folder / "ca.key", error) from error
+    if not isinstance(signing, ec.EllipticCurvePrivateKey):
+        raise _no_key(folder / "ca.key", TypeError("another kind of key"))
+    key = ec.generate_private_key(ec.SECP384R1())
+    issuer = str(authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    built = (
+        _begun("bellwether coordinator", issuer, key.public_key(), days)
+        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)
+        .sign(signing, hashes.SHA384())
+    )
+    write_private(folder / f"{stem}.key", _private(key))
+    write_private(folder / f"{stem}.crt", built.public_bytes(_PEM), 0o644)
+    return Certificate(folder / f"{stem}.crt", folder / f"{stem}.key", folder / "ca.crt")
+
+
+def expires(path: Path) -> datetime.datetime:
+    """Return when a certificate ends.
+
+    Raises:
+        FederationError: the file holds none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise _no_key(path, error) from error
+
+
+def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a new file that its owner alone can read, forced to the disk.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flower_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise _no_key(path, error) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise _no_key(path, TypeError("another kind of key"))
+    return key
+
+
+def _private(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def _begun(name: str, issuer: str, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+    """Return the beginning of a certificate, valid from an hour ago, for clocks that are late."""
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    """Return a name of a host as a certificate has it."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _no_key(path: Path, error: Exception) -> FederationError:
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return FederationError(f"{path} cannot be read as a key or a certificate ({reason}); restore it, or make new ones.")

@@ -1,0 +1,237 @@
+"""A site: one resident process that holds base and tokenised rows, and answers what its coordinator asks.
+
+Nothing is taken on trust: a task must be signed by the coordinator, be meant for this site and run, be new, stand under
+the terms that the site agreed to, and be allowed by its policy. What a recipe says is taken from the site's own copy of
+it, never from a message. Every message is written to the ledger before it counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from bellwether.engine.remote import COORDINATOR, Facts, terms_of
+from bellwether.errors import BellwetherError, UpdateRejected, first_line
+from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
+from bellwether.exchange.checks import check_array
+from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
+from bellwether.exchange.messages import Payload, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
+from bellwether.federate import Engine
+from bellwether.recipe.recipe import Recipe
+from bellwether.site.facts import differing
+from bellwether.site.ledger import Ledger
+from bellwether.tools.json_text import from_json, typed
+
+POLL = 0.1  # seconds between two looks for a task
+
+# From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
+Policy = Callable[[Header, Task], str | None]
+
+
+class Message(Protocol):
+    """A message that waits for its answer; ``engine.flower.Delivery`` is one."""
+
+    parcel: Parcel | None
+
+    def answer(self, parcel: Parcel) -> None:
+        """Send the answer."""
+        ...
+
+
+class Messages(Protocol):
+    """Where messages come from; ``engine.flower.Inbox`` is such a place."""
+
+    def take(self) -> Message | None:
+        """Return the next message, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a site holds.
+
+    Args:
+        name: its name.
+        clients: the clients whose rows it holds.
+        recipe: what it agreed to run.
+        engine: trains and scores its clients.
+        facts: what it works with, see ``site.facts``.
+        config: the adapter's configuration, with the largest rank.
+        shapes: inputs and outputs of each adapted module.
+    """
+
+    name: str
+    clients: Collection[str]
+    recipe: Recipe
+    engine: Engine
+    facts: Facts
+    config: AdapterConfig
+    shapes: Mapping[str, tuple[int, int]]
+
+
+class Resident:
+    """Answers messages.
+
+    Args:
+        holdings: what the site holds.
+        key: signs what it sends.
+        coordinator: verifies what comes.
+        federation: how the identifiers of all runs begin that it takes part in.
+        ledger: everything that came and was sent.
+        policy: says what is forbidden.
+        tell: is told of what happens, in sentences.
+    """
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        key: Ed25519PrivateKey,
+        coordinator: Ed25519PublicKey,
+        federation: str,
+        ledger: Ledger,
+        policy: Policy,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
+        self._ledger, self._policy, self._tell = ledger, policy, tell
+        self._terms = terms_of(holdings.facts)
+        self.ended = False
+
+    def serve(self, messages: Messages) -> None:
+        """Answer messages until the coordinator says that the run has ended."""
+        while not self.ended:
+            message = messages.take()
+            if message is None:
+                time.sleep(POLL)
+                continue
+            message.answer(self.answer(message.parcel))
+
+    def answer(self, parcel: Parcel | None) -> Parcel:
+        """Return the answer to a message; one that is not the coordinator's gets an empty one.
+
+        Raises:
+            CheckpointError: the ledger, or what a client keeps, cannot be written.
+        """
+        try:
+            header = self._header(parcel)
+        except UpdateRejected as reason:
+            self._tell(f"A message is refused, since {reason}.")
+            return Parcel(b"", b"", b"")
+        assert parcel is not None
+        self._ledger.note(header, parcel)
+        if header.kind == "hello":
+            manifest, body = self._hello(parcel), b""
+        elif header.kind == "end":
+            self.ended, manifest, body = True, b"{}", b""
+        else:
+            manifest, body = encode_reply(self._reply(header, parcel), _kind(header))
+        answer = sealed(header.answered(), self._key, manifest, body)
+        self._ledger.note(header.answered(), answer, self._protection(header))
+        return answer
+
+    def _header(self, parcel: Parcel | None) -> Header:
+        """Return what a message is for, once it is the coordinator's, for this site, and new."""
+        if parcel is None:
+            raise UpdateRejected("it is no message of bellwether's")
+        header = opened(parcel, self._coordinator)
+        if not header.run.startswith(f"{self._federation}/"):
+            raise UpdateRejected("its run belongs to another federation")
+        check_meant(header, replace(header, way="task", sender=COORDINATOR, receiver=self._holdings.name))
+        if self._ledger.knows(header.number):
+            raise UpdateRejected("it came before")
+        return header
+
+    def _hello(self, parcel: Parcel) -> bytes:
+        """Return what differs here from what the coordinator works with."""
+        try:
+            theirs = typed(from_json(parcel.manifest), dict[str, str])
+            differs = differing(theirs, self._holdings.facts)
+        except ValueError as error:
+            differs = [f"the hello cannot be read ({first_line(error)})"]
+        for one in differs:
+            self._tell(f"This site takes no part yet: {one}.")
+        if not differs:
+            self._tell("The coordinator has said hello; this site takes part.")
+        return json.dumps({"differs": differs}).encode()
+
+    def _reply(self, header: Header, parcel: Parcel) -> Reply:
+        """Return a client's reply to a task, or why there is none."""
+        begun = time.perf_counter()
+        try:
+            task = self._task(header, parcel)
+            self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
+            reply = next(iter(self._holdings.engine.ask({header.client: task})))
+        except BellwetherError as reason:
+            self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {first_line(reason)}.")
+            return Reply(header.client, time.perf_counter() - begun, failure=first_line(reason))
+        return reply
+
+    def _task(self, header: Header, parcel: Parcel) -> Task:
+        """Return the task in a message, with the settings of this site's own recipe.
+
+        Raises:
+            UpdateRejected: it is not what this site agreed to, or cannot be done here.
+        """
+        if header.terms != self._terms:
+            raise UpdateRejected("its terms are not those of this site")
+        if header.client not in self._holdings.clients:
+            raise UpdateRejected(f"{header.client[:80]!r} is no client of this site")
+        task = decode_task(parcel.manifest, parcel.body)
+        if kind_of(task) != header.kind or task.round != header.round:
+            raise UpdateRejected("the task is not the one that its header names")
+        if task.payload is not None:
+            _check_payload(task.payload, self._holdings)
+        forbidden = self._policy(header, task)
+        if forbidden is not None:
+            raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
+        return _with_own_settings(task, self._holdings.recipe)
+
+    def _protection(self, header: Header) -> str:
+        """Return what is done to an answer before it is sent."""
+        noise = self._holdings.recipe.selection.noise
+        return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
+
+
+def _kind(header: Header) -> Kind:
+    assert header.kind != "hello" and header.kind != "end"  # noqa: PT018
+    return header.kind
+
+
+def _with_own_settings(task: Task, recipe: Recipe) -> Task:
+    """Return a task whose settings are the site's own, which the terms say are the same but for paths."""
+    if isinstance(task, TrainTask):
+        return replace(task, training=recipe.training, selection=recipe.selection, rounds=recipe.federation.rounds)
+    if isinstance(task, SurveyTask):
+        return replace(task, selection=recipe.selection)
+    return replace(task, evaluation=recipe.evaluation)
+
+
+def _check_payload(payload: Payload, holdings: Holdings) -> None:
+    """Refuse an adapter that does not fit this site's base."""
+    for adapter, ranks in ((payload.adapter, holdings.config.rank), (payload.folded, math.inf)):
+        if adapter is None:
+            continue
+        if adapter.config.modules != holdings.config.modules or not 1 <= adapter.config.rank <= ranks:
+            raise UpdateRejected("its adapter is for other modules, or of another rank, than this site agreed to")
+        due = dict(_shapes(adapter.config, holdings.shapes))
+        if adapter.tensors.keys() != due.keys():
+            raise UpdateRejected("its adapter has other tensors than its configuration says")
+        for key, shape in due.items():
+            check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
+    for name, value in payload.arrays.items():
+        check_array(name, value, value.shape, np.dtype(np.float32))
+
+
+def _shapes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Any]]:
+    for module in config.modules:
+        inputs, outputs = shapes[module]
+        yield key_a(module), (config.rank, inputs)
+        yield key_b(module), (outputs, config.rank)
