@@ -40,6 +40,9 @@ def rehearse_federation(
     rounds: RoundsFlag = None,
     seed: SeedFlag = None,
     device: DeviceFlag = None,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", min=1, help="Seconds that a site has for a task; else none.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Run folder of a rehearsal to go on with.")] = None,
     trust: TrustFlag = False,
 ) -> None:
@@ -56,7 +59,7 @@ def rehearse_federation(
 
     screen = console()
     with watching(screen) as watcher:
-        result = rehearse(recipe, sites, resume=resume, watch=watcher)
+        result = rehearse(recipe, sites, deadline=deadline, resume=resume, watch=watcher)
     show_result(result)
 
 

@@ -112,6 +112,7 @@ class RemoteEngine:
         run: the run's identifier, which never serves another run.
         facts: what the coordinator works with, by name; sites must work with the same.
         watch: is told who is there, and who differs.
+        deadline: seconds that a site has for a task, beside the recipe's; None waits until Flower finds it gone.
         expect: is told how many bytes of answers each site may send from now on.
         clock: seconds, of a clock that never goes back.
         pause: waits so many seconds.
@@ -125,6 +126,7 @@ class RemoteEngine:
         run: str,
         facts: Facts,
         watch: Watcher,
+        deadline: float | None = None,
         expect: Callable[[int], None] = lambda most: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
@@ -132,6 +134,7 @@ class RemoteEngine:
         self._deliveries, self._parties, self._key, self._run = deliveries, parties, key, run
         self._facts, self._terms = facts, terms_of(facts)
         self._watch, self._expect, self._clock, self._pause = watch, expect, clock, pause
+        self._deadline = deadline
         self._homes = {client: party for party in parties for client in party.clients}
         self._greeted: dict[str, _Asked] = {}  # by message
         self._ready: set[str] = set()
@@ -170,12 +173,14 @@ class RemoteEngine:
 
         Args:
             tasks: what each client is asked.
-            deadline: seconds, by the coordinator's clock, after which nobody is waited for any more.
+            deadline: seconds, by the coordinator's clock, after which nobody is waited for any more, where the
+                engine's own is not sooner.
 
         Yields:
             At most one reply per client; none of those that were silent until the deadline.
         """
         begun = self._clock()
+        deadline = min((one for one in (deadline, self._deadline) if one is not None), default=None)
         self._expect(2 * sum(map(_most, tasks.values())) + LONGEST_HELLO)
         waiting, asked = dict(tasks), dict[str, _Asked]()
         while waiting or asked:

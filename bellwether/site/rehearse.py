@@ -61,12 +61,20 @@ START = 600.0  # seconds in which all sites must be there
 STARTS = 3  # times that a site's process is begun without having answered anything in between
 
 
-def rehearse(recipe: Recipe | None, sites: int, *, resume: Path | None = None, watch: Watcher | None = None) -> Result:
+def rehearse(
+    recipe: Recipe | None,
+    sites: int,
+    *,
+    deadline: float | None = None,
+    resume: Path | None = None,
+    watch: Watcher | None = None,
+) -> Result:
     """Run a recipe, or go on with one, with sites that are processes of their own.
 
     Args:
         recipe: what to run; with ``resume`` as for ``runner.run.run``.
         sites: how many sites.
+        deadline: seconds that a site has for a task; None waits until Flower finds it gone.
         resume: the run folder of a rehearsal to go on with.
         watch: is told what happens; None is silent.
 
@@ -79,11 +87,11 @@ def rehearse(recipe: Recipe | None, sites: int, *, resume: Path | None = None, w
             "set federation.availability=null."
         )
     source_of_workers(MODULES)  # which gets ready while the rows are read
-    return run(recipe, resume=resume, watch=watch, engine=lambda setting: _over_sites(setting, sites))
+    return run(recipe, resume=resume, watch=watch, engine=lambda setting: _over_sites(setting, sites, deadline))
 
 
 @contextlib.contextmanager
-def _over_sites(setting: Setting, count: int) -> Iterator[Engine]:
+def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterator[Engine]:
     """Yield an engine over sites that are processes of this machine."""
     clients = list(setting.prepared.clients)
     if not 1 <= count <= len(clients):
@@ -110,6 +118,7 @@ def _over_sites(setting: Setting, count: int) -> Iterator[Engine]:
                 f"{federation}/rehearsal",
                 facts_of(setting.prepared.recipe, setting.base),
                 setting.watch,
+                deadline,
                 link.expect,
             )
             engine.wait(count, START)
@@ -280,6 +289,7 @@ def _be_site(job: _Job, environment: Mapping[str, str]) -> None:
         def tell(text: str) -> None:
             log.write(f"{text}\n")
 
+        tell(f"Process {os.getpid()} begins.")
         try:
             base = load_base(job.model)
             layers = LoraLayers(base.model, job.work.config, job.work.slots)

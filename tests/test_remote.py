@@ -1,0 +1,345 @@
+"""The engine over sites and the resident process of a site, message by message: what is forged, late or foreign."""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
+
+from bellwether.engine.remote import ABSENT, Party, RemoteEngine
+from bellwether.errors import FederationError
+from bellwether.exchange.codec import encode_reply
+from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, Update, client_draws
+from bellwether.exchange.seal import Parcel, opened, sealed
+from bellwether.federate import federate
+from bellwether.recipe.recipe import Selection, Training
+from bellwether.site.ledger import Ledger, entries
+from bellwether.site.resident import Holdings, Resident
+from bellwether.tools.randomness import Randomness
+
+pytest.importorskip("flwr")
+
+HOMES = {"north": ("a", "b"), "south": ("c", "d")}
+KEYS = {name: Ed25519PrivateKey.generate() for name in ("coordinator", *HOMES)}
+FACTS = {"base model": "1234", "torch": "2.13.0"}
+
+
+@dataclass(frozen=True)
+class Came:
+    message: str
+    parcel: Parcel | None
+    failure: str = ""
+
+
+@dataclass
+class Post:
+    """Takes messages to residents in this process; ``faults`` changes what single sites answer to a kind of task."""
+
+    sites: dict
+    clock: list = field(default_factory=lambda: [0.0])
+    faults: dict = field(default_factory=dict)
+    away: set = field(default_factory=set)
+    sent: list = field(default_factory=list)
+    waiting: dict = field(default_factory=dict)
+
+    def online(self):
+        return {name: number for number, name in enumerate(self.sites) if name not in self.away}
+
+    def send(self, node, parcel, seconds):
+        name = list(self.sites)[node]
+        self.sent.append((name, parcel))
+        header = opened(parcel, KEYS["coordinator"].public_key())
+        fault = self.faults.get((name, header.kind), lambda answer: answer)
+        message = f"message {len(self.sent)}"
+        answer = fault(self.sites[name].answer(parcel))
+        if answer is not None:
+            self.waiting[message] = answer if isinstance(answer, Came) else Came(message, answer)
+        return message
+
+    def arrived(self, messages):
+        return [replace(self.waiting.pop(one), message=one) for one in messages if one in self.waiting]
+
+
+def resident(name, folder, facts=None, policy=lambda header, task: None, engine=None):
+    recipe = federation().recipe
+    (folder / name).mkdir(exist_ok=True)
+    shapes = {"q": (2, 2)}
+    holdings = Holdings(name, HOMES[name], recipe, engine or AddingEngine(), facts or FACTS, START.config, shapes)
+    ledger = Ledger(folder / name)
+    key, coordinator = KEYS[name], KEYS["coordinator"].public_key()
+    return Resident(holdings, key, coordinator, "fed", ledger, policy, lambda text: None)
+
+
+def world(folder, events=None, deadline=None, **more):
+    """A coordinator's engine with two sites, and the post between them."""
+    post = Post({name: resident(name, folder, **more) for name in HOMES})
+
+    def pause(seconds):
+        post.clock[0] += seconds
+
+    parties = [Party(name, KEYS[name].public_key(), clients) for name, clients in HOMES.items()]
+    watch = (events if events is not None else []).append
+    clock = lambda: post.clock[0]  # noqa: E731
+    return RemoteEngine(
+        post, parties, KEYS["coordinator"], "fed/1", FACTS, watch, deadline, clock=clock, pause=pause
+    ), post
+
+
+def run(engine, *overrides, events=None):
+    fields = ["federation.rounds=1", *overrides]
+    return federate(federation(*fields, engine=engine, events=events, evaluating=("a", "c")), begin())
+
+
+def test_a_federation_over_sites_gives_what_one_process_gives(tmp_path):
+    engine, _ = world(tmp_path)
+    remote = run(engine, "federation.rounds=3")
+    local = federate(federation("federation.rounds=3"), begin())
+    assert remote.adapter.fingerprint() == local.adapter.fingerprint()
+    assert [one.bytes_up for one in remote.rounds] == [one.bytes_up for one in local.rounds]
+    assert remote.evaluations[-1].clients.keys() == {"a", "c"}
+    assert engine.bytes_up > sum(one.bytes_up for one in remote.rounds)  # what travels has headers, too
+
+
+def reply_of(client, answer, key, **changes):
+    """What a site would send that holds its own key and lies about something."""
+    header = opened(answer, key.public_key())
+    tensors = {key: value + np.float32(1) for key, value in START.tensors.items()}
+    update = Update(client, header.round, tensors, 10, {"loss": 1.0, "tokens": 1})
+    manifest, body = encode_reply(Reply(client, 1.0, update=replace(update, **changes)), "train")
+    return sealed(header, key, manifest, body)
+
+
+def other_header(answer, **changes):
+    header = opened(answer, KEYS["south"].public_key())
+    return sealed(replace(header, **changes), KEYS["south"], answer.manifest, answer.body)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda answer: replace(answer, body=answer.body[:-1] + b"\1"), "its content is not what was signed"),
+        (lambda answer: replace(answer, signature=bytes(64)), "its signature is not that"),
+        (lambda answer: Parcel(b"", b"", b""), "its signature is not that"),
+        (lambda answer: sealed(opened(answer, KEYS["south"].public_key()), KEYS["north"], b"{}"), "its signature"),
+        (lambda answer: other_header(answer, round=0), "its round is '0', where '1' is due"),
+        (lambda answer: other_header(answer, run="fed/0"), "its run is 'fed/0'"),
+        (lambda answer: other_header(answer, number="0" * 32), "its number is"),
+        (lambda answer: other_header(answer, client="a"), "its client is 'a'"),
+        (lambda answer: other_header(answer, way="task"), "its way is 'task'"),
+        (lambda answer: replace(answer, body=bytes(2**24)), "its answer has 167"),
+        (lambda answer: Came("", None, "its site is not connected any more"), "is not connected any more"),
+        (lambda answer: reply_of("c", answer, KEYS["south"], rows=10**12), "it claims 1000000000000 rows"),
+        (
+            lambda answer: reply_of("c", answer, KEYS["south"], tensors={A: START.tensors[A], B: np.zeros((1, 1))}),
+            "lora_B.weight is float64",
+        ),
+        (
+            lambda answer: reply_of(
+                "c", answer, KEYS["south"], tensors={A: START.tensors[A], B: np.full((2, 1), np.nan, np.float32)}
+            ),
+            "not finite",
+        ),
+        (lambda answer: reply_of("c", answer, KEYS["south"], tensors={A: np.zeros(1, np.float32)}), "not those due"),
+    ],
+)
+def test_what_a_site_forges_is_left_out_and_the_others_count(tmp_path, fault, reason):
+    engine, post = world(tmp_path)
+    post.faults["south", "train"] = fault
+    (record,) = run(engine).rounds
+    assert {one.client for one in record.clients} == {"a", "b"}
+    assert reason in record.left_out["d"] + record.left_out["c"]
+
+
+def test_an_answer_counts_once(tmp_path):
+    engine, post = world(tmp_path)
+    kept = []
+
+    def replayed(answer):
+        kept.append(answer)
+        return kept[0]
+
+    post.faults["south", "train"] = replayed
+    first, second = run(engine, "federation.rounds=2", "federation.failed_rounds=1").rounds
+    # The first answer stands for its own task, and for none of those after it.
+    assert {one.client for one in first.clients} == {"a", "b", "c"}
+    assert {one.client for one in second.clients} == {"a", "b"}
+    assert "its round is '1', where '2' is due" in second.left_out["c"]
+
+
+def test_a_silent_site_costs_no_more_than_the_deadline(tmp_path):
+    engine, post = world(tmp_path, deadline=60)
+    post.faults["south", "train"] = lambda answer: None
+    (record,) = run(engine).rounds
+    assert record.left_out == {"c": "it did not answer", "d": "it did not answer"}
+    assert 60 <= post.clock[0] < 61
+
+
+def test_a_site_that_is_not_there_is_waited_for_a_moment(tmp_path):
+    engine, post = world(tmp_path)
+    post.away.add("south")
+    (record,) = run(engine).rounds
+    assert record.left_out["c"] == "its site is not connected"
+    assert 3 * ABSENT < post.clock[0] < 3 * ABSENT + 1  # to score before, to train, and to score at the end
+
+
+def test_a_late_site_takes_part_from_the_round_in_which_it_comes(tmp_path):
+    engine, post = world(tmp_path)
+    post.away.add("south")
+    committed = []
+    fields = ["federation.rounds=2"]
+
+    def commit(progress):
+        committed.append(progress)
+        if progress.round == 1:
+            post.away.clear()
+
+    told = dataclasses.replace(federation(*fields, engine=engine), commit=commit)
+    progress = federate(told, begin())
+    assert [{one.client for one in record.clients} for record in progress.rounds] == [{"a", "b"}, set(ROWS)]
+
+
+def test_a_site_that_differs_is_told_what_and_takes_no_part(tmp_path):
+    events = []
+    engine, post = world(tmp_path, events)
+    post.sites["south"] = resident("south", tmp_path, {**FACTS, "base model": "5678", "own": "x"})
+    with pytest.raises(FederationError) as refused:
+        engine.wait(2, 30)
+    assert str(refused.value).startswith(
+        "1 of 2 sites are there after 30 s, and 2 are needed. south differs: base model"
+    )
+    assert "base model is 5678 here and 1234 at the coordinator" in str(refused.value)
+    assert any("The site south takes no part" in event.text for event in events)
+    (record,) = run(engine).rounds
+    assert "differs: base model" in record.left_out["c"]
+
+
+def test_a_site_that_was_mended_says_hello_again(tmp_path):
+    engine, post = world(tmp_path)
+    post.sites["south"] = resident("south", tmp_path, {"base model": "5678"})
+    with pytest.raises(FederationError):
+        engine.wait(2, 5)
+    post.away.add("south")
+    with pytest.raises(FederationError):
+        engine.wait(2, 1)
+    post.sites["south"] = resident("south", tmp_path)
+    post.away.clear()
+    engine.wait(2, 5)
+    assert engine.ready == {"north", "south"}
+
+
+def test_the_end_is_told_to_all(tmp_path):
+    engine, post = world(tmp_path)
+    engine.wait(2, 5)
+    engine.end()
+    assert all(site.ended for site in post.sites.values())
+
+
+# A site ------------------------------------------------------------------------------------------
+
+
+def task_for(site, **changes):
+    """A task as the coordinator would send it, but for some fields of its header."""
+    from bellwether.engine.remote import terms_of
+    from bellwether.exchange.codec import encode_task
+    from bellwether.exchange.seal import Header
+
+    task = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
+    header = Header("task", "train", "fed/1", 1, "coordinator", site, "a", "n1", terms_of(FACTS))
+    return sealed(replace(header, **changes), KEYS["coordinator"], *encode_task(task))
+
+
+def answered(site, parcel):
+    answer = site.answer(parcel)
+    return opened(answer, KEYS["north"].public_key()), answer.manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"terms": "0" * 64}, "its terms are not those of this site"),
+        ({"client": "c"}, "'c' is no client of this site"),
+        ({"round": 2}, "the task is not the one that its header names"),
+        ({"kind": "evaluate"}, "the task is not the one that its header names"),
+    ],
+)
+def test_a_site_does_not_do_what_it_did_not_agree_to(tmp_path, changes, reason):
+    _, manifest = answered(resident("north", tmp_path), task_for("north", **changes))
+    assert reason in manifest.decode()
+
+
+@pytest.mark.parametrize(
+    "parcel",
+    [
+        None,
+        task_for("south"),
+        task_for("north", run="another/1"),
+        task_for("north", way="reply"),
+        task_for("north", sender="south"),
+        replace(task_for("north"), body=b""),
+        sealed(opened(task_for("north"), KEYS["coordinator"].public_key()), KEYS["south"], b"{}"),
+    ],
+)
+def test_a_site_answers_nothing_to_what_is_not_its_coordinators(tmp_path, parcel):
+    site = resident("north", tmp_path)
+    assert site.answer(parcel) == Parcel(b"", b"", b"")
+    assert list(entries(tmp_path / "north")) == []
+
+
+def test_a_task_is_done_once_also_by_a_site_that_was_begun_again(tmp_path):
+    parcel = task_for("north")
+    answered(resident("north", tmp_path), parcel)
+    engine = AddingEngine()
+    assert resident("north", tmp_path, engine=engine).answer(parcel) == Parcel(b"", b"", b"")
+    assert not engine.tasks
+
+
+def test_a_site_trains_with_its_own_settings_whatever_a_task_says(tmp_path):
+    engine = AddingEngine()
+    site = resident("north", tmp_path, engine=engine)
+    answered(site, task_for("north"))
+    (asked,) = engine.tasks
+    assert asked["a"].training == federation().recipe.training
+    assert asked["a"].rounds == federation().recipe.federation.rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (replace(START, config=replace(START.config, modules=("k",))), "for other modules"),
+        (replace(START, config=replace(START.config, rank=9)), "of another rank"),
+        (START.with_tensors({A: START.tensors[A]}), "other tensors than its configuration says"),
+        (START.with_tensors({A: START.tensors[A], B: np.zeros((4, 1), np.float32)}), "has shape (4, 1), not (2, 1)"),
+        (START.with_tensors({A: START.tensors[A], B: np.full((2, 1), np.inf, np.float32)}), "not finite"),
+    ],
+)
+def test_a_site_refuses_an_adapter_that_does_not_fit(tmp_path, payload, reason):
+    from bellwether.engine.remote import terms_of
+    from bellwether.exchange.codec import encode_task
+    from bellwether.exchange.seal import Header
+
+    draws = client_draws(Randomness(0), 1, "a")
+    header = Header("task", "survey", "fed/1", 1, "coordinator", "north", "a", "n1", terms_of(FACTS))
+    task = SurveyTask(1, Payload(payload), Selection(), draws)
+    _, manifest = answered(resident("north", tmp_path), sealed(header, KEYS["coordinator"], *encode_task(task)))
+    assert reason in manifest.decode()
+
+
+def test_a_policy_forbids(tmp_path):
+    site = resident("north", tmp_path, policy=lambda header, task: f"no round after {task.round - 1}")
+    _, manifest = answered(site, task_for("north"))
+    assert "the policy of this site forbids it: no round after 0" in manifest.decode()
+
+
+def test_the_ledger_holds_what_came_and_what_was_sent(tmp_path):
+    import hashlib
+
+    site = resident("north", tmp_path)
+    parcel = task_for("north")
+    answer = site.answer(parcel)
+    came, sent = entries(tmp_path / "north")
+    assert (came.way, came.kind, came.client, came.round, came.bytes) == ("task", "train", "a", 1, parcel.size)
+    assert (sent.way, sent.number, sent.bytes, sent.protection) == ("reply", "n1", answer.size, "none")
+    by_hand = hashlib.sha256(len(answer.manifest).to_bytes(8, "big") + answer.manifest + answer.body)
+    assert sent.content == by_hand.hexdigest()
