@@ -28,7 +28,12 @@ def finished(process) -> str:
 METHODS = {
     "fedavg": (),
     "fedprox": ("method={name: fedprox, mu: 0.1}",),
-    "scaffold": ("method={name: scaffold}", "training.optimizer=sgd", "training.schedule=constant"),
+    "scaffold": (
+        "method={name: scaffold}",
+        "training.optimizer=sgd",
+        "training.schedule=constant",
+        "training.clip_norm=null",
+    ),
     "fedadam": ("method={name: fedadam}",),
     "fedhds": ("selection.method=hierarchical", "selection.min_cluster_rows=2"),
 }
@@ -87,7 +92,7 @@ def test_a_site_that_is_killed_in_mid_training_comes_back_and_the_others_go_on(t
 
 def test_a_coordinator_that_is_killed_in_mid_round_goes_on_to_the_simulations_bytes(tiny_recipe, tmp_path):
     words = (tiny_recipe, *LONG[:1], *LONG[3:], "method={name: scaffold}", "training.optimizer=sgd")
-    words = (*words, "training.schedule=constant", "training.learning_rate=0.001")
+    words = (*words, "training.schedule=constant", "training.clip_norm=null", "training.learning_rate=0.001")
     simulated = start("run", *words, "--out", "simulated", folder=tmp_path)
     finished(simulated)
     rehearsed = start("federation", "rehearse", *words, "--sites", "2", "--out", "run", folder=tmp_path)

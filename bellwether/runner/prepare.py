@@ -84,10 +84,30 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
         DataError: rows cannot be read, dealt out or tokenised.
         ModelError: the base model's folder cannot be used, or the adapter does not fit it.
     """
-    check_recipe(recipe)
+    check_recipe(recipe)  # before rows are read, and trackers are missed at the end of it
     check_trackers(recipe.output.trackers)
     opened = opened or Opened()
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed), opened.read)
+    return prepare_with(recipe, federated, opened, here=True)
+
+
+def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = None, *, here: bool = False) -> Prepared:
+    """Check all that a run needs short of the weights, and tokenise its rows.
+
+    Args:
+        recipe: the recipe.
+        federated: all rows that are on this machine, and the names of all clients.
+        opened: what others have opened already; None opens everything anew.
+        here: whether the clients' rows are among them.
+
+    Raises:
+        RecipeError: fields of the recipe contradict each other or the data.
+        DataError: rows cannot be tokenised.
+        ModelError: the base model's folder cannot be used, or the adapter does not fit it.
+    """
+    check_recipe(recipe)
+    check_trackers(recipe.output.trackers)
+    opened = opened or Opened()
     check_scored(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
     trace = _trace(recipe, list(federated.clients))
@@ -100,19 +120,21 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
         return opened.tokenise(rows, recipe, template)
 
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
-    check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
-    held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
+    if here:
+        check_clients(clients, recipe)
+        held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
     scored = _limited(whole, recipe)
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
-    notes = [*federated.notes, *_counts("training rows", clients.values())]
+    notes = [*federated.notes, *(_counts("training rows", clients.values()) if here else ())]
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
-    warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    rows = {client: len(clients[client].rows) for client in clients} if here else {}
+    warnings = selection_warnings(recipe.selection, rows)
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 

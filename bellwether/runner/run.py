@@ -32,13 +32,13 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
 from bellwether.runner.opened import Opened
-from bellwether.runner.prepare import Prepared, prepare, prepared_fingerprint, proxy_facts, with_absolute_paths
+from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.wiring import (
-    MakeEngine,
+    SIMULATION,
+    Deployment,
     Setting,
     all_records,
     first_adapter,
-    make_engine,
     make_federation,
     result_of,
     slots_of,
@@ -106,7 +106,7 @@ def run(
     resume: Path | None = None,
     watch: Watcher | None = None,
     opened: Opened | None = None,
-    engine: MakeEngine = make_engine,
+    deployment: Deployment = SIMULATION,
 ) -> Result:
     """Run a recipe, or go on with a run.
 
@@ -118,7 +118,7 @@ def run(
         resume: a run folder to go on with.
         watch: is told what happens; None is silent.
         opened: what other runs of this process have opened already; None opens everything anew.
-        engine: makes what delivers tasks to clients; else they are simulated on this machine.
+        deployment: where the clients are; else they are simulated in this process and its workers.
 
     Returns:
         The result, which is also in the run folder.
@@ -128,30 +128,30 @@ def run(
     """
     watch = watch or (lambda event: None)
     if resume is not None:
-        return _resume(Path(resume), recipe, watch, opened, engine)
-    return _begin(recipe or load_recipe("default"), watch, opened, engine)
+        return _resume(Path(resume), recipe, watch, opened, deployment)
+    return _begin(recipe or load_recipe("default"), watch, opened, deployment)
 
 
-def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, engine: MakeEngine) -> Result:
+def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: Deployment) -> Result:
     """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
     recipe = with_absolute_paths(recipe)
     expect_workers(recipe.engine.processes)
-    prepared = prepare(recipe, opened)
+    prepared = deployment.prepare(recipe, opened)
     base = load_base(recipe.model, prepared.base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
     with RunFolder.create(path, prepared.recipe, _environment(prepared, base)) as folder:
         try:
             with write_log(folder.path / LOG) as log:
-                return _run_in(folder, None, prepared, base, watch, log, engine)
+                return _run_in(folder, None, prepared, base, watch, log, deployment)
         except BaseException:
             folder.discard()
             raise
 
 
-def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None, engine: MakeEngine) -> Result:
+def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None, deployment: Deployment) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
@@ -159,7 +159,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
     ):
         then, checkpoint = folder.environment, folder.latest()
         expect_workers(folder.recipe.engine.processes)
-        prepared = prepare(folder.recipe, opened)
+        prepared = deployment.prepare(folder.recipe, opened)
         _check_unchanged(path, then, {"data": prepared_fingerprint(prepared)})
         # The number of threads decides the order of sums, and with it the last bits.
         threads = {"threads": int(then.get("threads", 0))}
@@ -170,7 +170,7 @@ def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | 
         if then.get("versions") != now["versions"]:
             changed = "Packages have other versions than when the run began: its last bits may differ."
             tell_all([watch, log])(Note(changed, warning=True))
-        return _run_in(folder, checkpoint, prepared, base, watch, log, engine)
+        return _run_in(folder, checkpoint, prepared, base, watch, log, deployment)
 
 
 def _check_unchanged(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ def _run_in(
     base: Base,
     watch: Watcher,
     log: Watcher,
-    engine: MakeEngine,
+    deployment: Deployment,
 ) -> Result:
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
@@ -219,7 +219,7 @@ def _run_in(
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
-        result = _federate(folder, prepared, base, method, progress, tell, engine)
+        result = _federate(folder, prepared, base, method, progress, tell, deployment)
         tell(RunFinished(time.perf_counter() - start))
     return result
 
@@ -231,23 +231,24 @@ def _federate(
     method: Method,
     progress: Progress,
     watch: Watcher,
-    make: MakeEngine,
+    deployment: Deployment,
 ) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
     write_atomic(folder.path / CLIENTS, dump_description(describe(prepared.federated, prepared.clients)))
     own, chooses = client_folders(folder.path, list(prepared.clients)), recipe.selection.method != "full"
-    if chooses:
+    if chooses and deployment.here:
         keep_categories(own, {client: tokenised.rows for client, tokenised in prepared.clients.items()})
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     answers = Answers(folder.path, prepared)
-    with make(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
+    with deployment.engine(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
         federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
             watch(Note(text, warning=True))
-        _tell_forgotten(forgotten(own, progress.rounds, chooses), watch)
+        if deployment.here:
+            _tell_forgotten(forgotten(own, progress.rounds, chooses), watch)
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()

@@ -25,7 +25,8 @@ from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
-from bellwether.runner.prepare import Prepared
+from bellwether.runner.opened import Opened
+from bellwether.runner.prepare import Prepared, prepare
 from bellwether.store.run_folder import (
     Checkpoint,
     RunFolder,
@@ -55,7 +56,19 @@ class Setting:
     watch: Watcher
 
 
-MakeEngine = Callable[[Setting], contextlib.AbstractContextManager[Engine]]
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """Where a run's clients are.
+
+    Args:
+        prepare: reads and checks what this process needs of data and model.
+        engine: makes what delivers tasks to the clients.
+        here: whether the clients' rows and own folders are on this machine, for the report to show.
+    """
+
+    prepare: Callable[[Recipe, Opened | None], Prepared]
+    engine: Callable[[Setting], contextlib.AbstractContextManager[Engine]]
+    here: bool = True
 
 
 @contextlib.contextmanager
@@ -112,6 +125,9 @@ def check_copies(base: Base, copies: Sequence[str]) -> None:
     """
     if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
+
+
+SIMULATION = Deployment(prepare, make_engine)
 
 
 def way_notes(base: Base, loss: str) -> list[str]:

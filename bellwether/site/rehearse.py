@@ -16,24 +16,23 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bellwether.engine.flower import Arrived, Certificate, Dispatch, Inbox, Link
-from bellwether.engine.processes import Work, local_engine
+from bellwether.engine.processes import Work
 from bellwether.engine.remote import Party, RemoteEngine
 from bellwether.errors import BellwetherError, FederationError, RecipeError, first_line
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
-from bellwether.method.named import make_method
 from bellwether.model.base import load_base
-from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Model, Recipe
+from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
-from bellwether.runner.wiring import Setting, check_copies, work_of
+from bellwether.runner.wiring import Deployment, Setting, check_copies, work_of
 from bellwether.site.facts import facts_of
 from bellwether.site.keys import (
     FLOWER,
@@ -48,7 +47,7 @@ from bellwether.site.keys import (
     write_private,
 )
 from bellwether.site.ledger import Ledger
-from bellwether.site.resident import Holdings, Resident
+from bellwether.site.resident import Resident, holdings_of
 from bellwether.tools.atomic import TEMPORARY, remove
 from bellwether.tools.workers import LANGUAGE_MODELS, begin_worker, interrupts_held, source_of_workers
 
@@ -87,7 +86,8 @@ def rehearse(
             "set federation.availability=null."
         )
     source_of_workers(MODULES)  # which gets ready while the rows are read
-    return run(recipe, resume=resume, watch=watch, engine=lambda setting: _over_sites(setting, sites, deadline))
+    deployment = Deployment(prepare, lambda setting: _over_sites(setting, sites, deadline))
+    return run(recipe, resume=resume, watch=watch, deployment=deployment)
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def _job(setting: Setting, folder: Path, name: str, clients: Sequence[str], port
         f"127.0.0.1:{port}",
         recipe,
         model,
-        replace(work_of(setting, clients), slots=1),
+        work_of(setting, clients),
     )
 
 
@@ -291,18 +291,7 @@ def _be_site(job: _Job, environment: Mapping[str, str]) -> None:
 
         tell(f"Process {os.getpid()} begins.")
         try:
-            base = load_base(job.model)
-            layers = LoraLayers(base.model, job.work.config, job.work.slots)
-            shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
-            holdings = Holdings(
-                job.name,
-                tuple(job.work.rows),
-                job.recipe,
-                local_engine(base, layers, job.work, make_method(job.work.method)),
-                facts_of(job.recipe, base),
-                job.work.config,
-                shapes,
-            )
+            holdings = holdings_of(job.name, job.recipe, load_base(job.model), job.work)
             resident = Resident(
                 holdings,
                 read_signing(job.folder / SIGNING),

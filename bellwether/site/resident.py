@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from bellwether.engine.processes import Work, local_engine
 from bellwether.engine.remote import COORDINATOR, Facts, terms_of
 from bellwether.errors import BellwetherError, UpdateRejected, first_line
 from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
@@ -25,8 +26,11 @@ from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
 from bellwether.federate import Engine
+from bellwether.method.named import make_method
+from bellwether.model.base import Base
+from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
-from bellwether.site.facts import differing
+from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
 from bellwether.tools.json_text import from_json, typed
 
@@ -75,6 +79,21 @@ class Holdings:
     facts: Facts
     config: AdapterConfig
     shapes: Mapping[str, tuple[int, int]]
+
+
+def holdings_of(name: str, recipe: Recipe, base: Base, work: Work) -> Holdings:
+    """Return what a site holds.
+
+    Args:
+        name: its name.
+        recipe: what it agreed to run.
+        base: the base model that it has loaded.
+        work: rows and folders of its clients; they are trained one by one.
+    """
+    layers = LoraLayers(base.model, work.config, 1)
+    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
+    engine = local_engine(base, layers, work, make_method(work.method))
+    return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base), work.config, shapes)
 
 
 class Resident:

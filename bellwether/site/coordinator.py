@@ -1,0 +1,210 @@
+"""The coordinator of a federation: hosts Flower's SuperLink, waits for its quorum, and runs the rounds.
+
+The run lies in the federation's folder, and its rounds are committed there; a coordinator that was killed goes on from
+the last of them when it is begun again, and the sites, which have stayed, take part again. Each site is one client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bellwether.data.rows import Federated, Row
+from bellwether.data.sources import read_rows
+from bellwether.engine.flower import Arrived, Certificate, Dispatch, Link
+from bellwether.engine.remote import Facts, Party, RemoteEngine
+from bellwether.errors import FederationError
+from bellwether.exchange.records import Watcher
+from bellwether.exchange.seal import Parcel
+from bellwether.federate import Engine
+from bellwether.model.base import load_base
+from bellwether.recipe.recipe import Recipe
+from bellwether.runner.opened import Opened
+from bellwether.runner.prepare import Prepared, prepare_with
+from bellwether.runner.run import Result, run
+from bellwether.runner.wiring import Deployment, Setting, check_copies
+from bellwether.site.facts import differing, facts_of
+from bellwether.site.keys import SIGNING, expires, read_public, read_signing
+from bellwether.site.papers import (
+    INNER,
+    RUN,
+    SITES,
+    Federation,
+    check_recipe_for_sites,
+    days_left,
+    invited,
+    read_facts,
+    read_federation,
+    read_recipe,
+    split_address,
+)
+from bellwether.store.run_folder import CHECKPOINTS
+
+PATIENCE = 86_400.0  # seconds in which the quorum must come
+EMBEDDED = ("starter", "starter:lowland")
+
+
+def measured_facts(recipe: Recipe) -> dict[str, str]:
+    """Return what sites must have in common with this machine, once it is known that the recipe can be run here.
+
+    Raises:
+        BellwetherError: it cannot.
+    """
+    check_recipe_for_sites(recipe)
+    prepared = prepare_coordinator(recipe, ["a-site"], None)
+    return facts_of(recipe, load_base(recipe.model, prepared.base))
+
+
+def serve(
+    folder: Path,
+    *,
+    listen: str = "0.0.0.0",
+    quorum: int | None = None,
+    deadline: float | None = 3600.0,
+    watch: Watcher | None = None,
+) -> Result:
+    """Run a federation's recipe over its sites, or go on with it.
+
+    Args:
+        folder: the coordinator's, see ``site.papers``.
+        listen: the address of this machine on which the port is opened.
+        quorum: sites that must be there before the first round; None takes ``federation.quorum`` of the invited.
+        deadline: seconds that a site has for a task; None waits until Flower finds it gone.
+        watch: is told what happens; None is silent.
+
+    Raises:
+        BellwetherError: see ``bellwether.errors``.
+    """
+    federation, recipe = read_federation(folder), read_recipe(folder)
+    check_recipe_for_sites(recipe)
+    sites = [site.name for site in invited(folder)]
+    if not any(not site.revoked for site in invited(folder)):
+        raise FederationError(f"Nobody is invited to {folder}; invite sites by bellwether federation invite.")
+    for path in (federation.outer.chain, folder / f"{INNER}.crt"):
+        if days_left(path) < 0:
+            raise FederationError(f"The certificate {path} ended on {expires(path):%Y-%m-%d}; make a new one.")
+    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(sites))
+
+    def prepare(recipe: Recipe, opened: Opened | None) -> Prepared:
+        return prepare_coordinator(recipe, sites, opened)
+
+    deployment = Deployment(
+        prepare, lambda setting: _over_link(setting, folder, federation, listen, needed, deadline), here=False
+    )
+    path = folder / RUN
+    begun = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+    if begun:
+        return run(None, resume=path, watch=watch, deployment=deployment)
+    output = recipe.output.model_copy(update={"folder": str(path)})
+    return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+
+
+def prepare_coordinator(recipe: Recipe, sites: Sequence[str], opened: Opened | None) -> Prepared:
+    """Read and check what a coordinator needs: rows to score, if the recipe names any, and no row of a client.
+
+    Args:
+        recipe: the recipe; its ``data.test_sources`` or ``data.validation_sources`` are scored.
+        sites: all sites, each of which is a client.
+        opened: what others have opened already.
+
+    Raises:
+        BellwetherError: as ``runner.prepare.prepare``.
+    """
+    notes: list[str] = []
+
+    def scored(part: str) -> list[Row]:
+        named: tuple[str, ...] = getattr(recipe.data, f"{part}_sources")
+        if not named and set(recipe.data.sources) <= set(EMBEDDED):
+            named = tuple(f"{source}:{part}" for source in recipe.data.sources)
+        rows, said = read_rows(named, recipe.data, None) if named else ((), ())
+        notes.extend(said)
+        return list(rows)
+
+    own = recipe.partition.client_test_fraction > 0
+    federated = Federated(
+        dict.fromkeys(sites, ()),
+        dict.fromkeys(sites, ()) if own else {},
+        scored("validation"),
+        scored("test"),
+        tuple(notes),
+    )
+    return prepare_with(recipe, federated, opened)
+
+
+@contextlib.contextmanager
+def _over_link(
+    setting: Setting, folder: Path, federation: Federation, listen: str, needed: int, deadline: float | None
+) -> Iterator[Engine]:
+    """Yield an engine over the sites that join."""
+    facts: Facts = facts_of(setting.prepared.recipe, setting.base)
+    changed = differing(read_facts(folder), facts)
+    if changed:
+        raise FederationError(
+            f"This machine works with something else than what the sites were invited to: {'; '.join(changed[:3])}; "
+            "restore it, or begin a federation anew."
+        )
+    inner = Certificate(folder / f"{INNER}.crt", folder / f"{INNER}.key", folder / "ca.crt")
+    clients = Path(federation.clients) if federation.clients else None
+    _, port = split_address(federation.address)
+    with Link(folder, inner, federation.outer, listen, port, clients) as link:
+        roster = _Roster(folder, link)
+        parties = [Party(site.name, read_public(site.key).signing, (site.name,)) for site in invited(folder)]
+        with link.dispatch() as dispatch:
+            engine = RemoteEngine(
+                _Invited(dispatch, roster),
+                parties,
+                read_signing(folder / SIGNING),
+                f"{federation.identifier}/{RUN}",
+                facts,
+                setting.watch,
+                deadline,
+                link.expect,
+            )
+            engine.wait(needed, PATIENCE)
+            yield engine
+            engine.end()
+    check_copies(setting.base, [])
+
+
+class _Roster:
+    """Who may connect, as the list of sites says now."""
+
+    def __init__(self, folder: Path, link: Link) -> None:
+        self._folder, self._link, self._read = folder, link, 0
+        self._revoked: set[str] = set()
+        self.revoked()
+
+    def revoked(self) -> set[str]:
+        """Return who is revoked, once Flower knows of every change of the list."""
+        written = (self._folder / SITES).stat().st_mtime_ns
+        if written != self._read:
+            for site in invited(self._folder):
+                if site.revoked:
+                    self._link.unregister(site.name)
+                    self._revoked.add(site.name)
+                else:
+                    self._link.register(site.name, read_public(site.key).flower)
+            self._read = written
+        return self._revoked
+
+
+class _Invited:
+    """What delivers messages to those who are not revoked."""
+
+    def __init__(self, dispatch: Dispatch, roster: _Roster) -> None:
+        self._dispatch, self._roster = dispatch, roster
+
+    def online(self) -> Mapping[str, int]:
+        """Return the numbers of the sites that are there, by name."""
+        revoked = self._roster.revoked()
+        return {name: node for name, node in self._dispatch.online().items() if name not in revoked}
+
+    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+        """Send a message to a site."""
+        return self._dispatch.send(node, parcel, seconds)
+
+    def arrived(self, messages: Sequence[str]) -> Sequence[Arrived]:
+        """Return what has come of messages."""
+        return self._dispatch.arrived(messages)

@@ -1,0 +1,336 @@
+"""The coordinator's folder: keys, certificates, the recipe that sites agree to, and who is invited.
+
+FOLDER/recipe.yaml        what all sites are asked to run
+FOLDER/facts.json         hashes and versions that sites must have in common with the coordinator
+FOLDER/federation.json    its identifier and address
+FOLDER/ca.crt, ca.key     the federation's own authority; server.* and inner.* are signed by it
+FOLDER/signing.key        signs what the coordinator sends
+FOLDER/sites.json         who is invited and who is revoked
+FOLDER/run/               the run: see ``store.run_folder``
+
+The folder, and everything secret in it, can be read by its owner alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bellwether.engine.flower import Certificate
+from bellwether.errors import FederationError, RecipeError
+from bellwether.recipe.file import dump_recipe, load_recipe
+from bellwether.recipe.recipe import Recipe
+from bellwether.site.keys import (
+    SIGNING,
+    expires,
+    make_authority,
+    make_certificate,
+    make_signing,
+    public_hex,
+    read_public,
+    read_signing,
+)
+from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomic
+from bellwether.tools.json_text import KEPT, json_lines, plain, read_json
+
+FEDERATION, SITES, RECIPE, FACTS, RUN = "federation.json", "sites.json", "recipe.yaml", "facts.json", "run"
+SERVER, INNER = "server", "inner"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
+_REMEDY = "restore it, or begin a federation anew by bellwether federation init"
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a federation is.
+
+    Args:
+        identifier: drawn for it; all its runs' identifiers begin so.
+        address: where sites reach it, as ``HOST:PORT``.
+        certificate: the file of the outer port's certificate.
+        key: the file of its key.
+        authority: the file of the authority by which sites know it.
+        clients: the file of the authority of sites' client certificates; empty where none are asked for.
+    """
+
+    __pydantic_config__ = KEPT
+
+    identifier: str
+    address: str
+    certificate: str
+    key: str
+    authority: str
+    clients: str = ""
+
+    @property
+    def outer(self) -> Certificate:
+        """The certificate of the outer port."""
+        return Certificate(Path(self.certificate), Path(self.key), Path(self.authority))
+
+
+@dataclass(frozen=True)
+class Invited:
+    """A site that was invited: its name, its public keys in one word, and whether it was revoked since."""
+
+    __pydantic_config__ = KEPT
+
+    name: str
+    key: str
+    revoked: bool = False
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a site needs to join, and to know what it agrees to.
+
+    Args:
+        federation: the federation's identifier.
+        site: the site's name in it.
+        key: the site's public keys, for which alone the invitation is.
+        address: the coordinator's, as ``HOST:PORT``.
+        authority: the authority's certificate, in PEM.
+        coordinator: the key that verifies what the coordinator sends, in hexadecimal digits.
+        recipe: what is run, as YAML.
+        facts: what the site must have in common with the coordinator.
+    """
+
+    __pydantic_config__ = KEPT
+
+    federation: str
+    site: str
+    key: str
+    address: str
+    authority: str
+    coordinator: str
+    recipe: str
+    facts: Mapping[str, str]
+
+
+def make_federation_folder(
+    folder: Path,
+    recipe: Recipe,
+    facts: Mapping[str, str],
+    address: str,
+    names: Sequence[str] = (),
+    days: int = 365,
+    own: Certificate | None = None,
+) -> Federation:
+    """Make a coordinator's folder, as a whole or not at all.
+
+    Args:
+        folder: it must not exist.
+        recipe: what sites are asked to run.
+        facts: see ``site.facts``.
+        address: where sites reach the coordinator, as ``HOST:PORT``.
+        names: further host names and addresses for the certificate.
+        days: how long certificates are valid.
+        own: an enterprise's certificate for the outer port; None makes one.
+
+    Raises:
+        FederationError: the folder exists, or the address is none.
+        CheckpointError: it cannot be written.
+    """
+    host, _ = split_address(address)
+    if folder.exists():
+        raise FederationError(f"{folder} exists already; give another folder with --folder, or use this one.")
+    made = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    remove(made)
+    try:
+        made.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise cannot_write(made, error) from error
+    try:
+        make_authority(made, "bellwether federation", days)
+        make_certificate(made, INNER, ["127.0.0.1"], days)
+        make_certificate(made, SERVER, list(dict.fromkeys([host.strip("[]"), *names])), days)
+        make_signing(made / SIGNING)
+        place = folder.absolute()
+        outer = own or Certificate(place / f"{SERVER}.crt", place / f"{SERVER}.key", place / "ca.crt")
+        paths = (str(path.absolute()) for path in (outer.chain, outer.key, outer.authority))
+        federation = Federation(secrets.token_hex(16), address, *paths)
+        write_atomic(made / FEDERATION, json_lines([federation]))
+        write_atomic(made / FACTS, json_lines([facts]))
+        write_atomic(made / RECIPE, dump_recipe(recipe).encode())
+        write_atomic(made / SITES, json_lines([[]]))
+        os.rename(made, folder)
+    except BaseException:
+        remove(made)
+        raise
+    return federation
+
+
+def read_federation(folder: Path) -> Federation:
+    """Return what a coordinator's folder is of.
+
+    Raises:
+        FederationError: it is none.
+        CheckpointError: it cannot be read.
+    """
+    if not (folder / FEDERATION).is_file():
+        raise FederationError(
+            f"{folder} is no folder of a federation; make one by bellwether federation init, or name it with --folder."
+        )
+    federation: Federation = read_json(folder / FEDERATION, Federation, _REMEDY)
+    return federation
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Return what a federation runs."""
+    return load_recipe(folder / RECIPE)
+
+
+def read_facts(folder: Path) -> dict[str, str]:
+    """Return what sites must have in common with the coordinator."""
+    facts: dict[str, str] = read_json(folder / FACTS, dict[str, str], _REMEDY)
+    return facts
+
+
+def invited(folder: Path) -> list[Invited]:
+    """Return all sites, in the order in which they were invited.
+
+    Raises:
+        CheckpointError: the list cannot be read.
+    """
+    sites: list[Invited] = read_json(folder / SITES, list[Invited], _REMEDY)
+    return sites
+
+
+def invite(folder: Path, name: str, key: str) -> Invitation:
+    """Invite a site, and return its invitation; a site that is invited already gets the same one again.
+
+    Args:
+        folder: the coordinator's.
+        name: the site's name, which is its client's, too.
+        key: its public keys, as ``bellwether site keygen`` shows them.
+
+    Raises:
+        FederationError: the name or the key cannot be taken.
+    """
+    federation = read_federation(folder)
+    if not _NAME.fullmatch(name):
+        raise FederationError(
+            f"{name[:40]!r} is no name for a site: give 1 to 64 letters, digits, dots, dashes and underscores, first "
+            "of all a letter or digit."
+        )
+    read_public(key)
+    sites = invited(folder)
+    for site in sites:
+        if site.key == key and (site.revoked or site.name != name):
+            why = "was revoked" if site.revoked else f"is that of {site.name}"
+            raise FederationError(f"The key of {name} {why}; let the site make new ones (bellwether site keygen).")
+        if site.name == name and site.key != key and not site.revoked:
+            raise FederationError(f"{name} is invited with another key; revoke it first, or give another name.")
+    if Invited(name, key) not in sites:
+        if (folder / RUN).exists():
+            raise FederationError(
+                f"{name} cannot be invited any more, since the run in {folder / RUN} has begun with others; invite all "
+                "sites before it begins (they may join later), or begin a federation anew."
+            )
+        write_atomic(folder / SITES, json_lines([[*(s for s in sites if s.name != name), Invited(name, key)]]))
+    return Invitation(
+        federation.identifier,
+        name,
+        key,
+        federation.address,
+        Path(federation.authority).read_text(),
+        public_hex(read_signing(folder / SIGNING).public_key()),
+        (folder / RECIPE).read_text(encoding="utf-8"),
+        read_facts(folder),
+    )
+
+
+def revoke(folder: Path, name: str) -> None:
+    """Revoke a site: it takes no part from now on, also where the federation is being served.
+
+    Raises:
+        FederationError: no such site is invited.
+    """
+    read_federation(folder)
+    sites = invited(folder)
+    if not any(site.name == name and not site.revoked for site in sites):
+        known = ", ".join(site.name for site in sites if not site.revoked) or "nobody"
+        raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
+    changed = [replace(site, revoked=True) if site.name == name else site for site in sites]
+    write_atomic(folder / SITES, json_lines([changed]))
+
+
+def write_invitation(path: Path, invitation: Invitation) -> None:
+    """Write an invitation to a file that a site can be sent.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomic(path, (json.dumps(plain(invitation), indent=1) + "\n").encode())
+
+
+def read_invitation(path: Path) -> Invitation:
+    """Return an invitation.
+
+    Raises:
+        FederationError: there is no such file.
+        CheckpointError: it holds something else.
+    """
+    if not path.is_file():
+        raise FederationError(f"{path} is no file; give the invitation that the coordinator has sent.")
+    invitation: Invitation = read_json(path, Invitation, "ask the coordinator for it again")
+    return invitation
+
+
+def invited_recipe(invitation: Invitation, place: Path) -> Recipe:
+    """Return the recipe in an invitation.
+
+    Args:
+        invitation: the invitation.
+        place: a folder in which the recipe is put down, for its mistakes to have a file.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    path = place / RECIPE
+    write_atomic(path, invitation.recipe.encode())
+    return load_recipe(path)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    Raises:
+        FederationError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not _HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise FederationError(f"{address[:80]!r} is no address; give HOST:PORT, such as fed.example.org:8443.")
+    return host, int(port)
+
+
+def check_recipe_for_sites(recipe: Recipe) -> None:
+    """Refuse what makes sense for simulated clients only.
+
+    Raises:
+        RecipeError: fields that have no place in a federation of sites.
+    """
+    federation, problems = recipe.federation, []
+    if federation.availability is not None:
+        problems.append("federation.availability simulates clients, and sites are real; set it to null.")
+    if recipe.lora.ranks is not None and not isinstance(recipe.lora.ranks, Mapping):
+        problems.append("lora.ranks draws ranks for simulated clients; name sites in it, such as {hospital: 4}.")
+    if recipe.compare is not None:
+        problems.append("compare has no place in a federation of sites; leave it out.")
+    if problems:
+        raise RecipeError(problems)
+
+
+def days_left(path: Path) -> int:
+    """Return for how many days a certificate is valid still; negative where it is not.
+
+    Raises:
+        FederationError: the file holds none.
+    """
+    import datetime
+
+    return (expires(path) - datetime.datetime.now(datetime.UTC)).days

@@ -1,0 +1,137 @@
+"""What a site allows, from its own ``policy.yaml``; what is not mentioned there is allowed, code of others never.
+
+rounds: 50                    the most rounds of a federation
+minutes_per_day: 120          of work for the coordinator; beyond, tasks are refused until the next day (UTC)
+methods: [fedavg, scaffold]   names of methods
+megabytes_per_round: 20       the most that leaves the site for a task
+noise: 1.0                    the least selection.noise, where centroids leave the site
+code: [0123...]               SHA-256 of files whose functions a recipe may name
+trust_remote_code: [my-model] models whose own code may be run
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bellwether.errors import FederationError, first_line
+from bellwether.exchange.checks import payload_bytes
+from bellwether.exchange.messages import EvaluateTask, Task
+from bellwether.exchange.seal import Header
+from bellwether.recipe.consent import TRUST, code_in
+from bellwether.recipe.recipe import Recipe
+from bellwether.site.ledger import entries
+from bellwether.tools.functions import file_of
+
+POLICY = "policy.yaml"
+
+
+class Policy(BaseModel):
+    """What a site allows; None allows anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: int | None = Field(None, ge=1)
+    minutes_per_day: float | None = Field(None, gt=0)
+    methods: tuple[str, ...] | None = None
+    megabytes_per_round: float | None = Field(None, gt=0)
+    noise: float | None = Field(None, ge=0)
+    code: tuple[str, ...] = ()
+    trust_remote_code: tuple[str, ...] = ()
+
+
+def read_policy(folder: Path) -> Policy:
+    """Return a site's policy; one that has none allows what needs no code of others.
+
+    Raises:
+        FederationError: the file cannot be read.
+    """
+    path = folder / POLICY
+    if not path.exists():
+        return Policy()
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return Policy.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise FederationError(f"{path}: {place}: {problem['msg']}; mend it.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FederationError(f"{path} cannot be read ({first_line(error)}); mend it.") from error
+
+
+def forbidden(policy: Policy, recipe: Recipe) -> list[str]:
+    """Return what of a recipe a policy forbids, as clauses.
+
+    Args:
+        policy: the site's.
+        recipe: what the site is asked to run.
+    """
+    found = []
+    rounds, method, noise = recipe.federation.rounds, recipe.method.name, recipe.selection.noise
+    if policy.rounds is not None and rounds > policy.rounds:
+        found.append(f"federation.rounds is {rounds}, where at most {policy.rounds} are allowed")
+    if policy.methods is not None and method not in policy.methods:
+        found.append(f"method.name is {method}, where {', '.join(policy.methods) or 'none'} are allowed")
+    if policy.noise is not None and recipe.selection.surveys and noise < policy.noise:
+        found.append(f"selection.noise is {noise:g}, where at least {policy.noise:g} is asked for")
+    for code in code_in(recipe):
+        if code.field == TRUST:
+            if code.name not in policy.trust_remote_code:
+                found.append(f"the model {code.name} would run its own code, and trust_remote_code does not list it")
+        elif _hash_of(code.name) not in policy.code:
+            found.append(f"{code.field} names {code.name}, of whose file code does not list the SHA-256")
+    return found
+
+
+def forbids_task(policy: Policy, folder: Path, task: Task) -> str | None:
+    """Return why a policy forbids a task, or None.
+
+    Args:
+        policy: the site's.
+        folder: the site's, whose ledger says how long it has worked today.
+        task: what it is asked.
+    """
+    most = policy.megabytes_per_round
+    if most is not None and task.payload is not None and not isinstance(task, EvaluateTask):
+        megabytes = payload_bytes(task.payload) / 1e6
+        if megabytes > most:
+            return f"an update has up to {megabytes:.1f} MB, where {most:g} are allowed for a round"
+    if policy.minutes_per_day is not None:
+        minutes = minutes_worked(folder, datetime.datetime.now(datetime.UTC).date())
+        if minutes >= policy.minutes_per_day:
+            return f"it has worked {minutes:.0f} minutes today, where {policy.minutes_per_day:g} are allowed"
+    return None
+
+
+def minutes_worked(folder: Path, day: datetime.date) -> float:
+    """Return for how long a site has worked at tasks on a day, in UTC: from each task to its reply."""
+    begun: dict[str, datetime.datetime] = {}
+    seconds = 0.0
+    for entry in entries(folder):
+        time = datetime.datetime.fromisoformat(entry.time)
+        if time.date() == day and entry.way == "task":
+            begun[entry.number] = time
+        elif entry.way == "reply" and entry.number in begun:
+            seconds += (time - begun.pop(entry.number)).total_seconds()
+    return seconds / 60
+
+
+def as_check(policy: Policy, folder: Path) -> Any:
+    """Return the check of tasks that ``site.resident`` asks for."""
+
+    def check(header: Header, task: Task) -> str | None:
+        return forbids_task(policy, folder, task)
+
+    return check
+
+
+def _hash_of(function: str) -> str:
+    """Return the SHA-256 of the file that a function stands in; nothing where there is none."""
+    place = file_of(function)
+    return hashlib.sha256(Path(place).read_bytes()).hexdigest() if place else ""
