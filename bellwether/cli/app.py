@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bellwether.cli import ask, compare, federation, look, tune
+from bellwether.cli import ask, compare, federation, look, site, tune
 from bellwether.tools.version import VERSION
 
 app = typer.Typer(
@@ -48,3 +48,4 @@ app.command("judge", short_help="Let a language model judge two models' answers.
 app.command("chat", short_help="Talk to the result in the terminal.")(ask.chat_in_terminal)
 app.command("ui", short_help="Talk to the result on a web page.")(ask.serve_page)
 app.add_typer(federation.federation, name="federation", short_help="Federate across sites, on Flower.")
+app.add_typer(site.site, name="site", short_help="Be a site of a federation.")

@@ -1,4 +1,4 @@
-"""Commands of a real federation: rehearse."""
+"""Commands of a real federation: its coordinator's, and the rehearsal; a site's own are in ``cli/site.py``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,113 @@ def rehearse_federation(
     screen = console()
     with watching(screen) as watcher:
         result = rehearse(recipe, sites, deadline=deadline, resume=resume, watch=watcher)
+    show_result(result)
+
+
+FolderFlag = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.")]
+
+
+@federation.command("init", short_help="Make a coordinator's folder.")
+def make_folder_of_federation(
+    words: Words = None,
+    address: Annotated[str, typer.Option("--address", help="HOST:PORT where sites reach this coordinator.")] = "",
+    folder: FolderFlag = Path("federation"),
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="Further host name or address for the certificate; may repeat.")
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="For how long certificates are valid.")] = 365,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="Your own certificate chain with its key, in PEM.")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option("--authority", help="Your own authority's certificate, in PEM.")
+    ] = None,
+    model: ModelFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    trust: TrustFlag = False,
+) -> None:
+    """Make a folder with authority, certificates, keys and the recipe that sites will be asked to run."""
+    require_flower()
+    if not address:
+        raise RecipeError("command line: say where sites reach this coordinator, such as --address example.org:8443.")
+    if (certificate is None) != (authority is None):
+        raise RecipeError("command line: give --certificate and --authority together, or neither.")
+    recipe = trusted_recipe(words, fields_of_flags(model, None, rounds, seed, device), trust)
+    from bellwether.engine.flower import Certificate
+    from bellwether.runner.prepare import with_absolute_paths
+    from bellwether.site.coordinator import measured_facts
+    from bellwether.site.keys import expires
+    from bellwether.site.papers import make_federation_folder, split_address
+
+    split_address(address)
+    if folder.exists():
+        raise FederationError(f"{folder} exists already; give another folder with --folder, or use this one.")
+    recipe = with_absolute_paths(recipe)
+    own = (
+        Certificate(certificate, certificate, authority) if certificate is not None and authority is not None else None
+    )
+    made = make_federation_folder(folder, recipe, measured_facts(recipe), address, name or (), days, own)
+    say(f"Made {folder}, which only you can read; its certificates end on {expires(made.outer.chain):%Y-%m-%d}.")
+    say(f"Next: bellwether federation invite SITE PUBLIC_KEY, then bellwether federation serve --folder {folder}")
+
+
+@federation.command("invite", short_help="Invite a site.")
+def invite_site(
+    site: Annotated[str, typer.Argument(help="A name for the site.")],
+    public_key: Annotated[str, typer.Argument(help="The word that bellwether site keygen shows there.")],
+    folder: FolderFlag = Path("federation"),
+    out: Annotated[Path | None, typer.Option("--out", help="File for the invitation; else SITE.invitation.")] = None,
+) -> None:
+    """Write an invitation for a site, whose key alone it serves."""
+    require_flower()
+    from bellwether.site.papers import invite, write_invitation
+
+    path = out or Path(f"{site}.invitation")
+    invitation = invite(folder, site, public_key)
+    write_invitation(path, invitation)
+    say(f"Wrote {path}; send it to {site}, which joins by bellwether site join {path.name} --data FILE")
+
+
+@federation.command("revoke", short_help="Let a site take part no more.")
+def revoke_site(
+    site: Annotated[str, typer.Argument(help="The site's name.")], folder: FolderFlag = Path("federation")
+) -> None:
+    """Revoke a site's key for good; a federation that is being served knows at once."""
+    require_flower()
+    from bellwether.site.papers import revoke
+
+    revoke(folder, site)
+    say(f"{site} is revoked; its key is never taken again.")
+
+
+@federation.command("status", short_help="Show sites, certificates and rounds.")
+def show_status(folder: FolderFlag = Path("federation")) -> None:
+    """Show who is invited, until when certificates are valid, and how far the run has come."""
+    require_flower()
+    from bellwether.site.papers import status
+
+    for line in status(folder):
+        say(line)
+
+
+@federation.command("serve", short_help="Run a federation over its sites, or go on with it.")
+def serve_federation(
+    folder: FolderFlag = Path("federation"),
+    listen: Annotated[str, typer.Option("--listen", help="Address of this machine to listen on.")] = "0.0.0.0",
+    quorum: Annotated[
+        int | None, typer.Option("--quorum", min=1, help="Sites to wait for; else federation.quorum of the invited.")
+    ] = None,
+    deadline: Annotated[float, typer.Option("--deadline", min=1, help="Seconds that a site has for a task.")] = 3600.0,
+) -> None:
+    """Wait for sites and run the rounds; the same command goes on with a run that was interrupted or killed."""
+    require_flower()
+    from bellwether.site.coordinator import serve
+    from bellwether.tell.live import watching
+
+    with watching(console()) as watcher:
+        result = serve(folder, listen=listen, quorum=quorum, deadline=deadline, watch=watcher)
     show_result(result)
 
 

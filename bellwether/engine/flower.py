@@ -165,7 +165,8 @@ class Link:
         os.environ["FLWR_HOME"] = str(folder)
         _log_to(folder / "flower.log")
         self._secret, self._inner = secrets.token_bytes(32), inner
-        inside, outside = _listening("127.0.0.1", 0), _listening(host, port)
+        outside = _listening(host, port)
+        inside = _listening("127.0.0.1", 0)
         self.port: int = outside.getsockname()[1]
         self._address = f"127.0.0.1:{inside.getsockname()[1]}"
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
@@ -368,6 +369,7 @@ class Inbox:
         _log_to(folder / "flower.log")
         self._folder, self._key, self._superlink, self._authority = folder, key, address, authority
         self._secret = secrets.token_bytes(32)
+        self.starts = 0  # of the SuperNode; more than one where it has ended
         self._begun, self._node = 0.0, self._start()
 
     def __enter__(self) -> Inbox:
@@ -401,6 +403,7 @@ class Inbox:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Begin the SuperNode, which ends with this process however that ends."""
+        self.starts += 1
         self._begun, port = time.monotonic(), _free_port()
         self._address = f"127.0.0.1:{port}"
         secret = self._folder / "supernode.secret"
@@ -591,6 +594,7 @@ def _serving(
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket on which a server can listen."""
+    listening = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family[0])
@@ -598,6 +602,8 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.bind(family[4])
         listening.listen(128)
     except OSError as error:
+        if listening is not None:
+            listening.close()
         raise FederationError(
             f"The coordinator cannot listen on {host}:{port} ({error.strerror or error}): end what uses that port, or "
             "give another address."

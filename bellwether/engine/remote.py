@@ -206,12 +206,18 @@ class RemoteEngine:
                 yield self._reply(asked.pop(arrival.message), arrival, self._clock() - begun)
             self._pause(POLL)
 
-    def end(self, seconds: float = 10.0) -> None:
-        """Tell all sites that are there that the run has ended, and wait a moment for their answers."""
+    def end(self, about: bytes = b"{}", values: bytes = b"", seconds: float = 60.0) -> None:
+        """Tell all sites that are there that the run has ended, and wait for their answers.
+
+        Args:
+            about: what is said of the result, as JSON.
+            values: the result's.
+            seconds: how long to wait at most.
+        """
         online, sent = self._deliveries.online(), set[str]()
         for party in self._parties:
             if party.name in online and party.name in self._ready:
-                parcel = sealed(self._header("end", party, "", 0), self._key, b"{}")
+                parcel = sealed(self._header("end", party, "", 0), self._key, about, values)
                 sent.add(self._deliveries.send(online[party.name], parcel, seconds) or "")
         end, sent = self._clock() + seconds, sent - {""}
         while sent and self._clock() < end:

@@ -13,7 +13,7 @@ from bellwether.engine.processes import ProcessEngine, Work, local_engine, worke
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
-from bellwether.exchange.records import EvaluationRecord, Note, RoundRecord, Watcher
+from bellwether.exchange.records import EvaluationRecord, Note, Record, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
 from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
@@ -27,11 +27,14 @@ from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
+from bellwether.store.checkpoint import read_checkpoint
 from bellwether.store.run_folder import (
+    CHECKPOINTS,
     Checkpoint,
     RunFolder,
     client_folders,
 )
+from bellwether.tools.json_text import reading
 from bellwether.tools.randomness import Randomness
 
 
@@ -239,6 +242,21 @@ def _state_from(path: Path, adapter: Adapter, kept: Mapping[str, Any]) -> State:
 def result_of(state: State) -> Adapter:
     """Return the adapter that a run gives: the last one, with what was folded into the base before it."""
     return state.adapter if state.folded is None else stacked([state.folded, state.adapter])
+
+
+def newest_result(path: Path) -> tuple[Adapter, Sequence[Record]]:
+    """Return the adapter that a run has come to, and its records so far.
+
+    Args:
+        path: the run folder, in which a round was committed.
+
+    Raises:
+        CheckpointError: its newest checkpoint cannot be read.
+    """
+    newest = max((path / CHECKPOINTS).glob("[0-9]*"), key=lambda one: int(one.name))
+    with reading(newest, "restore it, or remove it to go on from the one before"):
+        checkpoint = read_checkpoint(newest)
+    return result_of(_state_from(path, checkpoint.adapter, checkpoint.state)), checkpoint.history
 
 
 def all_records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:

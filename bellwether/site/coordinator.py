@@ -7,6 +7,7 @@ the last of them when it is begun again, and the sites, which have stayed, take 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from bellwether.data.sources import read_rows
 from bellwether.engine.flower import Arrived, Certificate, Dispatch, Link
 from bellwether.engine.remote import Facts, Party, RemoteEngine
 from bellwether.errors import FederationError
+from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from bellwether.exchange.records import Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
@@ -24,7 +26,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
-from bellwether.runner.wiring import Deployment, Setting, check_copies
+from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.keys import SIGNING, expires, read_public, read_signing
 from bellwether.site.papers import (
@@ -35,12 +37,14 @@ from bellwether.site.papers import (
     check_recipe_for_sites,
     days_left,
     invited,
+    participants,
     read_facts,
     read_federation,
     read_recipe,
     split_address,
 )
-from bellwether.store.run_folder import CHECKPOINTS
+from bellwether.store.model_card import model_card
+from bellwether.store.run_folder import CHECKPOINTS, ENVIRONMENT, read_environment
 
 PATIENCE = 86_400.0  # seconds in which the quorum must come
 EMBEDDED = ("starter", "starter:lowland")
@@ -53,7 +57,9 @@ def measured_facts(recipe: Recipe) -> dict[str, str]:
         BellwetherError: it cannot.
     """
     check_recipe_for_sites(recipe)
-    prepared = prepare_coordinator(recipe, ["a-site"], None)
+    # Who will take part is not known yet; those whom the recipe names, and as many as it wants in a round.
+    sites = [*(recipe.lora.ranks or ()), *(f"site-{number}" for number in range(recipe.federation.cohort_size or 1))]
+    prepared = prepare_coordinator(recipe, list(dict.fromkeys(map(str, sites))), None)
     return facts_of(recipe, load_base(recipe.model, prepared.base))
 
 
@@ -79,9 +85,7 @@ def serve(
     """
     federation, recipe = read_federation(folder), read_recipe(folder)
     check_recipe_for_sites(recipe)
-    sites = [site.name for site in invited(folder)]
-    if not any(not site.revoked for site in invited(folder)):
-        raise FederationError(f"Nobody is invited to {folder}; invite sites by bellwether federation invite.")
+    sites = [site.name for site in participants(folder)]
     for path in (federation.outer.chain, folder / f"{INNER}.crt"):
         if days_left(path) < 0:
             raise FederationError(f"The certificate {path} ended on {expires(path):%Y-%m-%d}; make a new one.")
@@ -150,7 +154,7 @@ def _over_link(
     _, port = split_address(federation.address)
     with Link(folder, inner, federation.outer, listen, port, clients) as link:
         roster = _Roster(folder, link)
-        parties = [Party(site.name, read_public(site.key).signing, (site.name,)) for site in invited(folder)]
+        parties = [Party(site.name, read_public(site.key).signing, (site.name,)) for site in participants(folder)]
         with link.dispatch() as dispatch:
             engine = RemoteEngine(
                 _Invited(dispatch, roster),
@@ -164,7 +168,12 @@ def _over_link(
             )
             engine.wait(needed, PATIENCE)
             yield engine
-            engine.end()
+            adapter, records = newest_result(setting.folder)
+            environment = read_environment(setting.folder / ENVIRONMENT, "restore it")
+            card = model_card(setting.prepared.recipe, records, len(parties), environment)
+            files = adapter_files(adapter)
+            about = {"card": card, "config": files[CONFIG_FILE].decode()}
+            engine.end(json.dumps(about).encode(), files[WEIGHTS_FILE])
     check_copies(setting.base, [])
 
 

@@ -6,6 +6,7 @@ FOLDER/federation.json    its identifier and address
 FOLDER/ca.crt, ca.key     the federation's own authority; server.* and inner.* are signed by it
 FOLDER/signing.key        signs what the coordinator sends
 FOLDER/sites.json         who is invited and who is revoked
+FOLDER/participants.json  the run's clients, from the first serving on
 FOLDER/run/               the run: see ``store.run_folder``
 
 The folder, and everything secret in it, can be read by its owner alone.
@@ -17,12 +18,13 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bellwether.engine.flower import Certificate
 from bellwether.errors import FederationError, RecipeError
+from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.keys import (
@@ -36,9 +38,10 @@ from bellwether.site.keys import (
     read_signing,
 )
 from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomic
-from bellwether.tools.json_text import KEPT, json_lines, plain, read_json
+from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, plain, read_json, reading, typed
 
-FEDERATION, SITES, RECIPE, FACTS, RUN = "federation.json", "sites.json", "recipe.yaml", "facts.json", "run"
+FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
+SITES, PARTICIPANTS = "sites.json", "participants.json"
 SERVER, INNER = "server", "inner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
@@ -226,10 +229,10 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         if site.name == name and site.key != key and not site.revoked:
             raise FederationError(f"{name} is invited with another key; revoke it first, or give another name.")
     if Invited(name, key) not in sites:
-        if (folder / RUN).exists():
+        if (folder / PARTICIPANTS).exists():
             raise FederationError(
-                f"{name} cannot be invited any more, since the run in {folder / RUN} has begun with others; invite all "
-                "sites before it begins (they may join later), or begin a federation anew."
+                f"{name} cannot be invited any more, since {folder} is served to others already; invite all sites "
+                "before that (they may join later), or begin a federation anew."
             )
         write_atomic(folder / SITES, json_lines([[*(s for s in sites if s.name != name), Invited(name, key)]]))
     return Invitation(
@@ -334,3 +337,56 @@ def days_left(path: Path) -> int:
     import datetime
 
     return (expires(path) - datetime.datetime.now(datetime.UTC)).days
+
+
+def participants(folder: Path) -> list[Invited]:
+    """Return the sites that are a run's clients; who they are is settled when this is first asked.
+
+    Raises:
+        FederationError: nobody is invited.
+        CheckpointError: the list cannot be read or written.
+    """
+    path, sites = folder / PARTICIPANTS, invited(folder)
+    if not path.exists():
+        names = [site.name for site in sites if not site.revoked]
+        if not names:
+            raise FederationError(f"Nobody is invited to {folder}; invite sites by bellwether federation invite.")
+        write_atomic(path, json_lines([names]))
+    settled: list[str] = read_json(path, list[str], _REMEDY)
+    by_name = {site.name: site for site in sites}
+    return [by_name[name] for name in settled]
+
+
+def round_records(run: Path) -> list[RoundRecord]:
+    """Return the records of a run's rounds so far.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    path = run / "rounds.jsonl"
+    if not path.exists():
+        return []
+    with reading(path, "restore it; the newest checkpoint of the run has it, too"):
+        return from_json_lines(path.read_bytes(), lambda line: typed(line, RoundRecord))
+
+
+def status(folder: Path) -> Iterator[str]:
+    """Yield sentences on a federation: its address, its certificates, its sites, its rounds.
+
+    Raises:
+        BellwetherError: the folder cannot be read.
+    """
+    federation = read_federation(folder)
+    yield f"Federation {federation.identifier[:12]} at {federation.address}."
+    for what, path in (("certificate", federation.outer.chain), ("authority", federation.outer.authority)):
+        left = days_left(path)
+        when = f"ends in {left} days" if left >= 0 else "HAS ENDED"
+        yield f"Its {what} {when}, on {expires(path):%Y-%m-%d}."
+    records = round_records(folder / RUN)
+    heard = {one.client: record.round for record in records for one in record.clients}
+    for site in invited(folder):
+        last = f"last took part in round {heard[site.name]}" if site.name in heard else "has not taken part yet"
+        yield f"{site.name}: {'revoked' if site.revoked else 'invited'}, {last}."
+    rounds = read_recipe(folder).federation.rounds
+    failed = sum(record.failure is not None for record in records)
+    yield f"{len(records)} of {rounds} rounds are done" + (f", {failed} of them failed." if failed else ".")

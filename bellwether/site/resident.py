@@ -107,6 +107,7 @@ class Resident:
         ledger: everything that came and was sent.
         policy: says what is forbidden.
         tell: is told of what happens, in sentences.
+        keep: keeps the result that comes with the end: what is said of it, and its values.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class Resident:
         ledger: Ledger,
         policy: Policy,
         tell: Callable[[str], None],
+        keep: Callable[[bytes, bytes], None] = lambda about, values: None,
     ) -> None:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
-        self._ledger, self._policy, self._tell = ledger, policy, tell
+        self._ledger, self._policy, self._tell, self._keep = ledger, policy, tell, keep
         self._terms = terms_of(holdings.facts)
         self.ended = False
 
@@ -149,6 +151,7 @@ class Resident:
         if header.kind == "hello":
             manifest, body = self._hello(parcel), b""
         elif header.kind == "end":
+            self._keep(parcel.manifest, parcel.body)
             self.ended, manifest, body = True, b"{}", b""
         else:
             manifest, body = encode_reply(self._reply(header, parcel), _kind(header))

@@ -1,0 +1,83 @@
+"""Commands of a site of a federation: keygen, join, ledger."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bellwether.cli.federation import require_flower
+from bellwether.cli.say import console, printable, say
+from bellwether.errors import FederationError
+
+if TYPE_CHECKING:
+    from bellwether.site.joining import Terms
+
+site = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="A site of a federation.")
+
+FolderFlag = Annotated[Path, typer.Option("--folder", help="The site's own folder.")]
+
+
+@site.command("keygen", short_help="Make a site's keys.")
+def make_keys(folder: FolderFlag = Path("site")) -> None:
+    """Make a site's keys, which never leave it, and show the word that the coordinator needs of them."""
+    require_flower()
+    from bellwether.site.keys import make_site_keys
+    from bellwether.tools.atomic import make_folder
+
+    made = make_folder(folder)
+    made.chmod(0o700)
+    say(make_site_keys(made))
+
+
+@site.command("join", short_help="Take part in a federation.")
+def join_federation(
+    invitation: Annotated[Path, typer.Argument(help="The file that the coordinator has sent.")],
+    data: Annotated[list[str], typer.Option("--data", help="File or folder with rows; may be given several times.")],
+    folder: FolderFlag = Path("site"),
+    model: Annotated[str | None, typer.Option("--model", help="The base model's folder here.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Agree to the terms, which are shown, without being asked.")
+    ] = False,
+) -> None:
+    """Check data, model and disk, show the terms, and take part until the federation ends."""
+    require_flower()
+    from bellwether.site.joining import join
+
+    def agree(terms: Terms) -> bool:
+        sys.stdout.write(f"{printable(terms.text)}\n")
+        sys.stdout.flush()
+        return yes or _agrees()
+
+    join(invitation, folder, data, agree, say, model=model, device=device)
+
+
+@site.command("ledger", short_help="Show what was asked and sent.")
+def show_ledger(folder: FolderFlag = Path("site")) -> None:
+    """Show everything that came and was sent: time, kind, round, bytes, protection, hash."""
+    require_flower()
+    from rich.table import Table
+
+    from bellwether.site.ledger import entries
+    from bellwether.tools.words import byte_size
+
+    table = Table("time (UTC)", "way", "kind", "round", "size", "protection", "SHA-256", box=None)
+    sent = 0
+    for entry in entries(folder):
+        sent += entry.bytes if entry.way == "reply" else 0
+        time, size = entry.time[:19].replace("T", " "), byte_size(entry.bytes)
+        table.add_row(time, entry.way, entry.kind, str(entry.round), size, entry.protection, entry.content[:16])
+    console().print(table)
+    say(f"{byte_size(sent)} have left this site.")
+
+
+def _agrees() -> bool:
+    """Ask the person at the keyboard."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise FederationError("Nobody is there to agree to these terms; read them, and give --yes to agree.")
+    sys.stderr.write("Take part on these terms? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,207 @@
+"""Coordinator and sites by their own commands: papers, keys, terms, refusals, and a whole federation of processes."""
+
+import contextlib
+import json
+import signal
+import socket
+import ssl
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import dolly_rows, write_rows
+from forked import start
+from test_rehearsal import finished, wait_for, weights
+
+pytest.importorskip("flwr")
+
+FIELDS = ("data.test_rows_per_category=10", "partition.client_test_fraction=0.2", "federation.fraction=1")
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def papers(bellwether, tiny_recipe, tmp_path):
+    """A coordinator's folder, and two invited sites with rows of their own: all in the current folder."""
+    address = f"127.0.0.1:{free_port()}"
+    done = bellwether("federation", "init", tiny_recipe, *FIELDS, "--address", address)
+    assert done.code == 0, done.err
+    for number, name in enumerate(("north", "south")):
+        key = bellwether("site", "keygen", "--folder", name)
+        assert key.code == 0, key.err
+        done = bellwether("federation", "invite", name, key.out.strip())
+        assert done.code == 0, done.err
+        rows = dolly_rows(("open_qa", "closed_qa", "summarization"), 6 + number)
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    return tmp_path
+
+
+def test_secrets_are_their_owners_alone(papers):
+    def mode(path):
+        return stat.S_IMODE((papers / path).stat().st_mode)
+
+    assert mode("federation") == mode("north") == 0o700
+    secrets = ["federation/ca.key", "federation/server.key", "federation/inner.key", "federation/signing.key"]
+    for path in (*secrets, "north/signing.key", "north/flower.key"):
+        assert mode(path) == 0o600, path
+        assert (papers / path).read_bytes() not in (papers / "north.invitation").read_bytes()
+
+
+def test_the_certificate_is_what_openssl_takes_for_that_address(papers):
+    import subprocess
+
+    for name, good in (("127.0.0.1", True), ("127.0.0.2", False)):
+        words = ["openssl", "verify", "-CAfile", "federation/ca.crt", "-verify_ip", name, "federation/server.crt"]
+        assert (subprocess.run(words, cwd=papers, capture_output=True, check=False).returncode == 0) is good
+
+
+def test_status_says_who_is_invited(bellwether, papers):
+    assert bellwether("federation", "revoke", "south").code == 0
+    out = bellwether("federation", "status").out
+    assert "north: invited, has not taken part yet." in out
+    assert "south: revoked" in out
+    assert "0 of 2 rounds are done." in out
+    assert "Its certificate ends in 364 days" in out
+
+
+def refused(outcome, sentence):
+    assert outcome.code == 2, outcome.out
+    assert sentence in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.err
+
+
+def test_papers_that_cannot_be_used_are_refused_in_one_sentence(bellwether, papers, tiny_recipe):
+    refused(bellwether("federation", "init", tiny_recipe, "--address", "h:1"), "federation exists already")
+    for address in ("nowhere", "a b:1", "host:99999", "host:"):
+        words = ("federation", "init", tiny_recipe, "--folder", "new", "--address", address)
+        refused(bellwether(*words), "is no address; give HOST:PORT")
+    refused(bellwether("federation", "init", tiny_recipe, "--folder", "new"), "say where sites reach this coordinator")
+    assert not (papers / "new").exists()
+    refused(bellwether("federation", "invite", "east", "bw1-abc"), "is no public key of a site")
+    refused(bellwether("federation", "invite", "../east", "bw1-abc"), "is no name for a site")
+    other = bellwether("site", "keygen", "--folder", "east").out.strip()
+    refused(bellwether("federation", "invite", "north", other), "north is invited with another key")
+    refused(bellwether("federation", "revoke", "west"), "'west' is not invited")
+    refused(bellwether("federation", "status", "--folder", "north"), "north is no folder of a federation")
+    refused(bellwether("site", "keygen", "--folder", "east"), "east holds keys already")
+    assert bellwether("federation", "revoke", "south").code == 0
+    key = json.loads((papers / "south.invitation").read_text())["key"]
+    refused(bellwether("federation", "invite", "south", key), "The key of south was revoked")
+    refused(bellwether("federation", "invite", "west", key), "The key of west was revoked")
+
+
+def changed(papers, **fields):
+    """An invitation with other fields."""
+    path = papers / "changed.invitation"
+    path.write_text(json.dumps({**json.loads((papers / "north.invitation").read_text()), **fields}))
+    return path
+
+
+def join(bellwether, invitation="north.invitation", *words):
+    return bellwether("site", "join", invitation, "--data", "north.jsonl", "--folder", "north", "--yes", *words)
+
+
+def test_a_site_that_cannot_take_part_is_told_why_before_it_connects(bellwether, papers):
+    facts = json.loads((papers / "north.invitation").read_text())["facts"]
+    other = changed(papers, facts={**facts, "base model": "0" * 64})
+    refused(join(bellwether, other), "This site cannot take part: base model is ")
+    other = changed(papers, facts={**facts, "flwr": "1.41.0"})
+    refused(join(bellwether, other), "flwr is 1.42.0 here and 1.41.0 at the coordinator; bring it to the same.")
+    refused(join(bellwether, "south.invitation"), "The invitation of south is for another key than the one in north")
+    refused(join(bellwether, "none.invitation"), "none.invitation is no file; give the invitation")
+    refused(join(bellwether, changed(papers, recipe="rounds: many")), "rounds")
+    words = ("site", "join", "north.invitation", "--data", "north.jsonl", "--folder", "north")
+    outcome = bellwether(*words)
+    refused(outcome, "Nobody is there to agree to these terms")
+    assert "What leaves this machine each time:" in outcome.out
+    assert "What never leaves it: rows" in outcome.out
+    # By hand: rank 2; q and v are 16 x 16 in one layer, so 2 x 2 x (16 + 16) numbers.
+    assert "Trained: a LoRA adapter of 128 numbers, by fedavg, on 14 rows of yours." in outcome.out
+    assert not (papers / "north" / "consent.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ("rounds: 1", "federation.rounds is 2, where at most 1 are allowed"),
+        ("methods: [scaffold]", "method.name is fedavg, where scaffold are allowed"),
+        ("minutes: 3", "policy.yaml: minutes: Extra inputs are not permitted; mend it."),
+        ("rounds: [", "policy.yaml cannot be read"),
+    ],
+)
+def test_a_policy_keeps_a_site_from_joining(bellwether, papers, policy, sentence):
+    (papers / "north" / "policy.yaml").write_text(policy)
+    refused(join(bellwether), sentence)
+
+
+def foreign_server(folder: Path) -> str:
+    """Serve one connection at an address with a certificate of another authority."""
+    from bellwether.site.keys import make_authority, make_certificate
+
+    (folder / "foreign").mkdir()
+    make_authority(folder / "foreign", "foreign", 1)
+    made = make_certificate(folder / "foreign", "server", ["127.0.0.1"], 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.chain, made.key)
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with listening, contextlib.suppress(OSError):
+            connection, _ = listening.accept()
+            with connection:
+                context.wrap_socket(connection, server_side=True).close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_site_says_what_is_wrong_with_the_address(bellwether, papers):
+    refused(join(bellwether, changed(papers, address="no-such-host.invalid:8443")), "is not known here")
+    refused(
+        join(bellwether, changed(papers, address=foreign_server(papers))), "has a certificate that is not the federa"
+    )
+    port = json.loads((papers / "north.invitation").read_text())["address"].rpartition(":")[2]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(port)))
+        taken.listen()
+        outcome = bellwether("federation", "serve", "--listen", "127.0.0.1")
+        refused(outcome, f"The coordinator cannot listen on 127.0.0.1:{port}")
+
+
+def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site(papers):
+    def coordinator():
+        words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", "1", "--deadline", "120")
+        return start(*words, folder=papers)
+
+    def site(name):
+        words = (f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, "--yes")
+        return start("site", "join", *words, folder=papers)
+
+    # The site is there before its coordinator, and waits.
+    north = site("north")
+    wait_for(lambda: "waits until the coordinator is there" in north.said()[0] or north.poll() is not None, "waiting")
+    first = coordinator()
+    committed = papers / "federation" / "run" / "checkpoints"
+    wait_for(lambda: (committed / "0000").exists() or first.poll() is not None, "the beginning")
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert north.poll() is None, north.said()
+    south = site("south")
+    again = coordinator()
+    finished(again)
+    for one, name in ((north, "north"), (south, "south")):
+        out = finished(one)
+        assert "The federation has ended" in out
+        assert weights(papers / name) == weights(papers / "federation" / "run")
+        assert (papers / name / "adapter" / "README.md").read_bytes()
+    rounds = [json.loads(line) for line in (papers / "federation" / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in rounds] == [1, 2]
+    assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)
+    everything = b"".join(path.read_bytes() for path in (papers / "federation").rglob("*") if path.is_file())
+    assert b"Task 3?" not in everything  # of a site's rows, none is at the coordinator
