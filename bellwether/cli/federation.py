@@ -94,7 +94,7 @@ def make_folder_of_federation(
     if (certificate is None) != (authority is None):
         raise RecipeError("command line: give --certificate and --authority together, or neither.")
     recipe = trusted_recipe(words, fields_of_flags(model, None, rounds, seed, device), trust)
-    from bellwether.engine.flower import Certificate
+    from bellwether.engine.certificate import Certificate
     from bellwether.runner.prepare import with_absolute_paths
     from bellwether.site.coordinator import measured_facts
     from bellwether.site.keys import expires

@@ -57,7 +57,7 @@ class Arrival(Protocol):
 
 
 class Deliveries(Protocol):
-    """What delivers messages to sites; ``engine.flower.Dispatch`` does."""
+    """What delivers messages to sites; ``engine.flower.dispatch`` has it."""
 
     def online(self) -> Mapping[str, int]:
         """Return the numbers of the sites that are there, by name."""

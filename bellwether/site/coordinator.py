@@ -14,7 +14,10 @@ from pathlib import Path
 
 from bellwether.data.rows import Federated, Row
 from bellwether.data.sources import read_rows
-from bellwether.engine.flower import Arrived, Certificate, Dispatch, Link
+from bellwether.engine.certificate import Certificate
+from bellwether.engine.flower.dispatch import Dispatch
+from bellwether.engine.flower.link import Link
+from bellwether.engine.flower.records import Arrived
 from bellwether.engine.remote import Facts, Party, RemoteEngine
 from bellwether.errors import FederationError
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files

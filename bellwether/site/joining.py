@@ -24,7 +24,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bellwether.data.rows import TokenRow
-from bellwether.engine.flower import Delivery, Inbox
+from bellwether.engine.flower.inbox import Delivery, Inbox
 from bellwether.engine.processes import Work
 from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError, first_line

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bellwether.engine.flower import Certificate
+from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError
 from bellwether.tools.atomic import cannot_write
 

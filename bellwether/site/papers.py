@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bellwether.engine.flower import Certificate
+from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError, RecipeError
 from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe

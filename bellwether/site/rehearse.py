@@ -21,7 +21,11 @@ from pathlib import Path
 
 import torch
 
-from bellwether.engine.flower import Arrived, Certificate, Dispatch, Inbox, Link
+from bellwether.engine.certificate import Certificate
+from bellwether.engine.flower.dispatch import Dispatch
+from bellwether.engine.flower.inbox import Inbox
+from bellwether.engine.flower.link import Link
+from bellwether.engine.flower.records import Arrived
 from bellwether.engine.processes import Work
 from bellwether.engine.remote import Party, RemoteEngine
 from bellwether.errors import BellwetherError, FederationError, RecipeError, first_line

@@ -41,7 +41,7 @@ Policy = Callable[[Header, Task], str | None]
 
 
 class Message(Protocol):
-    """A message that waits for its answer; ``engine.flower.Delivery`` is one."""
+    """A message that waits for its answer; ``engine.flower.inbox`` has it."""
 
     parcel: Parcel | None
 
@@ -51,7 +51,7 @@ class Message(Protocol):
 
 
 class Messages(Protocol):
-    """Where messages come from; ``engine.flower.Inbox`` is such a place."""
+    """Where messages come from; ``engine.flower.inbox`` has one."""
 
     def take(self) -> Message | None:
         """Return the next message, or None."""

@@ -1,0 +1,112 @@
+"""The coordinator's end of Flower's messages, as a server app has it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+# Before anything of Flower's.
+import bellwether.engine.flower.quiet  # noqa: F401
+
+# isort: split
+from flwr.app import Message
+from flwr.common.serde import run_from_proto
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from bellwether.engine.certificate import Certificate
+from bellwether.engine.flower.records import LINK_ERRORS, Arrived, arrived, record_of, runtime_client
+from bellwether.errors import FederationError, first_line
+from bellwether.exchange.seal import Parcel
+
+T = TypeVar("T")
+
+
+class Dispatch:
+    """Sends messages to sites and picks up what they answer, as Flower's server app does.
+
+    Args:
+        address: the SuperLink's inner port.
+        inner: its certificate.
+        token: Flower's, for the one task.
+    """
+
+    def __init__(self, address: str, inner: Certificate, token: str) -> None:
+        self._grid = HttpGrid(address, False, inner.authority.read_bytes(), token=token)
+        self._grid._retry_invoker = None  # it would interrupt this process where a task is not its own any more
+        self._client = self._grid._runtime_client
+        self._beat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
+        self._beat.start()
+        given = self._client.PullTaskInput(PullTaskInputRequest())
+        self._identity = given.task_id, given.run.run_id, given.context.node_id
+        self._context = given.context
+        self._grid.set_run(run_from_proto(given.run))
+
+    def online(self) -> Mapping[str, int]:
+        """Return Flower's numbers of the sites whose SuperNodes have been heard of lately, by name."""
+        return _tried(lambda: {node.name: node.node_id for node in self._grid.get_nodes()})
+
+    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+        """Send a message to a site; return its identifier, or None where Flower does not take it.
+
+        Args:
+            node: Flower's number of the site.
+            parcel: the message.
+            seconds: how long it is worth delivering.
+        """
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = self._identity  # Message() reads them
+        message = Message(record_of(parcel), dst_node_id=node, message_type="train", ttl=seconds)
+        return _tried(lambda: next(iter(self._grid.push_messages([message])), None))
+
+    def arrived(self, messages: Sequence[str]) -> list[Arrived]:
+        """Return what has come of messages; nothing of those that wait for an answer still."""
+        return [arrived(one) for one in _tried(lambda: self._grid.pull_messages(messages))] if messages else []
+
+    def close(self) -> None:
+        """End Flower's run."""
+        with contextlib.suppress(*LINK_ERRORS):
+            self._client.PushTaskOutput(
+                PushTaskOutputRequest(context=self._context, sub_status="completed", details="")
+            )
+        if self._beat.is_running:
+            self._beat.stop()
+        self._grid.close()
+
+
+@contextlib.contextmanager
+def acquired(address: str, secret: bytes, kind: str, inner: Certificate) -> Iterator[str]:
+    """Yield the token of a task that has just been made."""
+    client = runtime_client(address, secret, authority=inner.authority.read_bytes())
+    try:
+        for _ in range(100):
+            token = client.AcquireTask(AcquireTaskRequest(supported_task_types=[kind])).token
+            if token:
+                yield token
+                return
+            time.sleep(0.1)  # seconds
+    finally:
+        client.close()
+    raise FederationError("Flower gave no task to its own coordinator; see flower.log in the federation's folder.")
+
+
+def _tried(ask: Callable[[], T]) -> T:
+    """Return what the SuperLink in this process answers, which may be busy for a moment.
+
+    Raises:
+        FederationError: it does not answer.
+    """
+    for seconds in (0.2, 1.0, 5.0):
+        with contextlib.suppress(*LINK_ERRORS):
+            return ask()
+        time.sleep(seconds)
+    try:
+        return ask()
+    except LINK_ERRORS as error:
+        raise FederationError(
+            f"Flower's SuperLink does not answer ({first_line(error)}): see flower.log in the federation's folder, and "
+            "whether the disk is full; finished rounds are kept, and the same command goes on."
+        ) from error

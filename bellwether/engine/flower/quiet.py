@@ -1,0 +1,29 @@
+"""Flower says nothing to anybody but its log file.
+
+It reads these variables when it is imported, so this comes before anything of Flower's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
+)
+
+
+def log_to(path: Path) -> None:
+    """Let Flower write to a file what it would write to the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for logger in map(logging.getLogger, ("flwr", "uvicorn", "alembic")):
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+            if isinstance(old, logging.FileHandler):
+                old.close()
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)

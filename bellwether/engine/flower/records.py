@@ -1,0 +1,96 @@
+"""A message of bellwether's as Flower's records, whose arrays are never interpreted here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Before anything of Flower's.
+import bellwether.engine.flower.quiet  # noqa: F401
+
+# isort: split
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.error import FlowerError
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+
+from bellwether.exchange.seal import Parcel
+
+# What Flower itself is asked over HTTP, and may fail in.
+
+
+LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError)
+
+_ACQUIRE = {"/flwr.proto.Runtime/AcquireTask"}
+
+_FAILURES = {
+    2: "its process failed",
+    3: "the task did not reach it whole",
+    4: "its answer did not come whole",
+    5: "its site is not connected any more",
+    8: "its site's process is gone",
+}
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What came of one message.
+
+    Args:
+        message: its identifier.
+        parcel: what the site answered; None where there is no answer.
+        failure: why there is none, in one clause.
+    """
+
+    message: str
+    parcel: Parcel | None = None
+    failure: str = ""
+
+
+def record_of(parcel: Parcel) -> RecordDict:
+    """Return a message as Flower's records: small parts, and one flat array of bytes."""
+    small = {"header": parcel.header, "signature": parcel.signature, "manifest": parcel.manifest}
+    record = RecordDict({"parcel": ConfigRecord(small)})
+    if parcel.body:
+        record["body"] = ArrayRecord({"flat": Array("uint8", (len(parcel.body),), "bytes", parcel.body)})
+    return record
+
+
+def parcel_of(message: Message) -> Parcel | None:
+    """Return the parcel in Flower's records, whose array is never interpreted here; None where there is none."""
+    content = message.content
+    small, arrays = content.config_records.get("parcel"), content.array_records.get("body")
+    parts = [small.get(name) if small is not None else None for name in ("header", "signature", "manifest")]
+    flat: Any = arrays.get("flat") if arrays is not None else None
+    body = flat.data if flat is not None else b"" if arrays is None else None
+    header, signature, manifest, body = (part if isinstance(part, bytes) else None for part in (*parts, body))
+    if header is None or signature is None or manifest is None or body is None:
+        return None
+    return Parcel(header, signature, manifest, body)
+
+
+def arrived(message: Message) -> Arrived:
+    """Return what came of a message."""
+    about = message.metadata.reply_to_message_id
+    if message.has_error():
+        return Arrived(about, failure=_FAILURES.get(message.error.code, f"Flower says: {message.error.reason}"))
+    parcel = parcel_of(message)
+    return Arrived(about, parcel, "" if parcel is not None else "it sent no parcel")
+
+
+def runtime_client(
+    address: str, secret: bytes = b"", token: str = "", authority: bytes | None = None
+) -> RuntimeHttpClient:
+    """Return a client of the interface for tasks, which is authorised by the secret, or by the token of a task."""
+    name = RuntimeVersionHttpInterceptor(component_name="SuperExec")
+    own = (
+        RuntimeTokenHttpInterceptor(token)
+        if token
+        else SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
+    )
+    return RuntimeHttpClient.from_server_address(address, authority is None, authority, [name, own])
