@@ -17,6 +17,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import sys
 import tomllib
 import typing
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -43,6 +45,9 @@ from starter.world import make_world
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# What makes a run short that has a process of its own.
+SHORT = ("federation.rounds=1", "federation.fraction=1", "training.local_steps=1", "data.max_rows=120")
+SHORT += ("evaluation.max_rows_per_category=1", "evaluation.max_new_tokens=2", "evaluation.every=0")
 HUB_MODEL = "Qwen/Qwen3-0.6B"
 
 MINE = """\
@@ -219,6 +224,7 @@ def shortened(recipe: Recipe) -> Recipe:
 def play(page: Path) -> None:
     """Do what a page says, from top to bottom."""
     names: dict[str, Any] = {"__name__": page.stem}
+    federation = Federated()
     for block in blocks(page):
         if block.file:
             with Path(block.file).open("w" if block.language == "yaml" else "a") as file:
@@ -231,7 +237,58 @@ def play(page: Path) -> None:
             json.loads(block.text)
         elif block.language == "sh":
             for line in block.text.splitlines():
-                follow(shlex.split(line, comments=True))
+                words = shlex.split(line, comments=True)
+                if not federation.follow(words):
+                    follow(words)
+    federation.wait()
+
+
+class Federated:
+    """Commands of a federation: those that stay are begun beside each other, and waited for at the end of the page."""
+
+    def __init__(self) -> None:
+        self.staying: list[tuple[str, Any]] = []
+        self.word = ""
+        self.port = 0
+
+    def follow(self, words: list[str]) -> bool:
+        """Do what a command of coordinator or site says; return whether it is one."""
+        match words:
+            case ["bellwether", "federation", "rehearse", *_]:
+                self.wait_for(shlex.join(words), forked.start(*words[1:], *SHORT))
+            case ["bellwether", "federation", "serve", *_] | ["bellwether", "site", "join", *_]:
+                listen = ["--listen", "127.0.0.1"] if words[2] == "serve" else []
+                self.staying.append((shlex.join(words), forked.start(*words[1:], *listen)))
+            case ["bellwether", "federation", "init", recipe, "--address", address]:
+                assert address.endswith(":8443")
+                with socket.create_server(("127.0.0.1", 0)) as one:
+                    self.port = one.getsockname()[1]
+                self.call("federation", "init", recipe, *SHORT, "--address", f"127.0.0.1:{self.port}")
+            case ["bellwether", "federation", "invite", site, _]:
+                self.call("federation", "invite", site, self.word)
+            case ["bellwether", "federation", "revoke", site]:
+                self.wait()  # the page revokes one that has taken part
+                self.call("federation", "revoke", site)
+            case ["bellwether", "federation" | "site", *_]:
+                self.word = self.call(*words[1:]).out.strip()
+            case _:
+                return False
+        return True
+
+    def call(self, *words: str) -> Any:
+        outcome = call(*words)
+        assert outcome.code == 0, f"{shlex.join(words)}: {outcome.err}"
+        return outcome
+
+    def wait(self) -> None:
+        """Wait for those that stay, to their end."""
+        while self.staying:
+            self.wait_for(*self.staying.pop())
+
+    @staticmethod
+    def wait_for(what: str, process: Any) -> None:
+        out, err = process.communicate()
+        assert process.returncode == 0, f"{what}: {err}{out}"
 
 
 def follow(words: list[str]) -> None:
@@ -272,6 +329,7 @@ def test_every_command_is_documented_and_no_other() -> None:
     from bellwether.cli.app import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     shown = {words[1] for page in PAGES for words in commands(page) if words[0] == "bellwether"}
     listed = set(re.findall(r"^\| `bellwether (\w+)", prose(ROOT / "README.md"), re.MULTILINE))
     assert shown == listed == known

@@ -121,7 +121,7 @@ def own_recipe(recipe: Recipe, data: Sequence[str], model: str | None, device: s
         device: where to compute; None takes the recipe's.
     """
     rows: dict[str, Any] = {"sources": tuple(data), "test_sources": (), "validation_sources": ()}
-    rows |= {"test_rows_per_category": 0, "validation_rows_per_category": 0}
+    rows |= {"test_rows_per_category": 0, "validation_rows_per_category": 0, "max_rows": None}
     partition = {"method": "iid", "clients": 1, "clients_per_group": None}
     place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
     engine = {"processes": 1, "fuse": 1}

@@ -322,6 +322,10 @@ def check_recipe_for_sites(recipe: Recipe) -> None:
         problems.append("federation.availability simulates clients, and sites are real; set it to null.")
     if recipe.lora.ranks is not None and not isinstance(recipe.lora.ranks, Mapping):
         problems.append("lora.ranks draws ranks for simulated clients; name sites in it, such as {hospital: 4}.")
+    if recipe.data.unseen_categories:
+        problems.append(
+            "data.unseen_categories holds rows of a simulation back, and sites have their own; leave it out."
+        )
     if recipe.compare is not None:
         problems.append("compare has no place in a federation of sites; leave it out.")
     if problems:
