@@ -41,11 +41,15 @@ class Post:
     clock: list = field(default_factory=lambda: [0.0])
     faults: dict = field(default_factory=dict)
     away: set = field(default_factory=set)
+    out: set = field(default_factory=set)
     sent: list = field(default_factory=list)
     waiting: dict = field(default_factory=dict)
 
     def online(self):
-        return {name: number for number, name in enumerate(self.sites) if name not in self.away}
+        return {name: number for number, name in enumerate(self.sites) if name not in self.away | self.out}
+
+    def revoked(self):
+        return self.out
 
     def send(self, node, parcel, seconds):
         name = list(self.sites)[node]
@@ -182,6 +186,14 @@ def test_a_site_that_is_not_there_is_waited_for_a_moment(tmp_path):
     (record,) = run(engine).rounds
     assert record.left_out["c"] == "its site is not connected"
     assert 3 * ABSENT < post.clock[0] < 3 * ABSENT + 1  # to score before, to train, and to score at the end
+
+
+def test_nobody_waits_for_a_site_that_was_revoked(tmp_path):
+    engine, post = world(tmp_path)
+    post.out.add("south")
+    (record,) = run(engine).rounds
+    assert record.left_out == {"c": "its site was revoked", "d": "its site was revoked"}
+    assert post.clock[0] < 2
 
 
 def test_a_late_site_takes_part_from_the_round_in_which_it_comes(tmp_path):

@@ -23,6 +23,8 @@ _AFTERWARDS = {
     "judge": "answers and verdicts are kept, and the same command goes on with the others.",
     "chat": "what was answered was shown.",
     "ui": "the page was not opened.",
+    "federation": "committed rounds are kept: go on with the same command, or a rehearsal with --resume FOLDER.",
+    "site": "what was sent is in the ledger, and the same command goes on.",
 }
 _OTHERWISE = "nothing is left half done, and the same command begins anew."
 

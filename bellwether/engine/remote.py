@@ -12,7 +12,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class Deliveries(Protocol):
 
     def online(self) -> Mapping[str, int]:
         """Return the numbers of the sites that are there, by name."""
+        ...
+
+    def revoked(self) -> Collection[str]:
+        """Return the names of the sites that take part no more, for whom nobody waits."""
         ...
 
     def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
@@ -198,9 +202,10 @@ class RemoteEngine:
                         yield Reply(client, passed, failure="Flower did not take its task", reached=False)
                     else:
                         asked[message] = one
-                elif passed > ABSENT and party.name not in {one.party.name for one in self._greeted.values()}:
+                elif self._is_given_up(party.name, passed):
                     del waiting[client]
-                    why = self._differs.get(party.name, "is not connected")
+                    gone = party.name in self._deliveries.revoked()
+                    why = "was revoked" if gone else self._differs.get(party.name, "is not connected")
                     yield Reply(client, passed, failure=f"its site {why}", reached=False)
             for arrival in self._hear(list(asked)):
                 yield self._reply(asked.pop(arrival.message), arrival, self._clock() - begun)
@@ -223,6 +228,12 @@ class RemoteEngine:
         while sent and self._clock() < end:
             sent -= {arrival.message for arrival in self._deliveries.arrived(sorted(sent))}
             self._pause(POLL)
+
+    def _is_given_up(self, site: str, passed: float) -> bool:
+        """Return whether a site that is not there is waited for no longer, after so many seconds."""
+        if site in self._deliveries.revoked() or site in self._differs:
+            return True
+        return passed > ABSENT and site not in {one.party.name for one in self._greeted.values()}
 
     def _greet(self, online: Mapping[str, int]) -> None:
         """Send a hello to those that are there and have not had one since they came."""

@@ -21,7 +21,7 @@ from bellwether.engine.flower.records import Arrived
 from bellwether.engine.remote import Facts, Party, RemoteEngine
 from bellwether.errors import FederationError
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
-from bellwether.exchange.records import Watcher
+from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
 from bellwether.model.base import load_base
@@ -47,7 +47,7 @@ from bellwether.site.papers import (
     split_address,
 )
 from bellwether.store.model_card import model_card
-from bellwether.store.run_folder import CHECKPOINTS, ENVIRONMENT, read_environment
+from bellwether.store.run_folder import ADAPTER, CHECKPOINTS, ENVIRONMENT, read_environment
 
 PATIENCE = 86_400.0  # seconds in which the quorum must come
 EMBEDDED = ("starter", "starter:lowland")
@@ -63,7 +63,7 @@ def measured_facts(recipe: Recipe) -> dict[str, str]:
     # Who will take part is not known yet; those whom the recipe names, and as many as it wants in a round.
     sites = [*(recipe.lora.ranks or ()), *(f"site-{number}" for number in range(recipe.federation.cohort_size or 1))]
     prepared = prepare_coordinator(recipe, list(dict.fromkeys(map(str, sites))), None)
-    return facts_of(recipe, load_base(recipe.model, prepared.base))
+    return facts_of(recipe, load_base(recipe.model, prepared.base), prepared.public)
 
 
 def serve(
@@ -145,7 +145,7 @@ def _over_link(
     setting: Setting, folder: Path, federation: Federation, listen: str, needed: int, deadline: float | None
 ) -> Iterator[Engine]:
     """Yield an engine over the sites that join."""
-    facts: Facts = facts_of(setting.prepared.recipe, setting.base)
+    facts: Facts = facts_of(setting.prepared.recipe, setting.base, setting.prepared.public)
     changed = differing(read_facts(folder), facts)
     if changed:
         raise FederationError(
@@ -169,6 +169,8 @@ def _over_link(
                 deadline,
                 link.expect,
             )
+            if (setting.folder / ADAPTER).is_dir():
+                setting.watch(Note("All rounds are done; sites that come get the result, which some may have missed."))
             engine.wait(needed, PATIENCE)
             yield engine
             adapter, records = newest_result(setting.folder)
@@ -212,6 +214,10 @@ class _Invited:
         """Return the numbers of the sites that are there, by name."""
         revoked = self._roster.revoked()
         return {name: node for name, node in self._dispatch.online().items() if name not in revoked}
+
+    def revoked(self) -> set[str]:
+        """Return the names of the sites that take part no more."""
+        return self._roster.revoked()
 
     def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
         """Send a message to a site."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bellwether.data.rows import TokenRow
 from bellwether.exchange.adapter import key_a, key_b
 from bellwether.model.base import Base
 from bellwether.model.facts import ModelFacts
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.recipe import Recipe
+from bellwether.runner.prepare import proxy_facts
 from bellwether.tools.version import VERSION
 
 # Flower's link does not compare versions itself, and the others decide the last bits of what is trained.
@@ -27,14 +29,21 @@ _DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
 _ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
 
 
-def facts_of(recipe: Recipe, base: Base) -> dict[str, str]:
+def facts_of(recipe: Recipe, base: Base, public: Sequence[TokenRow]) -> dict[str, str]:
     """Return what a process works with, by name.
 
     Args:
         recipe: what is to be run.
         base: the base model.
+        public: rows of public text that the space of a selection is fitted on, which all must have alike.
     """
-    return {**settings_of(recipe), **versions(), **model_facts(recipe, base.facts, base.tokenizer, base.fingerprint)}
+    digest = hashlib.sha256()
+    for row in public:
+        digest.update(len(row).to_bytes(8, "big") + row.ids_T.tobytes())
+    text = {"public text": digest.hexdigest()} if public else {}
+    proxy = proxy_facts(recipe.selection)
+    model = model_facts(recipe, base.facts, base.tokenizer, base.fingerprint)
+    return {**settings_of(recipe), **versions(), **model, **text, **proxy}
 
 
 def settings_of(recipe: Recipe) -> dict[str, str]:

@@ -120,7 +120,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
                 parties,
                 read_signing(folder / SIGNING),
                 f"{federation}/rehearsal",
-                facts_of(setting.prepared.recipe, setting.base),
+                facts_of(setting.prepared.recipe, setting.base, setting.prepared.public),
                 setting.watch,
                 deadline,
                 link.expect,
@@ -269,6 +269,10 @@ class _Watched:
         """Return the numbers of the sites that are there, by name."""
         self._processes.tell()
         return self._dispatch.online()
+
+    def revoked(self) -> tuple[str, ...]:
+        """Return the names of the sites that take part no more: none."""
+        return ()
 
     def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
         """Send a message to a site."""

@@ -93,7 +93,7 @@ def holdings_of(name: str, recipe: Recipe, base: Base, work: Work) -> Holdings:
     layers = LoraLayers(base.model, work.config, 1)
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     engine = local_engine(base, layers, work, make_method(work.method))
-    return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base), work.config, shapes)
+    return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base, work.public), work.config, shapes)
 
 
 class Resident:
