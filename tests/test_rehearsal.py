@@ -39,7 +39,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+# What these two do is among what the others do: a term in the clients' steps, and a state at the server.
+SLOW = ("fedprox", "fedadam")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
+)
 def test_a_rehearsal_ends_with_the_simulations_adapter_byte_for_byte(tiny_recipe, tmp_path, method):
     words = (tiny_recipe, *METHODS[method], "partition.client_test_fraction=0.2")
     simulated = start("run", *words, "--out", "simulated", folder=tmp_path)

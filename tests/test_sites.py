@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import socket
 import ssl
@@ -10,8 +12,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import dolly_rows, write_rows
-from forked import start
+from conftest import dolly_rows, json_lines, write_rows
+from forked import family, start
 from test_rehearsal import finished, wait_for, weights
 
 pytest.importorskip("flwr")
@@ -205,3 +207,42 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)
     everything = b"".join(path.read_bytes() for path in (papers / "federation").rglob("*") if path.is_file())
     assert b"Task 3?" not in everything  # of a site's rows, none is at the coordinator
+
+
+def serving(papers, *words):
+    options = ("--listen", "127.0.0.1", "--quorum", "2", "--deadline", "300", *words)
+    return start("federation", "serve", *options, folder=papers)
+
+
+def joining(papers, name, folder=None):
+    words = (f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", folder or name, "--yes")
+    return start("site", "join", *words, folder=papers)
+
+
+@pytest.mark.slow
+def test_a_second_process_with_a_sites_keys_is_told_so_and_the_first_goes_on(papers):
+    coordinator, north = serving(papers), joining(papers, "north")
+    wait_for(lambda: "takes part" in north.said()[0] or north.poll() is not None, "north's hello")
+    shutil.copytree(papers / "north", papers / "copy", ignore=shutil.ignore_patterns(".*", "*.json*", "supernode*"))
+    copy = joining(papers, "north", "copy")
+    wait_for(lambda: "where another process uses this site's keys" in copy.said()[0] or copy.poll() is not None, "it")
+    assert copy.poll() is None
+    south = joining(papers, "south")
+    for process in (coordinator, north, south):
+        finished(process)
+    copy.send_signal(signal.SIGTERM)
+    copy.wait()
+    assert all(len(line["clients"]) == 2 for line in json_lines(papers / "federation" / "run" / "rounds.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_site_comes_back_after_flowers_own_process_was_killed(papers):
+    coordinator, north = serving(papers), joining(papers, "north")
+    wait_for(lambda: "takes part" in north.said()[0] or north.poll() is not None, "north's hello")
+    (supernode,) = family(north.pid)
+    os.kill(supernode, signal.SIGKILL)
+    south = joining(papers, "south")
+    for process in (coordinator, north, south):
+        finished(process)
+    assert "Flower's SuperNode has ended and is begun again" in north.said()[0]
+    assert all(len(line["clients"]) == 2 for line in json_lines(papers / "federation" / "run" / "rounds.jsonl"))

@@ -1,0 +1,101 @@
+"""What a site's own policy forbids, of a recipe before it joins and of single tasks."""
+
+import datetime
+import hashlib
+import importlib.metadata
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from test_federate import START
+
+from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
+from bellwether.recipe.file import load_recipe
+from bellwether.recipe.recipe import Evaluation, Training
+from bellwether.site.ledger import LEDGER, Entry
+from bellwether.site.policy import Policy, forbidden, forbids_task, minutes_worked
+from bellwether.tools.journal import append
+from bellwether.tools.randomness import Randomness
+
+TASK = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
+OWN = "def fewest(logits, targets):\n    return logits\n"
+
+
+def test_what_needs_no_code_of_others_is_allowed_where_nothing_is_said():
+    assert forbidden(Policy(), load_recipe("fedhds")) == []
+    assert forbids_task(Policy(), None, TASK) is None
+
+
+def test_code_runs_only_where_its_very_file_is_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_loss_of_a_test.py").write_text(OWN)
+    recipe = load_recipe(None, ["training.loss=own_loss_of_a_test:fewest"])
+    listed = hashlib.sha256(OWN.encode()).hexdigest()
+    assert "names own_loss_of_a_test:fewest" in forbidden(Policy(), recipe)[0]
+    assert forbidden(Policy(code=(listed,)), recipe) == []
+    (tmp_path / "own_loss_of_a_test.py").write_text(f"{OWN}# changed\n")
+    assert forbidden(Policy(code=(listed,)), recipe)
+    trusting = load_recipe(None, ["model.path=theirs", "model.trust_remote_code=true"])
+    assert "would run its own code" in forbidden(Policy(), trusting)[0]
+    assert forbidden(Policy(trust_remote_code=("theirs",)), trusting) == []
+
+
+def test_noise_has_a_floor_where_centroids_leave_the_site():
+    recipe = load_recipe(None, ["selection.method=hierarchical"])
+    assert forbidden(Policy(noise=0.5), recipe) == ["selection.noise is 0, where at least 0.5 is asked for"]
+    assert forbidden(Policy(noise=0.5), load_recipe(None, [])) == []
+
+
+def entry(time: str, way: str, number: str) -> Entry:
+    return Entry(f"2026-11-27T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
+
+
+def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
+    for line in (
+        entry("23:59:00.000", "task", "1"),
+        entry("10:00:00.000", "task", "2"),
+        entry("10:06:00.000", "reply", "2"),
+        entry("11:00:00.000", "task", "3"),  # it was killed before it answered
+        entry("12:00:00.000", "task", "4"),
+        entry("12:01:30.000", "reply", "4"),
+    ):
+        append(tmp_path / LEDGER, line)
+    assert minutes_worked(tmp_path, datetime.date(2026, 11, 27)) == 7.5
+    assert minutes_worked(tmp_path, datetime.date(2026, 11, 28)) == 0
+
+
+def test_a_task_is_refused_when_the_day_or_the_line_is_full(tmp_path):
+    now = datetime.datetime.now(datetime.UTC)
+    begin = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    for way, time in (("task", begin), ("reply", begin + datetime.timedelta(minutes=31))):
+        line = Entry(time.isoformat(), way, "train", "fed/1", 1, "a", "1", 10, "0" * 64)
+        append(tmp_path / LEDGER, line)
+    reason = forbids_task(Policy(minutes_per_day=30), tmp_path, TASK)
+    assert reason == "it has worked 31 minutes today, where 30 are allowed"
+    assert forbids_task(Policy(minutes_per_day=32), tmp_path, TASK) is None
+    reason = forbids_task(Policy(megabytes_per_round=1e-5), tmp_path, TASK)
+    assert reason == "an update has up to 0.0 MB, where 1e-05 are allowed for a round"
+    assert (
+        forbids_task(Policy(megabytes_per_round=1e-5), tmp_path, EvaluateTask(0, Payload(START), Evaluation())) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"), [(None, "is not installed here"), ("1.43.0", "1.43.0 is installed here")]
+)
+def test_without_the_pinned_flower_the_command_says_how_to_get_it(bellwether, monkeypatch, found, sentence):
+    version = importlib.metadata.version
+
+    def of(package):
+        if package != "flwr":
+            return version(package)
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", of)
+    outcome = bellwether("federation", "rehearse", "default")
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert outcome.err.count("\n") == 1
