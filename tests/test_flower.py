@@ -1,8 +1,10 @@
 """What is relied upon of Flower's internals, which change between versions: a contract with the one that is pinned."""
 
+import contextlib
 import importlib.metadata
 import re
 import ssl
+import time
 from pathlib import Path
 
 import httpx
@@ -10,7 +12,15 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supernode.fleet_http_connection import http_request_response
 
 from bellwether.engine.certificate import Certificate
 from bellwether.engine.flower import records
@@ -66,10 +76,6 @@ def test_nothing_is_told_to_anybody():
 
 @pytest.mark.parametrize("body", [b"", b"x", bytes(6_000_000)], ids=["none", "one byte", "two chunks"])
 def test_a_parcel_comes_out_of_flowers_records_as_it_went_in(body):
-    from flwr.app import Message
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
     parcel = Parcel(b"header", b"signature", b"manifest", body)
     record = records.record_of(parcel)
     contents = {number: one.deflate() for number, one in get_all_nested_objects(record).items()}
@@ -137,3 +143,54 @@ def test_a_certificate_that_is_none_is_refused(link, tmp_path):
     good = make_certificate(tmp_path, "good", ["127.0.0.1"], 1)
     with pytest.raises(FederationError, match="cannot be used"):
         Link(tmp_path, good, Certificate(tmp_path / "ca.crt", good.key, good.authority), "127.0.0.1", 0)
+
+
+class Fleet:
+    """A site that speaks with the SuperLink as Flower's SuperNode does."""
+
+    def __init__(self, link, folder, name):
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        link.register(name, site_keys(folder, name).flower)
+        key = load_ssh_private_key((folder / name / "flower.key").read_bytes(), None)
+        authority = link._inner.authority.read_bytes()
+        self._stack = contextlib.ExitStack()
+        self._calls = self._stack.enter_context(
+            http_request_response(f"127.0.0.1:{link.port}", False, authority, (key, key.public_key()))
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._stack.close()
+
+    def answer(self, push=True):
+        """Take a message and answer it with the same parcel; or begin to, and push nothing of it."""
+        _, receive, send, _, _, pull_object, push_object, confirm = self._calls
+        meta, tree = receive()
+        run, number = meta.metadata.run_id, meta.metadata.message_id
+        parts = pull_objects([one.object_id for one in iterate_object_tree(tree)], lambda one: pull_object(run, one))
+        confirm(run, number)
+        message = inflate_object_from_contents(number, parts)
+        message.metadata.__dict__["_message_id"] = number
+        reply = Message(records.record_of(records.parcel_of(message)), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        wanted, session = send(reply, get_object_tree(reply), 0.1)
+        if push:
+            objects = get_all_nested_objects(reply)
+            push_objects(objects, lambda one, data: push_object(run, session, one, data), object_ids_to_push=wanted)
+
+
+def test_an_answer_that_is_never_sent_as_a_whole_holds_up_nobody(link, tmp_path):
+    with Fleet(link, tmp_path, "slow") as slow, Fleet(link, tmp_path, "quick") as quick, link.dispatch() as dispatch:
+        online = dispatch.online()
+        sent = {name: dispatch.send(online[name], Parcel(b"h", b"s", name.encode()), 60) for name in ("slow", "quick")}
+        slow.answer(push=False)
+        begun = time.monotonic()
+        assert dispatch.arrived(list(sent.values())) == []  # though Flower tells of an answer
+        quick.answer()
+        while not (come := dispatch.arrived(list(sent.values()))):
+            time.sleep(0.05)
+        assert [(one.message, one.parcel.manifest) for one in come] == [(sent["quick"], b"quick")]
+        assert time.monotonic() - begun < 60  # Flower itself waits for 180 s

@@ -35,6 +35,7 @@ from bellwether.site.ledger import Ledger
 from bellwether.tools.json_text import from_json, typed
 
 POLL = 0.1  # seconds between two looks for a task
+LINGER = 3.0  # seconds in which Flower passes the last answer on
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
@@ -134,6 +135,7 @@ class Resident:
                 time.sleep(POLL)
                 continue
             message.answer(self.answer(message.parcel))
+        time.sleep(LINGER)
 
     def answer(self, parcel: Parcel | None) -> Parcel:
         """Return the answer to a message; one that is not the coordinator's gets an empty one.

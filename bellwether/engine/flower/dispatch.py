@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 # Before anything of Flower's.
 import bellwether.engine.flower.quiet  # noqa: F401
@@ -13,8 +16,17 @@ import bellwether.engine.flower.quiet  # noqa: F401
 # isort: split
 from flwr.app import Message
 from flwr.common.serde import run_from_proto
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -45,6 +57,8 @@ class Dispatch:
         self._identity = given.task_id, given.run.run_id, given.context.node_id
         self._context = given.context
         self._grid.set_run(run_from_proto(given.run))
+        self._coming: set[str] = set()
+        self._come: queue.SimpleQueue[Arrived] = queue.SimpleQueue()
 
     def online(self) -> Mapping[str, int]:
         """Return Flower's numbers of the sites whose SuperNodes have been heard of lately, by name."""
@@ -63,8 +77,32 @@ class Dispatch:
         return _tried(lambda: next(iter(self._grid.push_messages([message])), None))
 
     def arrived(self, messages: Sequence[str]) -> list[Arrived]:
-        """Return what has come of messages; nothing of those that wait for an answer still."""
-        return [arrived(one) for one in _tried(lambda: self._grid.pull_messages(messages))] if messages else []
+        """Return what has come of messages, whole; nothing of those whose answer is awaited or on its way."""
+        asked = [message for message in messages if message not in self._coming]
+        if asked:
+            found = _tried(lambda: self._client.PullMessages(PullAppMessagesRequest(message_ids=asked)))
+            for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                self._coming.add(about.metadata.reply_to_message_id)
+                # Flower tells of an answer before it is there as a whole; nobody else waits for it meanwhile.
+                threading.Thread(target=self._fetch, args=(about, tree), daemon=True).start()
+        come: list[Arrived] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                come.append(self._come.get_nowait())
+        self._coming -= {one.message for one in come}
+        return [one for one in come if one.message in messages]
+
+    def _fetch(self, about: Any, tree: Any) -> None:
+        """Fetch the parts of an answer as they come, and put it among those that have come."""
+        message, answer, run = about.metadata.reply_to_message_id, about.metadata.message_id, self._identity[1]
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._grid.node, run)
+        try:
+            parts = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull_object_fn=pull)
+            received = ConfirmMessageReceivedRequest(node=self._grid.node, run_id=run, message_object_id=answer)
+            self._client.ConfirmMessageReceived(received)
+            self._come.put(replace(arrived(inflate_object_from_contents(answer, parts)), message=message))
+        except Exception as error:  # whatever a site has sent must not end this thread in silence
+            self._come.put(Arrived(message, failure=f"its answer did not come whole ({type(error).__name__})"))
 
     def close(self) -> None:
         """End Flower's run."""
