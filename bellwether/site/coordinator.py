@@ -153,9 +153,8 @@ def _over_link(
             "restore it, or begin a federation anew."
         )
     inner = Certificate(folder / f"{INNER}.crt", folder / f"{INNER}.key", folder / "ca.crt")
-    clients = Path(federation.clients) if federation.clients else None
     _, port = split_address(federation.address)
-    with Link(folder, inner, federation.outer, listen, port, clients) as link:
+    with Link(folder, inner, federation.outer, listen, port) as link:
         roster = _Roster(folder, link)
         parties = [Party(site.name, read_public(site.key).signing, (site.name,)) for site in participants(folder)]
         with link.dispatch() as dispatch:

@@ -58,7 +58,6 @@ class Federation:
         certificate: the file of the outer port's certificate.
         key: the file of its key.
         authority: the file of the authority by which sites know it.
-        clients: the file of the authority of sites' client certificates; empty where none are asked for.
     """
 
     __pydantic_config__ = KEPT
@@ -68,7 +67,6 @@ class Federation:
     certificate: str
     key: str
     authority: str
-    clients: str = ""
 
     @property
     def outer(self) -> Certificate:

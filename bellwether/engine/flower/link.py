@@ -82,15 +82,12 @@ class Link:
         outer: the certificate of the outer port.
         host: the address on which the outer port listens.
         port: its number; 0 takes any that is free.
-        clients: the authority by which sites' own client certificates are known; None asks for none.
 
     Raises:
         FederationError: a port cannot be had, or a certificate cannot be used.
     """
 
-    def __init__(
-        self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int, clients: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int) -> None:
         os.environ["FLWR_HOME"] = str(folder)
         log_to(folder / "flower.log")
         self._secret, self._inner = secrets.token_bytes(32), inner
@@ -99,10 +96,9 @@ class Link:
         self.port: int = outside.getsockname()[1]
         self._address = f"127.0.0.1:{inside.getsockname()[1]}"
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
-        asked = {"ssl_cert_reqs": 2, "ssl_ca_certs": str(clients)} if clients is not None else {}
         self._gate = ForSites(app)
         self._servers = [_serving(app, inside, inner, lifespan="on")]
-        self._servers.append(_serving(self._gate, outside, outer, lifespan="off", **asked))
+        self._servers.append(_serving(self._gate, outside, outer, lifespan="off"))
         os.chmod(folder / "flower.db", 0o600)
 
     def expect(self, most: int) -> None:

@@ -1,4 +1,4 @@
-"""Flower says nothing to anybody but its log file.
+"""Flower says nothing to anybody but its log file, and speaks with its own processes past any proxy.
 
 It reads these variables when it is imported, so this comes before anything of Flower's.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 os.environ.update(
     FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1"
 )
+for _name in ("NO_PROXY", "no_proxy"):  # what is on loopback is this machine's own
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
 
 def log_to(path: Path) -> None:
