@@ -120,6 +120,17 @@ def test_answers_tell_the_time(outside):
     assert "date" in outside.get("/v1/fleet/").headers
 
 
+def test_the_database_waits_for_its_turn_longer_than_flower_lets_it(link):
+    from flwr.supercore import sql_mixin
+    from sqlalchemy import create_engine, event
+
+    engine = create_engine("sqlite://")
+    event.listen(engine, "connect", sql_mixin._set_sqlite_pragmas)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 120_000  # milliseconds
+    engine.dispose()
+
+
 def test_a_site_is_registered_once_and_after_it_was_revoked_never(link, tmp_path):
     keys = site_keys(tmp_path, "north")
     link.register("north", keys.flower)

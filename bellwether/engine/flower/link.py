@@ -30,6 +30,7 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.supercore import sql_mixin
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -56,6 +57,13 @@ serverapp = "nothing:app"
 clientapp = "nothing:app"
 [tool.flwr.app.config]
 """
+
+
+# Flower's SQLite gives up a write after 5 s behind others, and what a site was sending is lost then; on a busy machine
+# it waits longer.
+sql_mixin.SQLITE_PRAGMAS = tuple(
+    (name, "120000" if name == "busy_timeout" else value) for name, value in sql_mixin.SQLITE_PRAGMAS
+)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ _ACQUIRE = {"/flwr.proto.Runtime/AcquireTask"}
 
 _FAILURES = {
     2: "its process failed",
-    3: "the task did not reach it whole",
-    4: "its answer did not come whole",
+    3: "its answer did not come whole",
+    4: "its answer came too late",
     5: "its site is not connected any more",
     8: "its site's process is gone",
 }
