@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # What makes a run short that has a process of its own.
-SHORT = ("federation.rounds=1", "federation.fraction=1", "training.local_steps=1", "data.max_rows=120")
+SHORT = ("federation.rounds=1", "federation.fraction=1", "training.local_steps=1", "training.batch_size=2")
 SHORT += ("evaluation.max_rows_per_category=1", "evaluation.max_new_tokens=2", "evaluation.every=0")
 HUB_MODEL = "Qwen/Qwen3-0.6B"
 
@@ -176,6 +176,8 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def short_run(run: Any, recipe: Recipe | None = None, *, resume: Any = None, **given: Any) -> Any:
     """Run a recipe with little work; what it says about data, methods and model stays."""
+    if "deployment" in given:  # a federation's, which was made short when its recipe was given
+        return run(recipe, resume=resume, **given)
     short = None if resume and recipe is None else shortened(recipe or load_recipe("default"))
     return run(short, resume=resume, **given)
 
@@ -281,9 +283,13 @@ class Federated:
         return outcome
 
     def wait(self) -> None:
-        """Wait for those that stay, to their end."""
-        while self.staying:
-            self.wait_for(*self.staying.pop())
+        """Wait for those that stay, the coordinator first; where it fails, nobody waits for it."""
+        try:
+            while self.staying:
+                self.wait_for(*self.staying.pop(0))
+        finally:
+            for _, process in self.staying:
+                process.kill()
 
     @staticmethod
     def wait_for(what: str, process: Any) -> None:
