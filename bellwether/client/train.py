@@ -244,6 +244,8 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
         arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
     if finished.own is not None:
         _keep(folders[client.name], task, finished.own)
+    elif client.name in folders and kept_rounds(folders[client.name], METHOD):
+        _keep(folders[client.name], task, {})  # an empty file is no lost one
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 
