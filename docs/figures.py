@@ -31,7 +31,7 @@ from bellwether.runner.describe import describe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
 from bellwether.tell.live import summary, view
-from bellwether.tell.narrate import RunStatus
+from bellwether.tell.status import RunStatus
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"

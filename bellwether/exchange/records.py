@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bellwether.exchange.scores import Totals
+from bellwether.exchange.scores import Scores, Totals
 from bellwether.tools.json_text import Amount, Count, Finite, Number
+from bellwether.tools.progress import Advanced
 
 Group = Annotated[int, Field(strict=True, ge=-1, le=2**53)]
 
@@ -130,6 +131,19 @@ Record = RoundRecord | EvaluationRecord
 
 
 @dataclass(frozen=True)
+class Expected:
+    """How long the parts of a run are expected to take, in seconds.
+
+    Args:
+        round: training of a round.
+        evaluation: one evaluation of the coordinator's rows.
+    """
+
+    round: float
+    evaluation: float
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """The run begins, or goes on after ``done`` rounds.
 
@@ -140,6 +154,8 @@ class RunStarted:
         done: how many are already committed.
         clients: number of clients.
         cohort: clients per round.
+        scored: the rounds to come after which the adapter is scored.
+        expected: what the plan says, where anybody asked it; what is measured takes its place.
     """
 
     name: str
@@ -148,6 +164,8 @@ class RunStarted:
     done: int
     clients: int
     cohort: int
+    scored: tuple[int, ...] = ()
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +230,77 @@ class RunFinished:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm of a comparison under one seed.
+
+    Args:
+        arm: the arm's name.
+        seed: the run's seed.
+        trial: what a trial tries, such as ``rate 0.008, 10 passes``; empty where it is none.
+    """
+
+    arm: str
+    seed: int
+    trial: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonStarted:
+    """What a comparison will do; told once more when its trials have chosen how long arms train.
+
+    Args:
+        name: name of the recipe.
+        folder: where everything goes.
+        processes: how many work side by side.
+        expected: how long each arm takes under each seed, in seconds, by the plan; trials stand first.
+    """
+
+    name: str
+    folder: str
+    processes: int
+    expected: Mapping[ArmRun, float]
+
+
+@dataclass(frozen=True)
+class ArmStarted:
+    """An arm begins, or goes on, under a seed."""
+
+    run: ArmRun
+
+
+@dataclass(frozen=True)
+class ArmTold:
+    """What an arm tells of itself while it goes on."""
+
+    run: ArmRun
+    event: Event
+
+
+@dataclass(frozen=True)
+class ArmFinished:
+    """An arm is trained and scored under a seed.
+
+    Args:
+        run: which.
+        scores: means over categories and then over its adapters.
+        seconds: how long it took; None where it was finished before.
+        failure: why a trial has no scores; empty where it has some.
+    """
+
+    run: ArmRun
+    scores: Scores
+    seconds: float | None
+    failure: str = ""
+
+
 Event = (
     RunStarted
+    | Advanced
+    | ComparisonStarted
+    | ArmStarted
+    | ArmTold
+    | ArmFinished
     | RoundStarted
     | SurveyFinished
     | ClientFinished

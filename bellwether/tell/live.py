@@ -17,7 +17,8 @@ from rich.text import Text
 
 from bellwether.exchange.records import Evaluated, EvaluationRecord, Event, Note, RoundFinished, RunFinished, Watcher
 from bellwether.exchange.scores import Totals, macro, means
-from bellwether.tell.narrate import Clock, RunStatus, change, note_line, pairs, plain_lines, summary, verdict
+from bellwether.tell.narrate import change, note_line, pairs, phase_line, plain_lines, summary, verdict
+from bellwether.tell.status import Clock, RunStatus
 from bellwether.tools.words import clean, duration
 
 __all__ = ["summary", "view", "watching"]
@@ -80,14 +81,15 @@ def view(status: RunStatus, width: int, height: int, ascii_only: bool = False) -
         ascii_only: whether only ASCII can be shown.
     """
     if status.run is None:
-        return Text("Getting ready …" if not ascii_only else "Getting ready ...", style="dim")
+        return Text(f"Getting ready: {phase_line(status) or 'loading'}{'...' if ascii_only else ' …'}", style="dim")
     wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
     grouped = [record for record in status.now.values() if record.groups]
-    room = max(1, height - 8 - len(grouped) - wrapped * (1 + len(status.now)))
+    room = max(1, height - 9 - len(grouped) - wrapped * (1 + len(status.now)))
     parts: list[RenderableType] = [_rounds(status), _pace(status, ascii_only)]
     parts += [_scores(status.base[part], record, ascii_only) for part, record in status.now.items()]
     parts += [_groups(status.base[record.part], record, ascii_only) for record in grouped]
     if not status.over:
+        parts.append(Text(phase_line(status), no_wrap=True, overflow="ellipsis"))
         parts.append(_clients(status, room, ascii_only))
     title = Text(f" {clean(status.run.name)} ", style="bold")
     return Panel(
@@ -118,7 +120,7 @@ def _rounds(status: RunStatus) -> RenderableType:
         left = status.remaining
         times = f"{duration(status.elapsed)}, {'estimating' if left is None else f'about {duration(left)} left'}"
     bar = ProgressBar(total=rounds, completed=min(rounds, status.done + part))
-    line.add_row(Text(f"round {here} of {rounds}"), bar, Text(times))
+    line.add_row(Text(f"round {here} of {rounds}" if here else f"{rounds} rounds"), bar, Text(times))
     return line
 
 
