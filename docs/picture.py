@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bellwether import load_recipe, run
-from bellwether.compare.compare import compare
+from bellwether.arms.compare import compare
 from bellwether.report.report import report
 
 ROOT = Path(__file__).parents[1]

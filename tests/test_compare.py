@@ -22,8 +22,8 @@ import pytest
 from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
 from safetensors.numpy import load_file
 
-from bellwether.compare.arms import arm_recipe
-from bellwether.compare.compare import MODULES, compare
+from bellwether.arms.arm import arm_recipe
+from bellwether.arms.compare import MODULES, compare
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
@@ -501,7 +501,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bellwether.compare.compare.compare", interrupted)
+    monkeypatch.setattr("bellwether.arms.compare.compare", interrupted)
     outcome = bellwether("compare", tiny_recipe, "compare={}")
     assert outcome.code == 130
     assert outcome.err == (
@@ -825,7 +825,7 @@ def test_a_client_whose_own_rows_have_no_finite_loss_is_named(
     recipe = comparing(tiny, [3], base=ARMS["base"])
     ordinary = compare(recipe, tmp_path / "out").outcomes
     broken = [dataclasses.replace(one, clients={"c1": Totals(1, 1, math.inf)}) for one in ordinary]
-    monkeypatch.setattr("bellwether.compare.compare._done", lambda *_: [broken])
+    monkeypatch.setattr("bellwether.arms.compare._done", lambda *_: [broken])
     with pytest.raises(RecipeError, match="the training diverged under seed 3"):
         compare(recipe, tmp_path / "out")
 
@@ -911,7 +911,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
         (folder / OUTCOMES).write_text(json.dumps(plain([outcome])))
         return read_outcomes(folder)
 
-    monkeypatch.setattr("bellwether.compare.compare.train_arm", train)
+    monkeypatch.setattr("bellwether.arms.compare.train_arm", train)
     return asked
 
 

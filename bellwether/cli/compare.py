@@ -25,7 +25,7 @@ def compare_arms(
 ) -> None:
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
-    from bellwether.compare.compare import compare
+    from bellwether.arms.compare import compare
     from bellwether.report.compare_show import comparison_files, terminal
     from bellwether.report.compare_table import client_gains, make_lines
     from bellwether.tell.narrate import plain_lines

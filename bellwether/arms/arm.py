@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bellwether.compare.rivals import most_frequent, nearest
+from bellwether.arms.rivals import most_frequent, nearest
 from bellwether.errors import DataError, RecipeError, RoundFailed
 from bellwether.exchange.adapter import adapter_files
 from bellwether.exchange.scores import Totals, exact_match, rouge_l

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bellwether.compare.arms import arm_recipe, train_arm
-from bellwether.compare.folder import claimed, inputs, with_threads
+from bellwether.arms.arm import arm_recipe, train_arm
+from bellwether.arms.folder import claimed, inputs, with_threads
 from bellwether.errors import BellwetherError, RecipeError
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.scores import macro
