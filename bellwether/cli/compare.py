@@ -28,10 +28,11 @@ def compare_arms(
     from bellwether.arms.compare import compare
     from bellwether.report.compare_show import comparison_files, terminal
     from bellwether.report.compare_table import client_gains, make_lines
-    from bellwether.tell.narrate import plain_lines
+    from bellwether.tell.comparing_live import watching_comparison
     from bellwether.tools.atomic import write_atomic
 
-    comparison = compare(recipe, out, jobs=jobs, watch=plain_lines(say))
+    with watching_comparison(console()) as watcher:
+        comparison = compare(recipe, out, jobs=jobs, watch=watcher)
     lines, gains = make_lines(comparison), client_gains(comparison)
     for name, content in comparison_files(lines, gains, comparison).items():
         write_atomic(out / name, content)

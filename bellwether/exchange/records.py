@@ -284,13 +284,13 @@ class ArmFinished:
     Args:
         run: which.
         scores: means over categories and then over its adapters.
-        seconds: how long it took; None where it was finished before.
+        before: whether it was finished before this process began.
         failure: why a trial has no scores; empty where it has some.
     """
 
     run: ArmRun
     scores: Scores
-    seconds: float | None
+    before: bool = False
     failure: str = ""
 
 

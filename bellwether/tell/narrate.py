@@ -118,10 +118,15 @@ def phase_line(status: RunStatus) -> str:
     where = ""
     if status.in_round and phase.phase == TRAINING:
         answered = len(status.finished) + len(status.failed) + len(status.idle)
-        where = f"round {status.round}, {answered} of {len(status.cohort)} clients done: "
-    if not phase.total:
-        return f"{where}{phase.phase}"
-    return f"{where}{phase.phase} {phase.done:,}/{phase.total:,} {phase.unit}"
+        total = f" of {status.run.rounds}" if status.run is not None else ""
+        where = f"round {status.round}{total}, {answered} of {len(status.cohort)} clients done: "
+    return f"{where}{phase_words(phase)}"
+
+
+def phase_words(phase: Advanced) -> str:
+    """Return how far a phase is, in words."""
+    where = f"{phase.within}: " if phase.within else ""
+    return f"{where}{phase.phase} {phase.done:,}/{phase.total:,} {phase.unit}" if phase.total else where + phase.phase
 
 
 def left_words(left: float | None) -> str:
