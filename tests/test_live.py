@@ -279,7 +279,7 @@ def test_before_anything_was_measured_remaining_time_is_the_plans():
     clock = Clock()
     status = RunStatus(clock=clock)
     assert status.remaining is None
-    status.take(replace(STARTED, rounds=3, scored=(2, 3), expected=Expected(round=100.0, evaluation=7.0)))
+    status.take(replace(STARTED, rounds=3, scored=(2, 3), expected=Expected(training=100.0, evaluation=7.0)))
     assert status.remaining == pytest.approx(3 * 100 + 2 * 7)
     status.take(Evaluated(replace(BASE, seconds=9.0)))
     assert status.remaining == pytest.approx(3 * 100 + 2 * 9)

@@ -208,7 +208,7 @@ def _local(name: str, arm: Arm, prepared: Prepared, folder: Path | None) -> list
     trained = [_Trained("", initial)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
     outcomes: list[Outcome] = []
     for number, one in enumerate(trained, start=1):
-        with within(lambda: f"{len(outcomes)} of {len(trained)} adapters scored" if len(trained) > 1 else ""):
+        with within(outcomes, len(trained), "adapters scored"):
             outcome = _scored(name, one, prepared, base, layers)
         kept = f"{ADAPTERS}/{number}-{slug(one.client or EVERYBODY)}"
         if folder is not None and arm.learns:
@@ -274,7 +274,7 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
         client: TrainTask(1, Payload(initial), recipe.training, 1, client_draws(randomness, 1, client))
         for client in rows
     }
-    with within(lambda: f"{len(replies)} of {len(rows)} clients trained" if len(rows) > 1 else ""):
+    with within(replies, len(rows), "clients trained"):
         for reply in train_cohort(base, layers, rows, tasks, fedavg(), recipe.engine.tokens):
             replies.append(reply)
     for reply in replies:

@@ -176,14 +176,14 @@ def _expecting(bench: _Bench, prepared: Mapping[str, Prepared]) -> Callable[[Map
     once = needs(recipe, settings, prepared, bench.opened, measured)
     tune = settings.tune
     trials = {
-        ArmRun(name, seed, trial_words(arm)): once(name, arm, True).seconds
+        ArmRun(name, seed, trial_words(arm)): once(name, arm, True).expected
         for name, arm in all_tried(settings)
         for seed in (tune.seeds if tune is not None else ())
     }
 
     def expect(arms: Mapping[str, Arm]) -> None:
-        seconds = {name: once(name, arm, False).seconds for name, arm in arms.items()}
-        finals = {ArmRun(name, seed): seconds[name] for seed in settings.seeds for name in arms}
+        expected = {name: once(name, arm, False).expected for name, arm in arms.items()}
+        finals = {ArmRun(name, seed): expected[name] for seed in settings.seeds for name in arms}
         bench.tell(ComparisonStarted(recipe.name, str(bench.folder), bench.processes, trials | finals))
 
     return expect

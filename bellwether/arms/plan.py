@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from bellwether.arms.arm import arm_recipe
 from bellwether.arms.checks import check_arms, named_arms, tried, validating
 from bellwether.data.rows import TokenRow
+from bellwether.exchange.records import Expected
 from bellwether.method.cohort import clients_together, cohort_size
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.estimate import memory_bytes
@@ -70,9 +71,9 @@ class Needs:
     evaluate_seconds: float = 0.0
 
     @property
-    def seconds(self) -> float:
-        """Training and evaluation."""
-        return self.train_seconds + self.evaluate_seconds
+    def expected(self) -> Expected:
+        """How long it takes."""
+        return Expected(self.train_seconds, self.evaluate_seconds)
 
     def __add__(self, other: Needs) -> Needs:
         return Needs(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -263,8 +264,8 @@ def comparison_plan_table(plan: ComparisonPlan) -> Group:
         whole.add_row(name, Text(clean(value)))
     arms = Table(title="Of which each arm, over all its seeds", title_justify="left", box=box.SIMPLE_HEAD)
     arms.add_column("arm", overflow="fold", min_width=11)
-    for head in ("runs", "rows", "steps", "tokens", "sent", "time"):
-        arms.add_column(head, justify="right", overflow="fold")
+    for head in ("runs", "rows", "steps", "sent", "time"):
+        arms.add_column(head, justify="right", no_wrap=True)
     for name, one in plan.arms.items():
         arms.add_row(Text(clean(name)), *_cells(one))
         if name in plan.trials:
@@ -274,9 +275,9 @@ def comparison_plan_table(plan: ComparisonPlan) -> Group:
 
 def _cells(one: Needs) -> list[str]:
     """Return the figures of a line."""
-    counts = [amount(value) if value else "-" for value in (one.rows, one.steps, one.tokens)]
+    counts = [amount(value) if value else "-" for value in (one.rows, one.steps)]
     sent = byte_size(one.sent) if one.sent else "-"
-    return [f"{one.runs:,}", *counts, sent, duration(math.ceil(one.seconds))]
+    return [f"{one.runs:,}", *counts, sent, duration(math.ceil(one.expected.seconds))]
 
 
 def _lines(plan: ComparisonPlan) -> list[tuple[str, str]]:
@@ -304,7 +305,7 @@ def _lines(plan: ComparisonPlan) -> list[tuple[str, str]]:
         ("memory", f"{byte_size(plan.memory)} at most, and Python and its libraries about 0.7 GB; times --jobs"),
         (
             "time, an estimate",
-            f"{duration(total.seconds)} one run after the other on {plan.speed.device}: "
+            f"{duration(total.expected.seconds)} one run after the other on {plan.speed.device}: "
             f"{duration(total.train_seconds)} training, {duration(total.evaluate_seconds)} scoring; "
             "--jobs works on several arms side by side",
         ),

@@ -26,17 +26,14 @@ def compare_arms(
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
     from bellwether.arms.compare import compare
-    from bellwether.report.compare_show import comparison_files, terminal
-    from bellwether.report.compare_table import client_gains, make_lines
+    from bellwether.arms.result import write_tables
+    from bellwether.report.compare_show import terminal
     from bellwether.tell.comparing_live import watching_comparison
-    from bellwether.tools.atomic import write_atomic
 
-    with watching_comparison(console()) as watcher:
-        comparison = compare(recipe, out, jobs=jobs, watch=watcher)
-    lines, gains = make_lines(comparison), client_gains(comparison)
-    for name, content in comparison_files(lines, gains, comparison).items():
-        write_atomic(out / name, content)
     screen = console()
+    with watching_comparison(screen) as watcher:
+        comparison = compare(recipe, out, jobs=jobs, watch=watcher)
+    lines, gains = write_tables(comparison, out)
     screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))
     say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
     report_on(out)

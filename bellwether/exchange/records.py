@@ -132,15 +132,20 @@ Record = RoundRecord | EvaluationRecord
 
 @dataclass(frozen=True)
 class Expected:
-    """How long the parts of a run are expected to take, in seconds.
+    """How long something is expected to take, in seconds.
 
     Args:
-        round: training of a round.
-        evaluation: one evaluation of the coordinator's rows.
+        training: of a round, or of all of an arm.
+        evaluation: once of the coordinator's rows, or all of an arm's.
     """
 
-    round: float
+    training: float
     evaluation: float
+
+    @property
+    def seconds(self) -> float:
+        """Both together."""
+        return self.training + self.evaluation
 
 
 @dataclass(frozen=True)
@@ -253,13 +258,13 @@ class ComparisonStarted:
         name: name of the recipe.
         folder: where everything goes.
         processes: how many work side by side.
-        expected: how long each arm takes under each seed, in seconds, by the plan; trials stand first.
+        expected: how long each arm takes under each seed, by the plan; trials stand first.
     """
 
     name: str
     folder: str
     processes: int
-    expected: Mapping[ArmRun, float]
+    expected: Mapping[ArmRun, Expected]
 
 
 @dataclass(frozen=True)

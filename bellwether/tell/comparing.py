@@ -19,8 +19,9 @@ from bellwether.exchange.records import (
 )
 from bellwether.exchange.scores import Scores
 from bellwether.tell.narrate import SPARSE, left_words, note_line, pairs, phase_line, phase_words
+from bellwether.tell.pace import Stage
 from bellwether.tell.status import Clock, RunStatus
-from bellwether.tools.progress import Advanced
+from bellwether.tools.progress import ANSWERS, TRAINING, Advanced
 from bellwether.tools.words import clean
 
 
@@ -37,7 +38,7 @@ class ComparisonStatus:
     phase: Advanced | None = None
     started: float | None = None
     running: dict[ArmRun, RunStatus] = field(default_factory=dict)
-    began: dict[ArmRun, float] = field(default_factory=dict)
+    stages: dict[ArmRun, Stage] = field(default_factory=dict)
     finished: dict[ArmRun, ArmFinished] = field(default_factory=dict)
     taken: dict[ArmRun, float] = field(default_factory=dict)
 
@@ -55,11 +56,13 @@ class ComparisonStatus:
             case ArmTold():
                 # From another process words may come late.
                 if event.run not in self.finished:
-                    self._begin(event.run, now).take(event.event)
+                    status = self._begin(event.run, now)
+                    status.take(event.event)
+                    self.stages[event.run].reach(self._share(event.run, status), now)
             case ArmFinished():
                 self.finished[event.run] = event
-                if event.run in self.began:
-                    self.taken[event.run] = now - self.began.pop(event.run)
+                if event.run in self.stages:
+                    self.taken[event.run] = now - self.stages.pop(event.run).began
                 self.running.pop(event.run, None)
 
     @property
@@ -93,26 +96,45 @@ class ComparisonStatus:
 
     def _begin(self, run: ArmRun, now: float) -> RunStatus:
         """Return the status of an arm that goes on, which may be its first word."""
-        self.began.setdefault(run, now)
+        self.stages.setdefault(run, Stage(run.arm, now, now))
         return self.running.setdefault(run, RunStatus(clock=self.clock))
+
+    def _share(self, run: ArmRun, status: RunStatus) -> float:
+        """Return how much of an arm is done, in time as the plan has it, 0 to 1."""
+        if status.run is not None:
+            answered = len(status.finished) / len(status.cohort) if status.in_round and status.cohort else 0.0
+            return (status.done + answered) / status.run.rounds
+        planned = self.comparison.expected.get(run) if self.comparison is not None else None
+        if planned is None or status.phase is None or not planned.seconds:
+            return 0.0
+        if status.phase.phase == TRAINING:
+            return status.phase.share * planned.training / planned.seconds
+        if status.phase.phase == ANSWERS:
+            return (planned.training + status.phase.share * planned.evaluation) / planned.seconds
+        return 0.0
 
     def _left(self, run: ArmRun) -> float:
         """Return the estimated seconds of an arm that is not finished."""
-        expected = self._expected(run)
-        if run not in self.running:
-            return expected
-        known = any(other.arm == run.arm for other in self.taken)
-        of_itself = None if known else self.running[run].remaining
-        return max(0.0, expected - (self.clock() - self.began[run])) if of_itself is None else of_itself
-
-    def _expected(self, run: ArmRun) -> float:
-        """Return how long all of an arm takes: the plan's figure, times how long those before took over their own."""
         assert self.comparison is not None
-        plan = self.comparison.expected
-        known = [other for other in self.taken if other in plan]
-        alike = [other for other in known if other.arm == run.arm] or known
-        planned = math.fsum(plan[other] for other in alike)
-        return plan[run] * (math.fsum(self.taken[other] for other in alike) / planned if planned else 1.0)
+        expected = self._slowness(run.arm) * self.comparison.expected[run].seconds
+        stage = self.stages.get(run)
+        return expected if stage is None else stage.left(expected, self.clock()) or 0.0
+
+    def _slowness(self, arm: str) -> float:
+        """Return how many times longer than planned an arm takes: as it did before, or else as all others do.
+
+        Of all of them little may be done yet, most of it loading; so the plan counts as one more of average length.
+        """
+        assert self.comparison is not None
+        plan = {run: one.seconds for run, one in self.comparison.expected.items()}
+        taken = {run: (seconds, plan[run]) for run, seconds in self.taken.items() if run in plan}
+        alike = [pair for run, pair in taken.items() if run.arm == arm]
+        if sum(planned for _, planned in alike):
+            return math.fsum(seconds for seconds, _ in alike) / math.fsum(planned for _, planned in alike)
+        going = [(one.marked - one.began, one.done * plan[run]) for run, one in self.stages.items() if run in plan]
+        average = math.fsum(plan.values()) / len(plan) or 1.0
+        known = [(average, average), *taken.values(), *going]
+        return math.fsum(seconds for seconds, _ in known) / math.fsum(planned for _, planned in known)
 
 
 def comparison_lines(write: Callable[[str], None], clock: Clock = time.monotonic) -> Watcher:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bellwether.exchange.records import Watcher
 from bellwether.tell.comparing import ComparisonStatus, at_words, comparison_lines
-from bellwether.tell.live import drawn_or_written, times
+from bellwether.tell.live import drawn_or_written, getting_ready, times
 from bellwether.tell.narrate import pairs, phase_words
 from bellwether.tell.status import Clock
 from bellwether.tools.words import clean
@@ -54,14 +54,15 @@ def comparison_view(status: ComparisonStatus, width: int, height: int, ascii_onl
         height: lines of the terminal.
         ascii_only: whether only ASCII can be shown.
     """
-    dots = "..." if ascii_only else " …"
+    at = phase_words(status.phase) if status.phase is not None else ""
     if status.comparison is None:
-        at = phase_words(status.phase) if status.phase is not None else "loading"
-        return Text(f"Getting ready: {at}{dots}", style="dim")
+        return getting_ready(status.elapsed, at, ascii_only)
     at_work = [
         Text(at_words(run, one), style="cyan", no_wrap=True, overflow="ellipsis")
         for run, one in list(status.running.items())[: max(1, height // 4)]
     ]
+    if not at_work and len(status.finished) < len(status.runs):
+        at_work = [getting_ready(status.elapsed, "starting", ascii_only)]
     room = max(1, height - 5 - len(at_work))
     return Panel(
         Group(_progress(status), _arms(status, room, ascii_only), *at_work),

@@ -116,7 +116,7 @@ def view(status: RunStatus, width: int, height: int, ascii_only: bool = False) -
         ascii_only: whether only ASCII can be shown.
     """
     if status.run is None:
-        return Text(f"Getting ready: {phase_line(status) or 'loading'}{'...' if ascii_only else ' …'}", style="dim")
+        return getting_ready(status.elapsed, phase_line(status), ascii_only)
     wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
     grouped = [record for record in status.now.values() if record.groups]
     room = max(1, height - 9 - len(grouped) - wrapped * (1 + len(status.now)))
@@ -153,6 +153,12 @@ def _rounds(status: RunStatus) -> RenderableType:
     told = times(status.elapsed, status.remaining, status.over)
     line.add_row(Text(f"round {here} of {rounds}" if here else f"{rounds} rounds"), bar, Text(told))
     return line
+
+
+def getting_ready(elapsed: float, what: str, ascii_only: bool) -> Text:
+    """Return what is shown before anything can be counted."""
+    shown = f"Getting ready ({duration(elapsed)}): {what or 'loading'}"
+    return Text(shown + ("..." if ascii_only else " …"), style="dim")
 
 
 def times(elapsed: float, left: float | None, over: bool) -> str:

@@ -125,7 +125,8 @@ def phase_line(status: RunStatus) -> str:
 
 def phase_words(phase: Advanced) -> str:
     """Return how far a phase is, in words."""
-    where = f"{phase.within}: " if phase.within else ""
+    several = phase.whole_total > 1
+    where = f"{phase.whole_done} of {phase.whole_total} {phase.whole_unit}: " if several else ""
     return f"{where}{phase.phase} {phase.done:,}/{phase.total:,} {phase.unit}" if phase.total else where + phase.phase
 
 

@@ -100,7 +100,7 @@ class Pace:
             return None
         stage, expected = self.stage, self.run.expected
         round = math.fsum(self.rounds[-RECENT:]) / len(self.rounds[-RECENT:]) if self.rounds else None
-        round = round if round is not None or expected is None else expected.round
+        round = round if round is not None or expected is None else expected.training
         evaluations = dict(self.evaluations)
         if expected is not None:
             evaluations.setdefault(_OWN, expected.evaluation)

@@ -21,16 +21,16 @@ def now_and_then(watch: Watcher, clock: Clock = time.monotonic) -> Watcher:
         watch: is told.
         clock: seconds that only grow.
     """
-    phase, last = ("", ""), 0.0
+    phase, last = ("", 0), 0.0
 
     def watcher(event: Event) -> None:
         nonlocal phase, last
         if isinstance(event, Note | SurveyFinished):
             return
         if isinstance(event, Advanced):
-            if (event.phase, event.within) == phase and event.done < event.total and clock() - last < OFTEN:
+            if (event.phase, event.whole_done) == phase and event.done < event.total and clock() - last < OFTEN:
                 return
-            phase, last = (event.phase, event.within), clock()
+            phase, last = (event.phase, event.whole_done), clock()
         watch(replace(event, record=replace(event.record, survey=None)) if isinstance(event, RoundFinished) else event)
 
     return watcher

@@ -9,7 +9,7 @@ What tells is far below what shows, and both would otherwise need an argument in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,9 @@ class Advanced:
         total: how much there is; 0 where nobody can tell.
         unit: what is counted, such as ``rows``.
         clients: how many clients of a cohort do it at the same time.
-        within: what this is a part of, and how far that is, such as ``3 of 10 adapters scored``; often nothing.
+        whole_done: how many parts of a larger whole are done, where this is one of them.
+        whole_total: of how many.
+        whole_unit: what they are, such as ``adapters scored``.
     """
 
     phase: str
@@ -37,7 +39,15 @@ class Advanced:
     total: int = 0
     unit: str = ""
     clients: int = 1
-    within: str = ""
+    whole_done: int = 0
+    whole_total: int = 1
+    whole_unit: str = ""
+
+    @property
+    def share(self) -> float:
+        """How much of the whole is done, 0 to 1."""
+        part = self.clients * self.done / self.total if self.total else 0.0
+        return min(1.0, (self.whole_done + part) / self.whole_total)
 
 
 Listener = Callable[[Advanced], None]
@@ -60,14 +70,21 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def within(part: Callable[[], str]) -> Iterator[None]:
-    """Let the listener around this hear what the work inside is a part of.
+def within(done: Sized, total: int, unit: str) -> Iterator[None]:
+    """Let the listener around this hear what whole the work inside is a part of.
 
     Args:
-        part: says it, and how far it is, whenever something is heard.
+        done: grows by one with every part that is done.
+        total: how many parts there are.
+        unit: what they are.
     """
     outer = _listener.get()
-    with listening(None if outer is None else lambda told: outer(replace(told, within=part()))):
+
+    def told(event: Advanced) -> None:
+        assert outer is not None
+        outer(replace(event, whole_done=len(done), whole_total=total, whole_unit=unit))
+
+    with listening(told if outer is not None else None):
         yield
 
 
