@@ -107,7 +107,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
         fields=["federation.rounds=5", "federation.fraction=1.0"],
         part="#selection figure",
     ),
-    "compare.svg": functools.partial(of_comparison, recipe="default-table", fields=(), finished=7),
+    "compare.svg": functools.partial(of_comparison, recipe="default-table", fields=(), finished=5),
     "talk.png": functools.partial(
         of_talk,
         recipe="default-table",
