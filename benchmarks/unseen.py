@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
+from bellwether.arms.arm import arm_recipe
+from bellwether.arms.compare import compare
 from bellwether.client.score import score
-from bellwether.compare.arms import arm_recipe
-from bellwether.compare.compare import compare
 from bellwether.data.rows import TokenRow
 from bellwether.errors import BellwetherError, RecipeError
 from bellwether.exchange.adapter import AdapterConfig, read_adapter

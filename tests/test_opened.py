@@ -12,7 +12,7 @@ import pytest
 from conftest import dolly_rows, write_rows
 
 from bellwether import run
-from bellwether.compare.compare import compare
+from bellwether.arms.compare import compare
 from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
@@ -53,8 +53,8 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
         ("data.tokens", "render"),
         ("data.trace", "_trace_line"),
         ("runner.answers", "load_rows"),
-        ("compare.arms", "read_outcomes"),
-        ("compare.compare", "read_outcomes"),
+        ("arms.arm", "read_outcomes"),
+        ("arms.compare", "read_outcomes"),
     ):
         where = __import__(f"bellwether.{module}", fromlist=[function])
         monkeypatch.setattr(where, function, counted(function, getattr(where, function)))

@@ -23,7 +23,8 @@ from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.recipe import Recipe, Selection, Training
 from bellwether.store.history import dump_records, load_records
 from bellwether.tell.live import view
-from bellwether.tell.narrate import RunStatus, plain_lines
+from bellwether.tell.narrate import plain_lines
+from bellwether.tell.status import RunStatus
 from bellwether.tell.trackers import scalars
 
 # Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.

@@ -11,6 +11,7 @@ from bellwether.ask.question_files import Question
 from bellwether.data.prompts import check_plain, end_of_turn, resolve_template, row_prompt
 from bellwether.data.tokens import prompt_ids
 from bellwether.errors import DataError
+from bellwether.tools.progress import within
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
@@ -51,9 +52,11 @@ def _answer_over(
 ) -> None:
     """Let models of one base answer; a function of its own, so that the base is gone before another is loaded."""
     for name, answerer in answerers.items():
-        with tuned(base, answerer.adapter):
+        answered = list[str]()
+        with tuned(base, answerer.adapter), within(answered, len(wanted[name]), f"answers of {name}"):
             for question, text in _answers(base, answerer, wanted[name], max_new_tokens):
                 keep(name, question, text)
+                answered.append(question.name)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from bellwether.ask.judging import Scores, Tally, judge_prompt, parse_scores, ta
 from bellwether.ask.question_files import Question, choose, read_questions
 from bellwether.errors import JudgeRefused
 from bellwether.exchange.records import Note, Watcher
+from bellwether.tools.progress import listening
 from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def judge(
         if missing:
             # First of all: answers take time, and would be of no use without a judge.
             asyncio.run(check(settings.judge))
-            _answer(answerers, chosen, settings, kept, watch)
+            with listening(watch):
+                _answer(answerers, chosen, settings, kept, watch)
             asyncio.run(_ask_all(missing, settings, kept, watch))
         keys = {place.key for place in wanted}
         counted = [one for one in kept.attempts if (one.question, one.swapped, one.repeat) in keys]

@@ -25,17 +25,15 @@ def compare_arms(
 ) -> None:
     """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
     recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
-    from bellwether.compare.compare import compare
-    from bellwether.report.compare_show import comparison_files, terminal
-    from bellwether.report.compare_table import client_gains, make_lines
-    from bellwether.tell.narrate import plain_lines
-    from bellwether.tools.atomic import write_atomic
+    from bellwether.arms.compare import compare
+    from bellwether.arms.result import write_tables
+    from bellwether.report.compare_show import terminal
+    from bellwether.tell.comparing_live import watching_comparison
 
-    comparison = compare(recipe, out, jobs=jobs, watch=plain_lines(say))
-    lines, gains = make_lines(comparison), client_gains(comparison)
-    for name, content in comparison_files(lines, gains, comparison).items():
-        write_atomic(out / name, content)
     screen = console()
+    with watching_comparison(screen) as watcher:
+        comparison = compare(recipe, out, jobs=jobs, watch=watcher)
+    lines, gains = write_tables(comparison, out)
     screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))
     say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
     report_on(out)

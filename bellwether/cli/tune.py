@@ -71,8 +71,13 @@ def show_plan(
     device: DeviceFlag = None,
     trust: TrustFlag = False,
 ) -> None:
-    """Say what a run will need (parameters, memory, tokens, bytes, time) before anything is loaded."""
-    recipe = trusted_recipe(words, fields_of_flags(model, data, rounds, seed, device), trust)
+    """Say what a run, or a comparison, will need (memory, tokens, bytes, time) before anything is loaded."""
+    recipe = trusted_recipe(words, fields_of_flags(model, data, rounds, seed, device), trust, arms=True)
+    if recipe.compare is not None:
+        from bellwether.arms.plan import comparison_plan_table, plan_comparison
+
+        console().print(comparison_plan_table(plan_comparison(recipe)))
+        return
     from bellwether.runner.plan import plan, plan_table
 
     console().print(plan_table(plan(recipe)))

@@ -39,6 +39,7 @@ from bellwether.recipe.recipe import Model, Selection
 from bellwether.store.client_state import SELECTED, selected_files, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import load_function, naming
+from bellwether.tools.progress import advance
 
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
@@ -87,6 +88,7 @@ class Chooser:
         except NotFinite as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
         settings, least = task.selection, task.selection.min_cluster_rows
+        advance("clustering rows")
         clusters = cluster(memory.points_Nd, least, settings.min_samples(least), settings.whole_client)
         released_Cd, numbers = _released(client, clusters, task)
         remember(
@@ -173,7 +175,7 @@ class Chooser:
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
         with self._loaded(task.payload):
-            summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
+            summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER, "choosing rows by loss")
         tokens = [max(1, int(row.response_T[1:].sum())) for row in rows]
         losses_N: NDArray[np.float64] = np.array(summed, np.float64) / np.array(tokens)
         _require_finite("losses", losses_N)

@@ -16,6 +16,7 @@ from bellwether.model.forward import token_losses
 from bellwether.model.generate import generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Evaluation
+from bellwether.tools.progress import LOSSES, advance
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
 
 
 @torch.no_grad()
-def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int) -> list[float]:
+def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int, phase: str = LOSSES) -> list[float]:
     """Return each row's cross-entropy summed over its response tokens, in nats.
 
     Args:
@@ -75,8 +76,10 @@ def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: i
         layers: LoRA layers that hold the adapter in slot 0.
         rows: the rows.
         size: rows that run through the base at once.
+        phase: what those who watch are told that this is.
     """
-    losses = [0.0] * len(rows)
+    losses, done = [0.0] * len(rows), 0
+    advance(phase, done, len(rows), "rows")
     for numbers in by_length([len(row) for row in rows], size):
         batch = collate([rows[number] for number in numbers], base.device, responses=True)
         loss_S = token_losses(base.model, layers, batch)
@@ -85,6 +88,8 @@ def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: i
         loss_N = torch.zeros(len(numbers), dtype=loss_S.dtype, device=loss_S.device).index_add_(0, row_S, loss_S)
         for number, loss in zip(numbers, loss_N.tolist(), strict=True):
             losses[number] = loss
+        done += len(numbers)
+        advance(phase, done, len(rows), "rows")
     return losses
 
 

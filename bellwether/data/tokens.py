@@ -27,6 +27,7 @@ from bellwether.data.prompts import Template, check_plain, render, row_texts
 from bellwether.data.rows import Row, Tokenised, TokenRow, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.progress import advance
 from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 if TYPE_CHECKING:
@@ -102,10 +103,13 @@ def tokenise(
     encoder = _Encoder(tokenizer, template, settings)
     most = CHARACTERS_PER_TOKEN * settings.max_tokens
     bounded = [_bounded(row, most, settings.max_tokens) for row in new]
+    if new:
+        advance("tokenising", 0, len(new), "rows")
     for portion in portions([sum(map(len, row_texts(row))) for row in bounded]):
         fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
         for row, (tokens, told) in fitting:
             known[row] = replace(_cut(tokens, row, settings.max_tokens, most), remarks=told)
+        advance("tokenising", portion.stop, len(new), "rows")
     fitted = [known[row] for row in rows]
     kept = [row.tokens for row in fitted if row.tokens is not None]
     shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)

@@ -20,6 +20,7 @@ from bellwether.errors import ModelError
 from bellwether.model.base import Base
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
+from bellwether.tools.progress import ANSWERS, advance
 from bellwether.tools.randomness import Randomness
 
 
@@ -73,13 +74,16 @@ def generate(
         ModelError: a prompt is empty or longer than the model's positions.
     """
     ends = {*base.stop_ids, *stop}
-    answers: list[list[int]] = [[] for _ in prompts]
+    answers, done = [list[int]() for _ in prompts], 0
+    advance(ANSWERS, done, len(prompts), "rows")
     for numbers, allowed in _batches(base, prompts, max_new_tokens, batch_size):
         streamer = _Steps(numbers, ends, on_step) if on_step is not None else None
         with _route(base, layers, [slots[number] for number in numbers] if slots is not None else None):
             new = _continue(base, [prompts[number] for number in numbers], allowed, ends, _drawn(sampling), streamer)
         for number, ids in zip(numbers, new, strict=True):
             answers[number] = list(itertools.takewhile(lambda token: token not in ends, ids))
+        done += len(numbers)
+        advance(ANSWERS, done, len(prompts), "rows")
     return answers
 
 

@@ -103,6 +103,12 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
+def changed_fields(old: Recipe, new: Recipe) -> dict[str, Any]:
+    """Return the dotted fields of a recipe that are others than in the old one, with their values."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return {field: value for field, value in flat_new.items() if field not in flat_old or flat_old[field] != value}
+
+
 def _read_yaml(path: Path, problems: list[str]) -> _Source:
     """Read a YAML mapping with the line of every key; what cannot be read is a problem."""
     source = _Source()

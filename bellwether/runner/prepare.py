@@ -32,6 +32,7 @@ from bellwether.runner.checks import (
 )
 from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
+from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -87,11 +88,13 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_recipe(recipe)
     check_trackers(recipe.output.trackers)
     opened = opened or Opened()
+    advance("reading rows")
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed), opened.read)
     check_scored(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
     trace = _trace(recipe, list(federated.clients))
     check_methods(recipe, list(federated.clients), trace)
+    advance("opening the base")
     base = opened.base(recipe.model)
     _check_adapter(recipe, base.facts)
     template = resolve_template(recipe.data, base.tokenizer)
@@ -99,11 +102,15 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     def tokens(rows: Sequence[Row]) -> Tokenised:
         return opened.tokenise(rows, recipe, template)
 
+    to_score = federated.test if recipe.evaluation.part == "test" else federated.validation
+    # All at once first, so that whoever watches is told of how many; what follows looks them up.
+    parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
+    tokens([row for part in parts for row in part])
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
     check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
-    whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
+    whole = tokens(to_score)
     scored = _limited(whole, recipe)
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))

@@ -32,6 +32,7 @@ from bellwether.store.run_folder import (
     RunFolder,
     client_folders,
 )
+from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
 
 
@@ -65,6 +66,7 @@ def make_engine(prepared: Prepared, base: Base, layers: LoraLayers, method: Meth
         with ProcessEngine(models, work, base.fingerprint) as workers:
             yield workers
             copies = workers.fingerprints()
+    advance("checking the base")
     if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 

@@ -47,6 +47,17 @@ def byte_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def amount(count: float) -> str:
+    """Return a large count in few characters: 950, 12.3 k, 4.56 M, 7.89 G (powers of 1000)."""
+    if count < 9999.5:
+        return f"{count:,.0f}"
+    for unit in ("k", "M"):
+        count /= 1000
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:,.3g} G"
+
+
 def cut(text: str, most: int = 80) -> str:
     """Return a text of at most so many characters; of a longer one the beginning and an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
