@@ -451,11 +451,24 @@ def test_data_shows_each_client_and_draws_the_picture(bellwether: Command, tiny_
 
 
 def test_init_writes_a_recipe_that_runs(bellwether: Command, dolly_like: Path, tiny_llama: Path) -> None:
-    text = ok(bellwether("init", dolly_like, "--out", "mine.yaml"))
+    text = ok(bellwether("init", dolly_like, "--model", tiny_llama, "--out", "mine.yaml"))
     assert "bellwether run mine.yaml" in text
-    words = ["--rounds", 1, "evaluation.max_new_tokens=2", "--out", "out"]
-    ok(bellwether("run", "mine.yaml", "--model", tiny_llama, *words))
+    ok(bellwether("run", "mine.yaml", "--rounds", 1, "evaluation.max_new_tokens=2", "--out", "out"))
     assert Path("out", WEIGHTS).is_file()
+
+
+def test_what_init_cannot_know_is_chosen_in_the_recipe_or_by_flags(bellwether: Command, tiny_llama: Path) -> None:
+    rows = [{"alpha": f"Why {n}?", "beta": "So."} for n in range(40)]
+    write_rows(Path("odd.jsonl"), rows)
+    text = ok(bellwether("init", "odd.jsonl", "--model", tiny_llama))
+    assert "No column looks like the instruction and the response" in text
+    refused = bellwether("data", "recipe.yaml")
+    assert refused.code == 2
+    line = Path("recipe.yaml").read_text().splitlines().index("    response: ???") + 1
+    assert f"bellwether: recipe.yaml:{line}: data.columns.response is to be chosen" in refused.err
+    words = ["--instruction", "alpha", "--response", "odd.jsonl=beta", "--out", "chosen.yaml", "--model", tiny_llama]
+    ok(bellwether("init", "odd.jsonl", *words))
+    assert "2 clients, 34 training rows" in ok(bellwether("data", "chosen.yaml"))
 
 
 def test_export_writes_a_model_that_transformers_loads_to_the_same_logits(

@@ -20,7 +20,7 @@ from bellwether.cli.options import (
     Words,
     fields_of_flags,
 )
-from bellwether.cli.say import console, say
+from bellwether.cli.say import complain, console, say
 from bellwether.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -134,13 +134,54 @@ def show_recipe(
 def propose_recipe(
     files: Annotated[list[Path], typer.Argument(help="Your data files, or a folder with one file per client.")],
     out: Annotated[Path, typer.Option("--out", help="Recipe to write.")] = Path("recipe.yaml"),
+    model: ModelFlag = None,
+    instruction: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--instruction",
+            metavar="COLUMN",
+            help="Column of the instruction; FILE=COLUMN for one of several files.",
+        ),
+    ] = None,
+    response: Annotated[
+        list[str] | None, typer.Option("--response", metavar="COLUMN", help="Column of the response.")
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", metavar="COLUMN", help="Column of the context; '' is none.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", metavar="COLUMN", help="Column of the category; '' is none.")
+    ] = None,
+    messages: Annotated[
+        list[str] | None, typer.Option("--messages", metavar="COLUMN", help="Column of chats, instead of these.")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option("--group", metavar="COLUMN", help="Column of the language or domain.")
+    ] = None,
 ) -> None:
-    """Look at your data files and write a commented recipe for them."""
+    """Look at your data files and write a commented recipe for them.
+
+    Where no column looks like an instruction or a response, the recipe shows the columns and says where to choose.
+    """
     from bellwether.runner.init import propose
     from bellwether.tools.atomic import write_atomic
 
     if out.exists():
         raise RecipeError(f"{out} exists already; remove it, or name another file with --out.")
-    text = propose(files)
-    write_atomic(out, text.encode())
+    given = {
+        "instruction": instruction,
+        "response": response,
+        "context": context,
+        "category": category,
+        "messages": messages,
+        "group": group,
+    }
+    proposal = propose(files, model, {role: columns for role, columns in given.items() if columns})
+    write_atomic(out, proposal.text.encode())
+    for text in proposal.warnings:
+        complain(f"warning: {text}")
+    if proposal.to_choose:
+        missing = " and ".join(f"the {role}" for role in proposal.to_choose)
+        say(f"Wrote {out}. No column looks like {missing}: choose where ??? stands. Then: bellwether data {out}")
+        return
     say(f"Wrote {out}. Next: bellwether data {out}, bellwether plan {out}, bellwether run {out}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bellwether.data.rows import Federated, Tokenised
+from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.errors import DataError, RecipeError
 from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
 from bellwether.method.named import make_method
@@ -95,6 +95,32 @@ def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[st
             "nothing of theirs is ever selected."
         )
     return warnings
+
+
+# The embedded tokenizer has 1.2 tokens a word in its own world, whose words it knows; English has 3.1 (Dolly), and text
+# of other scripts more. Above two, most words are spelt out of pieces that the embedded base knows no use of.
+MOST_TOKENS_PER_WORD = 2.0
+_COUNTED_ROWS = 200
+
+
+def embedded_warnings(rows: Sequence[Row], ids: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> list[str]:
+    """Return what a person should know who tunes the embedded base on these rows.
+
+    Args:
+        rows: rows to train on, of which some, evenly taken, are counted.
+        ids: gives texts as tokens of the embedded base.
+    """
+    taken = rows[:: -(-len(rows) // _COUNTED_ROWS)] if rows else rows
+    texts = [f"{row.instruction} {row.context} {row.response}"[:2000] for row in taken]
+    words = sum(len(text.split()) for text in texts)
+    tokens = sum(map(len, ids(texts)))
+    if tokens <= MOST_TOKENS_PER_WORD * words:
+        return []
+    return [
+        f"the embedded base (model.path starter) spells these rows with {tokens / words:.1f} tokens a word, and those "
+        "of its own made-up world with 1.2: it knows few of their words and learns little; give your own model with "
+        "--model."
+    ]
 
 
 def check_scored(recipe: Recipe, federated: Federated) -> None:

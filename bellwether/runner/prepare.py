@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.data.tokens import encode
 from bellwether.data.trace import read_trace
 from bellwether.errors import RecipeError
 from bellwether.method.cohort import Trace, cohort_size, make_trace
@@ -28,6 +29,7 @@ from bellwether.runner.checks import (
     check_features,
     check_methods,
     check_scored,
+    embedded_warnings,
     selection_warnings,
 )
 from bellwether.runner.opened import Opened
@@ -113,6 +115,9 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
     warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    if recipe.model.path == "starter":
+        rows = [row for client in federated.clients.values() for row in client]
+        warnings += embedded_warnings(rows, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 
