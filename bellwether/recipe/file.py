@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -341,6 +343,13 @@ RECIPES = Path(__file__).parent / "shipped"
 def shipped() -> list[str]:
     """Return the names of the recipes that come with bellwether."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def first_sentence(name: str) -> str:
+    """Return what a shipped recipe says of itself first, below the command that runs it."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), (RECIPES / f"{name}.yaml").read_text().splitlines())
+    text = " ".join(line.lstrip("# ") for line in list(lines)[2:])
+    return re.split(r"(?<=[.?])\s+(?=[A-Z])", text)[0]
 
 
 def find_recipe(name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bellwether.data.rows import Federated, Row, Tokenised
@@ -123,13 +123,60 @@ def embedded_warnings(rows: Sequence[Row], ids: Callable[[Sequence[str]], Sequen
     ]
 
 
+# From this share of rows on that are left out, or cut, a person is warned; from the last one on nothing is trained:
+# what is learned of so few rows says nothing of the others.
+_LEFT_OUT, _CUT, _NEARLY_ALL = 0.05, 0.25, 0.9
+
+
+def length_warnings(what: str, parts: Iterable[Tokenised], recipe: Recipe, positions: int | None) -> list[str]:
+    """Return what a person should know where many rows are too long.
+
+    Args:
+        what: how the rows are called, such as ``training rows``.
+        parts: the rows.
+        recipe: whose ``data.max_tokens`` they are too long for.
+        positions: tokens that the base takes at most; None where there is no limit.
+
+    Raises:
+        DataError: nearly all rows are left out.
+    """
+    parts = list(parts)
+    left_out, cut = sum(part.left_out for part in parts), sum(part.cut for part in parts)
+    rows, most = sum(len(part.rows) for part in parts) + left_out, recipe.data.max_tokens
+    if not left_out + cut or (left_out < _LEFT_OUT * rows and left_out + cut < _CUT * rows):
+        return []
+    lengths = sorted(length for part in parts for length in part.too_long)
+    needed = -(-max(lengths[int(0.95 * (len(lengths) - 1))], most + 1) // 64) * 64
+    remedy = f"data.max_tokens={needed} would hold most of them"
+    if positions is not None and needed > positions:
+        limit = f"the base takes at most {positions:,} tokens"
+        remedy = f"set data.max_tokens={positions}: {limit}" if positions > most else f"{limit}; take another base"
+    told = [
+        f"{count:,} of {rows:,} {what} ({count / rows:.0%}) {become}"
+        for count, become in (
+            (left_out, f"are left out, since no token of their response fits into data.max_tokens={most}"),
+            (cut, f"have their response cut at data.max_tokens={most}"),
+        )
+        if count
+    ]
+    sentence = f"{', and '.join(told)}; {remedy}, or leave long rows out."
+    if left_out >= _NEARLY_ALL * rows:
+        raise DataError(f"{sentence} Nothing is trained on so few.")
+    return [sentence]
+
+
 def check_scored(recipe: Recipe, federated: Federated) -> None:
     """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
     if recipe.evaluation.part == "validation" and not federated.validation:
-        raise RecipeError(
-            "evaluation.part is validation, but no rows are held out for it; "
-            "set data.validation_rows_per_category or data.validation_sources."
-        )
+        data = recipe.data
+        why = "; set data.validation_rows_per_category or data.validation_sources."
+        if data.validation_rows_per_category:
+            why = (
+                ": no category has rows left for data.validation_rows_per_category "
+                f"({data.validation_rows_per_category}) beside the test's, as half of each stays for training; lower "
+                f"data.test_rows_per_category, which is {data.test_rows_per_category}."
+            )
+        raise RecipeError(f"evaluation.part is validation, but no rows are held out for it{why}")
 
 
 def check_cohort_size(recipe: Recipe, clients: int) -> None:

@@ -55,6 +55,7 @@ class Plan:
         evaluate_seconds: estimate for all evaluations.
         device: where the rate was measured.
         notes: sentences about data and estimate.
+        warnings: those that a person should look at first.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Plan:
     evaluate_seconds: float
     device: str
     notes: Sequence[str]
+    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def plan(recipe: Recipe) -> Plan:
         train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency * timing.devices),
         evaluate_seconds=timing.evaluate_seconds,
         device=timing.device,
-        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_unreached(facts), *_doubts(timing.device)],
+        warnings=prepared.warnings,
+        notes=[*prepared.notes, *_selected(recipe), *_unreached(facts), *_doubts(timing.device)],
     )
 
 
@@ -206,6 +209,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{plan.flops_per_round / 1e9:,.1f} GFLOP per round at {plan.efficiency:.0%} of the matrix rate measured "
             f"just now, {plan.matrix_rate / 1e9:,.0f} GFLOP/s: a rough estimate, calibrated on one machine only",
         ),
+        *(("warning", warning) for warning in plan.warnings),
         *(("note", note) for note in plan.notes),
     ]
 

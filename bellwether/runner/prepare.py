@@ -30,6 +30,7 @@ from bellwether.runner.checks import (
     check_methods,
     check_scored,
     embedded_warnings,
+    length_warnings,
     selection_warnings,
 )
 from bellwether.runner.opened import Opened
@@ -102,10 +103,12 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
         return opened.tokenise(rows, recipe, template)
 
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
+    warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions)
     check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
+    warnings += length_warnings(f"{recipe.evaluation.part} rows", [whole], recipe, base.facts.max_positions)
     scored = _limited(whole, recipe)
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))
@@ -114,7 +117,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
-    warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    warnings += selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
     if recipe.model.path == "starter":
         rows = [row for client in federated.clients.values() for row in client]
         warnings += embedded_warnings(rows, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])
