@@ -330,7 +330,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_result(
 def test_the_default_recipe_runs(bellwether: Command) -> None:
     words = ["--rounds", 1, "federation.cohort_size=1", "evaluation.max_rows_per_category=1", "training.local_steps=2"]
     text = ok(bellwether("run", *words))
-    assert "run default begins in runs/default-1: 1 rounds, 1 of 10 clients in each" in text
+    assert "run default begins in runs/default-1: 1 round, 1 of 10 clients in each" in text
 
 
 def test_rows_that_clients_hold_out_are_scored_at_the_clients(bellwether: Command, tiny_recipe: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Data, Recipe
 from bellwether.runner.checks import length_warnings
 from bellwether.runner.prepare import prepare
+from bellwether.tools.words import counted
 
 # Rates ---------------------------------------------------------------------------------------------
 
@@ -184,3 +186,36 @@ def test_flags_of_a_comparison_that_cannot_be_meant_are_refused(
     outcome = bellwether("compare", *words)
     assert outcome.code == 2
     assert said in outcome.err
+
+
+# One of a kind --------------------------------------------------------------------------------------
+
+NOUNS = "row client round file question token category categorie group passe seed arm centroid step pair verdict answer"
+PLURALS = re.compile(rf"(?<![\d.,-])1 (?:\w+ )?(?:{'|'.join(f'{noun}s' for noun in NOUNS.split())})\b")
+
+
+def test_one_of_a_kind_is_told_in_the_singular(bellwether: Command, tiny_recipe: Path) -> None:
+    write_rows(Path("one.jsonl"), dolly_rows(["letters"], 2))
+    words = [tiny_recipe, "--data", "one.jsonl", "federation.rounds=1", "partition.clients=1"]
+    words.append("data.test_rows_per_category=1")
+    said = [
+        bellwether(name, *words, *more) for name, *more in (["plan"], ["data", "--show", 1], ["run", "--out", "out"])
+    ]
+    arms = "compare.arms={base: {trains: nobody}, federated: {trains: federation}, local: {trains: alone, passes: 1}}"
+    said.append(bellwether("compare", *words, arms, "--seed", 1, "--out", "table"))
+    said.append(bellwether("init", "one.jsonl", "--out", "first.yaml"))
+    assert [outcome.code for outcome in said] == [0] * 5
+    texts = {f"command {number}": outcome.out + outcome.err for number, outcome in enumerate(said)}
+    pages = [*Path("out").rglob("*.html"), *Path("table").rglob("*.html"), *Path(".").rglob("*.md"), Path("first.yaml")]
+    texts |= {str(page): re.sub(r"<[^>]*>", "", page.read_text()) for page in pages}
+    assert len(pages) >= 4
+    found = {name: PLURALS.findall(text) for name, text in texts.items()}
+    assert not {name: plurals for name, plurals in found.items() if plurals}
+    assert "1 round, 1 of 1 client in each" in texts["command 2"]
+    assert "1 client, 1 training row; held out for all: 0 validation, 1 test row." in " ".join(said[1].out.split())
+
+
+def test_a_number_is_told_with_its_noun() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
+    assert counted(1, "reply", "replies") == "1 reply"
+    assert counted(3, "reply", "replies") == "3 replies"

@@ -42,6 +42,7 @@ from bellwether.store.comparison import (
     write_comparison,
 )
 from bellwether.tools.atomic import slug
+from bellwether.tools.words import counted
 from bellwether.tools.workers import LANGUAGE_MODELS, source_of_workers, work_off
 
 TRIALS = "trials"
@@ -274,7 +275,7 @@ def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> di
         best = best_of((trial for trial in trials if trial.arm == name), key=lambda trial: trial.score)
         chosen[name] = chosen[name].model_copy(update={"learning_rate": best.learning_rate, "passes": best.passes})
         text = f"on validation rows {choose_by} is best ({best.score:.3f}) at learning rate {best.learning_rate:g}"
-        watch(Note(f"{name}: {text} and {best.passes} passes."))
+        watch(Note(f"{name}: {text} and {counted(best.passes, 'pass', 'passes')}."))
     return chosen
 
 

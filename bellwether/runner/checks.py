@@ -13,6 +13,7 @@ from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.facts import ModelFacts
@@ -66,7 +67,8 @@ def check_features(selection: Selection, facts: ModelFacts, public: int) -> None
         )
     if selection.projection_sources and selection.dimensions >= public:
         raise RecipeError(
-            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
+            f"selection.projection_sources: a space of {counted(selection.dimensions, 'dimension')} cannot be "
+            f"fitted on {public} "
             f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
         )
 
@@ -82,7 +84,8 @@ def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[st
     warnings, least = [], selection.min_cluster_rows
     if least < SAFE_ROWS:
         warnings.append(
-            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
+            f"selection.min_cluster_rows is {least}: a centroid of fewer than {counted(SAFE_ROWS, 'row')} may "
+            "reveal what stands "
             "in one of them to whoever gets it."
         )
     # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
@@ -90,7 +93,7 @@ def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[st
     few = [client for client, count in rows.items() if count < needed]
     if few:
         warnings.append(
-            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
+            f"{len(few)} of {counted(len(rows), 'client')} have fewer than the {counted(needed, 'row')} that "
             f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
             "nothing of theirs is ever selected."
         )
@@ -149,7 +152,7 @@ def length_warnings(what: str, parts: Iterable[Tokenised], recipe: Recipe, posit
     needed = -(-max(lengths[int(0.95 * (len(lengths) - 1))], most + 1) // 64) * 64
     remedy = f"data.max_tokens={needed} would hold most of them"
     if positions is not None and needed > positions:
-        limit = f"the base takes at most {positions:,} tokens"
+        limit = f"the base takes at most {counted(positions, 'token')}"
         remedy = f"set data.max_tokens={positions}: {limit}" if positions > most else f"{limit}; take another base"
     told = [
         f"{count:,} of {rows:,} {what} ({count / rows:.0%}) {become}"
@@ -183,10 +186,14 @@ def check_cohort_size(recipe: Recipe, clients: int) -> None:
     """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
     size = recipe.federation.cohort_size
     if size is not None and size > clients:
-        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+        raise RecipeError(
+            f"federation.cohort_size is {size}, but the data makes {counted(clients, 'client')}; give at most that."
+        )
     processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
     if processes > cohort:
-        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
+        raise RecipeError(
+            f"engine.processes is {processes}, but a round asks {counted(cohort, 'client')}; give at most that."
+        )
 
 
 def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -> None:
@@ -216,10 +223,11 @@ def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
     """Refuse clients of whose rows none can be trained on."""
     empty = [client for client, tokenised in clients.items() if not tokenised.rows]
     if empty:
-        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
+        shown = ", ".join(f"{client} with {counted(clients[client].left_out, 'row')}" for client in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(
-            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
+            f"{len(empty)} of {counted(len(clients), 'client')} keep no row that can be trained on, since none "
+            "fits into "
             f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
             "these clients out."
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bellwether.data.rows import TokenRow
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
-from bellwether.tools.words import byte_size, clean, duration
+from bellwether.tools.words import byte_size, clean, counted, duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -182,18 +182,18 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
     if plan.processes > 1:
-        libraries = f"in {plan.processes + 1} processes in all, each with {libraries}"
+        libraries = f"in {counted(plan.processes + 1, 'process', 'processes')} in all, each with {libraries}"
     return [
-        ("base model", f"{plan.model} ({plan.architecture}, {plan.base_parameters:,} parameters, frozen)"),
-        ("adapter", f"{plan.adapter_parameters:,} parameters ({share:.2%} of the base)"),
-        ("rounds", f"{plan.rounds}, each with {plan.cohort} of {plan.clients} clients"),
+        ("base model", f"{plan.model} ({plan.architecture}, {counted(plan.base_parameters, 'parameter')}, frozen)"),
+        ("adapter", f"{counted(plan.adapter_parameters, 'parameter')} ({share:.2%} of the base)"),
+        ("rounds", f"{plan.rounds:,}, each with {plan.cohort} of {counted(plan.clients, 'client')}"),
         (
             "per round, on average",
-            f"{plan.rows_per_round:,.0f} rows, {plan.tokens_per_round:,.0f} tokens, "
+            f"{counted(round(plan.rows_per_round), 'row')}, {counted(round(plan.tokens_per_round), 'token')}, "
             f"of which {plan.trained_per_round:,.0f} count in the loss",
         ),
         ("in total", f"{plan.rounds * plan.tokens_per_round:,.0f} tokens"),
-        ("evaluations", f"{plan.evaluations} of {plan.scored_rows:,} held-out rows"),
+        ("evaluations", f"{plan.evaluations} of {counted(plan.scored_rows, 'held-out row')}"),
         (
             "sent per round",
             f"{byte_size(plan.bytes_down)} down and {byte_size(plan.bytes_up)} up; "

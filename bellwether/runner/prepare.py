@@ -36,6 +36,7 @@ from bellwether.runner.checks import (
 from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
@@ -116,7 +117,9 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     notes = [*federated.notes, *_counts("training rows", clients.values())]
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
-        notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
+        notes.append(
+            f"Each round asks 1 of {counted(len(clients), 'client')}, so nothing is averaged; see federation.fraction."
+        )
     warnings += selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
     if recipe.model.path == "starter":
         rows = [row for client in federated.clients.values() for row in client]
@@ -209,7 +212,9 @@ def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out:
     """Return what a person should know of the rows that are scored."""
     notes = _counts(f"{recipe.evaluation.part} rows", [whole])
     if len(scored.rows) < len(whole.rows):
-        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+        notes.append(
+            f"evaluation.max_rows_per_category: {len(scored.rows)} of {counted(len(whole.rows), 'row')} are scored."
+        )
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return notes
