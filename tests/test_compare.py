@@ -497,7 +497,7 @@ def test_outcomes_that_are_cut_off_are_told_by_name(tiny: Recipe, tmp_path: Path
         compare(recipe, tmp_path / "out")
 
 
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_before_anything_is_finished_says_so(
     bellwether: Command, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
@@ -506,9 +506,7 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr("bellwether.arms.compare.compare", interrupted)
     outcome = bellwether("compare", tiny_recipe, "compare={}")
     assert outcome.code == 130
-    assert outcome.err == (
-        "bellwether: interrupted; finished arms are kept, and the same command goes on with the others.\n"
-    )
+    assert outcome.err == ("bellwether: interrupted; nothing is left half done, and the same command begins anew.\n")
 
 
 # Processes ----------------------------------------------------------------------------------------

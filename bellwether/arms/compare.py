@@ -53,6 +53,7 @@ from bellwether.store.comparison import (
 )
 from bellwether.tell.telling import now_and_then
 from bellwether.tools.progress import listening
+from bellwether.tools.words import counted
 from bellwether.tools.workers import LANGUAGE_MODELS, post, source_of_workers, work_off
 
 # What processes that train arms import once for all.
@@ -239,7 +240,7 @@ def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> di
         best = best_of((trial for trial in trials if trial.arm == name), key=lambda trial: trial.score)
         chosen[name] = chosen[name].model_copy(update={"learning_rate": best.learning_rate, "passes": best.passes})
         text = f"on validation rows {choose_by} is best ({best.score:.3f}) at learning rate {best.learning_rate:g}"
-        watch(Note(f"{name}: {text} and {best.passes} passes."))
+        watch(Note(f"{name}: {text} and {counted(best.passes, 'pass', 'passes')}."))
     return chosen
 
 

@@ -12,6 +12,7 @@ from bellwether.data.prompts import check_plain, end_of_turn, resolve_template, 
 from bellwether.data.tokens import prompt_ids
 from bellwether.errors import DataError
 from bellwether.tools.progress import within
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
@@ -112,6 +113,7 @@ def _check_lengths(base: Base, questions: Sequence[Question], prompts: Mapping[s
         length = len(prompts[question.name])
         if limit is not None and length > limit:
             raise DataError(
-                f"{question.row.place}: this question takes {length} tokens, but {base.name} has {limit} positions; "
+                f"{question.row.place}: this question takes {counted(length, 'token')}, but {base.name} has "
+                f"{limit} positions; "
                 "leave it out."
             )

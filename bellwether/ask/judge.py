@@ -26,6 +26,7 @@ from bellwether.errors import JudgeRefused
 from bellwether.exchange.records import Note, Watcher
 from bellwether.tools.progress import listening
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     import openai
@@ -179,7 +180,7 @@ def _answer(
     }
     for name, missing in wanted.items():
         if missing:
-            watch(Note(f"{name} answers {len(missing)} of {len(questions)} questions."))
+            watch(Note(f"{name} answers {len(missing)} of {counted(len(questions), 'question')}."))
     answer(
         answerers,
         wanted,

@@ -19,7 +19,7 @@ from bellwether.data.files import READERS, Problems, Record, can_be_read, read_r
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
-from bellwether.tools.words import listed
+from bellwether.tools.words import counted, listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def read_questions(path: Path) -> Questions:
     several = sum(isinstance(turns := record.values.get("turns"), list) and len(turns) > 1 for record in records)
     questions = _questions(records, path.name, problems)
     problems.check()
-    notes = [f"{path.name}: {several} questions have several turns; only the first is asked."] if several else []
+    notes = (
+        [f"{path.name}: {counted(several, 'question')} of several turns; only the first is asked."] if several else []
+    )
     return Questions(questions, hashlib.sha256(path.read_bytes()).hexdigest(), notes)
 
 

@@ -34,6 +34,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.randomness import Randomness
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import counted
 
 # Answers that stand side by side at first, and examples of each category.
 SHOWN, EXAMPLES = 4, 3
@@ -62,7 +63,7 @@ def tokens_said(answer: Answer) -> str:
     Args:
         answer: the answer.
     """
-    return f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}{'' if answer.ended else ', cut'}"
+    return f"{counted(answer.tokens, 'token')}{'' if answer.ended else ', cut'}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class Talk:
         ids: list[int] = prompt_ids([text], tokenizer, template)[0].tolist()
         if limit is not None and len(ids) > limit:
             raise DataError(
-                f"the question takes {len(ids)} tokens with its prompt, but {self.base.name} has {limit} positions; "
+                f"the question takes {counted(len(ids), 'token')} with its prompt, but {self.base.name} has "
+                f"{limit} positions; "
                 "shorten the instruction or its context."
             )
         return ids

@@ -40,6 +40,7 @@ from bellwether.store.client_state import SELECTED, selected_files, selected_row
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import load_function, naming
 from bellwether.tools.progress import advance
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
@@ -155,7 +156,9 @@ class Chooser:
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
         kept = task.kept or ()
         if not all(0 <= number < len(memory.released) for number in kept):
-            raise RoundFailed(f"{client} was told to keep {list(kept)} of its {len(memory.released)} centroids.")
+            raise RoundFailed(
+                f"{client} was told to keep {list(kept)} of its {counted(len(memory.released), 'centroid')}."
+            )
         numbers = [memory.released[number] for number in kept]
         return [nearest_first(memory.points_Nd, memory.clusters, number) for number in numbers]
 
@@ -168,7 +171,7 @@ class Chooser:
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
-                    f"what it trained on in that round."
+                    "what it trained on in that round."
                 ) from error
         return used
 
@@ -315,7 +318,11 @@ def _checked(chosen: Any, count: int, budget: int, name: str) -> list[int]:
         numbers.append(operator.index(number))
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) < len(numbers) or not 0 < len(numbers) <= budget:
-        what = f"row {wrong[0]} of {count}" if wrong else f"{len(numbers)} rows, {len(set(numbers))} of them different"
+        what = (
+            f"row {wrong[0]} of {count}"
+            if wrong
+            else f"{counted(len(numbers), 'row')}, {len(set(numbers))} of them different"
+        )
         raise RoundFailed(
             f"selection.method {name} chose {what}; choose from 1 to {budget} of 0 to {count - 1}, each once."
         )

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from bellwether.data.opening import BLOCK, UNPACKED, UNPACKED_PER_BYTE, kind_of, not_decoded, open_bytes, open_text
 from bellwether.errors import DataError
-from bellwether.tools.words import byte_size, listed
+from bellwether.tools.words import byte_size, counted, listed
 
 LONGEST_ROW = 10_000_000  # characters, as the row stands in its file
 MOST_COLUMNS = 1_000
@@ -72,7 +72,7 @@ class Problems:
         if not sentences:
             return
         more = len(sentences) - self.SHOWN
-        tail = [f"... and {more} more; {len(sentences)} rows are bad in all."] if more > 0 else []
+        tail = [f"... and {more} more; {counted(len(sentences), 'row')} are bad in all."] if more > 0 else []
         raise DataError("\n".join(sentences[: self.SHOWN] + tail))
 
 

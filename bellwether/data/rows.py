@@ -130,6 +130,7 @@ class Tokenised:
         shortened: how many of them had their context, or the history of their chat, shortened to fit.
         left_out: how many rows kept no response token, or do not fit at all, and are left out.
         cut: how many of ``rows`` had their response cut at its end, and so end without end of sequence.
+        too_long: tokens of the rows that are cut or left out, their contexts and histories shortened; at least so many.
         remarks: what a person should know of how rows were rendered, as clauses, and of how many rows.
     """
 
@@ -137,4 +138,5 @@ class Tokenised:
     shortened: int = 0
     left_out: int = 0
     cut: int = 0
+    too_long: Sequence[int] = ()
     remarks: Mapping[str, int] = field(default_factory=dict)

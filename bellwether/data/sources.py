@@ -15,7 +15,7 @@ from bellwether.data.opening import kind_of, stem_of
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
-from bellwether.tools.words import listed
+from bellwether.tools.words import counted, listed
 
 STARTER_ROWS = Path(__file__).parent / "starter"
 # How files of splits are called.
@@ -90,7 +90,10 @@ def read_rows(
     else:
         problems.check()
     notes += [_unused_note(columns, names) for columns, names in unused.items() if columns]
-    notes += [f"Messages: not used: the field {field!r}, of {count} chats." for field, count in sorted(inside.items())]
+    notes += [
+        f"Messages: not used: the field {field!r}, of {counted(count, 'chat')}."
+        for field, count in sorted(inside.items())
+    ]
     return rows, notes
 
 

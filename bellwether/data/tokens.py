@@ -62,12 +62,14 @@ class Fitted:
         tokens: its tokens; None where it is left out.
         shortened: whether its context, or the history of its chat, is shorter.
         cut: whether its response is.
+        length: its tokens before anything of its response is cut.
         remarks: what a person should know of how it was rendered.
     """
 
     tokens: TokenRow | None
     shortened: bool
     cut: bool
+    length: int
     remarks: tuple[str, ...] = ()
 
 
@@ -114,7 +116,8 @@ def tokenise(
     kept = [row.tokens for row in fitted if row.tokens is not None]
     shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
     remarks = Counter(remark for row in fitted for remark in row.remarks)
-    return Tokenised(kept, shortened, len(fitted) - len(kept), cut, remarks)
+    too_long = [row.length for row in fitted if row.cut or row.tokens is None]
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut, too_long, remarks)
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -377,9 +380,9 @@ def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
     """
     fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
     if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
-        return Fitted(None, False, False)
+        return Fitted(None, False, False, len(tokens))
     shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
     kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
-    return Fitted(kept, shortened, len(tokens) > limit)
+    return Fitted(kept, shortened, len(tokens) > limit, len(tokens))

@@ -23,7 +23,7 @@ from bellwether.runner.work import (
     work_flops,
     work_of,
 )
-from bellwether.tools.words import byte_size, clean, duration
+from bellwether.tools.words import byte_size, clean, counted, duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,6 +60,7 @@ class Plan:
         evaluate_seconds: estimate for all evaluations.
         device: where the rate was measured.
         notes: sentences about data and estimate.
+        warnings: those that a person should look at first.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Plan:
     evaluate_seconds: float
     device: str
     notes: Sequence[str]
+    warnings: Sequence[str]
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -131,7 +133,8 @@ def plan(recipe: Recipe) -> Plan:
         train_seconds=rounds * train_seconds(flops, measured),
         evaluate_seconds=evaluations(recipe) * evaluation_seconds(facts, recipe, prepared.scored.rows, measured),
         device=measured.device,
-        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
+        warnings=prepared.warnings,
+        notes=[*prepared.notes, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
     )
 
 
@@ -153,18 +156,18 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
     if plan.processes > 1:
-        libraries = f"in {plan.processes + 1} processes in all, each with {libraries}"
+        libraries = f"in {counted(plan.processes + 1, 'process', 'processes')} in all, each with {libraries}"
     return [
-        ("base model", f"{plan.model} ({plan.architecture}, {plan.base_parameters:,} parameters, frozen)"),
-        ("adapter", f"{plan.adapter_parameters:,} parameters ({share:.2%} of the base)"),
-        ("rounds", f"{plan.rounds}, each with {plan.cohort} of {plan.clients} clients"),
+        ("base model", f"{plan.model} ({plan.architecture}, {counted(plan.base_parameters, 'parameter')}, frozen)"),
+        ("adapter", f"{counted(plan.adapter_parameters, 'parameter')} ({share:.2%} of the base)"),
+        ("rounds", f"{plan.rounds:,}, each with {plan.cohort} of {counted(plan.clients, 'client')}"),
         (
             "per round, on average",
-            f"{plan.rows_per_round:,.0f} rows, {plan.tokens_per_round:,.0f} tokens, "
+            f"{counted(round(plan.rows_per_round), 'row')}, {counted(round(plan.tokens_per_round), 'token')}, "
             f"of which {plan.trained_per_round:,.0f} count in the loss",
         ),
         ("in total", f"{plan.rounds * plan.tokens_per_round:,.0f} tokens"),
-        ("evaluations", f"{plan.evaluations} of {plan.scored_rows:,} held-out rows"),
+        ("evaluations", f"{plan.evaluations} of {counted(plan.scored_rows, 'held-out row')}"),
         (
             "sent per round",
             f"{byte_size(plan.bytes_down)} down and {byte_size(plan.bytes_up)} up; "
@@ -180,6 +183,7 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{plan.flops_per_round / 1e9:,.1f} GFLOP per round at {plan.efficiency:.0%} of the matrix rate measured "
             f"just now, {plan.matrix_rate / 1e9:,.0f} GFLOP/s: a rough estimate, calibrated on one machine only",
         ),
+        *(("warning", warning) for warning in plan.warnings),
         *(("note", note) for note in plan.notes),
     ]
 

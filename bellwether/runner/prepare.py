@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.data.tokens import encode
 from bellwether.data.trace import read_trace
 from bellwether.errors import RecipeError
 from bellwether.method.cohort import Trace, cohort_size, make_trace
@@ -28,12 +29,15 @@ from bellwether.runner.checks import (
     check_features,
     check_methods,
     check_scored,
+    embedded_warnings,
+    length_warnings,
     selection_warnings,
 )
 from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
 from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
@@ -107,10 +111,12 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
     tokens([row for part in parts for row in part])
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
+    warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions)
     check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(to_score)
+    warnings += length_warnings(f"{recipe.evaluation.part} rows", [whole], recipe, base.facts.max_positions)
     scored = _limited(whole, recipe)
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))
@@ -118,8 +124,13 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     notes = [*federated.notes, *_counts("training rows", clients.values())]
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
-        notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
-    warnings = selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+        notes.append(
+            f"Each round asks 1 of {counted(len(clients), 'client')}, so nothing is averaged; see federation.fraction."
+        )
+    warnings += selection_warnings(recipe.selection, {client: len(clients[client].rows) for client in clients})
+    if recipe.model.path == "starter":
+        rows = [row for client in federated.clients.values() for row in client]
+        warnings += embedded_warnings(rows, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 
@@ -208,7 +219,9 @@ def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out:
     """Return what a person should know of the rows that are scored."""
     notes = _counts(f"{recipe.evaluation.part} rows", [whole])
     if len(scored.rows) < len(whole.rows):
-        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+        notes.append(
+            f"evaluation.max_rows_per_category: {len(scored.rows)} of {counted(len(whole.rows), 'row')} are scored."
+        )
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return notes

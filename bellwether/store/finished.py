@@ -27,6 +27,7 @@ from bellwether.store.run_folder import (
     read_environment,
 )
 from bellwether.tools.json_text import KEPT, Count, from_json_lines, reading, typed
+from bellwether.tools.words import counted
 
 Read = TypeVar("Read")
 
@@ -180,7 +181,8 @@ def _scored_rows(
     before, after = _read(first, again, load_rows), _read(last, again, load_rows)
     if [row.category for row in before] != [row.category for row in after]:
         raise CheckpointError(
-            f"{last} has {len(after)} rows, and {first} {len(before)}, not the same ones; {again}, or restore both."
+            f"{last} has {counted(len(after), 'row')}, and {first} {len(before)}, not the same ones; {again}, "
+            "or restore both."
         )
     for path, record, rows in ((first, scored[0], before), (last, scored[-1], after)):
         with reading(path, again):

@@ -28,7 +28,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Totals, macro, means
 from bellwether.tell.narrate import change, note_line, pairs, phase_line, plain_lines, summary, verdict
 from bellwether.tell.status import Clock, RunStatus
-from bellwether.tools.words import clean, duration
+from bellwether.tools.words import clean, counted, duration
 
 __all__ = ["summary", "view", "watching"]
 
@@ -218,7 +218,7 @@ def _clients(status: RunStatus, room: int, ascii_only: bool) -> RenderableType:
             mark, text, style = "!", f"left out: {clean(status.failed[name], ascii_only)}", "yellow"
         elif record is not None:
             mark, style = done, "green"
-            text = f"loss {record.loss:.3f}, {record.rows_seen:,} rows, {record.seconds:.1f} s"
+            text = f"loss {record.loss:.3f}, {counted(record.rows_seen, 'row')}, {record.seconds:.1f} s"
         elif name in status.idle:
             mark, text, style = done, "no row was selected", "dim"
         else:

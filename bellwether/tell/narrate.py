@@ -29,7 +29,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Scores, Totals, macro, means
 from bellwether.tell.status import Clock, RunStatus
 from bellwether.tools.progress import TRAINING, Advanced
-from bellwether.tools.words import byte_size, clean, duration
+from bellwether.tools.words import byte_size, clean, counted, duration
 
 SPARSE = 10.0  # seconds without a line after which one tells how far a phase is
 
@@ -92,7 +92,7 @@ def _lines(event: Event, status: RunStatus) -> list[str]:
             verb = f"goes on after round {event.done}" if event.done else "begins"
             return [
                 f"run {clean(event.name)} {verb} in {clean(event.folder)}: "
-                f"{event.rounds} rounds, {event.cohort} of {event.clients} clients in each"
+                f"{counted(event.rounds, 'round')}, {event.cohort} of {counted(event.clients, 'client')} in each"
             ]
         case SurveyFinished():
             return [f"round {event.round}: {survey_line(event.record)}"]
@@ -146,8 +146,10 @@ def _round_line(record: RoundRecord, status: RunStatus) -> str:
     speed = status.rows_per_second
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
     return (
-        f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of {len(record.cohort)} clients, "
-        f"{record.rows_seen:,} rows{pace}, {byte_size(record.bytes_up)} up, {byte_size(record.bytes_down)} down{times}"
+        f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of "
+        f"{counted(len(record.cohort), 'client')}, "
+        f"{counted(record.rows_seen, 'row')}{pace}, {byte_size(record.bytes_up)} up, "
+        f"{byte_size(record.bytes_down)} down{times}"
     )
 
 
@@ -156,7 +158,10 @@ def survey_line(record: SurveyRecord) -> str:
     sent, kept = (sum(map(len, numbers.values())) for numbers in (record.centroids, record.kept))
     where = sum(map(bool, record.kept.values()))
     up = byte_size(record.bytes_up)
-    return f"{sent:,} centroids ({up}) of {len(record.centroids)} clients, {kept:,} kept at {where} of them"
+    return (
+        f"{counted(sent, 'centroid')} ({up}) of {counted(len(record.centroids), 'client')}, {kept:,} kept at "
+        f"{where} of them"
+    )
 
 
 def _left_out(record: RoundRecord) -> list[str]:
@@ -187,7 +192,7 @@ def _scores(before: Scores | None, after: Scores) -> str:
         for name, show, old, new, _ in pairs(before or after, after)
         if new is not None
     ]
-    return f"{', '.join(shown) or 'nothing scored'} ({after.rows:,} rows)"
+    return f"{', '.join(shown) or 'nothing scored'} ({counted(after.rows, 'row')})"
 
 
 def note_line(event: Note) -> str:

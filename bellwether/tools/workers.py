@@ -19,6 +19,7 @@ from multiprocessing.synchronize import Lock
 from typing import Any, TypeVar
 
 from bellwether.errors import BellwetherError
+from bellwether.tools.words import counted
 
 # Of what loads and scores language models, what takes longest to import.
 LANGUAGE_MODELS = (
@@ -78,7 +79,8 @@ def work_off(
                 process.terminate()
             if isinstance(error, concurrent.futures.BrokenExecutor):
                 raise BellwetherError(
-                    f"one of {processes} processes was killed, perhaps for lack of memory; what is finished is kept: "
+                    f"one of {counted(processes, 'process', 'processes')} was killed, perhaps for lack of "
+                    "memory; what is finished is kept: "
                     "run the command again, with a smaller --jobs."
                 ) from error
             raise

@@ -20,6 +20,7 @@ from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Tabl
 from bellwether.store.comparison import Comparison, Outcome
 from bellwether.store.finished import FinishedRun
 from bellwether.tools.intervals import Interval
+from bellwether.tools.words import counted
 
 _ANSWERS = 6  # arms whose answers stand side by side
 _ARMS = 8  # arms in a chart that tells them apart by colour
@@ -117,19 +118,18 @@ def _summary(compared: Compared) -> Markup:
     comparison, first = compared.comparison, compared.comparison.outcomes[0]
     seeds = ", ".join(map(str, compared.seeds))
     return Markup(
-        "The recipe {} compares {} arms over the base model {}: {}. All are trained on one and the same split under {} "
-        "seed{} ({}), and answer the same {} held-out questions of {} categories. A seed changes who holds which rows, "
+        "The recipe {} compares {} over the base model {}: {}. All are trained on one and the same split under {} "
+        "({}), and answer the same {} of {}. A seed changes who holds which rows, "
         "the cohorts, the initial adapter, the order of rows and dropout."
     ).format(
         named(comparison.recipe.name),
-        f"{len(comparison.arms)}",
+        counted(len(comparison.arms), "arm"),
         named(comparison.recipe.model.path),
         Markup(", ").join(named(name) for name in comparison.arms),
-        f"{len(compared.seeds)}",
-        "" if len(compared.seeds) == 1 else "s",
+        counted(len(compared.seeds), "seed"),
         seeds,
-        f"{len(first.categories):,}",
-        f"{len(set(first.categories)):,}",
+        counted(len(first.categories), "held-out question"),
+        counted(len(set(first.categories)), "category", "categories"),
     )
 
 
@@ -203,7 +203,7 @@ def _scores(compared: Compared) -> Section:
         known = [line for line in compared.of_arms if metric.key in line.scores]
         if known:
             series = _points(metric.name, [(row, line.scores[metric.key]) for row, line in enumerate(known)], metric)
-            label = f"Points with intervals: {metric.name} of {len(known)} arms; see the table."
+            label = f"Points with intervals: {metric.name} of {counted(len(known), 'arm')}; see the table."
             frame, note = framed([series], (0.0, metric.most))
             names = [line.name for line in known]
             svg = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
@@ -277,7 +277,7 @@ def _by_part(compared: Compared, part: str, one: str, names: Sequence[str]) -> l
         found = [(row, known[name][metric.key]) for row, name in enumerate(names) if metric.key in known.get(name, {})]
         if found:
             series.append(_points(line.name, found, metric, arms.index(line.name)))
-    label = f"Points with intervals: {metric.name} of {len(series)} arms by {one}; see the table."
+    label = f"Points with intervals: {metric.name} of {counted(len(series), 'arm')} by {one}; see the table."
     frame, note = framed(series, (0.0, metric.most))
     svg = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
     shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", svg, note, wide=True)]
@@ -320,7 +320,9 @@ def _arms(comparison: Comparison) -> Section:
     rows = []
     for name, arm in comparison.arms.items():
         rate = f"{arm.learning_rate or comparison.recipe.training.learning_rate:g}" if arm.learns else ""
-        length = f"{arm.passes} passes" if arm.passes else f"{arm.steps} steps" if arm.steps else ""
+        length = (
+            counted(arm.passes, "pass", "passes") if arm.passes else counted(arm.steps, "step") if arm.steps else ""
+        )
         if arm.learns and not length:
             length = "as the recipe's rounds"
         other = "; ".join(f"{field}={value}" for field, value in arm.set.items())
