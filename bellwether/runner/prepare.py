@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
-    notes = [*federated.notes, *_counts("training rows", clients.values())]
+    notes = [*filter(None, [base.folder.remark]), *federated.notes, *_counts("training rows", clients.values())]
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
