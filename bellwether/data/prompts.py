@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 # Alpaca's is None.
 Template = ChatFormat | None
 
-_WITH_INPUT = (
+WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_WITHOUT_INPUT = (
+WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
 
@@ -202,7 +202,7 @@ def _alpaca_prompt(
     The format knows one exchange only; further ones repeat its sections. A response of the history
     ends with the end of sequence, as it does when it is the last one.
     """
-    text = f"{_WITH_INPUT if context else _WITHOUT_INPUT}\n\n"
+    text = f"{WITH_INPUT if context else WITHOUT_INPUT}\n\n"
     spans = []
     for turn in history:
         if turn.role == "system":

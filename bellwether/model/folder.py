@@ -154,6 +154,18 @@ def stored_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
+def stored_dtype(folder: ModelFolder, settings: recipe.Model) -> str:
+    """Return the precision of a model's weight files: float32, bfloat16 or float16; of mixed ones float32.
+
+    Raises:
+        ModelError: as ``weight_files``.
+    """
+    names = {"BF16": "bfloat16", "F16": "float16"}
+    headers = (_header(folder.path / name)[0] for name in weight_files(folder, settings))
+    kinds = {str(entry["dtype"]) for header in headers for entry in header.values()}
+    return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+
 def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
     """Return the SHA-256 of a model's weight files, as 64 hexadecimal digits.
 
