@@ -29,7 +29,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
+from gguf_files import gguf_llama, write_gguf
 from judge_server import serving
+from tiny_models import tiny_tokenizer
 
 from bellwether.ask.answerers import find_answerers
 from bellwether.ask.judge import Judgement, JudgeSettings
@@ -142,6 +144,8 @@ def between(page: Path, mark: str) -> str:
 def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the documentation speaks of, in which runs are short."""
     shutil.copytree(tiny_llama, tmp_path / "my-model")
+    write_gguf(tmp_path / "my-model.gguf", gguf_llama(), tiny_tokenizer(300))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     kinds = ("letters", "triage", "coding", "billing")
     write_rows(tmp_path / "questions.jsonl", dolly_rows(kinds, 30))
     write_rows(tmp_path / "clinic-a.jsonl", dolly_rows(kinds[:2], 12))

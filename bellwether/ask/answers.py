@@ -85,7 +85,7 @@ def _answers(
     base: Base, answerer: Answerer, questions: Sequence[Question], max_new_tokens: int
 ) -> Iterator[tuple[Question, str]]:
     """Yield questions with their answers, batch by batch, longest prompts first."""
-    from bellwether.model.generate import generate
+    from bellwether.model.generate import answer_text, generate
 
     recipe, tokenizer = answerer.recipe, base.tokenizer
     template = resolve_template(recipe.data, tokenizer)
@@ -103,7 +103,7 @@ def _answers(
         for one, ids in zip(
             batch, generate(base, [prompts[one.name] for one in batch], max_new_tokens, size, stop=stop), strict=True
         ):
-            yield one, tokenizer.decode(ids, skip_special_tokens=True).strip()
+            yield one, answer_text(ids, tokenizer, stop)
 
 
 def _check_lengths(base: Base, questions: Sequence[Question], prompts: Mapping[str, Sequence[int]]) -> None:

@@ -42,13 +42,16 @@ def report_on(folder: Path) -> None:
 
 def export_model(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
     model: ModelFlag = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the adapter as it is, with the tokenizer beside it.")
+    ] = False,
     trust: TrustFlag = False,
 ) -> None:
-    """Merge an adapter into its base model and write a plain Hugging Face model folder."""
+    """Merge an adapter into its base model and write a plain Hugging Face model folder, with its chat template."""
     agree_to_folder(folder, trust, model)
-    from bellwether.model.export import export
+    from bellwether.runner.export import export_run
 
-    export(folder, out, model)
+    export_run(folder, out, model, merge=not adapter)
     say(f"Wrote {out}.")

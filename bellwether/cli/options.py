@@ -18,7 +18,7 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-ModelFlag = Annotated[str | None, typer.Option("--model", help="Base model: folder, hub name, or starter.")]
+ModelFlag = Annotated[str | None, typer.Option("--model", help="Base model: folder, GGUF file, hub name, or starter.")]
 DataFlag = Annotated[
     list[str] | None, typer.Option("--data", help="File, folder or hub name with rows; may be given several times.")
 ]

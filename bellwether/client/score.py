@@ -13,7 +13,7 @@ from bellwether.data.rows import TokenRow
 from bellwether.exchange.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
 from bellwether.model.forward import token_losses
-from bellwether.model.generate import generate
+from bellwether.model.generate import answer_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Evaluation
 from bellwether.tools.progress import LOSSES, advance
@@ -28,7 +28,7 @@ class Scored:
 
 
 def score(
-    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int] = ()
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int | str] = ()
 ) -> list[Scored]:
     """Score rows with the adapter in slot 0.
 
@@ -37,7 +37,7 @@ def score(
         layers: LoRA layers that hold the adapter.
         rows: token rows; the loss is taken on their response tokens, whatever was trained.
         evaluation: batch size, and whether and how long to generate.
-        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+        stop: token ids and texts that end an answer beside the model's own, such as a chat template's end of turn.
 
     Returns:
         One result per row, in the order of ``rows``.
@@ -94,10 +94,10 @@ def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: i
 
 
 def _answers(
-    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int]
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int | str]
 ) -> list[str]:
     """Return the greedy answer to each row's prompt."""
     prompts = [row.ids_T[: row.prompt_length].tolist() for row in rows]
     with layers.routed(None):
         answers = generate(base, prompts, evaluation.max_new_tokens, evaluation.batch_size, stop=stop)
-    return [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    return [answer_text(ids, base.tokenizer, stop) for ids in answers]

@@ -304,7 +304,7 @@ def _apply(
         return str(
             tokenizer.apply_chat_template(
                 messages,
-                chat_template=_dated(tokenizer.get_chat_template(tools=tools), format.date),
+                chat_template=dated(tokenizer.get_chat_template(tools=tools), format.date),
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=prompted,
@@ -342,7 +342,7 @@ def _fields(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _dated(source: str, date: datetime.date) -> str:
+def dated(source: str, date: datetime.date) -> str:
     """Return a template in which what prints today's date prints another one, in English whatever the locale."""
     if "strftime_now" not in source:
         return source

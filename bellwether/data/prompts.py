@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 # Alpaca's is None.
 Template = ChatFormat | None
 
-_WITH_INPUT = (
+WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_WITHOUT_INPUT = (
+WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
 
@@ -151,13 +151,18 @@ def _first_written(texts: Sequence[str], marks: Sequence[str]) -> str | None:
     return next((mark for mark in marks if any(mark in text for text in texts)), None)
 
 
-def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of the tokens at which generation stops: end of sequence, and the template's end of turn."""
-    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int | str]:
+    """Return at what generation stops: at end of sequence, and at the template's end of turn.
+
+    Returns:
+        Ids of tokens, and texts that are several tokens.
+    """
+    ends: list[int | str] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     for text in () if template is None else dict.fromkeys(filter(None, (template.end, template.last_end))):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] not in ends:
-            ends.append(ids[0])
+        end = int(ids[0]) if len(ids) == 1 else text
+        if end not in ends:
+            ends.append(end)
     return ends
 
 
@@ -197,7 +202,7 @@ def _alpaca_prompt(
     The format knows one exchange only; further ones repeat its sections. A response of the history
     ends with the end of sequence, as it does when it is the last one.
     """
-    text = f"{_WITH_INPUT if context else _WITHOUT_INPUT}\n\n"
+    text = f"{WITH_INPUT if context else WITHOUT_INPUT}\n\n"
     spans = []
     for turn in history:
         if turn.role == "system":

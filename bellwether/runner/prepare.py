@@ -58,7 +58,7 @@ class Prepared:
         scored: the coordinator's token rows to score: test or validation.
         public: token rows of public text that the space of a selection is fitted on.
         trace: the simulated resources of the clients; None where all are there and equally fast.
-        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+        stop: token ids and texts that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
         warnings: sentences for the log that a person should look at.
     """
@@ -72,7 +72,7 @@ class Prepared:
     scored: Tokenised
     public: Sequence[TokenRow]
     trace: Trace | None
-    stop: Sequence[int]
+    stop: Sequence[int | str]
     notes: Sequence[str]
     warnings: Sequence[str]
 
@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
-    notes = [*federated.notes, *_counts("training rows", clients.values())]
+    notes = [*filter(None, [base.folder.remark]), *federated.notes, *_counts("training rows", clients.values())]
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(
@@ -145,7 +145,7 @@ def prepared_fingerprint(prepared: Prepared) -> str:
         for row in tokenised.rows:
             digest.update(f"|{len(row)}|{row.prompt_length}|".encode())
             digest.update(row.ids_T.tobytes() + row.trained_T.tobytes() + row.response_T.tobytes())
-    digest.update(repr(sorted(prepared.stop)).encode())
+    digest.update(repr(sorted(prepared.stop, key=lambda end: (isinstance(end, str), end))).encode())
     availability = prepared.recipe.federation.availability
     if availability is not None and availability.trace is not None:
         digest.update(Path(availability.trace).read_bytes())
