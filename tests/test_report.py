@@ -25,7 +25,7 @@ from bellwether.recipe.recipe import Arm, Model, Recipe
 from bellwether.report.compare_table import ClientGain, Line
 from bellwether.report.page.charts import Series, scatter
 from bellwether.report.page.comparison import Compared, comparison_page
-from bellwether.report.page.draw import drawing
+from bellwether.report.page.draw import Chart
 from bellwether.report.page.metrics import EXACT, LOSS, changes, middle_curve
 from bellwether.report.page.parts import named, visible
 from bellwether.report.page.render import render
@@ -399,13 +399,13 @@ def test_the_middle_of_curves_is_their_median() -> None:
 @pytest.mark.parametrize("costs", [(1024.0,), (100.0, 100.0), (100.0, 1e7)])
 def test_arms_of_any_cost_have_a_place_in_the_chart(costs: tuple[float, ...]) -> None:
     series = [Series(f"arm {number}", [cost], [0.5], [0.4], [0.6], number) for number, cost in enumerate(costs)]
-    svg = scatter("cost", "Cost", series, "bytes", "score")
+    svg = scatter("cost", "Cost", series, "bytes", "score").inline()
     assert all(f"arm {number}" in svg for number in range(len(costs)))
 
 
 def test_a_text_in_a_chart_that_looks_like_a_style_stays_a_text() -> None:
     text = 'fill: #010101" style="fill:#010101;stroke:url(#x)'
-    svg = str(drawing("one", "a chart", (200, 100), lambda figure: figure.text(0.1, 0.5, text) and None))
+    svg = str(Chart("one", "a chart", 100, lambda figure: figure.text(0.1, 0.5, text) and None).inline())
     assert 'fill: #010101" style="fill:#010101;stroke:url(#x)</text>' in svg
     assert 'style="' not in re.sub(r">[^<]*<", "><", svg)
     assert "var(--ink)" in svg

@@ -206,8 +206,8 @@ def _scores(compared: Compared) -> Section:
             label = f"Points with intervals: {metric.name} of {len(known)} arms; see the table."
             frame, note = framed([series], (0.0, metric.most))
             names = [line.name for line in known]
-            svg = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
-            parts.append(Figure(capital(metric.name), svg, note))
+            chart = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
+            parts.append(Figure(capital(metric.name), chart, note))
     heads, rows = cells(compared.lines)
     split = 1 + len(METRICS)
     parts.append(_table("Scores", heads[:split], [row[:split] for row in rows]))
@@ -250,11 +250,11 @@ def _learning(compared: Compared) -> Section:
     )
     parts: list[Part] = []
     if curves:
-        svg = lines(
+        chart = lines(
             "training", label, curves, "passes over the rows held", "loss per trained token", height=330, wide=True
         )
         note = "Medians over seeds and clients; a band holds the middle 80 % of them."
-        parts.append(Figure("Training loss", svg, note, wide=True))
+        parts.append(Figure("Training loss", chart, note, wide=True))
     return Section("learning", "Learning curves", parts, "" if curves else "No arm has a curve of several points.")
 
 
@@ -279,8 +279,8 @@ def _by_part(compared: Compared, part: str, one: str, names: Sequence[str]) -> l
             series.append(_points(line.name, found, metric, arms.index(line.name)))
     label = f"Points with intervals: {metric.name} of {len(series)} arms by {one}; see the table."
     frame, note = framed(series, (0.0, metric.most))
-    svg = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
-    shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", svg, note, wide=True)]
+    chart = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
+    shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", chart, note, wide=True)]
     for other in METRICS:
         if any(other.key in line.scores for line in compared.of_arms):
             table = _table(f"{capital(other.axis)}, by {one}", *part_cells(compared.of_arms, other.key, part))

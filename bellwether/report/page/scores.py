@@ -99,8 +99,8 @@ def categories(run: FinishedRun, found: Changes) -> list[Section]:
         ]
         if all(math.isfinite(value) for one in series for value in one.y):
             label = f"Bars of {metric.name} by category, untuned base and after the last round; see the table."
-            svg = bars(f"category-{metric.key}", label, largest, series, metric.axis)
-            parts.append(Figure(capital(metric.name), svg))
+            chart = bars(f"category-{metric.key}", label, largest, series, metric.axis)
+            parts.append(Figure(capital(metric.name), chart))
     parts.append(_score_table("Scores by category", "category", first.categories, last.categories, len(names) > 24))
     if last.groups:
         parts.append(_score_table("Scores by group, over all rows of each", "group", first.groups, last.groups, False))
@@ -181,8 +181,8 @@ def _gain_figure(metric: Metric, gains: Mapping[str, float]) -> Figure:
     label = f"{title} of {len(gains)} clients, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
     note = f"{better:,} of {len(gains):,} clients are better off."
     if len(order) > _SHOWN:
-        svg = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
+        chart = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
     else:
         gained = Series("gain", [], [gains[client] for client in order])
-        svg = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
-    return Figure(title, svg, note)
+        chart = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
+    return Figure(title, chart, note)

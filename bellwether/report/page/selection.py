@@ -135,8 +135,8 @@ def _seconds(run: FinishedRun) -> list[Part]:
         for look, (name, title) in enumerate(names.items())
     ]
     sums = " and ".join(f"{sum(one.y):.1f} s of {one.name}" for one in series)
-    svg = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
-    return [Figure("Seconds of survey and training per round", svg, "Seconds are of this machine.")]
+    chart = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
+    return [Figure("Seconds of survey and training per round", chart, "Seconds are of this machine.")]
 
 
 def _by_round(run: FinishedRun) -> Table:
@@ -194,11 +194,11 @@ def _by_client(run: FinishedRun) -> Figure:
     low, high = min(shares.values()), max(shares.values())
     label = f"Shares of rows used by {len(shares)} clients, {low:.1f} to {high:.1f} %."
     if len(shares) <= ROWS:
-        svg = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
+        chart = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
     else:
-        svg = histogram("used", label, list(shares.values()), axis, "clients")
+        chart = histogram("used", label, list(shares.values()), axis, "clients")
     never = sum(not one.distinct for one in run.chosen.values())
-    return Figure(title, svg, f"{never:,} of {len(shares):,} clients trained on none." if never else "")
+    return Figure(title, chart, f"{never:,} of {len(shares):,} clients trained on none." if never else "")
 
 
 def _used_by_category(run: FinishedRun) -> list[Part]:
@@ -213,10 +213,10 @@ def _used_by_category(run: FinishedRun) -> list[Part]:
     shares = [100 * used[name] / held[name] for name in shown]
     label = f"Shares of rows used of {len(shown)} categories, {min(shares):.1f} to {max(shares):.1f} %."
     more = f"Shown are the {len(shown)} largest of {len(held)} categories." if len(shown) < len(held) else ""
-    svg = bars(
+    chart = bars(
         "used-of", label, [one_line(name) for name in shown], [Series("", [], shares)], "% of the category's rows"
     )
-    return [Figure("Share of a category's rows that was ever trained on", svg, more)]
+    return [Figure("Share of a category's rows that was ever trained on", chart, more)]
 
 
 def _by_category(run: FinishedRun) -> list[Part]:
@@ -244,8 +244,8 @@ def _by_category(run: FinishedRun) -> list[Part]:
         f"chosen rows, {evenness[1]:.3f} of all rows. Rows count once for each round: all rows of its cohort, and "
         f"those chosen.{more}"
     )
-    svg = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
-    return [Figure("Categories among chosen rows and among all", svg, note)]
+    chart = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
+    return [Figure("Categories among chosen rows and among all", chart, note)]
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:
@@ -283,9 +283,9 @@ def _picture(run: FinishedRun, record: RoundRecord, survey: SurveyRecord) -> Fig
         f"them chosen, and {len(kept_M):,} centroids, {kept_M.sum()} of them kept."
     )
     axis = "principal component" if width > 2 else "dimension"
-    svg = space("space", label, shown, (f"first {axis}", f"second {axis}"))
+    chart = space("space", label, shown, (f"first {axis}", f"second {axis}"))
     note = _caption(run.recipe.selection, width, what if known else "", step)
-    return Figure(f"The space of the survey in round {record.round}", svg, note, wide=True)
+    return Figure(f"The space of the survey in round {record.round}", chart, note, wide=True)
 
 
 def _chosen(clients: Mapping[str, Chosen], known: Mapping[str, NDArray[Any]], round: int) -> NDArray[np.bool_]:
