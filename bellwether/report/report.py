@@ -1,6 +1,7 @@
 """The report: what a finished run or comparison gave, as one HTML file that needs no network and no script.
 
 bellwether report FOLDER
+bellwether report FOLDER --figures
 
 from bellwether.report.report import report
 path = report(result.folder)
@@ -19,19 +20,22 @@ from bellwether.report.compare_table import ClientGain, Line, client_gains, make
 from bellwether.report.page.parts import Page
 from bellwether.store.comparison import INPUTS, RUN, Comparison, arm_folder, is_comparison, read_comparison
 from bellwether.store.finished import FinishedRun, is_run, read_run
-from bellwether.tools.atomic import write_atomic
+from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import from_json, read_json, reading, typed
 
 REPORT = "report.html"
 TABLE = "table.json"
+FIGURES = "figures"
 
 
-def report(folder: Path, out: Path | None = None) -> Path:
+def report(folder: Path, out: Path | None = None, *, figures: bool = False) -> Path:
     """Write the report on a finished run or comparison; the same folder gives the same bytes.
 
     Args:
         folder: that ``bellwether run`` or ``bellwether compare`` wrote.
         out: the file to write; None writes ``report.html`` in the folder.
+        figures: whether to write, to the folder ``figures`` beside it, every chart as SVG and PDF and every table as
+            LaTeX as well.
 
     Returns:
         The file.
@@ -41,10 +45,16 @@ def report(folder: Path, out: Path | None = None) -> Path:
             written.
     """
     from bellwether.report.page.render import render
+    from bellwether.report.paper import page_files
 
     folder = Path(folder)
     path = Path(out) if out is not None else folder / REPORT
-    write_atomic(path, render(_page(folder)))
+    page = _page(folder)
+    write_atomic(path, render(page))
+    if figures:
+        beside = make_folder(path.parent / FIGURES)
+        for name, content in page_files(page).items():
+            write_atomic(beside / name, content)
     return path
 
 
