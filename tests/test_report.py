@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+import statistics
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,10 +24,11 @@ from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Arm, Model, Recipe
 from bellwether.report.compare_table import ClientGain, Line
-from bellwether.report.page.charts import Series, scatter
+from bellwether.report.page.charts import Series, lines, scatter
 from bellwether.report.page.comparison import Compared, comparison_page
+from bellwether.report.page.curves import SMOOTHED, middle_curve, smoothed
 from bellwether.report.page.draw import Chart
-from bellwether.report.page.metrics import EXACT, LOSS, changes, middle_curve
+from bellwether.report.page.metrics import EXACT, LOSS, changes
 from bellwether.report.page.parts import named, visible
 from bellwether.report.page.render import render
 from bellwether.report.page.run import run_page
@@ -394,6 +396,59 @@ def test_the_middle_of_curves_is_their_median() -> None:
     assert low[0] == pytest.approx(0.2)
     assert high[0] == pytest.approx(8.2)
     assert middle_curve(curves[:1])[2:] == ([], [])
+
+
+def test_curves_of_the_same_places_have_their_medians_at_these() -> None:
+    curves = [[(0.0, start), (3.0, start + 1), (4.0, start + 5)] for start in (1.0, 2.0, 9.0)]
+    assert middle_curve(curves)[:2] == ([0.0, 3.0, 4.0], [2.0, 3.0, 7.0])
+
+
+def test_a_smoothed_curve_begins_and_ends_as_it_was_measured() -> None:
+    assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]  # too few to be smoothed
+    values = [float(value) for value in np.random.default_rng(0).normal(size=25)]
+    found = smoothed(values)
+    assert (found[0], found[-1]) == (values[0], values[-1])
+    assert found[1] == pytest.approx(np.mean(values[:3]))
+    inner = np.convolve(values, np.ones(5) / 5, mode="valid")  # a tenth of 25 on either side
+    assert found[2:-2] == pytest.approx(inner)
+    straight = [0.5 * place for place in range(40)]
+    assert smoothed(straight) == pytest.approx(straight)
+
+
+def test_scores_by_round_of_a_comparison_are_the_medians_of_its_runs(
+    bellwether: Command, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = "{base: {trains: nobody}, federated: {}}"
+    words = [
+        "federation.rounds=9",
+        "evaluation={every: 1, generate: false}",
+        f"compare={{seeds: [3, 4, 5], arms: {arms}}}",
+        "--out",
+        "out",
+    ]
+    assert bellwether("compare", tiny_recipe, *words).code == 0
+    runs = [tmp_path / "out" / "federated" / f"seed-{seed}" / "run" for seed in (3, 4, 5)]
+    rows = [list(csv.DictReader((run / "evaluation.csv").read_text().splitlines())) for run in runs]
+    losses = [[float(row["loss"]) for row in one if row["category"] == "(macro)"] for one in rows]
+    drawn: dict[str, Any] = {}
+
+    def kept(name: str, label: str, series: Any, x: str, y: str, **how: Any) -> Any:
+        drawn[name] = (series, x, how["smooth"])
+        return lines(name, label, series, x, y, **how)
+
+    monkeypatch.setattr("bellwether.report.page.comparison.lines", kept)
+    for words, smooth in ((["--smooth"], True), (["--no-smooth"], False)):
+        assert bellwether("report", "out", *words).code == 0
+        (only,), x, as_said = drawn["by-round-loss"]
+        assert (only.name, only.x, x, as_said) == ("federated", [*map(float, range(10))], "round", smooth)
+        assert only.y == pytest.approx([statistics.median(values) for values in zip(*losses, strict=True)])
+        assert len(only.low) == len(only.high) == 10
+        text = Reader((tmp_path / "out" / "report.html").read_bytes()).text
+        assert (SMOOTHED in text) is smooth
+        assert "Medians over 3 seeds" in text
+    shutil.rmtree(runs[1])
+    assert bellwether("report", "out").code == 0
+    assert "Medians over 2 seeds" in Reader((tmp_path / "out" / "report.html").read_bytes()).text
 
 
 @pytest.mark.parametrize("costs", [(1024.0,), (100.0, 100.0), (100.0, 1e7)])

@@ -19,11 +19,14 @@ def write_report(
     figures: Annotated[
         bool, typer.Option("--figures", help="Write charts as SVG and PDF, and tables as LaTeX, to figures/ beside it.")
     ] = False,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Smooth curves of many points, with what was measured behind.")
+    ] = True,
 ) -> None:
     """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
     from bellwether.report.report import FIGURES, report
 
-    path = report(folder, out, figures=figures)
+    path = report(folder, out, figures=figures, smooth=smooth)
     say(f"Report: {path}")
     if figures:
         say(f"Charts and tables for a paper: {path.parent / FIGURES}")

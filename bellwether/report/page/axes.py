@@ -71,12 +71,11 @@ def log_ticks(axis: Any) -> None:
 
 
 def whole_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Put ticks at whole numbers where there is room for them."""
+    """Put ticks at whole numbers where there is room for them, or where there are no others."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(
-        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=max(values, default=0) - min(values, default=0) >= 2)
-    )
+    whole = max(values, default=0) - min(values, default=0) >= 2 or all(float(value).is_integer() for value in values)
+    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=whole))
     axis.grid(visible=axis.axis_name == "y")
 
 

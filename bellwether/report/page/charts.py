@@ -21,6 +21,7 @@ from bellwether.report.page.axes import (
     short_size,
     whole_ticks,
 )
+from bellwether.report.page.curves import reach, smoothed
 from bellwether.report.page.draw import INK, MUTED, PAPER, SERIES, Chart
 
 if TYPE_CHECKING:
@@ -51,7 +52,15 @@ class Series:
 
 
 def lines(
-    name: str, label: str, series: Sequence[Series], x: str, y: str, *, height: float = 240, wide: bool = False
+    name: str,
+    label: str,
+    series: Sequence[Series],
+    x: str,
+    y: str,
+    *,
+    height: float = 240,
+    wide: bool = False,
+    smooth: bool = False,
 ) -> Chart:
     """Return curves, with bands where series have them; the scale is logarithmic where values differ much.
 
@@ -63,6 +72,7 @@ def lines(
         y: what the vertical axis measures, with its unit.
         height: of the chart.
         wide: whether it takes the width of two.
+        smooth: whether lines of many points are those of ``curves.smoothed``, with what was measured behind.
     """
 
     def draw(figure: Figure) -> None:
@@ -70,8 +80,13 @@ def lines(
         for one in series:
             style = look(one.look)
             step = max(1, len(one.x) // 12)
-            few = len(one.x) <= _MARKED and len(series) < 3
-            axes.plot(one.x, one.y, label=legend_name(one.name), markevery=1 if few else (step // 2, step), **style)
+            soft = smooth and reach(len(one.x)) > 0
+            if soft:
+                faint = {"linestyle": "none", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.4}
+                axes.plot(one.x, one.y, **style | faint)
+            few = not soft and len(one.x) <= _MARKED and len(series) < 3
+            every = 1 if few else (step // 2, step)
+            axes.plot(one.x, smoothed(one.y) if soft else one.y, label=legend_name(one.name), markevery=every, **style)
             if len(one.low):
                 axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
         fit_scale(axes, [value for one in series for value in (*one.y, *one.low)])

@@ -19,7 +19,6 @@ from bellwether.tools.randomness import Randomness
 MINUS = "\u2212"
 # Resamples for an interval; fewer where there are very many rows, since all are drawn at once.
 _SAMPLES, _DRAWS = 4000, 20_000_000
-_POINTS = 50  # of a curve, at most
 
 
 @dataclass(frozen=True)
@@ -141,24 +140,3 @@ def changes(before: Sequence[ScoredRow], after: Sequence[ScoredRow], randomness:
         ]
         found[metric.key] = Change(gap, *parts)
     return found
-
-
-def middle_curve(
-    curves: Sequence[Sequence[tuple[float, float]]],
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return the median of several curves, and the band that holds the middle 80 % of them.
-
-    Args:
-        curves: each a sequence of places and values, places rising.
-
-    Returns:
-        Places, medians, lower and upper ends of the band, which are empty for a single curve.
-    """
-    if len(curves) == 1:
-        return [x for x, _ in curves[0]], [y for _, y in curves[0]], [], []
-    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    points = min(_POINTS, max(len(curve) for curve in curves))
-    x = np.linspace(first, last, points) if last > first else np.array([first])
-    values = np.array([np.interp(x, *np.array(curve).T) for curve in curves])
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
-    return x.tolist(), middle.tolist(), low.tolist(), high.tolist()

@@ -23,8 +23,13 @@ from bellwether.tools.words import byte_size
 _PHASES = ("survey", "train", "aggregate", "evaluate")
 
 
-def run_page(run: FinishedRun) -> Page:
-    """Return the page of a finished run."""
+def run_page(run: FinishedRun, *, smooth: bool = True) -> Page:
+    """Return the page of a finished run.
+
+    Args:
+        run: what its folder keeps.
+        smooth: whether curves of many points are smoothed.
+    """
     found = changes(run.before, run.after, Randomness(run.recipe.seed))
     clients = [client.client for client in run.description.clients]
     return Page(
@@ -34,7 +39,7 @@ def run_page(run: FinishedRun) -> Page:
         result=_result(run, found),
         tiles=[*_score_tiles(run, found), *_cost_tiles(run), *used_tile(run)],
         sections=[
-            learning(run),
+            learning(run, smooth),
             *categories(run, found),
             holdings(run.description),
             *gains(run),
