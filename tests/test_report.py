@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 import shutil
 import statistics
 from collections.abc import Callable
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
 
 from bellwether.errors import CheckpointError
 from bellwether.exchange.records import ClientRecord, EvaluationRecord, RoundRecord
-from bellwether.exchange.scores import Totals
+from bellwether.exchange.scores import Totals, add_up
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Arm, Model, Recipe
 from bellwether.report.compare_table import ClientGain, Line
@@ -28,7 +30,7 @@ from bellwether.report.page.charts import Series, lines, scatter
 from bellwether.report.page.comparison import Compared, comparison_page
 from bellwether.report.page.curves import SMOOTHED, middle_curve, smoothed
 from bellwether.report.page.draw import Chart
-from bellwether.report.page.metrics import EXACT, LOSS, changes
+from bellwether.report.page.metrics import EXACT, LOSS, ROUGE_L, changes
 from bellwether.report.page.parts import named, visible
 from bellwether.report.page.render import render
 from bellwether.report.page.run import run_page
@@ -40,6 +42,7 @@ from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import ClientSummary, Description
 from bellwether.tools.intervals import Interval
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 # What would act if a page did not show it as what it is.
 NASTY = (
@@ -323,6 +326,20 @@ def test_the_page_of_a_comparison_names_all_arms_and_their_scores(compared: tupl
         assert title in text
 
 
+def test_what_there_is_one_of_stands_in_the_singular(compared: tuple[Path, Outcome], tmp_path: Path) -> None:
+    one = nasty_run(clients=1, rounds=1, categories=("only",))
+    pages = [render(run_page(one)), (compared[0] / "report.html").read_bytes()]
+    plural = r"(?<![\d.,])1 (\w+ )?(rows|clients|rounds|categories|seeds|arms|passes|steps|questions|tokens|times)\b"
+    for page in pages:
+        assert not re.search(plural, Reader(page).text), re.search(plural, Reader(page).text)
+    assert "1 simulated client holds" in Reader(pages[0]).text
+    assert (counted(1, "row"), counted(2000, "row"), counted(0, "pass", "passes")) == (
+        "1 row",
+        "2,000 rows",
+        "0 passes",
+    )
+
+
 def test_a_page_loads_nothing_and_runs_nothing(tiny_run: tuple[Path, Outcome], compared: tuple[Path, Outcome]) -> None:
     for folder in (tiny_run[0], compared[0]):
         page = (folder / "report.html").read_bytes()
@@ -387,6 +404,47 @@ def test_scores_that_are_not_finite_or_not_there_have_no_interval() -> None:
 def test_numbers_are_written_with_their_signs() -> None:
     assert [EXACT.number(value, sign=True) for value in (64.31, -3.0, 0.0, -0.04)] == ["+64.3", "−3.0", "+0.0", "+0.0"]
     assert [LOSS.number(value) for value in (0.1936, float("nan"), float("inf"))] == ["0.194", "–", "∞"]
+
+
+def test_two_scores_and_their_difference_agree_as_they_are_shown() -> None:
+    assert (EXACT.step(0.04, 68.75, 68.71), LOSS.step(2.3, 0.2, -2.1)) == ((68.71, 2), (-2.1, 3))
+    draw = np.random.default_rng(0)
+    for metric, most in ((EXACT, 100.0), (ROUGE_L, 100.0), (LOSS, 12.0)):
+        for before, after, fuzz in draw.uniform(size=(3000, 3)).tolist():
+            # Ninths and eighths lie often half-way between two roundings; the difference comes from another sum.
+            first, last = (round(72 * share) / 72 * most if fuzz < 0.5 else share * most for share in (before, after))
+            gap, digits = metric.step(first, last, last - first + (fuzz - 0.5) * 1e-12)
+            texts = [metric.number(value, digits=digits, sign=True) for value in (first, last, gap)]
+            shown = [Decimal(text.replace("−", "-")) for text in texts]
+            assert shown[1] - shown[0] == shown[2]
+            assert metric.digits <= digits <= metric.digits + 2
+            assert float(shown[2]) == pytest.approx(last - first, abs=10**-metric.digits)
+    assert EXACT.step(math.nan, 1.0, math.nan)[1] == EXACT.digits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_headline_of_a_run_and_its_tiles_agree_with_their_difference(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    run = nasty_run(clients=2, rounds=1, categories=("a", "b", "c"))
+    rows = int(draw.integers(5, 90))
+    scored = [
+        [
+            ScoredRow(name, "", Totals(1, 1, 1.0, 1, 0.5, int(draw.random() < share)))
+            for name in "abc"
+            for _ in range(rows)
+        ]
+        for share in (0.3, 0.7)
+    ]
+    records = [
+        dataclasses.replace(record, part="test", categories=add_up((row.category, row.totals) for row in rows_of))
+        for record, rows_of in zip((run.evaluations[0], run.evaluations[-1]), scored, strict=True)
+    ]
+    page = run_page(dataclasses.replace(run, before=scored[0], after=scored[1], evaluations=records))
+    (tile,) = [tile for tile in page.tiles if tile.name == "Exact match"]
+    number = r"[+−]?\d+\.\d+"
+    for text in (str(page.result), f"{tile.value} {tile.note}"):
+        first, last, gap = (Decimal(one.replace("−", "-")) for one in re.findall(number, text)[:3])
+        assert last - first == gap, text
 
 
 def test_the_middle_of_curves_is_their_median() -> None:

@@ -20,6 +20,7 @@ from bellwether.tools.atomic import slug
 from bellwether.tools.intervals import Interval
 from bellwether.tools.spreadsheet import csv_table
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import counted
 
 _HEADS = {"loss": "loss", "rouge_l": r"ROUGE-L, \%", "exact": r"exact match, \%"}
 _DIGITS = {"loss": 3, "rouge_l": 1, "exact": 1}
@@ -108,7 +109,7 @@ def _about(comparison: Comparison, more: str) -> str:
     name = " ".join(visible(comparison.recipe.name).split())
     return (
         f"% Written by bellwether {VERSION}: recipe {name}, seeds {seeds}, "
-        f"{len(comparison.outcomes[0].categories)} scored rows.\n"
+        f"{counted(len(comparison.outcomes[0].categories), 'scored row')}.\n"
         f"% Means with 95 % intervals. {more}\n% \\usepackage{{booktabs}}\n"
     )
 

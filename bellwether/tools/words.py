@@ -29,6 +29,17 @@ def listed(names: Collection[str], most: int = 20) -> str:
     return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, as ``1 row`` or ``2,000 rows``.
+
+    Args:
+        number: how many there are.
+        noun: what there is one of.
+        plural: what there are several of; None puts an s behind the noun.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as ``12 s``, ``3:07`` or ``2:03:07``."""
     whole = round(seconds)

@@ -14,6 +14,7 @@ from bellwether.report.page.charts import Series, bars, histogram
 from bellwether.report.page.grid import Tint, grid
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, Text, one_line, words
 from bellwether.store.holdings import ClientSummary, Description
+from bellwether.tools.words import counted
 
 _NUMBERED = 30  # clients whose rows are a table of numbers
 _COLUMNS = 12  # categories with a column of their own
@@ -29,9 +30,7 @@ def holdings(description: Description, lead: str = "") -> Section:
         lead: a sentence on whose rows these are; empty where there is only one answer.
     """
     clients = description.clients
-    intro = Markup(
-        "{} clients hold {} rows of {}. Their mean label skew is {} (0: each like the whole, 1: disjoint).{}"
-    )
+    intro = Markup("{} {} {} of {}. Their mean label skew is {} (0: each like the whole, 1: disjoint).{}")
     sizes = [client.rows for client in clients]
     parts: list[Part] = [
         _numbers(description) if len(clients) <= _NUMBERED else _shades(description),
@@ -45,15 +44,15 @@ def holdings(description: Description, lead: str = "") -> Section:
     if len(set(_groups(description))) > 1:
         parts.append(_group_table(description))
     parts += [Text(Markup("{}").format(one_line(note, 400))) for note in description.notes]
-    several = _count(len(description.categories), "category", "categories")
     text = intro.format(
-        f"{len(clients):,}", f"{description.rows:,}", several, f"{description.skew:.2f}", lead and f" {lead}"
+        counted(len(clients), "client"),
+        "holds" if len(clients) == 1 else "hold",
+        counted(description.rows, "row"),
+        counted(len(description.categories), "category", "categories"),
+        f"{description.skew:.2f}",
+        lead and f" {lead}",
     )
     return Section("clients", "Who holds what", parts, text)
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def _columns(description: Description) -> tuple[list[str], list[str]]:
@@ -105,7 +104,8 @@ def _shades(description: Description) -> Figure:
         for level in range(1, _SHADES + 1)
     ]
     names = [*shown, *([f"{len(others)} others"] if others else [])]
-    label = f"Grid of {len(names)} categories and {len(clients):,} clients: the share of a client's rows in a category."
+    several = counted(len(clients), "client")
+    label = f"Grid of {len(names)} categories and {several}: the share of a client's rows in a category."
     return Figure(
         "Share of a client's rows in each category",
         grid("holdings", label, names, len(clients), tints, ("clients, in the order of their largest category", "")),
@@ -164,9 +164,9 @@ def participation(rounds: Sequence[RoundRecord], clients: Sequence[str], lead: s
         parts.append(Figure("In how many rounds each client took part", chart))
     if any(record.left_out for record in rounds):
         parts.append(_left_out(rounds))
-    text = Markup("Clients took part in {} of {} rounds at the median ({} to {}){}.{}").format(
+    text = Markup("Clients took part in {} of {} at the median ({} to {}){}.{}").format(
         f"{statistics.median(counts):g}",
-        f"{len(rounds):,}",
+        counted(len(rounds), "round"),
         f"{min(counts):,}",
         f"{max(counts):,}",
         f"; {counts.count(0):,} of {len(clients):,} never did" if 0 in counts else "",
@@ -186,7 +186,7 @@ def _cohorts(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Figure:
         rows, columns, axis = [f"{record.round}" for record in rounds], len(clients), ("clients", "round")
     tints = [Tint("took part" if left else "", took)]
     tints += [Tint("asked, left out", left, look=1, hollow=True)] if left else []
-    label = f"Grid of {len(clients)} clients and {len(rounds)} rounds: who took part in which."
+    label = f"Grid of {counted(len(clients), 'client')} and {counted(len(rounds), 'round')}: who took part in which."
     return Figure("Who took part in which round", grid("cohorts", label, rows, columns, tints, axis), wide=True)
 
 

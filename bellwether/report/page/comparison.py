@@ -23,12 +23,15 @@ from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Tabl
 from bellwether.store.comparison import Comparison, Outcome
 from bellwether.store.finished import FinishedRun
 from bellwether.tools.intervals import Interval
+from bellwether.tools.words import counted
 
 _ANSWERS = 6  # arms whose answers stand side by side
 _ARMS = 8  # arms in a chart that tells them apart by colour
 _DOUBT = (
     "= marks a difference that cannot be told from none (p > 0.05, adjusted by Holm's method over all of the table)."
 )
+
+_ROUNDED = "Scores and differences are rounded one by one, so that the last digit of a difference may be one off."
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,18 @@ def _summary(compared: Compared) -> Markup:
     comparison, first = compared.comparison, compared.comparison.outcomes[0]
     seeds = ", ".join(map(str, compared.seeds))
     return Markup(
-        "The recipe {} compares {} arms over the base model {}: {}. All are trained on one and the same split under {} "
-        "seed{} ({}), and answer the same {} held-out questions of {} categories. A seed changes who holds which rows, "
+        "The recipe {} compares {} over the base model {}: {}. All are trained on one and the same split under {} "
+        "({}), and answer the same {} of {}. A seed changes who holds which rows, "
         "the cohorts, the initial adapter, the order of rows and dropout."
     ).format(
         named(comparison.recipe.name),
-        f"{len(comparison.arms)}",
+        counted(len(comparison.arms), "arm"),
         named(comparison.recipe.model.path),
         Markup(", ").join(named(name) for name in comparison.arms),
-        f"{len(compared.seeds)}",
-        "" if len(compared.seeds) == 1 else "s",
+        counted(len(compared.seeds), "seed"),
         seeds,
-        f"{len(first.categories):,}",
-        f"{len(set(first.categories)):,}",
+        counted(len(first.categories), "held-out question"),
+        counted(len(set(first.categories)), "category", "categories"),
     )
 
 
@@ -210,7 +212,7 @@ def _scores(compared: Compared) -> Section:
         known = [line for line in compared.of_arms if metric.key in line.scores]
         if known:
             series = _points(metric.name, [(row, line.scores[metric.key]) for row, line in enumerate(known)], metric)
-            label = f"Points with intervals: {metric.name} of {len(known)} arms; see the table."
+            label = f"Points with intervals: {metric.name} of {counted(len(known), 'arm')}; see the table."
             frame, note = framed([series], (0.0, metric.most))
             names = [line.name for line in known]
             chart = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
@@ -221,7 +223,7 @@ def _scores(compared: Compared) -> Section:
     if len(heads) > split:
         compared_with = [row for row in rows if any(cell != "-" for cell in row[split:])]
         differences = [[row[0], *row[split:]] for row in compared_with]
-        note = _DOUBT + references(compared.comparison)
+        note = f"{_DOUBT} {_ROUNDED}" + references(compared.comparison)
         parts.append(_table("Differences", [heads[0], *heads[split:]], differences, note))
     lead = "Means over categories, then clients, then seeds, with 95 % intervals over seeds and questions."
     return Section("scores", "Scores", parts, lead)
@@ -315,7 +317,7 @@ def _by_part(compared: Compared, part: str, one: str, names: Sequence[str]) -> l
         found = [(row, known[name][metric.key]) for row, name in enumerate(names) if metric.key in known.get(name, {})]
         if found:
             series.append(_points(line.name, found, metric, arms.index(line.name)))
-    label = f"Points with intervals: {metric.name} of {len(series)} arms by {one}; see the table."
+    label = f"Points with intervals: {metric.name} of {counted(len(series), 'arm')} by {one}; see the table."
     frame, note = framed(series, (0.0, metric.most))
     chart = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
     shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", chart, note, wide=True)]
@@ -358,7 +360,9 @@ def _arms(comparison: Comparison) -> Section:
     rows = []
     for name, arm in comparison.arms.items():
         rate = f"{arm.learning_rate or comparison.recipe.training.learning_rate:g}" if arm.learns else ""
-        length = f"{arm.passes} passes" if arm.passes else f"{arm.steps} steps" if arm.steps else ""
+        length = (
+            counted(arm.passes, "pass", "passes") if arm.passes else counted(arm.steps, "step") if arm.steps else ""
+        )
         if arm.learns and not length:
             length = "as the recipe's rounds"
         other = "; ".join(f"{field}={value}" for field, value in arm.set.items())

@@ -12,6 +12,7 @@ from bellwether.report.page.curves import SMOOTHED, reach
 from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Change, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, words
 from bellwether.store.finished import FinishedRun
+from bellwether.tools.words import counted
 
 BASE, TUNED = "untuned base", "after the last round"
 OWN = "clients"  # the part that clients score themselves
@@ -51,7 +52,7 @@ def learning(run: FinishedRun, smooth: bool) -> Section:
     losses = [*([trained] if good else []), *_curves(run, [LOSS])]
     answers = list(_curves(run, [EXACT, ROUGE_L]))
     failed = sum(record.failure is not None for record in run.rounds)
-    lead = f"{failed} of {len(run.rounds)} rounds failed and left the adapter as it was." if failed else ""
+    lead = f"{failed} of {counted(len(run.rounds), 'round')} failed and left the adapter as it was." if failed else ""
     parts = [
         _curve_figure("Loss", losses, LOSS.unit, smooth),
         _curve_figure("Answers to held-out rows", answers, EXACT.unit, smooth),
@@ -185,8 +186,8 @@ def _gain_figure(metric: Metric, gains: Mapping[str, float]) -> Figure:
     order = sorted(gains, key=lambda client: -gains[client] * metric.better)
     better = sum(gain * metric.better > 0 for gain in gains.values())
     title = f"Gain in {metric.name}" if metric.better > 0 else f"Change of the {metric.name} (less is better)"
-    label = f"{title} of {len(gains)} clients, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
-    note = f"{better:,} of {len(gains):,} clients are better off."
+    label = f"{title} of {counted(len(gains), 'client')}, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
+    note = f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off."
     if len(order) > _SHOWN:
         chart = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
     else:

@@ -22,6 +22,7 @@ from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, Tex
 from bellwether.report.page.space import Space, space
 from bellwether.store.chosen import Chosen, last_survey
 from bellwether.store.finished import FinishedRun
+from bellwether.tools.words import counted
 
 _DOTS = 2000  # rows that are drawn, at most
 _KINDS = 8  # of rows that colour and shape tell apart
@@ -58,7 +59,7 @@ def used_tile(run: FinishedRun) -> list[Tile]:
     held, used = _held(run), sum(one.distinct for one in run.chosen.values())
     if not run.chosen:
         return []
-    note = f"{used:,} of {sum(held.values()):,} rows, chosen in any round"
+    note = f"{used:,} of {counted(sum(held.values()), 'row')}, chosen in any round"
     return [Tile("Rows used", f"{100 * used / max(1, sum(held.values())):.1f} %", note)]
 
 
@@ -86,11 +87,11 @@ def _lead(run: FinishedRun) -> Markup:
     training, seen, of_all = run.recipe.training, sum(one.rows_seen for one in run.rounds), sum(_of_all(run))
     if training.local_steps is not None:
         saved = (
-            f"{seen:,} rows were trained, repetitions counted. Every client takes {training.local_steps:,} steps a "
-            "round, however many rows it chooses, so choosing shortens no training."
+            f"{seen:,} rows were trained, repetitions counted. Every client takes "
+            f"{counted(training.local_steps, 'step')} a round, however many rows it chooses, so choosing shortens no training."
         )
     else:
-        passes = f"{training.local_epochs} pass{'es' if training.local_epochs > 1 else ''}"
+        passes = counted(training.local_epochs, "pass", "passes")
         saved = (
             f"{seen:,} rows were trained, repetitions counted; all rows of the same cohorts, with the same {passes}, "
             f"would have been {of_all:,}: so it is {100 * seen / of_all if of_all else 0:.1f} % of them."
@@ -120,7 +121,8 @@ def _saved(run: FinishedRun) -> Figure:
     x, of_all = [record.round for record in run.rounds], _of_all(run)
     seen = [record.rows_seen for record in run.rounds]
     series = [Series("chosen rows", x, seen), Series("all rows of the cohort", x, of_all, look=1)]
-    label = f"Curves over {len(x)} rounds: {sum(seen):,} rows trained, and {sum(of_all):,} where all had been taken."
+    rows, every = counted(sum(seen), "row"), counted(len(x), "round")
+    label = f"Curves over {every}: {rows} trained, and {sum(of_all):,} where all had been taken."
     note = "Repetitions counted. Of a cohort all are counted that answered, also those of whom no row was chosen."
     return Figure("Rows trained per round", lines("saved", label, series, "round", "rows"), note)
 
@@ -192,13 +194,13 @@ def _by_client(run: FinishedRun) -> Figure:
     shares = {name: 100 * one.distinct / max(1, len(one.categories)) for name, one in run.chosen.items()}
     title, axis = "Share of its rows that a client ever trained on", "% of its rows"
     low, high = min(shares.values()), max(shares.values())
-    label = f"Shares of rows used by {len(shares)} clients, {low:.1f} to {high:.1f} %."
+    label = f"Shares of rows used by {counted(len(shares), 'client')}, {low:.1f} to {high:.1f} %."
     if len(shares) <= ROWS:
         chart = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
     else:
         chart = histogram("used", label, list(shares.values()), axis, "clients")
     never = sum(not one.distinct for one in run.chosen.values())
-    return Figure(title, chart, f"{never:,} of {len(shares):,} clients trained on none." if never else "")
+    return Figure(title, chart, f"{never:,} of {counted(len(shares), 'client')} trained on none." if never else "")
 
 
 def _used_by_category(run: FinishedRun) -> list[Part]:
