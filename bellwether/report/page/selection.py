@@ -88,7 +88,8 @@ def _lead(run: FinishedRun) -> Markup:
     if training.local_steps is not None:
         saved = (
             f"{seen:,} rows were trained, repetitions counted. Every client takes "
-            f"{counted(training.local_steps, 'step')} a round, however many rows it chooses, so choosing shortens no training."
+            f"{counted(training.local_steps, 'step')} a round, however many rows it chooses, so choosing shortens no "
+            "training."
         )
     else:
         passes = counted(training.local_epochs, "pass", "passes")
