@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import console, foreign, resize
+from browser import console, foreign, picture, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
+from PIL import Image
 
 from bellwether.errors import CheckpointError
 from bellwether.exchange.records import ClientRecord, EvaluationRecord, RoundRecord
@@ -703,6 +704,32 @@ def test_a_page_fits_a_phone_and_a_desktop(kind: str, request: Any, chromium: An
         assert found <= room == width
     assert console(chromium) == []
     assert not foreign(chromium)
+
+
+@pytest.mark.parametrize("kind", ["tiny_run", "compared"])
+def test_letters_of_charts_can_be_read_on_a_phone(kind: str, request: Any, chromium: Any) -> None:
+    chromium.get((request.getfixturevalue(kind)[0] / "report.html").as_uri())
+    sizes = "return [...document.querySelectorAll('.chart')].map(one => one.clientWidth / one.viewBox.baseVal.width)"
+    for width, least in ((360, 9.0), (768, 8.0), (1280, 9.0)):
+        resize(chromium, width, 844)
+        letters = [10 * scale for scale in chromium.execute_script(sizes)]
+        assert letters
+        assert min(letters) > least
+
+
+def test_what_scrolls_has_a_shadow_where_there_is_more(compared: Any, chromium: Any, tmp_path: Path) -> None:
+    chromium.get((compared[0] / "report.html").as_uri())
+    resize(chromium, 360, 844)
+    media(chromium, "screen", "light")
+    chromium.execute_script("document.querySelector('.plot.large').id = 'probe'")
+    edges = []
+    for side in ("0", "one.scrollWidth"):
+        chromium.execute_script(f"const one = document.getElementById('probe'); one.scrollLeft = {side};")
+        image = Image.open(picture(chromium, tmp_path / "part.png", part="#probe")).convert("L")
+        edges.append([image.getpixel((place, image.height - 2)) for place in (1, image.width - 2)])
+    (left, right), (left_after, right_after) = edges
+    assert left == right_after == 255, "paper at the side where nothing more is"
+    assert max(right, left_after) < 240, "a shadow where there is more"
 
 
 def media(driver: Any, kind: str, scheme: str) -> None:
