@@ -85,6 +85,7 @@ def lines(
                 faint = {"linestyle": "none", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.4}
                 axes.plot(one.x, one.y, **style | faint)
             few = not soft and len(one.x) <= _MARKED and len(series) < 3
+            step *= 2 if soft else 1  # so that what was measured is seen between
             every = 1 if few else (step // 2, step)
             axes.plot(one.x, smoothed(one.y) if soft else one.y, label=legend_name(one.name), markevery=every, **style)
             if len(one.low):
@@ -99,7 +100,15 @@ def lines(
     return Chart(name, label, height, draw, [one.name for one in series], wide)
 
 
-def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], x: str) -> Chart:
+def bars(
+    name: str,
+    label: str,
+    names: Sequence[str],
+    series: Sequence[Series],
+    x: str,
+    *,
+    frame: tuple[float, float] | None = None,
+) -> Chart:
     """Return lying bars, for every name one of each series; ``x`` of a series is not looked at.
 
     Args:
@@ -108,6 +117,7 @@ def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], 
         names: what the bars are of, from the top down.
         series: one value per name each.
         x: what the horizontal axis measures, with its unit.
+        frame: ends of the horizontal axis, at which intervals are cut; None shows all.
     """
     thick = 0.8 / len(series)
 
@@ -124,6 +134,8 @@ def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], 
                 ends = _ends(one)
                 axes.errorbar(one.y, places, xerr=ends, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
         name_rows(axes, names)
+        if frame is not None:
+            axes.set_xlim(frame)
         axes.set_xlim(left=None if any(value < 0 for one in series for value in one.y) else 0)
         axes.set_xlabel(x)
         if len(series) > 1:

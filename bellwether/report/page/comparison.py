@@ -293,7 +293,7 @@ def _curves(
     ends = "; ".join(f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in series)
     label = f"Curves: {title}, over {axes[0]}: {ends}"
     if compared.smooth and any(reach(len(one.x)) for one in series):
-        note = f"{note} {SMOOTHED}"
+        note = f"{note} {SMOOTHED} Bands are not smoothed."
     chart = lines(name, label, series, *axes, height=330, wide=True, smooth=compared.smooth)
     return Figure(title, chart, note, wide=True)
 

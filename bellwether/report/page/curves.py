@@ -13,7 +13,7 @@ _SHARE = 10  # a point has at most a tenth of the curve on either side
 
 SMOOTHED = (
     "Lines are means of a point and of as many neighbours before it as after it, at most a tenth of the curve on "
-    "either side; first and last points are as measured. Faint marks are what was measured; bands are not smoothed."
+    "either side; first and last points are as measured. Faint marks are what was measured."
 )
 
 

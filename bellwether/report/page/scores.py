@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bellwether.exchange.records import EvaluationRecord
 from bellwether.exchange.scores import Scores, Totals, macro, means
-from bellwether.report.page.charts import Series, bars, histogram, lines
+from bellwether.report.page.charts import Series, bars, framed, histogram, lines
 from bellwether.report.page.curves import SMOOTHED, reach
 from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Change, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, words
@@ -107,8 +107,9 @@ def categories(run: FinishedRun, found: Changes) -> list[Section]:
         ]
         if all(math.isfinite(value) for one in series for value in one.y):
             label = f"Bars of {metric.name} by category, untuned base and after the last round; see the table."
-            chart = bars(f"category-{metric.key}", label, largest, series, metric.axis)
-            parts.append(Figure(capital(metric.name), chart))
+            frame, _ = framed(series, (0.0, metric.most), zero=True)
+            chart = bars(f"category-{metric.key}", label, largest, series, metric.axis, frame=frame)
+            parts.append(Figure(capital(metric.name), chart, "Intervals are cut at the frame." if frame else ""))
     parts.append(_score_table("Scores by category", "category", first.categories, last.categories, len(names) > 24))
     if last.groups:
         parts.append(_score_table("Scores by group, over all rows of each", "group", first.groups, last.groups, False))
