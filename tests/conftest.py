@@ -100,11 +100,6 @@ SHARING_FILES = {"test_judge.py", "test_report_selection.py", "test_starter_base
 WORKERS_FILES = {"test_processes.py", "test_selection_run.py"}
 
 
-# Files whose tests look at reports; in others, a figure's letters are not set.
-REPORTING_FILES = {"test_docs.py", "test_report.py", "test_report_selection.py"}
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"/>'
-
-
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks, and dealt to processes by their groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes, a browser or a whole command, and what one process does alone."""
@@ -122,13 +117,6 @@ def _threads() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-@pytest.fixture(autouse=True)
-def _bare_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave figures of reports bare in tests that only come across them: to set them takes longer than a small run."""
-    if request.path.name not in REPORTING_FILES:
-        monkeypatch.setattr("bellwether.report.page.draw._svg", lambda figure: SVG)
 
 
 @pytest.fixture(scope="session")

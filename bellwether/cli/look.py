@@ -16,11 +16,20 @@ from bellwether.errors import CheckpointError
 def write_report(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run or comparison.")],
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else report.html in the folder.")] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write charts as SVG and PDF, and tables as LaTeX, to figures/ beside it.")
+    ] = False,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Smooth curves of many points, with what was measured behind.")
+    ] = True,
 ) -> None:
     """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
-    from bellwether.report.report import report
+    from bellwether.report.report import FIGURES, report
 
-    say(f"Report: {report(folder, out)}")
+    path = report(folder, out, figures=figures, smooth=smooth)
+    say(f"Report: {path}")
+    if figures:
+        say(f"Charts and tables for a paper: {path.parent / FIGURES}")
 
 
 def report_on(folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""A comparison's tables as texts: for the terminal, as Markdown, CSV and JSON.
+"""A comparison's tables as texts: for the terminal, as Markdown, LaTeX, CSV and JSON.
 
 table.md                            for people
+table.tex, differences.tex          for papers
 table.csv, clients.csv, cost.csv    for spreadsheets, all figures in full
+scores.csv                          every arm's scores under each seed
 table.json                          the same for programs
 """
 
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
 from bellwether.report.compare_table import METRICS, ClientGain, Line
+from bellwether.report.paper import comparison_tables, scores_by_seed
 from bellwether.store.comparison import Comparison
 from bellwether.tell.tables import markdown, rich_table
 from bellwether.tools.intervals import Interval
@@ -197,7 +200,9 @@ def comparison_files(lines: Sequence[Line], gains: Sequence[ClientGain], compari
     files = {
         "table.md": "\n".join(_sections(lines, gains, comparison)).encode(),
         "table.json": (json.dumps(plain({"lines": lines, "clients": gains}), indent=1) + "\n").encode(),
+        **comparison_tables(lines, comparison),
         "table.csv": csv_table(_FIGURE_HEADS, _figures(lines)),
+        "scores.csv": scores_by_seed(comparison),
         "cost.csv": csv_table(
             ("arm", "cost", "value"), ((one.name, *item) for one in lines for item in one.cost.items())
         ),
@@ -293,5 +298,5 @@ def _training(arm: Arm, recipe: Recipe) -> str:
     elif arm.trains == "federation":
         length = counted(rounds, "round") + (f" of {counted(steps, 'step')}" if steps else "")
     else:
-        length = f"as many passes as {counted(rounds, 'round')} make"
+        length = f"as many passes as {counted(rounds, 'round')} {'makes' if rounds == 1 else 'make'}"
     return f"learning rate {arm.learning_rate or changed.training.learning_rate:g}, {length}"

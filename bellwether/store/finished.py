@@ -129,6 +129,21 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
+def read_evaluations(folder: Path) -> list[EvaluationRecord]:
+    """Return the evaluations of the finished run that a folder holds, and nothing else of it.
+
+    Args:
+        folder: that ``bellwether run`` wrote.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    with reading(folder / RECIPE, "restore it, or run anew"):
+        rounds = load_recipe(folder / RECIPE).federation.rounds
+    description = _read(folder / CLIENTS, f"bellwether run --resume {folder} makes it anew", load_description)
+    return [one for one in _records(folder, rounds, description) if isinstance(one, EvaluationRecord)]
+
+
 def _records(folder: Path, rounds: int, description: Description) -> Sequence[Record]:
     """Return all records of a run, which its last checkpoint holds."""
     checkpoints = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()]

@@ -44,12 +44,11 @@ def holdings(description: Description, lead: str = "") -> Section:
     if len(set(_groups(description))) > 1:
         parts.append(_group_table(description))
     parts += [Text(Markup("{}").format(one_line(note, 400))) for note in description.notes]
-    several = counted(len(description.categories), "category", "categories")
     text = intro.format(
         counted(len(clients), "client"),
         "holds" if len(clients) == 1 else "hold",
         counted(description.rows, "row"),
-        several,
+        counted(len(description.categories), "category", "categories"),
         f"{description.skew:.2f}",
         lead and f" {lead}",
     )
@@ -157,12 +156,14 @@ def participation(rounds: Sequence[RoundRecord], clients: Sequence[str], lead: s
         for one in (one for record in rounds for one in record.clients):
             rows[one.client] += one.rows_seen
         label = "Histogram of the rows that clients trained in all rounds, repetitions counted."
-        svg = histogram("trained", label, [rows[client] for client in clients], "rows, repetitions counted", "clients")
-        parts.append(Figure("Rows trained by each client", svg))
+        chart = histogram(
+            "trained", label, [rows[client] for client in clients], "rows, repetitions counted", "clients"
+        )
+        parts.append(Figure("Rows trained by each client", chart))
     elif len(clients) * len(rounds) > _CELLS:
         label = "Bars: in how many rounds each client took part."
-        svg = bars("times", label, clients, [Series("", [], counts)], "rounds")
-        parts.append(Figure("In how many rounds each client took part", svg))
+        chart = bars("times", label, clients, [Series("", [], counts)], "rounds")
+        parts.append(Figure("In how many rounds each client took part", chart))
     if any(record.left_out for record in rounds):
         parts.append(_left_out(rounds))
     text = Markup("Clients took part in {} of {} at the median ({} to {}){}.{}").format(

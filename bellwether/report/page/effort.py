@@ -66,12 +66,10 @@ def _gain_figure(gains: Sequence[ClientGain], metric: Metric) -> Figure:
     label = f"Points with intervals: {title} of {counted(len(known), 'client')}; see the table."
     frame, cut = framed(series, (-metric.most, metric.most), zero=True)
     names = [one.client for one in known]
-    svg = dots(f"gain-{metric.key}", label, names, series, metric.gap, zero=True, frame=frame)
-    note = (
-        f"On shared test rows {better:,} of {counted(len(known), 'client')} are better off, {sure:,} of them "
-        "with p ≤ 0.05."
-    )
-    return Figure(title, svg, f"{note} {cut}".strip())
+    chart = dots(f"gain-{metric.key}", label, names, series, metric.gap, zero=True, frame=frame)
+    of_them = f"{better:,} of {counted(len(known), 'client')} {'is' if better == 1 else 'are'} better off"
+    note = f"On shared test rows {of_them}, {sure:,} of them with p ≤ 0.05."
+    return Figure(title, chart, f"{note} {cut}".strip())
 
 
 def _gain_points(name: str, found: Sequence[tuple[int, Interval]], metric: Metric, look: int) -> Series:
@@ -102,8 +100,8 @@ def cost_section(lines: Sequence[Line], metric: Metric) -> list[Section]:
             label = f"Points with intervals: {metric.name} over {title}, {counted(len(known), 'arm')}; see the table."
             frame, cut = framed(series, (0.0, metric.most))
             axis = f"{title} (mean over seeds, logarithmic)"
-            svg = scatter(f"cost-{key}", label, series, axis, metric.axis, marks, frame)
-            parts.append(Figure(f"{capital(metric.name)} against {title}", svg, f"{_NOTES[key]} {cut}".strip()))
+            chart = scatter(f"cost-{key}", label, series, axis, metric.axis, marks, frame)
+            parts.append(Figure(f"{capital(metric.name)} against {title}", chart, f"{_NOTES[key]} {cut}".strip()))
     heads, rows = cost_cells(costly)
     table = [[words(row[0]), *map(Cell, row[1:])] for row in rows]
     parts.append(Table("What an adapter of each arm cost, mean over seeds", heads, table))

@@ -87,12 +87,12 @@ def _lead(run: FinishedRun) -> Markup:
     training, seen, of_all = run.recipe.training, sum(one.rows_seen for one in run.rounds), sum(_of_all(run))
     if training.local_steps is not None:
         saved = (
-            f"{counted(seen, 'row')} were trained, repetitions counted. Every client takes "
-            f"{counted(training.local_steps, 'step')} a "
-            "round, however many rows it chooses, so choosing shortens no training."
+            f"{seen:,} rows were trained, repetitions counted. Every client takes "
+            f"{counted(training.local_steps, 'step')} a round, however many rows it chooses, so choosing shortens no "
+            "training."
         )
     else:
-        passes = f"{training.local_epochs} pass{'es' if training.local_epochs > 1 else ''}"
+        passes = counted(training.local_epochs, "pass", "passes")
         saved = (
             f"{counted(seen, 'row')} were trained, repetitions counted; all rows of the same cohorts, with the "
             f"same {passes}, "
@@ -123,10 +123,8 @@ def _saved(run: FinishedRun) -> Figure:
     x, of_all = [record.round for record in run.rounds], _of_all(run)
     seen = [record.rows_seen for record in run.rounds]
     series = [Series("chosen rows", x, seen), Series("all rows of the cohort", x, of_all, look=1)]
-    label = (
-        f"Curves over {counted(len(x), 'round')}: {counted(sum(seen), 'row')} trained, and {sum(of_all):,} "
-        "where all had been taken."
-    )
+    rows, every = counted(sum(seen), "row"), counted(len(x), "round")
+    label = f"Curves over {every}: {rows} trained, and {sum(of_all):,} where all had been taken."
     note = "Repetitions counted. Of a cohort all are counted that answered, also those of whom no row was chosen."
     return Figure("Rows trained per round", lines("saved", label, series, "round", "rows"), note)
 
@@ -141,8 +139,8 @@ def _seconds(run: FinishedRun) -> list[Part]:
         for look, (name, title) in enumerate(names.items())
     ]
     sums = " and ".join(f"{sum(one.y):.1f} s of {one.name}" for one in series)
-    svg = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
-    return [Figure("Seconds of survey and training per round", svg, "Seconds are of this machine.")]
+    chart = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
+    return [Figure("Seconds of survey and training per round", chart, "Seconds are of this machine.")]
 
 
 def _by_round(run: FinishedRun) -> Table:
@@ -200,11 +198,11 @@ def _by_client(run: FinishedRun) -> Figure:
     low, high = min(shares.values()), max(shares.values())
     label = f"Shares of rows used by {counted(len(shares), 'client')}, {low:.1f} to {high:.1f} %."
     if len(shares) <= ROWS:
-        svg = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
+        chart = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
     else:
-        svg = histogram("used", label, list(shares.values()), axis, "clients")
+        chart = histogram("used", label, list(shares.values()), axis, "clients")
     never = sum(not one.distinct for one in run.chosen.values())
-    return Figure(title, svg, f"{never:,} of {counted(len(shares), 'client')} trained on none." if never else "")
+    return Figure(title, chart, f"{never:,} of {counted(len(shares), 'client')} trained on none." if never else "")
 
 
 def _used_by_category(run: FinishedRun) -> list[Part]:
@@ -217,19 +215,13 @@ def _used_by_category(run: FinishedRun) -> list[Part]:
         return []
     shown = sorted(held, key=lambda name: (-held[name], name))[:_CATEGORIES]
     shares = [100 * used[name] / held[name] for name in shown]
-    label = (
-        f"Shares of rows used of {counted(len(shown), 'category', 'categories')}, {min(shares):.1f} to "
-        f"{max(shares):.1f} %."
-    )
-    more = (
-        f"Shown are the {len(shown)} largest of {counted(len(held), 'category', 'categories')}."
-        if len(shown) < len(held)
-        else ""
-    )
-    svg = bars(
+    several = counted(len(shown), "category", "categories")
+    label = f"Shares of rows used of {several}, {min(shares):.1f} to {max(shares):.1f} %."
+    more = f"Shown are the {len(shown)} largest of {len(held)} categories." if len(shown) < len(held) else ""
+    chart = bars(
         "used-of", label, [one_line(name) for name in shown], [Series("", [], shares)], "% of the category's rows"
     )
-    return [Figure("Share of a category's rows that was ever trained on", svg, more)]
+    return [Figure("Share of a category's rows that was ever trained on", chart, more)]
 
 
 def _by_category(run: FinishedRun) -> list[Part]:
@@ -264,8 +256,8 @@ def _by_category(run: FinishedRun) -> list[Part]:
         f"chosen rows, {evenness[1]:.3f} of all rows. Rows count once for each round: all rows of its cohort, and "
         f"those chosen.{more}"
     )
-    svg = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
-    return [Figure("Categories among chosen rows and among all", svg, note)]
+    chart = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
+    return [Figure("Categories among chosen rows and among all", chart, note)]
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:
@@ -304,9 +296,9 @@ def _picture(run: FinishedRun, record: RoundRecord, survey: SurveyRecord) -> Fig
         f"them chosen, and {counted(len(kept_M), 'centroid')}, {kept_M.sum()} of them kept."
     )
     axis = "principal component" if width > 2 else "dimension"
-    svg = space("space", label, shown, (f"first {axis}", f"second {axis}"))
+    chart = space("space", label, shown, (f"first {axis}", f"second {axis}"))
     note = _caption(run.recipe.selection, width, what if known else "", step)
-    return Figure(f"The space of the survey in round {record.round}", svg, note, wide=True)
+    return Figure(f"The space of the survey in round {record.round}", chart, note, wide=True)
 
 
 def _chosen(clients: Mapping[str, Chosen], known: Mapping[str, NDArray[Any]], round: int) -> NDArray[np.bool_]:
