@@ -96,8 +96,12 @@ PLOTS = {
         )
     ],
     "few-rows.svg": [
-        Panel("Loss on categories nobody trained on (less is better)", "loss", FEW, "rows chosen as by FedHDS", (0, 1, 2)),
-        Panel("ROUGE-L on them, % (more is better)", "ROUGE-L, %", FEW, "rows chosen as by FedHDS", (0, 10, 20, 30, 40)),
+        Panel(
+            "Loss on categories nobody trained on (less is better)", "loss", FEW, "rows chosen as by FedHDS", (0, 1, 2)
+        ),
+        Panel(
+            "ROUGE-L on them, % (more is better)", "ROUGE-L, %", FEW, "rows chosen as by FedHDS", (0, 10, 20, 30, 40)
+        ),
     ],
 }
 

@@ -89,6 +89,7 @@ INTEGRATION_FILES = {
     "test_run_folder_crash.py",
     "test_selection_run.py",
     "test_shipped_recipes.py",
+    "test_site.py",
     "test_surface.py",
     "test_ui.py",
     "test_ui_attacks.py",
@@ -100,6 +101,7 @@ SHARING_FILES = {
     "test_processes.py",
     "test_report_selection.py",
     "test_selection_run.py",
+    "test_site.py",
     "test_starter_base.py",
     "test_unseen.py",
 }

@@ -20,8 +20,16 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 extensions = ["myst_parser", "reference"]
 root_doc = "docs/site/index"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "bellwether/model/starter/README.md", "docs/*.md", "docs/site/*.rst"]
-exclude_patterns = ["docs/README.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "bellwether/model/starter/README.md",
+    "docs/*.md",
+    "docs/site/*.rst",
+]
+exclude_patterns = [".venv", "build", "runs"]  # not looked into
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
@@ -41,6 +49,7 @@ nitpick_ignore = [
         "model.base.OpenedBase",
         "recipe.plain.Location",
         "recipe.recipe.Data",
+        "store.holdings.Share",
     )
 ]
 python_use_unqualified_type_names = True

@@ -10,13 +10,13 @@ docstring. A type alias has none; what it is stands below the directive.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import griffe
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
 from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 
@@ -37,19 +37,35 @@ class Api(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return what the page shows."""
-        name = self.arguments[0]
-        found = _target(name)
-        lines = [f".. py:{_kind(found)}:: {name}{_signature(found)}"]
-        if found.is_attribute:
-            lines.append(f"   :canonical: {_shown(found.value)}")
-        elif found.path != name:
-            lines.append(f"   :canonical: {found.path}")
-        members = [one for one in found.members.values() if _is_shown(one)] if found.is_class else []
-        body = [*(self.content or _docstring(found)), ""]
-        for member in members:
+        try:
+            lines = described(self.arguments[0], [*self.content])
+        except LookupError as error:
+            raise self.error(str(error.args[0])) from error
+        return self.parse_text_to_nodes("\n".join(lines), offset=self.content_offset)
+
+
+def described(name: str, instead: Sequence[str]) -> list[str]:
+    """Return the reStructuredText that describes a name.
+
+    Args:
+        name: dotted, such as ``bellwether.run``.
+        instead: what is said in place of a docstring; a type alias has none.
+
+    Raises:
+        LookupError: there is no such name, or nothing is said of it.
+    """
+    found = _target(name)
+    lines = [f".. py:{_kind(found)}:: {name}{_signature(found)}"]
+    if found.is_attribute:
+        lines.append(f"   :canonical: {_shown(found.value)}")
+    elif found.path != name:
+        lines.append(f"   :canonical: {found.path}")
+    body = [*(instead or _docstring(found)), ""]
+    for member in found.members.values() if found.is_class else ():
+        if _is_shown(member):
             body += [*f".. py:{_kind(member)}:: {member.name}{_signature(member)}".splitlines(), ""]
             body += [*_indented(_docstring(member)), ""]
-        return self.parse_text_to_nodes("\n".join([*lines, "", *_indented(body)]), offset=self.content_offset)
+    return [*lines, "", *_indented(body)]
 
 
 def documented(page: Path) -> list[str]:
@@ -70,7 +86,7 @@ def _is_there(name: str) -> bool:
 def _target(name: str) -> Any:
     """Return what a dotted name means."""
     if not _is_there(name):
-        raise ExtensionError(f"The reference names {name}, which is not in the package.")
+        raise LookupError(f"The reference names {name}, which is not in the package.")
     found = package()[name.removeprefix("bellwether.")]
     return found.final_target if found.is_alias else found
 
@@ -120,14 +136,14 @@ def _shown(expression: Any) -> str:
 def _docstring(found: Any) -> list[str]:
     """Return a docstring as reStructuredText."""
     if found.docstring is None:
-        raise ExtensionError(f"{found.path} stands in the reference and has no docstring.")
+        raise LookupError(f"{found.path} stands in the reference and has no docstring.")
     # The docstring of a class describes its fields, which are its parameters.
     what = "class" if found.is_class else "function"
     config = Config(napoleon_use_rtype=False, napoleon_use_ivar=True)
     return GoogleDocstring(found.docstring.value, config, what=what, name=found.path).lines()
 
 
-def _indented(lines: list[str]) -> list[str]:
+def _indented(lines: Sequence[str]) -> list[str]:
     return [f"   {line}" if line else "" for line in lines]
 
 
