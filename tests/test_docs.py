@@ -36,6 +36,7 @@ from bellwether.ask.judge import Judgement, JudgeSettings
 from bellwether.recipe.file import load_recipe, shipped
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
+from bellwether.tools.version import VERSION
 from starter.instructions import write_rows as write_starter_rows
 from starter.pretrain import Pretraining, settings_of
 from starter.world import make_world
@@ -257,7 +258,19 @@ def follow(words: list[str]) -> None:
         case ["tensorboard", "--logdir", folder]:
             assert importlib.util.find_spec("tensorboard")
             assert list(Path(folder).rglob("*tfevents*"))
-        case [".", ".venv/bin/activate"] | []:
+        case [".venv/bin/pytest", *given]:
+            for file, _, name in (word.partition("::") for word in given if word.startswith("tests/")):
+                assert not name or f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), words
+        case [".venv/bin/python", "-m", "build"]:
+            assert importlib.util.find_spec("build")
+        case ["../fresh/bin/pip", "install", "--constraint", file, what]:
+            assert (ROOT / file).is_file()
+            assert what in ("torch", f"dist/bellwether-{VERSION}-py3-none-any.whl")
+        case ["fresh/bin/bellwether", *arguments]:
+            follow(["bellwether", *arguments])
+        case ["git", "tag", "--annotate", tag, "--message", _]:
+            assert tag == f"v{VERSION}"
+        case ["python3", "-m", "venv", _] | ["cd", ".."] | [".", ".venv/bin/activate"] | []:
             pass
         case _:
             pytest.fail(f"the documentation shows a command that nothing checks: {shlex.join(words)}")
@@ -266,6 +279,13 @@ def follow(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
     play(page)
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert project["version"] == VERSION
+    assert newest in (VERSION, "Unreleased")
 
 
 def test_every_command_is_documented_and_no_other() -> None:
@@ -411,10 +431,11 @@ def test_pages_speak_of_the_project_alone(page: Path) -> None:
 
 def script(name: str) -> Any:
     """Return one of the documentation's own programs as a module."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for the names in their annotations
     specification.loader.exec_module(module)
     return module
 
