@@ -89,13 +89,20 @@ INTEGRATION_FILES = {
     "test_run_folder_crash.py",
     "test_selection_run.py",
     "test_shipped_recipes.py",
+    "test_site.py",
     "test_surface.py",
     "test_ui.py",
     "test_ui_attacks.py",
     "test_unseen.py",
 }
 # Files whose own fixtures take seconds: one process makes them, where several share the tests.
-SHARING_FILES = {"test_judge.py", "test_report_selection.py", "test_starter_base.py", "test_unseen.py"}
+SHARING_FILES = {
+    "test_judge.py",
+    "test_report_selection.py",
+    "test_site.py",
+    "test_starter_base.py",
+    "test_unseen.py",
+}
 # Files whose workers are forks of one process that takes seconds to begin; others mark single tests so.
 WORKERS_FILES = {"test_processes.py", "test_selection_run.py"}
 

@@ -38,6 +38,7 @@ from bellwether.ask.judge import Judgement, JudgeSettings
 from bellwether.recipe.file import load_recipe, shipped
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
+from bellwether.tools.version import VERSION
 from starter.instructions import write_rows as write_starter_rows
 from starter.pretrain import Pretraining, settings_of
 from starter.world import make_world
@@ -261,7 +262,19 @@ def follow(words: list[str]) -> None:
         case ["tensorboard", "--logdir", folder]:
             assert importlib.util.find_spec("tensorboard")
             assert list(Path(folder).rglob("*tfevents*"))
-        case [".", ".venv/bin/activate"] | []:
+        case [".venv/bin/pytest", *given]:
+            for file, _, name in (word.partition("::") for word in given if word.startswith("tests/")):
+                assert not name or f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), words
+        case [".venv/bin/python", "-m", "build"]:
+            assert importlib.util.find_spec("build")
+        case ["../fresh/bin/pip", "install", "--constraint", file, what]:
+            assert (ROOT / file).is_file()
+            assert what in ("torch", f"dist/bellwether-{VERSION}-py3-none-any.whl")
+        case ["fresh/bin/bellwether", *arguments]:
+            follow(["bellwether", *arguments])
+        case ["git", "tag", "--annotate", tag, "--message", _]:
+            assert tag == f"v{VERSION}"
+        case ["python3", "-m", "venv", _] | ["cd", ".."] | [".", ".venv/bin/activate"] | []:
             pass
         case _:
             pytest.fail(f"the documentation shows a command that nothing checks: {shlex.join(words)}")
@@ -270,6 +283,13 @@ def follow(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
     play(page)
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert project["version"] == VERSION
+    assert newest in (VERSION, "Unreleased")
 
 
 def test_every_command_is_documented_and_no_other() -> None:
@@ -281,8 +301,9 @@ def test_every_command_is_documented_and_no_other() -> None:
     assert shown == listed == known
 
 
-def test_every_shipped_recipe_is_listed_in_the_readme() -> None:
-    listed = re.findall(r"^\| `([\w-]+)` \|", prose(ROOT / "README.md"), re.MULTILINE)
+def test_every_shipped_recipe_is_listed() -> None:
+    table = prose(ROOT / "docs" / "recipes.md").split("| recipe |")[1].split("\n\n")[0]
+    listed = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
     assert sorted(listed) == shipped()
 
 
@@ -414,10 +435,11 @@ def test_pages_speak_of_the_project_alone(page: Path) -> None:
 
 def script(name: str) -> Any:
     """Return one of the documentation's own programs as a module."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for the names in their annotations
     specification.loader.exec_module(module)
     return module
 
@@ -428,13 +450,43 @@ def test_figures_of_the_readme_are_of_the_default_run_as_it_is() -> None:
     )
 
 
-def test_the_comparison_of_the_readme_is_of_the_recipe_as_it_is() -> None:
-    assert f"comparison {script('comparison').comparison_hash()}" in between(ROOT / "README.md", "comparison"), (
+def test_the_comparison_that_is_shown_is_of_the_recipe_as_it_is() -> None:
+    page = ROOT / "docs" / "measured.md"
+    assert f"comparison {script('comparison').comparison_hash()}" in between(page, "comparison"), (
         "compare anew, then: python docs/comparison.py FOLDER"
     )
 
 
-def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["federating.svg", "own-categories.svg", "few-rows.svg"])
+def test_the_plots_of_the_readme_show_the_tables_as_they_are(name: str) -> None:
+    plots = script("plots")
+    lines = plots.tables((ROOT / "docs" / "measured.md").read_text(encoding="utf-8"))
+    drawn = (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+    assert drawn == plots.draw(plots.PLOTS[name], lines), "draw them anew: python docs/plots.py"
+
+
+def test_a_plot_puts_dots_and_ends_of_lines_where_the_figures_are() -> None:
+    plots = script("plots")
+    page = "| | loss |\n| --- | --- |\n| a | 1.0 (0.5 to 2.0) |\n| b | 4.0 (3.0 to 4.0) |\n"
+    panel = plots.Panel("loss", "loss", {"a": "first", "b": "second"}, "b", (0, 4))
+    drawn = plots.draw([panel], plots.tables(page))
+    zero, four = plots.LABELS, plots.WIDTH - plots.RIGHT
+    x = [zero + (four - zero) * value / 4 for value in (0.5, 2.0, 1.0, 3.0, 4.0, 4.0)]
+    found = re.findall(r'interval" x1="([\d.]+)" x2="([\d.]+)".*\n<circle class="(?:ours )?mean" cx="([\d.]+)"', drawn)
+    np.testing.assert_allclose([float(value) for line in found for value in line], x, atol=0.06)
+    assert "first 1.0 (0.5 to 2.0), second 4.0 (3.0 to 4.0)" in drawn
+
+
+def test_figures_that_the_readme_tells_of_are_those_of_the_tables() -> None:
+    told = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("## What federating brings")[1].split("## In Python")[0]
+    )
+    figures = set(re.findall(r"\d+\.\d+", told))
+    assert figures
+    assert figures <= set(re.findall(r"\d+\.\d+", (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")))
+
+
+def test_the_table_of_a_comparison_is_written_from_a_folder(tmp_path: Path) -> None:
     def interval(mean: float, p: float = 0.001) -> dict[str, float]:
         return {"mean": mean, "low": mean - 0.01, "high": mean + 0.02, "p": p}
 
