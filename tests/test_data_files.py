@@ -191,7 +191,7 @@ def test_the_first_sheet_of_a_workbook_is_read(tmp_path):
 def test_a_workbook_that_is_none_or_far_too_large_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="a.xlsx: this is not a workbook that can be read"):
         read(write(tmp_path / "a.xlsx", "PK and nothing"))
-    monkeypatch.setattr("bellwether.data.files.UNPACKED", 100_000)
+    monkeypatch.setattr("bellwether.data.tables.UNPACKED", 100_000)
     path = workbook(tmp_path / "b.xlsx", [["instruction", "response"], ["a", "b" * 3_000_000]])
     with pytest.raises(DataError, match="b.xlsx: the workbook holds more than"):
         read(path)
@@ -246,7 +246,7 @@ def test_fields_of_messages_that_are_not_read_are_told_and_empty_ones_not(tmp_pa
     ]
     rows, notes = read_rows([str(write(tmp_path / "a.jsonl", json.dumps({"messages": messages})))], Data())
     assert rows[0].response == "bc"
-    assert notes == ["Messages: not used: the field 'mood', of 1 chats."]
+    assert notes == ["Messages: not used: the field 'mood', of 1 chat."]
 
 
 # Bad rows -----------------------------------------------------------------------------------------

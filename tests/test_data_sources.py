@@ -3,9 +3,9 @@ import json
 import pandas
 import pytest
 
-from bellwether.data.files import _batch_size
 from bellwether.data.rows import Turn
 from bellwether.data.sources import STARTER_ROWS, read_rows
+from bellwether.data.tables import _batch_size
 from bellwether.errors import DataError
 from bellwether.recipe.recipe import Columns, Data
 
@@ -286,7 +286,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_refused_at_the_bo
     path, table = tmp_path / "a.parquet", pyarrow.table({"instruction": texts, "response": texts})
     pyarrow.parquet.write_table(table, path, store_schema=kept)  # whether it is read as a dictionary again
     assert path.stat().st_size < 200_000
-    monkeypatch.setattr("bellwether.data.files.UNPACKED", 30_000_000)
+    monkeypatch.setattr("bellwether.data.tables.UNPACKED", 30_000_000)
     with pytest.raises(DataError, match=r"^a\.parquet:74\d: the rows up to here take more than 30\.0 MB when they are"):
         read(str(path))
 

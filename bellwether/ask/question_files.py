@@ -15,7 +15,8 @@ from typing import Any
 
 from bellwether.ask.questions import check_length
 from bellwether.data.columns import USUAL_NAMES, find_layout, make_row
-from bellwether.data.files import READERS, Problems, Record, can_be_read, read_records
+from bellwether.data.files import READERS, can_be_read, read_records
+from bellwether.data.records import Problems, Record
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bellwether.data.files import LONGEST_ROW, kind
+from bellwether.data.records import LONGEST_ROW, kind
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bellwether.data.chat import ChatFormat, Rendered, chat_format, chat_prompt, render_chat, special_texts
-from bellwether.data.files import Problems
+from bellwether.data.records import Problems
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bellwether.data.columns import USUAL_NAMES, can_group, check_client_name, find_layout, make_row, unused_fields
-from bellwether.data.files import READERS, Problems, Record, Written, can_be_read, read_records
+from bellwether.data.files import READERS, can_be_read, read_records
 from bellwether.data.opening import kind_of, stem_of
+from bellwether.data.records import Problems, Record, Written
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe

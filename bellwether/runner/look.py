@@ -13,7 +13,8 @@ from typing import Any
 
 from bellwether.data.columns import USUAL_NAMES, check_client_name
 from bellwether.data.federated import with_splits
-from bellwether.data.files import Problems, read_records
+from bellwether.data.files import read_records
+from bellwether.data.records import Problems
 from bellwether.data.rows import Row
 from bellwether.data.sources import file_clients, list_files, read_rows
 from bellwether.errors import DataError
