@@ -13,10 +13,13 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 import typing
@@ -35,6 +38,7 @@ from tiny_models import tiny_tokenizer
 
 from bellwether.ask.answerers import find_answerers
 from bellwether.ask.judge import Judgement, JudgeSettings
+from bellwether.data.prompts import prompt
 from bellwether.recipe.file import load_recipe, shipped
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
@@ -53,6 +57,7 @@ name: mine
 model: {path: my-model}
 data: {sources: [clinic-a.jsonl, clinic-b.jsonl]}
 """
+LM_EVAL = "lm-eval==0.4.13"
 TRACE = [{"client": f"client-{n:02}", "round": 1, "available": n % 3 > 0, "rows_per_second": 9.5} for n in range(1, 9)]
 
 
@@ -259,6 +264,13 @@ def follow(words: list[str]) -> None:
         case [".venv/bin/pip", "install", "-e", extra]:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             assert extra.strip(".[]") in project["optional-dependencies"], words
+        case [".venv/bin/pip", "install", package]:
+            assert package == LM_EVAL, words
+        case ["lm_eval", *arguments]:  # the slow test below runs it
+            options = dict(itertools.pairwise(arguments))
+            assert Path(options["--tasks"]).is_file()
+            given = dict(pair.split("=") for pair in options["--model_args"].split(","))
+            assert all(Path(given[name]).is_dir() for name in ("pretrained", "peft", "tokenizer"))
         case ["tensorboard", "--logdir", folder]:
             assert importlib.util.find_spec("tensorboard")
             assert list(Path(folder).rglob("*tfevents*"))
@@ -290,6 +302,45 @@ def test_the_version_is_one() -> None:
     newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     assert project["version"] == VERSION
     assert newest in (VERSION, "Unreleased")
+
+
+@pytest.mark.slow
+def test_the_harness_asks_an_exported_adapter_as_it_was_trained(workshop: Path) -> None:
+    """What docs/results.md prints, run to its scores."""
+    if importlib.util.find_spec("lm_eval") is None:
+        pytest.skip(f"lm_eval is not installed: pip install {LM_EVAL}")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    page = ROOT / "docs" / "results.md"
+    (task,) = (block for block in blocks(page) if block.file == "questions-task.yaml")
+    Path(str(task.file)).write_text(task.text)
+    at = next(number for number, words in enumerate(commands(page)) if words[0] == "lm_eval")
+    for words in commands(page)[at - 2 : at]:
+        follow(words)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(workshop / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-m", *commands(page)[at]], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    samples = [json.loads(line) for path in Path("scores").rglob("samples_*.jsonl") for line in path.open()]
+    assert len(samples) == 120
+    tokenizer = AutoTokenizer.from_pretrained("asked")
+    base = AutoModelForCausalLM.from_pretrained("my-model")
+    base.resize_token_embeddings(len(tokenizer))  # as the harness does: no answer has tokens that have no text
+    model = PeftModel.from_pretrained(base, "asked").eval()
+    for sample in samples[:6]:
+        row = sample["doc"]
+        asked = "\n\n".join(filter(None, (row["instruction"], row["context"])))
+        text = prompt(asked, "", None, tokenizer)  # Alpaca's: the tiny base has no template of its own
+        assert sample["arguments"]["gen_args_0"]["arg_0"] == text
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        answer = model.generate(input_ids=ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+        wanted = tokenizer.decode(answer, skip_special_tokens=True).partition("\n\n")[0]
+        assert sample["resps"][0][0] == wanted
+    (results,) = Path("scores").rglob("results_*.json")
+    exact = sum(sample["resps"][0][0] == sample["doc"]["response"] for sample in samples) / len(samples)
+    assert json.loads(results.read_text())["results"]["questions"]["exact_match,none"] == pytest.approx(exact)
 
 
 def test_every_command_is_documented_and_no_other() -> None:
