@@ -24,7 +24,7 @@ import torch
 from rich.console import Console, RenderableType
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
-from bellwether.exchange.records import ClientFinished, Event
+from bellwether.exchange.records import Event
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.report.holdings import draw
 from bellwether.runner.describe import describe
@@ -32,6 +32,7 @@ from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
 from bellwether.tell.live import summary, view
 from bellwether.tell.status import RunStatus
+from bellwether.tools.progress import Advanced
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -79,7 +80,7 @@ class Camera:
         """Take an event, and the picture when it is time."""
         self.status.take(event)
         there = self.status.round == self.round and len(self.status.finished) == self.answered
-        if self.picture is None and there and isinstance(event, ClientFinished):
+        if self.picture is None and there and isinstance(event, Advanced) and event.done > 1:
             self.picture = drawn(view(self.status, 92, 24), "bellwether run", "live")
 
 

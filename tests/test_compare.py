@@ -925,7 +925,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, *_: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:
@@ -1025,7 +1025,9 @@ def test_the_command_writes_and_shows_the_table(bellwether: Command, tiny_llama:
     Path("mine.yaml").write_text(text + "compare: {seeds: [1], arms: {a/b: {trains: nobody}, fed: {}}}\n")
     outcome = bellwether("compare", "mine.yaml", "--out", "found")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.splitlines()[0].startswith("1/2 a/b, seed 1: loss ")
+    first, second, *_ = outcome.out.splitlines()
+    assert first.startswith("comparison tiny in found: 2 arms, 2 runs")
+    assert second.startswith("1/2 a/b, seed 1: loss ")
     scores = next(line for line in outcome.out.splitlines() if line.strip().startswith("fed ")).split()
     assert f"| fed | {' '.join(scores[1:4])} |" in Path("found/table.md").read_text()
     lines = {line["name"]: line for line in json.loads(Path("found/table.json").read_text())["lines"]}

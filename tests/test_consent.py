@@ -193,14 +193,16 @@ def test_a_command_does_not_import_what_a_recipe_names(bellwether: Command, fore
     assert_refused(outcome, f"foreign_rules:deal from {foreign / 'foreign_rules.py'} (partition.method)")
 
 
-def test_arms_that_name_code_are_refused_by_a_comparison_and_of_no_matter_elsewhere(
+def test_arms_that_name_code_are_refused_by_a_comparison_and_its_plan_and_of_no_matter_elsewhere(
     bellwether: Command, foreign: Path
 ) -> None:
     text = (foreign / "theirs.yaml").read_text().replace("'foreign_rules:deal'", "iid")
     arms = "compare: {arms: {x: {set: {partition.method: 'foreign_rules:deal'}}}}\n"
     (foreign / "theirs.yaml").write_text(text + arms)
     assert_refused(bellwether("compare", "theirs.yaml"), "foreign_rules:deal from ")
-    assert bellwether("plan", "theirs.yaml").code == 0
+    assert_refused(bellwether("plan", "theirs.yaml"), "foreign_rules:deal from ")
+    assert bellwether("data", "theirs.yaml").code == 0
+    assert bellwether("plan", "theirs.yaml", "compare=null").code == 0
     assert not Path("imported").exists()
 
 

@@ -296,7 +296,7 @@ def test_steps_of_a_client_say_how_far_the_first_round_is():
     assert status.remaining == pytest.approx(30 + 40), "two of four clients are half done after 10 s"
     frame = io.StringIO()
     Console(file=frame, width=80).print(view(status, 80, 24))
-    assert "round 1, 0 of 4 clients done: training 5/10 rows" in frame.getvalue()
+    assert "round 1 of 2, 0 of 4 clients done: training 5/10 rows" in frame.getvalue()
 
 
 def test_scoring_at_clients_is_timed_by_how_many_have_answered():

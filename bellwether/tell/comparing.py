@@ -187,8 +187,8 @@ def run_words(run: ArmRun) -> str:
 
 def at_words(run: ArmRun, status: RunStatus) -> str:
     """Return which arm under which seed is at what."""
-    if status.phase is None and status.run is not None:
-        return f"{run_words(run)}: round {status.round if status.in_round else status.done} of {status.run.rounds}"
+    if status.phase is None and status.run is not None and not status.in_round:
+        return f"{run_words(run)}: round {status.done} of {status.run.rounds}"
     return f"{run_words(run)}: {phase_line(status) or 'begins'}"
 
 

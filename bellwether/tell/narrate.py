@@ -112,15 +112,13 @@ def _lines(event: Event, status: RunStatus) -> list[str]:
 
 def phase_line(status: RunStatus) -> str:
     """Return what is done at the moment, and how much of it is done."""
-    phase = status.phase
-    if phase is None:
-        return ""
-    where = ""
-    if status.in_round and phase.phase == TRAINING:
-        answered = len(status.finished) + len(status.failed) + len(status.idle)
-        total = f" of {status.run.rounds}" if status.run is not None else ""
-        where = f"round {status.round}{total}, {answered} of {len(status.cohort)} clients done: "
-    return f"{where}{phase_words(phase)}"
+    phase, words = status.phase, phase_words(status.phase) if status.phase is not None else ""
+    if not status.in_round or (phase is not None and phase.phase != TRAINING):
+        return words
+    answered = len(status.finished) + len(status.failed) + len(status.idle)
+    total = f" of {status.run.rounds}" if status.run is not None else ""
+    where = f"round {status.round}{total}, {answered} of {len(status.cohort)} clients done"
+    return f"{where}: {words}" if words else where
 
 
 def phase_words(phase: Advanced) -> str:
@@ -132,7 +130,7 @@ def phase_words(phase: Advanced) -> str:
 
 def left_words(left: float | None) -> str:
     """Return the time that is left as the end of a line; nothing where none is known."""
-    return f"; about {duration(left)} left" if left else ""
+    return f"; about {duration(left)} left" if left is not None and left >= 0.5 else ""
 
 
 def _round_line(record: RoundRecord, status: RunStatus) -> str:
