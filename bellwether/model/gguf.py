@@ -1,6 +1,6 @@
 """GGUF files, as llama.cpp has them: unpacked once by transformers to an ordinary model folder, which is the base.
 
-    model.gguf  →  ~/.cache/huggingface/bellwether/gguf-<first digits of its SHA-256>/
+    model.gguf  →  HF_HOME/bellwether/gguf-<first digits of its SHA-256>/
 
 Weights in few bits become the float32 numbers that these bits stand for, so nothing is lost beyond what was lost when
 the file was made. Adapters name the folder as their base, so that PEFT finds it as any other.
