@@ -63,7 +63,8 @@ def of_comparison(path: Path, recipe: str, fields: Sequence[str], finished: int)
 
     def watch(event: Event) -> None:
         status.take(event)
-        training = any(one.phase and one.phase.phase == TRAINING and one.finished for one in status.running.values())
+        phases = [one.phase for one in status.running.values() if one.phase is not None]
+        training = any(phase.phase == TRAINING and phase.done > 1 for phase in phases)
         if len(status.finished) == finished and training:
             path.write_text(drawn(comparison_view(status, 92, 24), "bellwether compare", "compare"), encoding="utf-8")
             raise Taken
@@ -107,7 +108,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
         fields=["federation.rounds=5", "federation.fraction=1.0"],
         part="#selection figure",
     ),
-    "compare.svg": functools.partial(of_comparison, recipe="default-table", fields=(), finished=5),
+    "compare.svg": functools.partial(of_comparison, recipe="default-table", fields=(), finished=3),
     "talk.png": functools.partial(
         of_talk,
         recipe="default-table",

@@ -114,6 +114,18 @@ def test_a_federation_is_as_far_as_its_rounds():
     assert "federated, seed 5: round 1 of 4" in shown(status)
 
 
+def test_of_a_federation_that_goes_on_only_the_rounds_to_come_count():
+    status, clock = status_after((0, STARTED), (0, ArmStarted(FEDERATED)))
+    for event in (RunStarted("n", "f", 4, 3, 10, 2), RoundStarted(4, ("a", "b"))):
+        status.take(ArmTold(FEDERATED, event))
+    assert status.stages[FEDERATED].done == 0
+    assert status.remaining == pytest.approx(10 + 100 + 100 / 4 + 10 + 100 + 100)
+    clock.now += 12.5
+    status.take(ArmTold(FEDERATED, ClientFinished(4, ClientRecord("a", 5, 5, 50, 1.0, 10.0))))
+    assert status.stages[FEDERATED].done == pytest.approx(1 / 2)
+    assert status.remaining == pytest.approx(10 + 100 + 12.5 + 10 + 100 + 100), "it is as fast as planned"
+
+
 def test_what_was_finished_before_counts_as_done_but_says_nothing_of_the_pace():
     status, _ = status_after((0, STARTED), (50, ArmFinished(LOCAL, SCORES, before=True)))
     assert status.remaining == pytest.approx(10 + 100 + 10 + 100 + 100)
@@ -189,7 +201,7 @@ def test_without_a_terminal_there_is_one_line_per_finished_arm_with_the_time_tha
         clock.now += seconds
         watcher(event)
     assert lines == [
-        "comparison table in compared: 3 arms, 1 trials and 6 runs; about 7:00 left",
+        "comparison table in compared: 3 arms, 1 trials and 6 runs, by the plan about 7:00",
         "1 of 7 are finished already.",
         "1/7 local, seed 0, trial of rate 0.008, 10 passes: counts as the worst. It diverged.; about 7:00 left",
         "2/7 base, seed 5: loss 2.000, ROUGE-L 25.0 %, exact 10.0 %; about 6:50 left",

@@ -15,6 +15,7 @@ from bellwether.exchange.records import (
     ComparisonStarted,
     Event,
     Note,
+    RunStarted,
     Watcher,
 )
 from bellwether.exchange.scores import Scores
@@ -22,7 +23,7 @@ from bellwether.tell.narrate import SPARSE, left_words, note_line, pairs, phase_
 from bellwether.tell.pace import Stage
 from bellwether.tell.status import Clock, RunStatus
 from bellwether.tools.progress import ANSWERS, TRAINING, Advanced
-from bellwether.tools.words import clean
+from bellwether.tools.words import clean, duration
 
 
 @dataclass
@@ -41,6 +42,7 @@ class ComparisonStatus:
     stages: dict[ArmRun, Stage] = field(default_factory=dict)
     finished: dict[ArmRun, ArmFinished] = field(default_factory=dict)
     taken: dict[ArmRun, float] = field(default_factory=dict)
+    before: dict[ArmRun, float] = field(default_factory=dict)  # share that an earlier process had done
 
     def take(self, event: Event) -> None:
         """Note what an event tells."""
@@ -58,6 +60,8 @@ class ComparisonStatus:
                 if event.run not in self.finished:
                     status = self._begin(event.run, now)
                     status.take(event.event)
+                    if isinstance(event.event, RunStarted):
+                        self.before[event.run] = event.event.done / event.event.rounds
                     self.stages[event.run].reach(self._share(event.run, status), now)
             case ArmFinished():
                 self.finished[event.run] = event
@@ -100,10 +104,11 @@ class ComparisonStatus:
         return self.running.setdefault(run, RunStatus(clock=self.clock))
 
     def _share(self, run: ArmRun, status: RunStatus) -> float:
-        """Return how much of an arm is done, in time as the plan has it, 0 to 1."""
+        """Return how much of what this process does of an arm is done, in time as the plan has it, 0 to 1."""
         if status.run is not None:
             answered = len(status.finished) / len(status.cohort) if status.in_round and status.cohort else 0.0
-            return (status.done + answered) / status.run.rounds
+            rounds = max(1, status.run.rounds - status.run.done)
+            return (status.done - status.run.done + answered) / rounds
         planned = self.comparison.expected.get(run) if self.comparison is not None else None
         if planned is None or status.phase is None or not planned.seconds:
             return 0.0
@@ -116,17 +121,21 @@ class ComparisonStatus:
     def _left(self, run: ArmRun) -> float:
         """Return the estimated seconds of an arm that is not finished."""
         assert self.comparison is not None
-        expected = self._slowness(run.arm) * self.comparison.expected[run].seconds
+        expected = self._slowness(run.arm) * self._planned()[run]
         stage = self.stages.get(run)
         return expected if stage is None else stage.left(expected, self.clock()) or 0.0
+
+    def _planned(self) -> dict[ArmRun, float]:
+        """Return the seconds by the plan of what this process does of every arm."""
+        assert self.comparison is not None
+        return {run: one.seconds * (1.0 - self.before.get(run, 0.0)) for run, one in self.comparison.expected.items()}
 
     def _slowness(self, arm: str) -> float:
         """Return how many times longer than planned an arm takes: as it did before, or else as all others do.
 
         Of all of them little may be done yet, most of it loading; so the plan counts as one more of average length.
         """
-        assert self.comparison is not None
-        plan = {run: one.seconds for run, one in self.comparison.expected.items()}
+        plan = self._planned()
         taken = {run: (seconds, plan[run]) for run, seconds in self.taken.items() if run in plan}
         alike = [pair for run, pair in taken.items() if run.arm == arm]
         if sum(planned for _, planned in alike):
@@ -167,7 +176,9 @@ def _lines(event: Event, status: ComparisonStatus, known: bool) -> list[str]:
             trials = sum(bool(run.trial) for run in status.runs)
             before = f"{trials} trials and " if trials else ""
             what = f"{len(status.arms)} arms, {before}{len(status.runs) - trials} runs"
-            return [f"comparison {clean(event.name)} in {clean(event.folder)}: {what}{left}"]
+            planned = math.fsum(one.seconds for one in event.expected.values()) / event.processes
+            said = f"{what}, by the plan about {duration(planned)}"
+            return [f"comparison {clean(event.name)} in {clean(event.folder)}: {said}"]
         case ArmFinished() if not event.before:
             count = f"{len(status.finished)}/{len(status.runs)}"
             return [f"{count} {run_words(event.run)}: {clean(event.failure) or score_words(event.scores)}{left}"]
