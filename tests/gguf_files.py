@@ -49,7 +49,9 @@ def gguf_llama(hidden: int = 32) -> Any:
     return tiny_model("llama", config=config)
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any | None, kind: str = "F32", **more: Any) -> Path:
+def write_gguf(
+    path: Path, model: Any, tokenizer: Any | None, kind: str = "F32", pre: str | None = "gpt-2", **more: Any
+) -> Path:
     """Write a Llama as a GGUF file.
 
     Args:
@@ -57,6 +59,7 @@ def write_gguf(path: Path, model: Any, tokenizer: Any | None, kind: str = "F32",
         model: the model.
         tokenizer: byte-level BPE; None leaves it out.
         kind: of its matrices: F32, F16 or Q8_0; vectors are always in float32.
+        pre: how its tokenizer says that it splits texts; None leaves it out.
         more: further tensors (arrays) and metadata (texts).
     """
     import gguf
@@ -74,7 +77,7 @@ def write_gguf(path: Path, model: Any, tokenizer: Any | None, kind: str = "F32",
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer, config.vocab_size)
+        _add_tokenizer(writer, tokenizer, config.vocab_size, pre)
     for name, weight in model.state_dict().items():
         _add_tensor(writer, _gguf_name(name), _permuted(name, weight, config).numpy(), kind)
     for name, value in more.items():
@@ -89,7 +92,7 @@ def write_gguf(path: Path, model: Any, tokenizer: Any | None, kind: str = "F32",
     return path
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
+def _add_tokenizer(writer: Any, tokenizer: Any, size: int, pre: str | None) -> None:
     import json
 
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -97,7 +100,8 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
     special = set(tokenizer.all_special_tokens)
     unused = [f"[PAD{number}]" for number in range(len(tokens), size)]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([*tokens, *unused])
     writer.add_token_types([*(CONTROL if token in special else NORMAL for token in tokens), *[5] * len(unused)])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])

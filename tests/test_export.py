@@ -42,6 +42,22 @@ def llama(tmp_path):
     return base, adapter_folder(tmp_path / "adapter", random_adapter(base, dtype="float32"))
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_chat_templates_of_several_names_are_all_exported(merge, llama, tmp_path):
+    from transformers import AutoTokenizer
+
+    base, folder = llama
+    named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }} {{ messages[0].content }}"}
+    base.tokenizer.chat_template = named
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    export(folder, tmp_path / "out", merge=merge)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    asked = [{"role": "user", "content": "Why?"}]
+    assert tokenizer.apply_chat_template(asked, tools=[tool], tokenize=False) == "1 Why?"
+    assert tokenizer.apply_chat_template(asked, tokenize=False) == "Why?"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_merged_model_has_the_adapters_logits(architecture, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY_RECIPE
 from gguf_files import gguf_llama, write_gguf
+from safetensors import SafetensorError
 from tiny_models import random_adapter, tiny_tokenizer
 
 from bellwether.errors import ModelError
@@ -214,6 +215,40 @@ def test_what_the_reader_would_leave_out_is_refused(packed, tmp_path):
     assert "llama.rope.scaling.type" in refused(scaled)
     more = write_gguf(tmp_path / "c.gguf", *packed, blk__0__attn_q__bias=np.ones(32, np.float32))
     assert "more weights than the model has places for" in refused(more)
+
+
+@pytest.mark.parametrize(
+    ("pre", "says"),
+    [
+        ("smollm", "says that its tokenizer splits texts as 'smollm', which transformers' reader"),
+        (None, "does not say how its tokenizer splits texts, which transformers' reader"),
+    ],
+)
+def test_a_tokenizer_that_would_split_texts_otherwise_is_refused(pre, says, packed, tmp_path):
+    assert says in refused(write_gguf(tmp_path / "model.gguf", *packed, pre=pre))
+
+
+def test_a_tokenizer_whose_way_of_splitting_is_known_splits_so(packed, tmp_path):
+    base = base_of(write_gguf(tmp_path / "model.gguf", *packed, pre="llama-bpe"))
+    split = base.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("In 20245, yes")
+    assert [piece for piece, _ in split] == ["In", "Ġ", "202", "45", ",", "Ġyes"]  # of digits at most three together
+
+
+def test_what_lies_beside_a_file_is_not_read(packed, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere", "peft_type": "LORA"}')
+    base = base_of(write_gguf(tmp_path / "model.gguf", *packed))
+    with torch.no_grad():
+        assert torch.equal(base.model(IDS_NT).logits, packed[0](IDS_NT).logits)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(packed, tmp_path, cache, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    path = write_gguf(tmp_path / "model.gguf", *packed)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    assert "set the environment variable HF_HOME to a folder with space enough" in refused(path)
+    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
 
 
 def test_the_command_says_it_in_one_sentence(bellwether, tmp_path):

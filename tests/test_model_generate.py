@@ -103,6 +103,43 @@ def test_an_answer_ends_at_a_text_of_several_tokens_which_is_left_out():
     assert [answer_text(ids, SPELLED, stop) for ids in answers] == ["Sky is blue.", "Sea", "No"]
 
 
+@pytest.mark.parametrize(
+    ("ids", "ended"), [([5, 6, 7, 8, 9], True), ([5, 6, 7, 8, 9, 10], True), ([5, 6, 7, 8], False)]
+)
+def test_whoever_listens_is_told_that_an_answer_has_ended_by_a_text(ids, ended):
+    from bellwether.ask.talk import _Said
+
+    said = _Said("federated", SPELLED, [2, "### End"])
+    for token in ids:
+        said.take(token)
+    assert said.answer(final=True).ended is ended
+
+
+@pytest.mark.parametrize(
+    ("end", "stops"),
+    [
+        ("###", "###"),  # one token where it stands alone, and others behind a letter
+        (" END<|x|>", " END"),  # the token has no text in an answer
+        ("\n<|x|>", "<|x|>"),
+    ],
+)
+@pytest.mark.parametrize("name", ["byte-level BPE", "Metaspace, BOS"])
+def test_of_what_ends_a_turn_generation_knows_the_text_before_a_token_of_its_own(end, stops, name):
+    from data_tokenizers import family, with_chat
+
+    from bellwether.data.prompts import end_of_turn, resolve_template
+
+    template = (
+        "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}"
+        "{{ '\n' if m.role == 'user' else END }}{% endfor %}{{ 'A: ' if add_generation_prompt }}"
+    )
+    tokenizer = with_chat(family(name), template.replace("END", repr(end)))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|x|>"]})
+    found = end_of_turn(resolve_template(recipe.Data(template="chat"), tokenizer), tokenizer)
+    wanted = tokenizer.convert_tokens_to_ids(stops) if stops == "<|x|>" else stops
+    assert found == [tokenizer.eos_token_id, wanted]
+
+
 def test_a_run_knows_the_end_of_a_turn_that_is_several_tokens(tiny_recipe, tmp_path):
     import yaml
     from data_tokenizers import CHATML

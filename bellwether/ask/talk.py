@@ -29,7 +29,7 @@ from bellwether.data.tokens import prompt_ids
 from bellwether.errors import BellwetherError, DataError, first_line
 from bellwether.exchange.adapter import Adapter, side_by_side
 from bellwether.model.base import Base, load_base
-from bellwether.model.generate import Sampling, answer_text, generate
+from bellwether.model.generate import Sampling, answer_text, ended_by_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE
@@ -246,7 +246,8 @@ class _Said:
         """Return it as text."""
         going_on = not final and not self._ended
         text = answer_text(self._ids, self._tokenizer, self._stop, going_on=going_on)
-        return Answer(self._name, text, len(self._ids), self._ended)
+        ended = self._ended or ended_by_text(self._ids, self._tokenizer, self._stop)
+        return Answer(self._name, text, len(self._ids), ended)
 
 
 def _handing_over(

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bellwether.data.chat import ChatFormat, Rendered, chat_format, chat_prompt, render_chat, special_texts
+from bellwether.data.chat import (
+    ChatFormat,
+    Rendered,
+    added_tokens,
+    chat_format,
+    chat_prompt,
+    render_chat,
+    special_texts,
+)
 from bellwether.data.records import Problems
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
@@ -155,15 +163,25 @@ def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[
     """Return at what generation stops: at end of sequence, and at the template's end of turn.
 
     Returns:
-        Ids of tokens, and texts that are several tokens.
+        Ids of tokens, and texts.
     """
     ends: list[int | str] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     for text in () if template is None else dict.fromkeys(filter(None, (template.end, template.last_end))):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = int(ids[0]) if len(ids) == 1 else text
+        end = _stop_of(text, tokenizer)
         if end not in ends:
             ends.append(end)
     return ends
+
+
+def _stop_of(end: str, tokenizer: PreTrainedTokenizerBase) -> int | str:
+    """Return at what generation stops that ends a turn: a token of its own, else the text before the first of those.
+
+    Other tokens depend on the text around them, and tokens of their own may have no text in an answer.
+    """
+    tokens = (text for text in added_tokens(tokenizer) if text in end)
+    own = min(tokens, key=lambda text: (end.index(text), -len(text)), default=None)
+    before = end if own is None else end[: end.index(own)].rstrip()
+    return before or int(tokenizer.convert_tokens_to_ids(own))  # type: ignore[arg-type]
 
 
 def _user_text(instruction: str, context: str) -> str:

@@ -72,7 +72,10 @@ def export(
             source = opened.folder
             _write_adapter(source, settings, opened.config, adapter, folder, temporary)
         _copy_small_files(source.path, temporary)
-        if written is not None and written != opened.tokenizer.chat_template:
+        named = isinstance(opened.tokenizer.chat_template, dict)  # stand in a folder of their own
+        if written is None and named:
+            written = opened.tokenizer.chat_template
+        if written is not None and (named or written != opened.tokenizer.chat_template):
             _write_chat_template(written, temporary)
 
 

@@ -108,8 +108,14 @@ def answer_text(ids: Sequence[int], tokenizer: Any, stop: Collection[int | str] 
     return text.strip()
 
 
+def ended_by_text(ids: Sequence[int], tokenizer: Any, stop: Collection[int | str]) -> bool:
+    """Return whether an answer came to its end by a text that ends answers; arguments as of ``answer_text``."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return any(end in text for end in stop if isinstance(end, str))
+
+
 class _Ends:
-    """What ends an answer: certain tokens, and texts of several tokens."""
+    """What ends an answer: certain tokens, and texts."""
 
     def __init__(self, base: Base, stop: Collection[int | str]) -> None:
         self.ids = sorted({*base.stop_ids, *(end for end in stop if isinstance(end, int))})

@@ -16,6 +16,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def unpacked(path: Path) -> Path:
     """
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
+    from safetensors import SafetensorError
 
     path = path.resolve()
     _check_file(path)
@@ -52,9 +54,11 @@ def unpacked(path: Path) -> Path:
             if not folder.is_dir():
                 if sys.stderr.isatty():  # as the hub's client shows what it downloads
                     print(f"Unpacking {path.name}, once.", file=sys.stderr)
-                with _appearing(folder) as temporary:
-                    _unpack(path, temporary)
-    except OSError as error:
+                with _appearing(folder) as temporary, tempfile.TemporaryDirectory() as alone:
+                    link = Path(alone) / path.name  # else transformers would read an adapter that lies beside it
+                    link.symlink_to(path)
+                    _unpack(path, link, temporary)
+    except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{path} cannot be unpacked to {folder} ({first_line(error)}); "
             "set the environment variable HF_HOME to a folder with space enough."
@@ -99,16 +103,17 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _unpack(path: Path, folder: Path) -> None:
-    """Write model and tokenizer of a GGUF file to a new folder."""
+def _unpack(path: Path, link: Path, folder: Path) -> None:
+    """Write model and tokenizer of a GGUF file, to which a folder has nothing but a link, to a new folder."""
     import torch
     import transformers
 
     reader = _opened(path)
     architecture = _text(reader, "general.architecture", path)
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    _check_split(path, reader)
+    where: dict[str, Any] = {"gguf_file": link.name, "local_files_only": True}
     try:
-        config = transformers.AutoConfig.from_pretrained(path.parent, **where)
+        config = transformers.AutoConfig.from_pretrained(link.parent, **where)
     # transformers raises errors of many types for what it does not know.
     except Exception as error:
         raise ModelError(
@@ -116,14 +121,14 @@ def _unpack(path: Path, folder: Path) -> None:
             f"({first_line(error)}); give the model's folder in Hugging Face format."
         ) from error
     _check_complete(path, reader, config)
-    _write_tokenizer(path, reader, folder)
+    _write_tokenizer(path, link, reader, folder)
     # Some architectures would stay packed where the package kernels is installed; older versions unpack all.
     packed = getattr(transformers, "GgufConfig", None)
     whole = {"quantization_config": packed(dequantize=True)} if packed is not None else {}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar of progress that cannot be turned off
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                path.parent, config=config, dtype=torch.float32, output_loading_info=True, **where, **whole
+                link.parent, config=config, dtype=torch.float32, output_loading_info=True, **where, **whole
             )
     except Exception as error:
         raise ModelError(
@@ -217,21 +222,42 @@ def _ignored(reader: Any, config: Any) -> list[str]:
     return [*(tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")), *said]
 
 
-def _write_tokenizer(path: Path, reader: Any, folder: Path) -> None:
+def _check_split(path: Path, reader: Any) -> None:
+    """Refuse a byte-level tokenizer that splits texts in a way that transformers' reader does not know.
+
+    It would split them as GPT-2's does, and make other tokens of them than the model has learnt.
+    """
+    if _text(reader, "tokenizer.ggml.model", path) != "gpt2":
+        return
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
+    except ImportError:  # of another version
+        known = {}
+    key = "tokenizer.ggml.pre"
+    way = str(reader.fields[key].contents()) if key in reader.fields else None
+    if way != "gpt-2" and way not in known:
+        said = f"that its tokenizer splits texts as {way!r}" if way is not None else "how its tokenizer splits texts"
+        raise ModelError(
+            f"{path} {'says' if way is not None else 'does not say'} {said}, which transformers' reader of GGUF files "
+            "does not know, so that texts would become other tokens; give the model's folder in Hugging Face format."
+        )
+
+
+def _write_tokenizer(path: Path, link: Path, reader: Any, folder: Path) -> None:
     """Write a file's tokenizer to a folder, without tokens that transformers made up behind the file's own."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-        tokenizer.save_pretrained(folder)
-        known = len(reader.fields["tokenizer.ggml.tokens"].data)
-        written = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name, local_files_only=True)
     # Tokenizers of different families fail with errors of many types.
     except Exception as error:
         raise ModelError(
             f"The tokenizer in {path} cannot be read ({first_line(error)}); "
             "give the model's folder in Hugging Face format."
         ) from error
+    tokenizer.save_pretrained(folder)
+    known = len(reader.fields["tokenizer.ggml.tokens"].data)
+    written = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     written["added_tokens"] = _of_the_file(written["added_tokens"], known)
     (folder / "tokenizer.json").write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
 
