@@ -134,9 +134,13 @@ def test_what_was_finished_before_counts_as_done_but_says_nothing_of_the_pace():
 
 def test_words_that_come_after_an_arm_is_finished_change_nothing():
     status, _ = status_after(
-        (0, STARTED), (0, ArmFinished(BASE, SCORES)), (0, ArmTold(BASE, Advanced("writing answers", 1, 2, "rows")))
+        (0, STARTED),
+        (0, ArmFinished(BASE, SCORES)),
+        (0, ArmStarted(BASE)),
+        (0, ArmTold(BASE, Advanced("writing answers", 1, 2, "rows"))),
     )
     assert not status.running
+    assert not status.stages
 
 
 def test_the_view_shows_arms_with_mean_scores_over_seeds_and_what_is_at_work():
@@ -201,7 +205,7 @@ def test_without_a_terminal_there_is_one_line_per_finished_arm_with_the_time_tha
         clock.now += seconds
         watcher(event)
     assert lines == [
-        "comparison table in compared: 3 arms, 1 trials and 6 runs, by the plan about 7:00",
+        "comparison table in compared: 3 arms, 1 trial and 6 runs, by the plan about 7:00",
         "1 of 7 are finished already.",
         "1/7 local, seed 0, trial of rate 0.008, 10 passes: counts as the worst. It diverged.; about 7:00 left",
         "2/7 base, seed 5: loss 2.000, ROUGE-L 25.0 %, exact 10.0 %; about 6:50 left",

@@ -225,6 +225,16 @@ def test_a_command_does_not_import_what_a_folder_names(
     assert outcome.err.count("foreign_rules") == (2 if len(named) == 2 else 0)  # the function and its file
 
 
+def test_a_comparison_that_goes_on_does_not_import_what_another_recipe_names(
+    bellwether: Command, foreign: Path, tiny_comparison: Path
+) -> None:
+    shutil.copytree(tiny_comparison, foreign / "kept")
+    outcome = bellwether("compare", "--resume", "kept", "theirs.yaml", "compare={}")
+    assert outcome.code == 2
+    assert outcome.err.startswith("bellwether: kept or theirs.yaml would run Python code: foreign_rules:deal from ")
+    assert not Path("imported").exists()
+
+
 def test_a_report_and_a_printed_recipe_import_nothing_that_is_named(bellwether: Command, foreign_run: Path) -> None:
     for words in (["report", "theirs"], ["recipe", "theirs.yaml"]):
         outcome = bellwether(*words)

@@ -305,7 +305,7 @@ def test_the_version_is_one() -> None:
 
 
 @pytest.mark.slow
-def test_the_harness_asks_an_exported_adapter_as_it_was_trained(workshop: Path) -> None:
+def test_the_harness_scores_an_exported_adapter_as_peft_does_with_its_chat_template(workshop: Path) -> None:
     """What docs/results.md prints, run to its scores."""
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip(f"lm_eval is not installed: pip install {LM_EVAL}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def lengths(kept: int, left_out: int, cut: int = 0, length: int = 300) -> Tokeni
 
 
 def told(part: Tokenised, positions: int | None = None, most: int = 128) -> list[str]:
-    return length_warnings("training rows", [part], Recipe(data=Data(max_tokens=most)), positions)
+    return length_warnings("training rows", [part], Recipe(data=Data(max_tokens=most)), positions, trained=True)
 
 
 def test_few_rows_that_are_too_long_are_no_warning() -> None:
@@ -100,6 +101,12 @@ def test_a_run_on_the_tenth_of_the_rows_that_fits_is_refused() -> None:
     assert told(lengths(11, 89))
     with pytest.raises(DataError, match=r"^90 of 100 training rows \(90%\) are left out, .* trained on so few\.$"):
         told(lengths(10, 90))
+
+
+def test_test_rows_that_are_too_long_are_told_and_end_nothing() -> None:
+    (said,) = length_warnings("test rows", [lengths(0, 1)], Recipe(data=Data(max_tokens=128)), None)
+    assert said.startswith("1 of 1 test rows (100%) are left out, since")
+    assert said.endswith("would hold most of them, or leave long rows out.")
 
 
 def test_the_lengths_of_real_rows_say_what_would_hold_them(tmp_path: Path, tiny_llama: Path) -> None:
@@ -219,3 +226,82 @@ def test_a_number_is_told_with_its_noun() -> None:
     assert [counted(number, "row") for number in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
     assert counted(1, "reply", "replies") == "1 reply"
     assert counted(3, "reply", "replies") == "3 replies"
+
+
+# Plans and comparisons on one's own rows --------------------------------------------------------------
+
+
+def test_a_plan_is_of_the_run_or_comparison_that_the_same_words_begin(
+    bellwether: Command, tiny_recipe: Path, tiny_llama: Path, dolly_like: Path
+) -> None:
+    own = ["--model", tiny_llama, "--data", dolly_like, "partition.clients=3"]
+    assert "What this run will need" in bellwether("plan", *own).out
+    own += ["data.test_rows_per_category=1", "data.validation_rows_per_category=1"]
+    outcome = bellwether("plan", "own-table", *own, "--seed", 5)
+    assert outcome.code == 0, outcome.err
+    assert "× 1 seed = " in outcome.out
+    outcome = bellwether("plan", "own-table", *own, "--rounds", 2)
+    assert outcome.code == 2
+    assert "--rounds has no effect" in outcome.err
+
+
+def test_a_run_of_a_recipe_with_arms_takes_jobs_since_its_arms_are_not_run(
+    bellwether: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Recipe] = []
+
+    def run(recipe: Recipe, **_: Any) -> None:
+        taken.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bellwether.runner.run.run", run)
+    assert bellwether("run", "fedit-table", "--jobs", 2).code == 130
+    assert (taken[0].engine.processes, taken[0].compare) == (2, None)
+
+
+def test_a_run_is_not_taken_for_a_comparison_though_its_recipe_has_arms(
+    bellwether: Command, tiny_recipe: Path, tiny_run: Any
+) -> None:
+    folder = Path(shutil.copytree(tiny_run[0], "run"))
+    text = (folder / "recipe.yaml").read_text()
+    assert "compare: null\n" in text
+    (folder / "recipe.yaml").write_text(text.replace("compare: null\n", "compare: {}\n"))
+    before = (folder / "report.html").read_bytes() if (folder / "report.html").exists() else None
+    outcome = bellwether("compare", "--resume", "run")
+    assert outcome.code == 2
+    assert "run holds a run; go on with bellwether run --resume run" in outcome.err
+    assert ((folder / "report.html").read_bytes() if before else None) == before
+
+
+def test_an_error_of_ours_is_not_told_as_an_interrupt() -> None:
+    from bellwether.cli.going_on import going_on, told
+
+    with pytest.raises(ValueError, match="^a bug$") as caught, going_on(lambda: "go on"):
+        raise ValueError("a bug")
+    assert not getattr(caught.value, "__notes__", ())
+    assert told(caught.value) == "go on"  # where an interrupt was made of it
+
+
+def test_files_whose_unknown_columns_differ_are_each_asked_for_theirs(bellwether: Command) -> None:
+    Path("q.csv").write_text("q1,ans\nWhy?,So.\nHow?,Thus.\n")
+    Path("f.csv").write_text("frage,antwort\nWarum?,Darum.\nWie?,So.\n")
+    assert bellwether("init", "q.csv", "f.csv").code == 0
+    text = Path("recipe.yaml").read_text()
+    assert "source_columns:" in text
+    assert text.count("instruction: ???") == 2
+
+
+def test_of_files_of_one_name_in_two_folders_each_has_the_columns_that_are_chosen(bellwether: Command) -> None:
+    for folder, columns in (("a", "q1,ans"), ("b", "frage,antwort")):
+        Path(folder).mkdir()
+        Path(folder, "x.csv").write_text(f"{columns}\nWhy?,So.\nHow?,Thus.\n")
+    words = ["--instruction", "q1", "--response", "ans", "--instruction", "frage", "--response", "antwort"]
+    outcome = bellwether("init", "a/x.csv", "b/x.csv", *words)
+    assert "has no column" not in outcome.err
+
+
+def test_a_mark_to_choose_within_brackets_is_told_as_one(bellwether: Command) -> None:
+    Path("open.yaml").write_text("data: {columns: {instruction: ???}}\n")
+    outcome = bellwether("run", "open.yaml")
+    assert outcome.code == 2
+    assert outcome.err.rstrip().endswith("put a value in place of ???.")

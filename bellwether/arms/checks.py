@@ -13,6 +13,7 @@ from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.tools.atomic import slug
+from bellwether.tools.words import counted
 
 TRIALS = "trials"  # the folder of trials
 
@@ -128,4 +129,4 @@ def all_tried(settings: Compare) -> list[tuple[str, Arm]]:
 
 def trial_words(arm: Arm) -> str:
     """Return what a trial of an arm tries, in words."""
-    return f"rate {arm.learning_rate:g}, {arm.passes} passes"
+    return f"rate {arm.learning_rate:g}, {counted(arm.passes or 0, 'pass', 'passes')}"

@@ -33,7 +33,7 @@ from bellwether.runner.work import (
     work_flops,
     work_of,
 )
-from bellwether.tools.words import amount, byte_size, clean, duration
+from bellwether.tools.words import amount, byte_size, clean, counted, duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -285,16 +285,23 @@ def _lines(plan: ComparisonPlan) -> list[tuple[str, str]]:
     settings, total = plan.recipe.compare, plan.total
     assert settings is not None
     seeds = ", ".join(map(str, settings.seeds))
-    runs = f"{len(plan.arms)} arms × {len(settings.seeds)} seeds = {sum(one.runs for one in plan.arms.values()):,} runs"
+    runs = " × ".join([counted(len(plan.arms), "arm"), counted(len(settings.seeds), "seed")])
+    runs = f"{runs} = {counted(sum(one.runs for one in plan.arms.values()), 'run')}"
     lines = [("base model", plan.model), ("arms", runs), ("seeds", seeds)]
     if plan.trials and settings.tune is not None:
         tune = settings.tune
-        tried = (len(plan.trials), len(tune.learning_rates), len(tune.passes), len(tune.seeds))
-        text = "{} arms × {} learning rates × {} passes × {} seeds = ".format(*tried)
-        lines.append(("trials before", f"{text}{math.prod(tried):,} runs on validation rows"))
+        arms, rates, seeds_tried = len(plan.trials), len(tune.learning_rates), len(tune.seeds)
+        tried = [
+            counted(arms, "arm"),
+            counted(rates, "learning rate"),
+            counted(len(tune.passes), "number of passes", "numbers of passes"),
+            counted(seeds_tried, "seed"),
+        ]
+        runs_tried = counted(arms * rates * len(tune.passes) * seeds_tried, "run")
+        lines.append(("trials before", f"{' × '.join(tried)} = {runs_tried} on validation rows"))
     return [
         *lines,
-        ("adapters", f"{total.adapters:,} are trained"),
+        ("adapters", f"{total.adapters:,} trained"),
         (
             "trained in all",
             f"{total.rows:,.0f} rows, {total.tokens:,.0f} tokens, {total.steps:,.0f} optimizer steps",

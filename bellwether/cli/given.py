@@ -21,14 +21,17 @@ USUAL_RATE = 3e-4
 OWN_TABLE = "own-table"
 
 
-def given_recipe(words: list[str] | None, flags: list[str], default: str = "default", arms: bool = False) -> Recipe:
+def given_recipe(
+    words: list[str] | None, flags: list[str], default: str = "default", own: str | None = None, *, arms: bool = False
+) -> Recipe:
     """Return the recipe that the command line describes, or a default; flags win over fields, fields over it.
 
     Args:
         words: recipe and fields.
         flags: fields that flags set.
         default: the recipe to take where none is named.
-        arms: whether a comparison is meant, whose default for rows of one's own is ``own-table``.
+        own: the one to take for rows of one's own, where none is named; None has none.
+        arms: whether the arms of its comparison are meant, too.
 
     Raises:
         RecipeError: there is no such recipe, or it cannot stand.
@@ -38,8 +41,8 @@ def given_recipe(words: list[str] | None, flags: list[str], default: str = "defa
     fields = [word for word in words or [] if "=" in word]
     flags = _without_what_fields_set(flags, fields)
     file, own_rows = _file(words or []), not _only_embedded([*fields, *flags])
-    if file is None and arms:
-        file = OWN_TABLE if own_rows else default
+    if file is None and own is not None:
+        file = own if own_rows else default
     if file is not None:
         recipe = load_recipe(find_recipe(file), [*fields, *flags])
         _tell_foreign_rates(file, recipe, [*fields, *flags], arms)
@@ -63,7 +66,13 @@ def given_recipe(words: list[str] | None, flags: list[str], default: str = "defa
 
 
 def trusted_recipe(
-    words: list[str] | None, flags: list[str], trust: bool, default: str = "default", arms: bool = False
+    words: list[str] | None,
+    flags: list[str],
+    trust: bool,
+    default: str = "default",
+    own: str | None = None,
+    *,
+    arms: bool = False,
 ) -> Recipe:
     """Return the recipe that the command line describes, once its person agrees to the code that it would run.
 
@@ -72,6 +81,7 @@ def trusted_recipe(
         flags: fields that flags set.
         trust: whether the person has agreed beforehand.
         default: the recipe to take where none is named.
+        own: the one to take for rows of one's own, where none is named; None has none.
         arms: whether the arms of its comparison are run, too.
 
     Raises:
@@ -79,7 +89,7 @@ def trusted_recipe(
     """
     from bellwether.recipe.consent import code_in
 
-    recipe = given_recipe(words, flags, default, arms)
+    recipe = given_recipe(words, flags, default, own, arms=arms)
     agree(_file(words or []) or "The recipe", code_in(recipe, arms=arms), trust, [*(words or []), *flags])
     return recipe
 
@@ -111,13 +121,51 @@ def resumed_comparison(folder: Path, words: list[str], flags: list[str], trust: 
         RecipeError: the person does not agree to the code that it names.
     """
     from bellwether.recipe.consent import code_in
+    from bellwether.store.finished import is_run
 
     kept = _kept_recipe(folder)
-    if kept is None or kept.compare is None:
+    if kept is None or kept.compare is None or is_run(folder):
         what = "no comparison" if kept is None else f"a run; go on with bellwether run --resume {folder}, or"
         raise CheckpointError(f"{folder} holds {what}{';' if kept is None else ''} give the folder of a comparison.")
-    agree(str(folder), code_in(kept, arms=True), trust, [*words, *flags])
-    return resumed_recipe(folder, words, flags, trust=True) or kept
+    asked = resumed_recipe(folder, words, flags, trust=True) or kept
+    codes = dict.fromkeys([*code_in(kept, arms=True), *code_in(asked, arms=True)])
+    agree(" or ".join([str(folder), *filter(None, [_file(words)])]), list(codes), trust, [*words, *flags])
+    return asked
+
+
+def of_one_seed(recipe: Recipe, seed: int | None) -> Recipe:
+    """Return a comparison whose draws all derive from one seed; None leaves it as it is, and so does no comparison."""
+    from bellwether.recipe.file import with_overrides
+
+    if seed is None or recipe.compare is None:
+        return recipe
+    fields = ["compare.seeds", *(["compare.tune.seeds"] if recipe.compare.tune else [])]
+    return with_overrides(recipe, {field: [seed] for field in fields})
+
+
+def check_rounds(recipe: Recipe, rounds: int | None) -> None:
+    """Refuse a number of rounds where no arm of a comparison counts them.
+
+    Args:
+        recipe: one without a comparison is not looked at.
+        rounds: as the command line gives them.
+
+    Raises:
+        RecipeError: all arms count passes or steps.
+    """
+    compare = recipe.compare
+    if compare is None or rounds is None:
+        return
+    counting = [
+        name
+        for name, arm in compare.arms.items()
+        if arm.learns and name not in compare.tuned and arm.passes is None and arm.steps is None
+    ]
+    if not counting:
+        field = "compare.tune.passes" if compare.tuned else "compare.arms.NAME.passes"
+        raise RecipeError(
+            f"command line: --rounds has no effect, since no arm of {recipe.name} counts rounds; set {field}."
+        )
 
 
 def agree_to_folder(folder: Path, trust: bool, model: str | None = None, rows: bool = False) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
-_MARK = "bellwether: interrupted; "
+_MARK = "how bellwether goes on"
 
 
 def command_line(words: Sequence[object]) -> str:
@@ -26,15 +26,14 @@ def going_on(how: Callable[[], str | None]) -> Iterator[None]:
     except BaseException as error:  # an interrupt, or what a library has made of one
         text = how()
         if text is not None:
-            error.add_note(f"{_MARK}{text}")
+            error.__dict__[_MARK] = text
         raise
 
 
 def told(error: BaseException | None) -> str | None:
     """Return what was said of going on where an error, or one that it came of, arose."""
     while error is not None:
-        note = next((note for note in getattr(error, "__notes__", ()) if note.startswith(_MARK)), None)
-        if note is not None:
-            return str(note).removeprefix(_MARK)
+        if _MARK in error.__dict__:
+            return str(error.__dict__[_MARK])
         error = error.__cause__ or error.__context__
     return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.given import given_recipe, resumed_recipe, trusted_recipe
+from bellwether.cli.given import check_rounds, given_recipe, of_one_seed, resumed_recipe, trusted_recipe
 from bellwether.cli.going_on import command_line, going_on
 from bellwether.cli.look import report_on
 from bellwether.cli.options import (
@@ -48,6 +48,8 @@ def tune_model(
 ) -> None:
     """Tune a model with simulated clients, and write adapter, scores and records to a run folder."""
     flags = fields_of_flags(model, data, rounds, seed, device, out, jobs)
+    if jobs is not None:
+        flags.append("compare=null")  # the arms of a recipe, which run side by side otherwise, are not run
     check_folder_flags(out, resume)
     if resume is None:
         _run(trusted_recipe(words, flags, trust), None)
@@ -91,6 +93,8 @@ def show_plan(
 ) -> None:
     """Say what a run, or a comparison, will need (memory, tokens, bytes, time) before anything is loaded."""
     recipe = trusted_recipe(words, fields_of_flags(model, data, rounds, seed, device), trust, arms=True)
+    recipe = of_one_seed(recipe, seed)
+    check_rounds(recipe, rounds)
     if recipe.compare is not None:
         from bellwether.arms.plan import comparison_plan_table, plan_comparison
 

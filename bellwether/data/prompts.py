@@ -181,7 +181,7 @@ def _stop_of(end: str, tokenizer: PreTrainedTokenizerBase) -> int | str:
     tokens = (text for text in added_tokens(tokenizer) if text in end)
     own = min(tokens, key=lambda text: (end.index(text), -len(text)), default=None)
     before = end if own is None else end[: end.index(own)].rstrip()
-    return before or int(tokenizer.convert_tokens_to_ids(own))  # type: ignore[arg-type]
+    return before or int(tokenizer.convert_tokens_to_ids(own))
 
 
 def _user_text(instruction: str, context: str) -> str:

@@ -180,8 +180,14 @@ def _unreadable(path: Path, error: Exception) -> str:
     return (
         f"{place}: {problem}"
         if isinstance(error, NotPlain)
-        else f"{place}: this is not YAML ({cut(problem)}); mend it."
+        else f"{place}: this is not YAML ({cut(problem)}); {_remedy(error)}."
     )
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about text that is not YAML."""
+    open_mark = "found '?'" in str(getattr(error, "problem", ""))
+    return f"put a value in place of {CHOOSE}" if open_mark else "mend it"
 
 
 def _apply_override(source: _Source, override: str, problems: list[str]) -> None:

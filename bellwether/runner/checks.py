@@ -131,7 +131,9 @@ def embedded_warnings(rows: Sequence[Row], ids: Callable[[Sequence[str]], Sequen
 _LEFT_OUT, _CUT, _NEARLY_ALL = 0.05, 0.25, 0.9
 
 
-def length_warnings(what: str, parts: Iterable[Tokenised], recipe: Recipe, positions: int | None) -> list[str]:
+def length_warnings(
+    what: str, parts: Iterable[Tokenised], recipe: Recipe, positions: int | None, *, trained: bool = False
+) -> list[str]:
     """Return what a person should know where many rows are too long.
 
     Args:
@@ -139,9 +141,10 @@ def length_warnings(what: str, parts: Iterable[Tokenised], recipe: Recipe, posit
         parts: the rows.
         recipe: whose ``data.max_tokens`` they are too long for.
         positions: tokens that the base takes at most; None where there is no limit.
+        trained: whether they are trained on.
 
     Raises:
-        DataError: nearly all rows are left out.
+        DataError: nearly all rows that were to be trained on are left out.
     """
     parts = list(parts)
     left_out, cut = sum(part.left_out for part in parts), sum(part.cut for part in parts)
@@ -163,7 +166,7 @@ def length_warnings(what: str, parts: Iterable[Tokenised], recipe: Recipe, posit
         if count
     ]
     sentence = f"{', and '.join(told)}; {remedy}, or leave long rows out."
-    if left_out >= _NEARLY_ALL * rows:
+    if trained and left_out >= _NEARLY_ALL * rows:
         raise DataError(f"{sentence} Nothing is trained on so few.")
     return [sentence]
 

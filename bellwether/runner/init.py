@@ -318,8 +318,8 @@ def _held_out_lines(seen: Seen) -> list[str]:
     return [
         f"  # Held out of training for the scores: {counted(taken, 'row')} of {seen.rows:,} ({taken / seen.rows:.0%}). "
         f"About {TEST_SHARE:.0%} are taken, but at",
-        f"  # most half of a category, and about {MOST_TEST_ROWS} in all, which tell a share of right answers to two",
-        "  # or three points.",
+        f"  # most half of a category, and {MOST_TEST_ROWS} in all, which tell a share of right answers to two or",
+        f"  # three points, or {USUAL_TEST_ROWS} of each category.",
         f"  test_rows_per_category: {wanted}",
     ]
 

@@ -106,7 +106,8 @@ class Seen:
 
 def columns_section(files: Sequence[SeenFile]) -> recipe.Data:
     """Return a section that names the columns of all files, for each by itself where they are not alike."""
-    if all(file.mapping == files[0].mapping for file in files):
+    open_columns = {tuple(file.columns) for file in files if CHOOSE in file.mapping.values()}
+    if len(open_columns) < 2 and all(file.mapping == files[0].mapping for file in files):
         return recipe.Data(columns=recipe.Columns(**files[0].mapping))
     own = [recipe.SourceColumns(source=file.name, **file.mapping) for file in files if file.mapping]
     return recipe.Data(source_columns=tuple(own))
@@ -176,7 +177,10 @@ def _seen_files(
 ) -> list[SeenFile]:
     """Return the files with the columns of each, and which of them must be named."""
     columns = {path: _columns(rows) for path, rows in records.items()}
-    _check_chosen(chosen, {path.name: found for path, found in columns.items()})
+    named: dict[str, dict[str, Column]] = {}
+    for path, found in columns.items():  # of several files of one name, what any of them has
+        named.setdefault(path.name, {}).update(found)
+    _check_chosen(chosen, named)
     return [
         SeenFile(path.name, found, _mapping(list(found), _chosen_for(path.name, found, chosen)))
         for path, found in columns.items()

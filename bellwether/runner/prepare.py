@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
     tokens([row for part in parts for row in part])
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
-    warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions)
+    warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions, trained=True)
     check_clients(clients, recipe)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}

@@ -23,7 +23,7 @@ from bellwether.tell.narrate import SPARSE, left_words, note_line, pairs, phase_
 from bellwether.tell.pace import Stage
 from bellwether.tell.status import Clock, RunStatus
 from bellwether.tools.progress import ANSWERS, TRAINING, Advanced
-from bellwether.tools.words import clean, duration
+from bellwether.tools.words import clean, counted, duration
 
 
 @dataclass
@@ -53,10 +53,11 @@ class ComparisonStatus:
                 self.comparison = event
             case Advanced():
                 self.phase = event
+            # From another process words may come late.
             case ArmStarted():
-                self._begin(event.run, now)
+                if event.run not in self.finished:
+                    self._begin(event.run, now)
             case ArmTold():
-                # From another process words may come late.
                 if event.run not in self.finished:
                     status = self._begin(event.run, now)
                     status.take(event.event)
@@ -174,8 +175,8 @@ def _lines(event: Event, status: ComparisonStatus, known: bool) -> list[str]:
     match event:
         case ComparisonStarted() if not known:
             trials = sum(bool(run.trial) for run in status.runs)
-            before = f"{trials} trials and " if trials else ""
-            what = f"{len(status.arms)} arms, {before}{len(status.runs) - trials} runs"
+            before = f"{counted(trials, 'trial')} and " if trials else ""
+            what = f"{counted(len(status.arms), 'arm')}, {before}{counted(len(status.runs) - trials, 'run')}"
             planned = math.fsum(one.seconds for one in event.expected.values()) / event.processes
             said = f"{what}, by the plan about {duration(planned)}"
             return [f"comparison {clean(event.name)} in {clean(event.folder)}: {said}"]

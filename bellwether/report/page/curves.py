@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _POINTS = 50  # of a curve, at most
-_FEW = 8  # points of a curve that is drawn as it is
+_FEW = 10  # points of a curve that is drawn as it is
 _SHARE = 10  # a point has at most a tenth of the curve on either side
 
 SMOOTHED = (

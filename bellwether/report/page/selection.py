@@ -94,8 +94,7 @@ def _lead(run: FinishedRun) -> Markup:
     else:
         passes = counted(training.local_epochs, "pass", "passes")
         saved = (
-            f"{counted(seen, 'row')} were trained, repetitions counted; all rows of the same cohorts, with the "
-            f"same {passes}, "
+            f"{seen:,} rows were trained, repetitions counted; all rows of the same cohorts, with the same {passes}, "
             f"would have been {of_all:,}: so it is {100 * seen / of_all if of_all else 0:.1f} % of them."
         )
     survey, train = (sum(one.seconds.get(name, 0.0) for one in run.rounds) for name in ("survey", "train"))
