@@ -42,6 +42,11 @@ def llama(tmp_path):
     return base, adapter_folder(tmp_path / "adapter", random_adapter(base, dtype="float32"))
 
 
+def test_of_a_comparison_the_runs_that_can_be_exported_are_named(tiny_comparison, tmp_path):
+    with pytest.raises(ModelError, match=r"holds no run of its own; of this comparison, give one of .*/run\.$"):
+        export(tiny_comparison, tmp_path / "out")
+
+
 @pytest.mark.parametrize("merge", [True, False])
 def test_chat_templates_of_several_names_are_all_exported(merge, llama, tmp_path):
     from transformers import AutoTokenizer

@@ -228,6 +228,19 @@ def test_a_number_is_told_with_its_noun() -> None:
     assert counted(3, "reply", "replies") == "3 replies"
 
 
+def test_test_rows_that_are_trained_on_too_are_told_and_named_in_the_report(
+    bellwether: Command, tiny_recipe: Path
+) -> None:
+    rows = dolly_rows(CATEGORIES[:2], 8)
+    write_rows(Path("twice.jsonl"), [*rows, *rows])
+    outcome = bellwether("run", tiny_recipe, "--data", "twice.jsonl", "--rounds", 1, "--out", "out")
+    assert outcome.code == 0, outcome.err
+    (said,) = re.findall(r"(\d) of 4 test rows \(\d+%\) stand among the training rows as well, so scores", outcome.out)
+    page = Path("out/report.html").read_text()
+    assert page.count(f"({said} of all 4 stand among the training rows as well)") == 2  # headline and answers
+    assert "no client holds" not in page
+
+
 # Plans and comparisons on one's own rows --------------------------------------------------------------
 
 

@@ -25,9 +25,10 @@ def named_arms(recipe: Recipe) -> Compare:
         RecipeError: the recipe names no arms, or two that would share a folder.
     """
     if recipe.compare is None:
+        table = "fedit-table" if recipe.model.path == "starter" else "own-table"
         raise RecipeError(
             "compare is null, so there is nothing to compare; name arms and seeds there, give compare={} for the "
-            "usual arms, or take the recipe fedit-table."
+            f"usual arms, or take the recipe {table}."
         )
     slugs = {TRIALS: "the trials"}
     for name in recipe.compare.arms:

@@ -68,7 +68,7 @@ def load_federated(
     rows = _sample(rows, data.max_rows, drawn, notes)
     _check_natural_clients(named, {row.client for row in rows}, data, "data.max_rows takes none of its rows")
     split = _hold_out(rows, data, drawn, notes, validation, test)
-    _note_duplicates(split, notes)
+    doubled = _doubled(split, notes)
     dealt = deal(split.train, partition, randomness, notes)
     gone = _check_natural_clients(named, set(dealt), data, "all of its rows are held out")
     if gone:
@@ -77,7 +77,7 @@ def load_federated(
         )
     clients, held_out = _hold_out_at_clients(dealt, partition.client_test_fraction, randomness)
     _note_duplicates_at_clients(clients, held_out, notes)
-    return Federated(clients, held_out, split.validation, split.test, tuple(notes))
+    return Federated(clients, held_out, split.validation, split.test, tuple(notes), doubled)
 
 
 def with_splits(data: recipe.Data, notes: list[str]) -> recipe.Data:
@@ -277,13 +277,15 @@ def _note_held_out(chosen: _Chosen, scarce: Mapping[str, Sequence[str]], notes: 
         notes.append(f"fewer rows than wanted are held out, since {reason}: {', '.join(names)}.")
 
 
-def _note_duplicates(split: _Split, notes: list[str]) -> None:
-    """Note how many held-out rows stand among the training rows as well."""
-    known = {_content(row) for row in split.train}
+def _doubled(split: _Split, notes: list[str]) -> dict[str, int]:
+    """Return, and note, how many held-out rows of each part stand among the training rows as well."""
+    known, found = {_content(row) for row in split.train}, {}
     for name, rows in (("test", split.test), ("validation", split.validation)):
         twins = sum(_content(row) in known for row in rows)
         if twins:
+            found[name] = twins
             notes.append(f"{twins} of {counted(len(rows), f'{name} row')} stand among the training rows as well.")
+    return found
 
 
 def _note_duplicates_at_clients(

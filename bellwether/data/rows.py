@@ -112,6 +112,7 @@ class Federated:
         test: rows for the final scores.
         notes: sentences for the log: unused columns, rows held out that stand among those trained as well,
             chosen partition.
+        doubled: how many rows of ``test`` and ``validation``, by these names, stand among the training rows as well.
     """
 
     clients: Mapping[str, Sequence[Row]]
@@ -119,6 +120,7 @@ class Federated:
     validation: Sequence[Row]
     test: Sequence[Row]
     notes: Sequence[str] = field(default_factory=tuple)
+    doubled: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def table(description: Description) -> Table:
     grouped = len(total.groups) > 1
     if grouped:
         made.add_column("group", overflow="fold", max_width=16)
-    made.add_column("categories", min_width=20, overflow="fold")
+    made.add_column("categories", min_width=8 if grouped else 20, overflow="fold")
     for client in [*description.clients, total]:
         if client is total:
             made.add_section()

@@ -129,6 +129,7 @@ def embedded_warnings(rows: Sequence[Row], ids: Callable[[Sequence[str]], Sequen
 # From this share of rows on that are left out, or cut, a person is warned; from the last one on nothing is trained:
 # what is learned of so few rows says nothing of the others.
 _LEFT_OUT, _CUT, _NEARLY_ALL = 0.05, 0.25, 0.9
+_DOUBLED = 0.05  # of the rows that are scored
 
 
 def length_warnings(
@@ -169,6 +170,24 @@ def length_warnings(
     if trained and left_out >= _NEARLY_ALL * rows:
         raise DataError(f"{sentence} Nothing is trained on so few.")
     return [sentence]
+
+
+def doubled_warnings(federated: Federated, part: str) -> list[str]:
+    """Return what a person should know where many of the rows that are scored are trained on, too.
+
+    Args:
+        federated: all rows.
+        part: the one that is scored, ``test`` or ``validation``.
+    """
+    rows = len(federated.test if part == "test" else federated.validation)
+    doubled = federated.doubled.get(part, 0)
+    if doubled <= _DOUBLED * rows:
+        return []
+    return [
+        f"{doubled:,} of {counted(rows, f'{part} row')} ({doubled / rows:.0%}) stand among the training rows as well, "
+        "so scores on them say little of new questions; remove rows that stand twice, or give other rows in "
+        f"data.{part}_sources."
+    ]
 
 
 def check_scored(recipe: Recipe, federated: Federated) -> None:

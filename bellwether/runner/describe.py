@@ -46,6 +46,7 @@ def describe(federated: Federated, tokenised: Mapping[str, Tokenised] | None = N
         len(federated.test),
         tokenised is not None,
         tuple(federated.notes),
+        federated.doubled,
     )
 
 

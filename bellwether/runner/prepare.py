@@ -29,6 +29,7 @@ from bellwether.runner.checks import (
     check_features,
     check_methods,
     check_scored,
+    doubled_warnings,
     embedded_warnings,
     length_warnings,
     selection_warnings,
@@ -117,6 +118,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
     whole = tokens(to_score)
     warnings += length_warnings(f"{recipe.evaluation.part} rows", [whole], recipe, base.facts.max_positions)
+    warnings += doubled_warnings(federated, recipe.evaluation.part)
     scored = _limited(whole, recipe)
     public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
     check_features(recipe.selection, base.facts, len(public))

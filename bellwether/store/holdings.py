@@ -59,6 +59,7 @@ class Description:
         test: test rows.
         tokenised: whether lengths in tokens are known.
         notes: what reading and dealing the rows had to say.
+        doubled: how many rows of ``test`` and ``validation``, by these names, stand among the training rows as well.
     """
 
     __pydantic_config__ = KEPT
@@ -69,6 +70,7 @@ class Description:
     test: Count
     tokenised: Truth
     notes: Sequence[str] = ()
+    doubled: Mapping[str, Count] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

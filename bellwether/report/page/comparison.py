@@ -351,7 +351,7 @@ def _answers(compared: Compared) -> list[Section]:
         )
         for sample in compared.run.samples
     ]
-    lead = f"Held-out rows that no client trains on, categories in turn; nothing is chosen by hand. Seed {seed}."
+    lead = f"Held-out rows, categories in turn; nothing is chosen by hand. Seed {seed}."
     return answers_section(exchanges, lead)
 
 

@@ -82,7 +82,7 @@ class Metric:
         """Return the difference to show beside two scores, and the decimals to show all three with, so that they agree.
 
         Rounded one by one, 0.04 and 68.75 with 68.71 between them would be 0.0 and 68.8 with 68.7. Up to two more
-        decimals are shown where those do; where they do not, the difference is that of the scores as they are shown.
+        decimals are shown where those do; where they do not, the difference is that of the scores as then shown.
 
         Args:
             before: a score, already scaled.
@@ -95,8 +95,7 @@ class Metric:
             first, last, between = (Decimal(f"{value:.{digits}f}") for value in (before, after, gap))
             if last - first == between:
                 return gap, digits
-        first, last = (Decimal(f"{value:.{self.digits}f}") for value in (before, after))
-        return float(last - first), self.digits
+        return float(last - first), digits
 
 
 EXACT = Metric("exact", "exact match", "%", "points", 100.0, 1, 1, 100.0)

@@ -68,8 +68,8 @@ def _summary(run: FinishedRun) -> Markup:
     sizes = sorted({len(record.cohort) for record in run.rounds}) or [0]
     cohort = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     scored = (
-        f" {counted(len(run.after), f'{recipe.evaluation.part} row')} that no client holds "
-        f"{'was' if len(run.after) == 1 else 'were'} scored."
+        f" {counted(len(run.after), f'{recipe.evaluation.part} row')} {'was' if len(run.after) == 1 else 'were'} held "
+        "out of training and scored."
         if run.after
         else ""
     )
@@ -110,7 +110,7 @@ def _result(run: FinishedRun, found: Changes) -> Markup:
     between = found[metric.key].gap if metric.key in found else None
     gap, digits = metric.step(old, new, between.mean * metric.scale if between else new - old)
     moved = f"{capital(metric.name)} {went} from {metric.text(old, digits)} to {metric.text(new, digits)}"
-    rows = f"{counted(len(run.after), f'{run.recipe.evaluation.part} question')} that no client holds"
+    rows = f"{counted(len(run.after), f'held-out {run.recipe.evaluation.part} question')}{_doubled(run)}"
     if scored[-1].part == OWN:
         return Markup(
             "{} on the rows that clients hold out of their own; only totals leave a client, so no interval."
@@ -217,6 +217,12 @@ def _answers(run: FinishedRun) -> list[Section]:
         exchange(one.category, one.instruction, one.context, one.reference, {BASE: one.before, "tuned": one.after})
         for one in run.samples
     ]
-    return answers_section(
-        exchanges, "Held-out rows that no client trains on, categories in turn; nothing is chosen by hand."
-    )
+    return answers_section(exchanges, f"Held-out rows{_doubled(run)}, categories in turn; nothing is chosen by hand.")
+
+
+def _doubled(run: FinishedRun) -> str:
+    """Return how many held-out rows clients hold as well, as part of a sentence."""
+    part = run.recipe.evaluation.part
+    doubled = run.description.doubled.get(part, 0)
+    total = run.description.test if part == "test" else run.description.validation
+    return f" ({doubled:,} of all {total:,} stand among the training rows as well)" if doubled else ""
