@@ -127,7 +127,8 @@ def _skipped_note(sentences: Sequence[str]) -> list[str]:
     if not sentences:
         return []
     several = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
-    return [f"Bad rows are skipped, as data.skip_bad_rows says: {len(sentences)} in all ({sentences[0]}{several})."]
+    first = sentences[0].removesuffix(".")
+    return [f"Bad rows are skipped, as data.skip_bad_rows says: {len(sentences)} in all ({first}{several})."]
 
 
 def _unused_note(columns: Sequence[str], names: Sequence[str]) -> str:
