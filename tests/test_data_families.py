@@ -6,6 +6,7 @@ Tokens of the markup are added to a small byte-level tokenizer, marked special o
 # ruff: noqa: E501 - templates are read line by line.
 import datetime
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -278,6 +279,32 @@ def test_calls_of_tools_are_trained_and_what_tools_answer_is_not():
         "It is 12.<|im_end|>",
     ]
     assert '"description": "finds it"' in tokenizer.decode(tokens.ids_T.tolist())
+
+
+def test_sharegpts_calls_and_observations_are_read_as_what_they_are():
+    call = '{"name": "price", "arguments": {"item": "lamp"}}'
+    said = [("human", "What is the price?"), ("function_call", call), ("observation", "12"), ("gpt", "It is 12.")]
+    record = {"messages": [{"from": role, "value": text} for role, text in said], "tools": json.dumps([TOOL])}
+    tokenizer = of("Qwen 2")
+    told, plain = tokens_of(read(record), tokenizer), tokens_of(read(CALLING), tokenizer)
+    assert told.ids_T.tolist() == plain.ids_T.tolist()  # as the same chat with tool_calls
+    assert trained(told, tokenizer) == trained(plain, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("price(lamp)", r"message 2 has the role function_call, but its text is not JSON; .* is wanted there; mend it"),
+        ('{"tool": "price"}', "message 2 has the role function_call, but its text names no tool"),
+        ("[]", "its text names no tool"),
+        ('{"name": "price", "arguments": "lamp"}', "message 2 calls 'price' with arguments that are not JSON"),
+        (None, "message 2 is null, but text is wanted"),
+    ],
+)
+def test_a_function_call_whose_text_is_none_is_refused(text, said):
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": text}, {"from": "gpt", "value": "b"}]
+    with pytest.raises(DataError, match=said):
+        read({"messages": turns})
 
 
 def test_a_turn_that_calls_a_tool_may_end_with_another_token():
