@@ -321,7 +321,7 @@ def test_of_many_columns_or_long_ones_messages_and_notes_name_the_first(tmp_path
     assert len(notes[0]) < 500
 
 
-HOW = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252"
+HOW = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252 (init: --encoding cp1252)"
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff"])
