@@ -318,3 +318,31 @@ def test_a_mark_to_choose_within_brackets_is_told_as_one(bellwether: Command) ->
     outcome = bellwether("run", "open.yaml")
     assert outcome.code == 2
     assert outcome.err.rstrip().endswith("put a value in place of ???.")
+
+
+# Rows that cannot be rendered ----------------------------------------------------------------------
+
+
+def test_rows_that_the_models_format_cannot_render_are_listed_and_skipped_on_request(
+    bellwether: Command, tiny_recipe: Path
+) -> None:
+    call = {"function": {"name": "price", "arguments": {}}}
+    calling = [
+        {"role": "user", "content": "How much?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "12"},
+        {"role": "assistant", "content": "It is 12."},
+    ]
+    plain = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    write_rows(Path("chats.jsonl"), [{"messages": plain if line % 4 else calling} for line in range(40)])
+    outcome = bellwether("data", tiny_recipe, "--data", "chats.jsonl")
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert [line.split(" ")[1] for line in lines[:3]] == [f"chats.jsonl:{line}:" for line in (1, 5, 9)]
+    assert "which Alpaca's format cannot render; remove the row" in lines[0]
+    remedy = "Set data.skip_bad_rows=true to leave bad rows out (init: --skip-bad-rows)."
+    assert lines[3:] == [f"bellwether: ... and 7 more; 10 rows are bad in all. {remedy}"]
+    outcome = bellwether("data", tiny_recipe, "--data", "chats.jsonl", "data.skip_bad_rows=true")
+    assert outcome.code == 0, outcome.err
+    said = "Rows that cannot be rendered are skipped, as data.skip_bad_rows says: 10 in all (chats.jsonl:1: message 2"
+    assert said in outcome.out

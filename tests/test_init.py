@@ -148,7 +148,7 @@ def test_columns_that_fit_nothing_are_shown_and_the_recipe_runs_once_they_are_ch
         assert said.startswith(place)
     chosen = proposal.text.replace("instruction: ???", "instruction: foo").replace("response: ???", "response: bar")
     recipe = loaded(chosen, tmp_path)
-    assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 5
+    assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 10
     over = load_recipe(tmp_path / "recipe.yaml", ["data.columns.instruction=foo", "data.columns.response=bar"])
     assert over == recipe
 
@@ -261,7 +261,75 @@ def test_the_embedded_base_is_warned_of_on_text_that_it_cannot_spell_and_not_on_
 def test_bad_rows_are_found_at_once(tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:2: the field 'response' is empty"):
         propose([write(tmp_path / "a.jsonl", [*dolly(1), {"instruction": "a", "response": ""}])])
+    (tmp_path / "a.jsonl").write_text("{\n" + (tmp_path / "a.jsonl").read_text())
+    said = r"a\.jsonl:1: .* not JSON.*\n.*a\.jsonl:3: .* empty.*leave bad rows out \(init: --skip-bad-rows\)"
+    with pytest.raises(DataError, match=said):
+        propose([tmp_path / "a.jsonl"])
     with pytest.raises(DataError, match="there is no such file"):
         propose([tmp_path / "b.jsonl"])
     with pytest.raises(DataError, match="no file is named"):
         propose([])
+
+
+def test_bad_rows_are_skipped_and_counted_on_request(bellwether, tmp_path):
+    lines = [
+        "nonsense",
+        *map(json.dumps, dolly(30)),
+        json.dumps({"instruction": "a", "response": "", "category": "k0"}),
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    outcome = bellwether("init", "a.jsonl")
+    assert outcome.code == 2
+    assert outcome.err.endswith("Set data.skip_bad_rows=true to leave bad rows out (init: --skip-bad-rows).\n")
+    assert bellwether("init", "a.jsonl", "--skip-bad-rows").code == 0
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "  skip_bad_rows: true  # bad and left out: 2 rows\n" in text
+    assert "# Seen: 30 rows in 1 file." in text
+    assert "k0 (10), k1 (10), k2 (10)" in text
+    outcome = bellwether("data", "recipe.yaml")
+    assert outcome.code == 0, outcome.err
+    assert "Bad rows are skipped, as data.skip_bad_rows says: 2 in all (a.jsonl:1: this line is not JSON" in outcome.out
+
+
+def test_bad_rows_of_files_whose_columns_are_to_be_chosen_are_told_alike(bellwether, tmp_path):
+    (tmp_path / "a.csv").write_text("foo,bar\na,b\nc\n" + "d,e\n" * 20)
+    outcome = bellwether("init", "a.csv")
+    assert "a.csv:3: this row has 1 fields" in outcome.err
+    assert "(init: --skip-bad-rows)" in outcome.err
+    assert bellwether("init", "a.csv", "--skip-bad-rows").code == 0
+    text = (tmp_path / "recipe.yaml").read_text()
+    said = "bad and left out: 1 row; what rows hold is not checked before columns are chosen"
+    assert f"  skip_bad_rows: true  # {said}\n" in text
+
+
+def test_encoding_and_delimiter_are_chosen_by_flags_and_stand_in_the_recipe(bellwether, tmp_path):
+    rows = "".join(f"Wie heißt {n}?#Ärger\n" for n in range(30))
+    (tmp_path / "a.csv").write_bytes(f"instruction#response\n{rows}".encode("cp1252"))
+    outcome = bellwether("init", "a.csv", "--delimiter", "#")
+    assert outcome.code == 2
+    assert "name its encoding in data.encoding, such as cp1252 (init: --encoding cp1252)" in outcome.err
+    outcome = bellwether("init", "a.csv", "--delimiter", "#", "--encoding", "klingon")
+    assert "data.encoding is 'klingon': no encoding of that name is known" in outcome.err
+    assert bellwether("init", "a.csv", "--delimiter", "#", "--encoding", "cp1252").code == 0
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.data.encoding, recipe.data.delimiter, recipe.data.skip_bad_rows) == ("cp1252", "#", False)
+    test = load_federated(recipe.data, recipe.partition, Randomness(0)).test
+    assert {row.response for row in test} == {"Ärger"}
+
+
+def test_a_recipe_whose_columns_are_to_be_chosen_claims_no_number_of_held_out_rows(tmp_path):
+    rows = [{"foo": f"Why {n}?", "bar": "x", "kind": f"k{n % 8}"} for n in range(400)]
+    source = write(tmp_path / "a.jsonl", rows)
+    text = propose([source])
+    assert "test_rows_per_category:" not in text
+    assert "15%" not in text
+    assert "    # category: a column, where one holds it" in text
+    chosen = text.replace("instruction: ???", "instruction: foo").replace("response: ???", "response: bar")
+    chosen = chosen.replace("# category: a column, where one holds it", "category: kind")
+    recipe = loaded(chosen, tmp_path)
+    assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 80  # ten of each, as it says
+    flags = {"instruction": ["foo"], "response": ["bar"], "category": ["kind"]}
+    fitting = propose([source], columns=flags)
+    assert "64 rows of 400 (16%)" in fitting
+    recipe = loaded(fitting, tmp_path)
+    assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 64

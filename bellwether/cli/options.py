@@ -74,6 +74,12 @@ def fields_of_flags(
     return fields
 
 
+def fields_of_reading(encoding: str | None, delimiter: str | None, skip_bad_rows: bool) -> list[str]:
+    """Return the fields that the flags of ``init`` set, as a person would write them."""
+    given = {"data.encoding": encoding, "data.delimiter": delimiter, "data.skip_bad_rows": skip_bad_rows}
+    return [f"{field}={_quoted(value)}" for field, value in given.items() if value is not None]
+
+
 def _quoted(value: Any) -> str:
     """Return a value as YAML in one line."""
     return json.dumps(value)

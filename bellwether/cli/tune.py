@@ -26,6 +26,7 @@ from bellwether.cli.options import (
     Words,
     check_folder_flags,
     fields_of_flags,
+    fields_of_reading,
 )
 from bellwether.cli.say import complain, console, say
 from bellwether.errors import RecipeError
@@ -192,11 +193,21 @@ def propose_recipe(
     group: Annotated[
         list[str] | None, typer.Option("--group", metavar="COLUMN", help="Column of the language or domain.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Encoding of text files that are not UTF-8, such as cp1252.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Between the fields of CSV files, where it is not found out.")
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be read, and count them.")
+    ] = False,
 ) -> None:
     """Look at your data files and write a commented recipe for them.
 
     Where no column looks like an instruction or a response, the recipe shows the columns and says where to choose.
     """
+    from bellwether.recipe.file import load_recipe
     from bellwether.runner.init import propose
     from bellwether.tools.atomic import write_atomic
 
@@ -210,7 +221,8 @@ def propose_recipe(
         "messages": messages,
         "group": group,
     }
-    proposal = propose(files, model, {role: columns for role, columns in given.items() if columns})
+    reading = load_recipe(None, fields_of_reading(encoding, delimiter, skip_bad_rows)).data
+    proposal = propose(files, model, {role: columns for role, columns in given.items() if columns}, reading)
     write_atomic(out, proposal.text.encode())
     for text in proposal.warnings:
         complain(f"warning: {text}")

@@ -7,7 +7,9 @@ A file comes from somewhere else, so what it may ask of memory is bounded: a row
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,6 +32,8 @@ from bellwether.data.tables import parquet, workbook
 from bellwether.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
+# The line that Excel reads, and people write for it, before the header.
+_SEPARATOR = re.compile(r'"?sep=([^"\w\r\n])"?[\r\n]*', re.IGNORECASE)
 
 
 def read_records(path: Path, name: str, problems: Problems, written: Written = NOTHING_SAID) -> list[Record]:
@@ -175,14 +179,17 @@ def _skip(text: str, position: int) -> int:
 def _csv(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_ROW)
     header: list[str] = []
-    start = 1
-    delimiter = written.delimiter or ("\t" if kind_of(path) == ".tsv" else _delimiter(path, written))
+    said = _said_delimiter(path, written)
+    before = 0 if said is None else 1
+    start = before + 1
+    delimiter = written.delimiter or said or ("\t" if kind_of(path) == ".tsv" else _delimiter(path, written))
     with open_text(path, "", written.encoding) as file:
-        reader = csv.reader(_csv_lines(file, name), strict=True, delimiter=delimiter)
+        lines = itertools.islice(_csv_lines(file, name), before, None)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             for cells in reader:
-                line, start = start, reader.line_num + 1
-                if not cells:
+                line, start = start, before + reader.line_num + 1
+                if not any(map(str.strip, cells)):  # as spreadsheets leave them behind the last row
                     continue
                 if not header:
                     header = checked_header(cells, f"{name}:{line}")
@@ -195,6 +202,13 @@ def _csv(path: Path, name: str, problems: Problems, written: Written) -> Iterato
                     "shorten it, or close its quote."
                 ) from error
             raise DataError(f"{name}:{start}: this is not CSV ({error}); mend the file.") from error
+
+
+def _said_delimiter(path: Path, written: Written) -> str | None:
+    """Return what a first line such as ``sep=;`` says that divides fields; None where there is no such line."""
+    with open_text(path, "", written.encoding) as file:
+        found = _SEPARATOR.fullmatch(file.readline(10))
+    return found[1] if found else None
 
 
 def _delimiter(path: Path, written: Written) -> str:

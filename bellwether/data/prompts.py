@@ -68,11 +68,16 @@ def render(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> 
         DataError: the format cannot render the row.
     """
     try:
-        if template is None:
-            return _render_alpaca(row, tokenizer)
-        return render_chat(chat_turns(row), tokenizer, template, row.tools)
+        return render_unplaced(row, template, tokenizer)
     except DataError as error:
         raise DataError(f"{row.place or 'row'}: {error}") from error
+
+
+def render_unplaced(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """Return what ``render`` does; errors do not name the row's place, for who lists them by it."""
+    if template is None:
+        return _render_alpaca(row, tokenizer)
+    return render_chat(chat_turns(row), tokenizer, template, row.tools)
 
 
 def prompt(
@@ -128,14 +133,20 @@ def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, templat
     """
     marks, problems = forbidden_marks(tokenizer, template), Problems()
     for row in rows:
-        found = _first_written(row_texts(row), marks)
-        if found is not None:
-            problems.add(
-                row.place or "row",
-                f"its text has {found!r}, which the tokenizer takes for a special token; write it otherwise, "
-                "or remove the row.",
-            )
+        wrong = not_plain(row, marks)
+        if wrong:
+            problems.add(row.place or "row", wrong)
     problems.check()
+
+
+def not_plain(row: Row, marks: Sequence[str]) -> str:
+    """Return what is wrong with a row that writes out one of the ``forbidden_marks``; nothing where none does."""
+    found = _first_written(row_texts(row), marks)
+    if found is None:
+        return ""
+    return (
+        f"its text has {found!r}, which the tokenizer takes for a special token; write it otherwise, or remove the row."
+    )
 
 
 def forbidden_marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Sequence[str]:

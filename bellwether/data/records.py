@@ -27,6 +27,10 @@ class Record:
     values: dict[str, Any]
 
 
+# What one may do about bad rows beside mending them, whatever the command.
+SKIP = "Set data.skip_bad_rows=true to leave bad rows out (init: --skip-bad-rows)."
+
+
 class Problems:
     """Sentences about bad rows, in the order of files and lines; shows the first three and the count."""
 
@@ -50,14 +54,23 @@ class Problems:
         name, _, line = place.rpartition(":")
         self._found.append((name, int(line), sentence) if line.isdecimal() and name else (place, 0, sentence))
 
-    def check(self) -> None:
-        """Raise a DataError when there are any."""
+    def check(self, remedy: str = "") -> None:
+        """Raise a DataError when there are any, which ends with a remedy for all of them, such as ``SKIP``."""
         sentences = self.sentences
         if not sentences:
             return
         more = len(sentences) - self.SHOWN
         tail = [f"... and {more} more; {counted(len(sentences), 'row')} are bad in all."] if more > 0 else []
-        raise DataError("\n".join(sentences[: self.SHOWN] + tail))
+        raise DataError(" ".join(filter(None, ("\n".join(sentences[: self.SHOWN] + tail), remedy))))
+
+    def skipped(self, what: str = "Bad rows") -> list[str]:
+        """Return the sentence on bad rows that are skipped, or none."""
+        sentences = self.sentences
+        if not sentences:
+            return []
+        several = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
+        first = sentences[0].removesuffix(".")
+        return [f"{what} are skipped, as data.skip_bad_rows says: {len(sentences)} in all ({first}{several})."]
 
 
 @dataclass(frozen=True)

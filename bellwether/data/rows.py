@@ -131,6 +131,7 @@ class Tokenised:
         rows: the rows that can be used.
         shortened: how many of them had their context, or the history of their chat, shortened to fit.
         left_out: how many rows kept no response token, or do not fit at all, and are left out.
+        bad: place and sentence of those that cannot be rendered, and are left out since the recipe skips bad rows.
         cut: how many of ``rows`` had their response cut at its end, and so end without end of sequence.
         too_long: tokens of the rows that are cut or left out, their contexts and histories shortened; at least so many.
         remarks: what a person should know of how rows were rendered, as clauses, and of how many rows.
@@ -142,3 +143,4 @@ class Tokenised:
     cut: int = 0
     too_long: Sequence[int] = ()
     remarks: Mapping[str, int] = field(default_factory=dict)
+    bad: Sequence[tuple[str, str]] = ()

@@ -82,7 +82,7 @@ def workbook(path: Path, name: str, problems: Problems, written: Written) -> Ite
     header: list[str] = []
     for line, values in enumerate(rows, 1):
         cells = [_cell(value) for value in values]
-        if not any(cells):
+        if not any(map(str.strip, cells)):
             continue
         if not header:
             header = checked_header(cells, f"{name}:{line}")

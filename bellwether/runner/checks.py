@@ -245,11 +245,14 @@ def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
     """Refuse clients of whose rows none can be trained on."""
     empty = [client for client, tokenised in clients.items() if not tokenised.rows]
     if empty:
-        shown = ", ".join(f"{client} with {counted(clients[client].left_out, 'row')}" for client in empty[:5])
+        bad = sum(len(clients[client].bad) for client in empty)
+        why = f"; {counted(bad, 'row')} of theirs cannot be rendered" if bad else ""
+        sizes = {client: clients[client].left_out + len(clients[client].bad) for client in empty}
+        shown = ", ".join(f"{client} with {counted(sizes[client], 'row')}" for client in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(
             f"{len(empty)} of {counted(len(clients), 'client')} keep no row that can be trained on, since none "
             "fits into "
-            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
+            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}){why}; raise data.max_tokens, or leave "
             "these clients out."
         )

@@ -79,6 +79,6 @@ def _summary(
         max(lengths, default=None),
         tokenised.shortened,
         tokenised.cut,
-        tokenised.left_out,
+        tokenised.left_out + len(tokenised.bad),
         groups,
     )

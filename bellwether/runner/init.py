@@ -76,7 +76,10 @@ class _Base:
 
 
 def propose(
-    paths: Sequence[str | Path], model: str | None = None, columns: Mapping[str, Sequence[str]] | None = None
+    paths: Sequence[str | Path],
+    model: str | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    reading: recipe.Data | None = None,
 ) -> Proposal:
     """Look at files and return a commented recipe for them.
 
@@ -84,15 +87,16 @@ def propose(
         paths: files or folders, as ``data.sources`` takes them.
         model: folder or hub name of the base; None takes the embedded one.
         columns: by role of ``recipe.Columns``, columns that a person has chosen, as ``look`` takes them.
+        reading: how files are read: ``encoding``, ``delimiter`` and ``skip_bad_rows``; None says nothing.
 
     Raises:
-        DataError: a file cannot be read, a row is bad, or a chosen column is not there.
+        DataError: a file cannot be read, a row is bad and not to be skipped, or a chosen column is not there.
         ModelError: the model's folder cannot be used.
     """
     if not paths:
         raise DataError("no file is named; give one or more files or folders with rows.")
-    seen = look([str(path) for path in paths], columns or {})
-    base = None if model in (None, "starter") else _opened(str(model), seen.read)
+    seen = look([str(path) for path in paths], columns or {}, reading or recipe.Data())
+    base = None if model in (None, "starter") else _opened(str(model), seen)
     clients = len(seen.sizes) or _clients(seen.rows)
     sections = [
         _head(seen),
@@ -106,7 +110,7 @@ def propose(
     return Proposal("\n".join(sections), warnings, seen.to_choose)
 
 
-def _opened(path: str, rows: Sequence[Row] | None) -> _Base:
+def _opened(path: str, seen: Seen) -> _Base:
     """Return what is known of a base without its weights; of one that is not here, nothing."""
     from bellwether.data.prompts import resolve_template
     from bellwether.data.tokens import tokenise
@@ -115,9 +119,9 @@ def _opened(path: str, rows: Sequence[Row] | None) -> _Base:
     if not Path(path).expanduser().exists() and not path.startswith(("/", ".", "~")):
         return _Base(path)
     opened = open_base(recipe.Model(path=path))
-    settings = recipe.Data(max_tokens=_ROW_SIZES[-1])
+    settings = recipe.Data(max_tokens=_ROW_SIZES[-1], skip_bad_rows=seen.data.skip_bad_rows)
     template = resolve_template(settings, opened.tokenizer)
-    tokens = tokenise(_evenly(rows or [], _MEASURED), opened.tokenizer, settings, template).rows
+    tokens = tokenise(_evenly(seen.read or [], _MEASURED), opened.tokenizer, settings, template).rows
     return _Base(
         path,
         opened.facts.parameters,
@@ -218,6 +222,7 @@ def _head(seen: Seen) -> str:
         lines += [
             f"# You must choose before it runs: put columns in place of {CHOOSE} under data, or give them to",
             f"# bellwether init: {' '.join(f'--{role} COLUMN' for role in seen.to_choose)}.",
+            "# --context and --category likewise, where columns hold these: init then fits the numbers below to them.",
             "#",
         ]
     lines.append(f"# Seen: {counted(seen.rows, 'row')} in {files}.")
@@ -277,13 +282,21 @@ def _columns_lines(seen: Seen) -> list[str]:
     say = f"choose: put a column in place of {CHOOSE}, '' is none" if seen.to_choose else "check what they are"
     section = seen.columns
     if not section.source_columns:
-        named = [f"    {role}: {_column(column)}" for role, column in seen.files[0].mapping.items()]
-        return [f"  columns:  # {say}", *named]
+        return [f"  columns:  # {say}", *_mapping_lines(seen.files[0], " " * 4)]
     lines = [f"  source_columns:  # {say}"]
     for file in seen.files:
         if file.mapping:
             lines.append(f"    - source: {_value(file.name)}")
-            lines += [f"      {role}: {_column(column)}" for role, column in file.mapping.items()]
+            lines += _mapping_lines(file, " " * 6)
+    return lines
+
+
+def _mapping_lines(file: SeenFile, indent: str) -> list[str]:
+    """Return the columns of a file by role; where some are to be chosen, also what may be named beside them."""
+    lines = [f"{indent}{role}: {_column(column)}" for role, column in file.mapping.items()]
+    if CHOOSE in file.mapping.values():
+        beside = [role for role in ("context", "category") if file.column_of(role) is None and role not in file.mapping]
+        lines += [f"{indent}# {role}: a column, where one holds it" for role in beside]
     return lines
 
 
@@ -294,7 +307,7 @@ def _column(column: str) -> str:
 
 def _data_section(seen: Seen, base: _Base | None) -> str:
     lines = ["data:", "  sources:", *(f"    - {_value(source)}" for source in seen.sources)]
-    lines += [*_columns_comment(seen), *_columns_lines(seen)]
+    lines += [*_reading_lines(seen), *_columns_comment(seen), *_columns_lines(seen)]
     if seen.categories:
         largest = sorted(seen.categories.items(), key=lambda item: (-item[1], item[0]))
         shown = ", ".join(f"{_shown(name, 40)} ({rows:,})" for name, rows in largest[:12])
@@ -302,15 +315,34 @@ def _data_section(seen: Seen, base: _Base | None) -> str:
         several = counted(len(largest), "category", "categories")
         lines.append(f"  # {several} with {'their' if len(largest) > 1 else 'its'} rows: {shown}{more}.")
     else:
-        lines.append("  # No column names a category, so all rows count as one.")
+        yet = " yet" if seen.to_choose else ""
+        lines.append(f"  # No column names a category{yet}, so all rows count as one.")
     lines += [*_held_out_lines(seen), *_max_tokens_lines(base)]
     return "\n".join(lines) + "\n"
+
+
+def _reading_lines(seen: Seen) -> list[str]:
+    """Return the fields that say how files are read, where a person has chosen it."""
+    lines = [
+        f"  {field}: {_value(value)}" for field in ("encoding", "delimiter") if (value := getattr(seen.data, field))
+    ]
+    if seen.data.skip_bad_rows:
+        unchecked = "; what rows hold is not checked before columns are chosen" if seen.read is None else ""
+        lines.append(f"  skip_bad_rows: true  # bad and left out: {counted(seen.bad, 'row')}{unchecked}")
+    return lines
 
 
 def _held_out_lines(seen: Seen) -> list[str]:
     """Return the lines on rows that are held out for the scores, and why so many."""
     if seen.held_out:
         return [f"  # Held out for the scores: {', '.join(_shown(name) for name in seen.held_out)}."]
+    if seen.to_choose and not seen.categories:
+        usual = recipe.Data().test_rows_per_category
+        return [
+            f"  # Of each category {counted(usual, 'row')} are held out for the scores, at most half of it;",
+            "  # test_rows_per_category says how many. Columns that are given to bellwether init, the category's too,",
+            "  # get a number that fits.",
+        ]
     rest = seen.rows - sum(seen.categories.values())
     sizes = [*seen.categories.values(), *([rest] if rest else [])]
     wanted = _test_rows(sizes)

@@ -14,7 +14,7 @@ from typing import Any
 from bellwether.data.columns import USUAL_NAMES, check_client_name
 from bellwether.data.federated import with_splits
 from bellwether.data.files import read_records
-from bellwether.data.records import Problems
+from bellwether.data.records import SKIP, Problems, Written
 from bellwether.data.rows import Row
 from bellwether.data.sources import file_clients, list_files, read_rows
 from bellwether.errors import DataError
@@ -80,6 +80,8 @@ class Seen:
         groups: number of rows by language or domain.
         notes: what reading them had to say.
         client_columns: columns that may name clients, with how many clients.
+        data: how the files are read: ``encoding``, ``delimiter`` and ``skip_bad_rows``.
+        bad: how many rows to train on are bad, and left out.
     """
 
     sources: Sequence[str]
@@ -92,6 +94,8 @@ class Seen:
     groups: collections.Counter[str]
     notes: Sequence[str]
     client_columns: Mapping[str, int]
+    data: recipe.Data
+    bad: int
 
     @property
     def columns(self) -> recipe.Data:
@@ -113,30 +117,44 @@ def columns_section(files: Sequence[SeenFile]) -> recipe.Data:
     return recipe.Data(source_columns=tuple(own))
 
 
-def look(sources: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> Seen:
+def look(sources: Sequence[str], chosen: Mapping[str, Sequence[str]], reading: recipe.Data) -> Seen:
     """Look at files.
 
     Args:
         sources: files or folders.
         chosen: by role, columns that a person has chosen: ``COLUMN`` for all files that have it, ``FILE=COLUMN`` for
             one of them, and ``''`` for none.
+        reading: how files are read: ``encoding``, ``delimiter`` and ``skip_bad_rows``.
 
     Raises:
-        DataError: a file cannot be read, a row is bad, or a chosen column is not there.
+        DataError: a file cannot be read, a row is bad and not to be skipped, or a chosen column is not there.
     """
     notes: list[str] = []
-    data = with_splits(recipe.Data(sources=tuple(sources)), notes)
+    data = with_splits(reading.model_copy(update={"sources": tuple(sources)}), notes)
+    written = Written(data.encoding, data.delimiter)
     problems, train = Problems(), _files(data.sources)
     aside = _files((*data.validation_sources, *data.test_sources))
-    records = {path: [one.values for one in read_records(path, path.name, problems)] for path in (*train, *aside)}
-    problems.check()
-    files = _seen_files(records, chosen)
+
+    def values_of(path: Path) -> list[Mapping[str, Any]]:
+        return [one.values for one in read_records(path, path.name, problems, written)]
+
+    records = {path: values_of(path) for path in train}
     values = [value for path in train for value in records[path]]
+    if not values:
+        problems.check()
+    bad = len(problems)
+    records |= {path: values_of(path) for path in aside if path not in records}
+    files = _seen_files(records, chosen)
     complete = not any(CHOOSE in file.mapping.values() for file in files)
     read: Sequence[Row] | None = None
     if complete:
         read, said = read_rows(data.sources, data.model_copy(update=_columns_of(files)))
         notes += said
+        bad += len(values) - len(read)
+    if not data.skip_bad_rows:
+        problems.check(SKIP)
+    elif read is None:
+        notes += problems.skipped()
     by_path = dict(zip(records, files, strict=True))
     clients = file_clients(train) if len(train) > 1 else {}
     sizes = collections.Counter[str]()
@@ -144,15 +162,18 @@ def look(sources: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> Seen:
         sizes[clients.get(path, "")] += len(records[path])
     if read is not None:
         sizes = collections.Counter(row.client for row in read)
+    categories = _labels("category", train, records, by_path)
+    if read is not None:
+        categories = collections.Counter(row.category for row in read if row.category)
     used = {file.column_of(role) for file in files for role in ROLES}
     return Seen(
         sources=sources,
         files=files,
         held_out=[path.name for path in aside],
-        rows=len(values),
+        rows=len(values if read is None else read),
         read=read,
         sizes=sizes if len(sizes) > 1 else {},
-        categories=_labels("category", train, records, by_path),
+        categories=categories,
         groups=collections.Counter(row.group for row in read or () if row.group),
         notes=notes,
         client_columns={
@@ -160,6 +181,8 @@ def look(sources: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> Seen:
             for column in dict.fromkeys(column for path in train for column in by_path[path].columns)
             if column not in used and (count := _distinct([value.get(column) for value in values]))
         },
+        data=data,
+        bad=bad,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
+from bellwether.data.records import Problems
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
 from bellwether.data.tokens import encode
 from bellwether.data.trace import read_trace
@@ -110,7 +111,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     to_score = federated.test if recipe.evaluation.part == "test" else federated.validation
     # All at once first, so that whoever watches is told of how many; what follows looks them up.
     parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
-    tokens([row for part in parts for row in part])
+    whole_set = tokens([row for part in parts for row in part])
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
     warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions, trained=True)
     check_clients(clients, recipe)
@@ -120,10 +121,12 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     warnings += length_warnings(f"{recipe.evaluation.part} rows", [whole], recipe, base.facts.max_positions)
     warnings += doubled_warnings(federated, recipe.evaluation.part)
     scored = _limited(whole, recipe)
-    public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
+    public_text = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0])
+    public = public_text.rows
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
     notes = [*filter(None, [base.folder.remark]), *federated.notes, *_counts("training rows", clients.values())]
+    notes += _skipped([whole_set, public_text])
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(
@@ -241,6 +244,14 @@ def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
         if counts[row.group, row.category] <= most:
             rows.append(row)
     return replace(tokenised, rows=rows)
+
+
+def _skipped(parts: Sequence[Tokenised]) -> list[str]:
+    """Return the sentence on rows that cannot be rendered and are skipped, or none."""
+    problems = Problems()
+    for place, sentence in dict.fromkeys(bad for part in parts for bad in part.bad):
+        problems.add(place, sentence)
+    return problems.skipped("Rows that cannot be rendered")
 
 
 def _counts(what: str, parts: Iterable[Tokenised]) -> list[str]:

@@ -29,7 +29,7 @@ class ClientSummary:
         longest_tokens: length of its longest row in tokens; None where not tokenised.
         shortened: rows whose context or history was shortened to fit.
         cut: rows whose response was cut at its end.
-        left_out: rows that kept no response token.
+        left_out: rows that kept no response token, or cannot be rendered.
         groups: its training rows by group (language or domain).
     """
 
