@@ -480,7 +480,7 @@ def client_left_empty_by_long_rows(place: Place) -> list[str]:
     return place.run("--data", "folder", "partition.method=files", "data.test_rows_per_category=0")
 
 
-@case("32 rows cannot give 40 clients 1 row(s) each (partition.clients, partition.min_rows); at most 32 clients are")
+@case("32 rows cannot give 40 clients 1 row each (partition.clients, partition.min_rows); give 32 clients or fewer")
 def fewer_rows_than_clients(place: Place) -> list[str]:
     return place.run("partition.clients=40")
 
@@ -950,7 +950,7 @@ COMPARISONS: dict[str, tuple[str, str, str]] = {
     "impossible_partition_set_by_an_arm": (
         "{arms: {y: {}, x: {set: {partition.clients: 99}}}}",
         "",
-        "compare.arms.x: 32 rows cannot give 99 clients 1 row(s) each",
+        "compare.arms.x: 32 rows cannot give 99 clients 1 row each",
     ),
     "other_rows_scored_by_an_arm": (
         "{arms: {y: {}, x: {set: {data.seed: 3}}}}",
