@@ -249,7 +249,7 @@ def test_after_three_replies_a_verdict_counts_as_unreadable_and_nothing_is_guess
     assert (found["unreadable"], found["verdicts"], found["left_out"]) == (2, 8, ["q2"])
     assert sorted(one["question"] for one in found["judged"]) == ["q0", "q1", "q3"]
     assert "2 of 8 verdicts could not be read after 3 replies" in " ".join(outcome.out.split())
-    assert "1 questions (q2)" in " ".join(outcome.out.split())
+    assert "1 question (q2)" in " ".join(outcome.out.split())
 
 
 def test_a_judge_that_is_never_understood_ends_without_sums(judged: Judged, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def good(**changes):
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 4)))), "no float32 matrix"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones(4, np.float32))), "no float32 matrix"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 0), np.float32))), "no dimension"),
-        (Reply("a", 1, survey=good(centroids_Cd=np.ones((MOST_CENTROIDS + 1, 4), np.float32))), "10001 centroids"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((MOST_CENTROIDS + 1, 4), np.float32))), "10,001 centroids"),
         (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.nan, np.float32))), "not finite"),
         (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.inf, np.float32))), "not finite"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 5), np.float32))), "5 dimensions, where 4 are due"),

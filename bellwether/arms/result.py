@@ -15,8 +15,9 @@ from typing import Any
 
 from bellwether.exchange.records import Watcher
 from bellwether.exchange.scores import macro
+from bellwether.recipe.compare import Arm
 from bellwether.recipe.file import changed_fields, find_recipe, load_recipe, with_overrides
-from bellwether.recipe.recipe import Arm, Recipe
+from bellwether.recipe.recipe import Recipe
 from bellwether.report.compare_show import comparison_files
 from bellwether.report.compare_table import ClientGain, Line, client_gains, make_lines
 from bellwether.report.report import report

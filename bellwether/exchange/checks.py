@@ -144,7 +144,7 @@ def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
     if not points_Cd.shape[1]:
         raise UpdateRejected("its centroids have no dimension")
     if len(points_Cd) > MOST_CENTROIDS:
-        raise UpdateRejected(f"it sent {counted(len(points_Cd), 'centroid')}, where {MOST_CENTROIDS} are taken")
+        raise UpdateRejected(f"it sent {counted(len(points_Cd), 'centroid')}, where {MOST_CENTROIDS:,} are taken")
     if not np.isfinite(points_Cd).all():
         raise UpdateRejected("a centroid holds values that are not finite")
     if len(points_Cd) and points_Cd.shape[1] != width:

@@ -48,6 +48,11 @@ nitpick_ignore = [
         "method.cohort.Trace",
         "model.base.OpenedBase",
         "recipe.plain.Location",
+        "report.compare_table.ClientGain",
+        "report.compare_table.Line",
+        "store.comparison.Comparison",
+        "store.comparison.Outcome",
+        "store.comparison.Trial",
         "recipe.recipe.Data",
         "store.holdings.Share",
     )
