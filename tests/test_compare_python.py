@@ -139,5 +139,5 @@ def test_the_plan_counts_every_trial_and_shows_them_under_their_arm(tiny: Recipe
     console.print(comparison_plan_table(plan))
     text = console.export_text()
     assert "2 arms × 2 seeds = 4 runs" in " ".join(text.split())
-    assert "1 arm × 2 learning rates × 2 numbers of passes" in " ".join(text.split())
+    assert "1 arm × 2 learning rates × 2" in " ".join(text.split())
     assert "its trials" in text

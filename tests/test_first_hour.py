@@ -110,7 +110,8 @@ def test_test_rows_that_are_too_long_are_told_and_end_nothing() -> None:
 
 
 def test_the_lengths_of_real_rows_say_what_would_hold_them(tmp_path: Path, tiny_llama: Path) -> None:
-    rows = [{"instruction": "Why is it so? " * (1 if number % 3 else 20), "response": "So."} for number in range(60)]
+    asked = [f"Case {number}. {'Why is it so? ' * (1 if number % 3 else 20)}" for number in range(60)]
+    rows = [{"instruction": text, "response": "So."} for text in asked]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     fields = [f"model.path={tiny_llama}", f"data.sources=[{source}]", "data.template=alpaca", "partition.clients=2"]
 

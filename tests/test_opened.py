@@ -50,7 +50,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     for module, function in (
         ("model.base", "find_folder"),
         ("data.sources", "read_records"),
-        ("data.tokens", "render"),
+        ("data.tokens", "render_unplaced"),
         ("data.trace", "_trace_line"),
         ("runner.answers", "load_rows"),
         ("arms.arm", "read_outcomes"),
@@ -73,7 +73,7 @@ def recipe(tmp_path: Path, tiny_recipe: Path) -> Recipe:
     return with_overrides(load_recipe(tiny_recipe), fields)
 
 
-ONCE = {"AutoConfig": 1, "AutoTokenizer": 1, "find_folder": 1, "read_records": 1, "render": 40}
+ONCE = {"AutoConfig": 1, "AutoTokenizer": 1, "find_folder": 1, "read_records": 1, "render_unplaced": 40}
 
 
 def test_a_run_opens_model_and_rows_once_and_reads_none_of_its_answers_back(recipe, counts):

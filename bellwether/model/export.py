@@ -24,7 +24,6 @@ from bellwether.exchange.adapter import CONFIG_FILE, Adapter, adapter_files, rea
 from bellwether.recipe import recipe
 from bellwether.recipe.file import load_recipe
 from bellwether.tools.atomic import TEMPORARY, cannot_write, remove
-from bellwether.tools.words import listed
 
 if TYPE_CHECKING:
     from bellwether.model.folder import ModelFolder
@@ -83,10 +82,10 @@ def export(
 def _find(folder: Path, model: str | None) -> tuple[Adapter, recipe.Model]:
     """Return the adapter in a folder, and how to load its base."""
     if (folder / "recipe.yaml").is_file():
-        if not (folder / "adapter").is_dir() and not (folder / "checkpoints").is_dir():
-            runs = sorted(str(path) for path in folder.glob("*/seed-*/run") if (path / "adapter").is_dir())
-            such = f"; of this comparison, give one of {listed(runs)}" if runs else "; give the folder of one"
-            raise ModelError(f"{folder} holds no run of its own{such}.")
+        runs = sorted(str(path) for path in folder.glob("*/seed-*/run") if (path / "adapter").is_dir())
+        if runs:
+            such = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+            raise ModelError(f"{folder} holds no run of its own; of this comparison, give one of {such}.")
         if not (folder / "adapter").is_dir():
             raise ModelError(f"The run in {folder} is not finished; go on with bellwether run --resume {folder}.")
         settings = load_recipe(folder / "recipe.yaml").model
