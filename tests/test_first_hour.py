@@ -254,6 +254,10 @@ def test_a_plan_is_of_the_run_or_comparison_that_the_same_words_begin(
     outcome = bellwether("plan", "own-table", *own, "--seed", 5)
     assert outcome.code == 0, outcome.err
     assert "× 1 seed = " in outcome.out
+    write_rows(Path("twice.jsonl"), 2 * dolly_rows(CATEGORIES[:2], 8))
+    outcome = bellwether("plan", "own-table", *own, "--data", "twice.jsonl", "--seed", 5)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"warning +│.* stand among", " ".join(outcome.out.split()))
     outcome = bellwether("plan", "own-table", *own, "--rounds", 2)
     assert outcome.code == 2
     assert "--rounds has no effect" in outcome.err
@@ -280,11 +284,11 @@ def test_a_run_is_not_taken_for_a_comparison_though_its_recipe_has_arms(
     text = (folder / "recipe.yaml").read_text()
     assert "compare: null\n" in text
     (folder / "recipe.yaml").write_text(text.replace("compare: null\n", "compare: {}\n"))
-    before = (folder / "report.html").read_bytes() if (folder / "report.html").exists() else None
+    before = (folder / "report.html").read_bytes()
     outcome = bellwether("compare", "--resume", "run")
     assert outcome.code == 2
     assert "run holds a run; go on with bellwether run --resume run" in outcome.err
-    assert ((folder / "report.html").read_bytes() if before else None) == before
+    assert (folder / "report.html").read_bytes() == before
 
 
 def test_an_error_of_ours_is_not_told_as_an_interrupt() -> None:

@@ -21,7 +21,7 @@ from bellwether.method.cohort import clients_together, cohort_size
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.estimate import memory_bytes
 from bellwether.runner.opened import Opened
-from bellwether.runner.plan import doubts, traffic
+from bellwether.runner.plan import doubts, needs_table, traffic
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.runner.work import (
     Speed,
@@ -94,6 +94,7 @@ class ComparisonPlan:
         trials: what the trials of each arm need; empty where there are none.
         memory: peak bytes of the arm that takes most.
         speed: of this machine.
+        warnings: those about data that a person should look at first.
         notes: sentences about data and estimate.
     """
 
@@ -103,6 +104,7 @@ class ComparisonPlan:
     trials: Mapping[str, Needs]
     memory: int
     speed: Speed
+    warnings: Sequence[str]
     notes: Sequence[str]
 
     @property
@@ -141,6 +143,7 @@ def plan_comparison(recipe: Recipe) -> ComparisonPlan:
         else {},
         memory=max((_memory(one) for one in trained), default=0),
         speed=measured,
+        warnings=list(dict.fromkeys(text for one in prepared.values() for text in one.warnings)),
         notes=_notes(settings, prepared, measured),
     )
 
@@ -239,7 +242,7 @@ def _memory(prepared: Prepared) -> int:
 
 def _notes(settings: Compare, prepared: Mapping[str, Prepared], measured: Speed) -> list[str]:
     """Return what a person should know of rows and estimates."""
-    notes = list(dict.fromkeys(text for one in prepared.values() for text in (*one.notes, *one.warnings)))
+    notes = list(dict.fromkeys(text for one in prepared.values() for text in one.notes))
     if settings.tuned:
         notes.append("Arms that trials choose passes for are counted with the most passes of those tried.")
     if any(one.recipe.selection.method != "full" for one in prepared.values()):
@@ -257,11 +260,7 @@ def comparison_plan_table(plan: ComparisonPlan) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    whole = Table(title="What this comparison will need", show_header=False, title_justify="left")
-    whole.add_column(no_wrap=True)
-    whole.add_column()
-    for name, value in _lines(plan):
-        whole.add_row(name, Text(clean(value)))
+    whole = needs_table("What this comparison will need", _lines(plan))
     arms = Table(title="Of which each arm, over all its seeds", title_justify="left", box=box.SIMPLE_HEAD)
     arms.add_column("arm", overflow="fold", min_width=11)
     for head in ("runs", "rows", "steps", "sent", "time"):
@@ -322,5 +321,6 @@ def _lines(plan: ComparisonPlan) -> list[tuple[str, str]]:
             "a rough estimate, calibrated on one machine only",
         ),
         ("a single run", "add compare=null for the plan of bellwether run"),
+        *(("warning", warning) for warning in plan.warnings),
         *(("note", note) for note in plan.notes),
     ]

@@ -140,13 +140,18 @@ def plan(recipe: Recipe) -> Plan:
 
 def plan_table(plan: Plan) -> Table:
     """Return a plan as a table for the terminal."""
+    return needs_table("What this run will need", _lines(plan))
+
+
+def needs_table(title: str, lines: Sequence[tuple[str, str]]) -> Table:
+    """Return names and values under a title, as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="What this run will need", show_header=False, title_justify="left")
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column()
-    for name, value in _lines(plan):
+    for name, value in lines:
         table.add_row(name, Text(clean(value)))
     return table
 
