@@ -20,6 +20,7 @@ import pytest
 from browser import console, foreign, picture, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
 from PIL import Image
+from rich.console import Console
 
 from bellwether.errors import CheckpointError
 from bellwether.exchange.records import ClientRecord, EvaluationRecord, RoundRecord
@@ -209,6 +210,16 @@ def test_a_comparison_ends_with_the_path_of_its_report(compared: tuple[Path, Out
     folder, outcome = compared
     assert outcome.out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_a_terminal_is_told_that_the_report_is_drawn_and_a_file_is_not(
+    tiny_run: tuple[Path, Outcome], bellwether: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "drawing the report" not in bellwether("report", tiny_run[0], "--out", "one.html").out
+    monkeypatch.setattr("bellwether.cli.say.console", lambda: Console(force_terminal=True, _environ={"TERM": "xterm"}))
+    told = bellwether("report", tiny_run[0], "--out", "two.html").out
+    assert "drawing the report" in told
+    assert told.splitlines()[-1].endswith("Report: two.html")
 
 
 @pytest.mark.parametrize("kind", ["tiny_run", "compared"])

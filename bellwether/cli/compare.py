@@ -22,7 +22,7 @@ from bellwether.cli.options import (
     check_folder_flags,
     fields_of_flags,
 )
-from bellwether.cli.say import console, say
+from bellwether.cli.say import at_work, console, say
 
 if TYPE_CHECKING:
     from bellwether.recipe.recipe import Recipe
@@ -77,7 +77,8 @@ def _compare(recipe: Recipe, out: Path, jobs: int) -> None:
 
     with going_on(how), watching_comparison(screen) as watcher:
         comparison = compare(recipe, out, jobs=jobs, watch=tell_all([begun, watcher]))
-    lines, gains = write_tables(comparison, out)
+    with at_work("working out intervals"):
+        lines, gains = write_tables(comparison, out)
     screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))
     say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
     report_on(out)

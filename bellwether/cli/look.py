@@ -9,7 +9,7 @@ import typer
 
 from bellwether.cli.given import agree_to_folder
 from bellwether.cli.options import ModelFlag, TrustFlag
-from bellwether.cli.say import say
+from bellwether.cli.say import at_work, say
 from bellwether.errors import CheckpointError
 
 
@@ -26,7 +26,8 @@ def write_report(
     """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
     from bellwether.report.report import FIGURES, report
 
-    path = report(folder, out, figures=figures, smooth=smooth)
+    with at_work("drawing the report"):
+        path = report(folder, out, figures=figures, smooth=smooth)
     say(f"Report: {path}")
     if figures:
         say(f"Charts and tables for a paper: {path.parent / FIGURES}")
@@ -41,7 +42,8 @@ def report_on(folder: Path) -> None:
     from bellwether.report.report import report
 
     try:
-        path = report(folder)
+        with at_work("drawing the report"):
+            path = report(folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"Results are in {folder}, but their report is not; bellwether report {folder}. {error}"
