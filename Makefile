@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run check install format lint types test unit slow gpu bench clean
+.PHONY: run check install format lint types test unit slow gpu docs bench clean
 
 run: install
 	$(BIN)/bellwether run
@@ -38,6 +38,11 @@ test: install
 
 unit: install
 	$(BIN)/pytest -n 2 -m "not integration and not slow and not gpu"
+
+# A link, anchor, page or name that is not there is an error.
+docs: install
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs/site --doctree-dir build/doctrees . build/docs
+	@echo "The documentation stands in build/docs/index.html."
 
 slow: install
 	$(BIN)/pytest -m slow

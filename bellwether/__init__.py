@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bellwether.tools.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from bellwether.arms.result import ComparisonResult as ComparisonResult
+    from bellwether.arms.result import compare as compare
     from bellwether.errors import BellwetherError as BellwetherError
     from bellwether.exchange.adapter import Adapter as Adapter
     from bellwether.exchange.adapter import AdapterConfig as AdapterConfig
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from bellwether.method.method import Method as Method
     from bellwether.method.method import Pass as Pass
     from bellwether.method.method import State as State
+    from bellwether.recipe.compare import Arm as Arm
     from bellwether.recipe.file import load_recipe as load_recipe
     from bellwether.recipe.recipe import Recipe as Recipe
     from bellwether.runner.run import Result as Result
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "Arm",
     "BellwetherError",
+    "ComparisonResult",
     "Method",
     "Pass",
     "Payload",
@@ -44,6 +49,7 @@ __all__ = [
     "State",
     "Update",
     "__version__",
+    "compare",
     "load_recipe",
     "run",
 ]
@@ -51,7 +57,9 @@ __all__ = [
 _HOMES = {
     "Adapter": "exchange.adapter",
     "AdapterConfig": "exchange.adapter",
+    "Arm": "recipe.compare",
     "BellwetherError": "errors",
+    "ComparisonResult": "arms.result",
     "Randomness": "tools.randomness",
     "Recipe": "recipe.recipe",
     "Result": "runner.run",
@@ -60,6 +68,7 @@ _HOMES = {
     "Payload": "exchange.messages",
     "State": "method.method",
     "Update": "exchange.messages",
+    "compare": "arms.result",
     "load_recipe": "recipe.file",
     "run": "runner.run",
 }

@@ -46,6 +46,7 @@ from bellwether.method.select.budget import share
 from bellwether.method.survey import Surveyed, survey
 from bellwether.recipe.recipe import Recipe
 from bellwether.tools.functions import naming
+from bellwether.tools.progress import AT_CLIENTS, advance
 from bellwether.tools.randomness import Randomness
 
 
@@ -137,7 +138,7 @@ def federate(federation: Federation, progress: Progress) -> Progress:
 def _finish_round(federation: Federation, progress: Progress) -> Progress:
     """Score the adapter where that is due, commit the round, and tell of it."""
     start = time.perf_counter()
-    scores = _evaluate(federation, progress) if _is_due(progress.round, federation.recipe) else []
+    scores = _evaluate(federation, progress) if is_due(progress.round, federation.recipe) else []
     progress = replace(
         progress,
         rounds=_with_seconds(progress.rounds, evaluate=time.perf_counter() - start),
@@ -265,7 +266,11 @@ def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) 
         for client, task in tasks.items()
     }
     surveyed = survey(
-        lambda asked: federation.engine.ask(asked, deadline), questions, settings, round, federation.width
+        lambda asked: _counted("surveying rows", federation.engine.ask(asked, deadline), len(asked)),
+        questions,
+        settings,
+        round,
+        federation.width,
     )
     federation.watch(SurveyFinished(round, surveyed.record))
     for client, reason in surveyed.left_out.items():
@@ -348,7 +353,7 @@ def _record(
     )
 
 
-def _is_due(round: int, recipe: Recipe) -> bool:
+def is_due(round: int, recipe: Recipe) -> bool:
     """Return whether an adapter is scored after this round: before the first, every n rounds, after the last."""
     every = recipe.evaluation.every
     return round in (0, recipe.federation.rounds) or (every > 0 and round % every == 0)
@@ -378,7 +383,7 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     by_client: dict[str, Mapping[str, Totals]] = {}
     by_group: list[Mapping[str, Totals]] = []
     missed = dict.fromkeys(tasks, "it did not answer")
-    for reply in federation.engine.ask(tasks, recipe.federation.deadline):
+    for reply in _counted(AT_CLIENTS, federation.engine.ask(tasks, recipe.federation.deadline), len(tasks)):
         if reply.client not in tasks or reply.client in by_client:  # what came first counts
             continue
         try:
@@ -397,6 +402,14 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
         _several(add_up(item for totals in by_group for item in totals.items())),
     )
     return EvaluationRecord(progress.round, "clients", totals, time.perf_counter() - start, by_client, groups)
+
+
+def _counted(phase: str, replies: Iterator[Reply], asked: int) -> Iterator[Reply]:
+    """Yield replies as they come, and tell how many clients have answered."""
+    advance(phase, 0, asked, "clients")
+    for number, reply in enumerate(replies, start=1):
+        advance(phase, min(number, asked), asked, "clients")
+        yield reply
 
 
 def _several(groups: Mapping[str, Totals]) -> Mapping[str, Totals]:

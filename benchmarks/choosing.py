@@ -87,7 +87,7 @@ def chosen(results: Mapping[str, Measured]) -> str:
 
 
 def brief(results: Mapping[str, Measured]) -> str:
-    """Return the few figures that the project's own README has of choosing rows."""
+    """Return the few figures of choosing rows that the README's plot is drawn from."""
     arms = results["unseen-starter"]["arms"]
     shown = {
         "base, untuned": "base",

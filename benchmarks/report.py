@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-writes the parts of ``README.md``, ``benchmarks/README.md`` and ``docs/selection.md`` between their markers anew, and
-``results/rounds.png`` and ``.svg``.
+writes the parts of ``docs/measured.md``, ``benchmarks/README.md`` and ``docs/selection.md`` between their markers anew,
+and ``results/rounds.png`` and ``.svg``. After it, ``python docs/plots.py`` draws the README's plots of the first anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER / "README.md"
 SELECTION = FOLDER.parent / "docs" / "selection.md"
-FRONT = FOLDER.parent / "README.md"
+BRIEF = FOLDER.parent / "docs" / "measured.md"
 START = "<!-- measured: written by python -m benchmarks.report -->\n"
 END = "<!-- end of what was measured -->\n"
 NOTHING = "Nothing has been measured yet: `make bench` does, and writes this part.\n"
@@ -364,7 +364,7 @@ def main() -> None:
     draw(results, RESULTS)
     write_block(render(results))
     write_block(choosing.chosen(results), SELECTION)
-    write_block(choosing.brief(results), FRONT)
+    write_block(choosing.brief(results), BRIEF)
 
 
 if __name__ == "__main__":

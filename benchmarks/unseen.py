@@ -26,13 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether import load_recipe
+from bellwether.arms.arm import arm_recipe
+from bellwether.arms.compare import compare
 from bellwether.client.score import score
-from bellwether.compare.arms import arm_recipe
-from bellwether.compare.compare import compare
 from bellwether.data.rows import TokenRow
 from bellwether.errors import BellwetherError, RecipeError
 from bellwether.exchange.adapter import AdapterConfig, read_adapter
-from bellwether.exchange.records import Event, Note
 from bellwether.exchange.scores import Totals, macro
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
@@ -40,6 +39,7 @@ from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Compare, Evaluation, Recipe
 from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import Comparison, Outcome, arm_folder
+from bellwether.tell.comparing import comparison_lines
 from bellwether.tools.intervals import difference, holm, interval
 from bellwether.tools.randomness import Randomness
 from benchmarks import choosing, machine, report
@@ -190,10 +190,9 @@ def _checked(recipe: Recipe, against: str, pairs: Mapping[str, str]) -> Compare:
     return recipe.compare
 
 
-def _say(event: Event) -> None:
-    """Print what a comparison tells."""
-    if isinstance(event, Note):
-        print(event.text, file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    """Print a line of what a comparison tells."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -228,7 +227,9 @@ def _measure(given: argparse.Namespace) -> None:
     recipe = load_recipe(given.recipe, given.overrides)
     settings = _checked(recipe, given.against, given.pairs)
     planned = plans(recipe, given.categories, given.out)
-    comparisons = [compare(one, folder, jobs=given.jobs, watch=_say) for folder, one in planned.items()]
+    comparisons = [
+        compare(one, folder, jobs=given.jobs, watch=comparison_lines(_say)) for folder, one in planned.items()
+    ]
     measured = {
         **machine.describe(quick=False),
         "name": recipe.name,

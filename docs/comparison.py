@@ -1,7 +1,8 @@
-"""Write the README's table of the comparison, from the folder of a finished one.
+"""Write the tables of the comparison into ``measured.md``, from the folder of a finished one.
 
 bellwether compare fedit-table --out table --jobs 2
 python docs/comparison.py table
+python docs/plots.py
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def comparison_hash() -> str:
 
 
 def block(folder: Path) -> str:
-    """Return the marked place of the README."""
+    """Return what stands in the marked place of ``measured.md``."""
     lines = json.loads((folder / "table.json").read_text(encoding="utf-8"))["lines"]
     main = [line for line in lines if STEPS not in line["name"]]
     steps = [line for line in lines if STEPS in line["name"]]
@@ -102,11 +103,11 @@ def _exact(outcomes: Any) -> list[tuple[int, str, float]]:
 
 
 def main() -> None:
-    """Put the table into the README."""
-    readme = ROOT / "README.md"
+    """Put the tables into the page."""
+    page = ROOT / "docs" / "measured.md"
     marked = re.compile(r"(<!-- comparison:begin -->\n).*(<!-- comparison:end -->)", re.DOTALL)
     text = block(Path(sys.argv[1]))
-    readme.write_text(marked.sub(lambda place: place[1] + text + place[2], readme.read_text(encoding="utf-8")))
+    page.write_text(marked.sub(lambda place: place[1] + text + place[2], page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -21,17 +21,18 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
-from bellwether.exchange.records import ClientFinished, Event
+from bellwether.exchange.records import Event
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.report.holdings import draw
 from bellwether.runner.describe import describe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
 from bellwether.tell.live import summary, view
-from bellwether.tell.narrate import RunStatus
+from bellwether.tell.status import RunStatus
+from bellwether.tools.progress import Advanced
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -61,6 +62,13 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 """
 
 
+def drawn(shown: RenderableType, title: str, unique_id: str) -> str:
+    """Return what a terminal of 92 columns shows, as SVG."""
+    console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
+    console.print(shown)
+    return console.export_svg(title=title, theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id=unique_id)
+
+
 class Camera:
     """A watcher that keeps what the terminal shows when some clients of a round have answered."""
 
@@ -72,12 +80,8 @@ class Camera:
         """Take an event, and the picture when it is time."""
         self.status.take(event)
         there = self.status.round == self.round and len(self.status.finished) == self.answered
-        if self.picture is None and there and isinstance(event, ClientFinished):
-            console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
-            console.print(view(self.status, 92, 24))
-            self.picture = console.export_svg(
-                title="bellwether run", theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="live"
-            )
+        if self.picture is None and there and isinstance(event, Advanced) and event.done > 1:
+            self.picture = drawn(view(self.status, 92, 24), "bellwether run", "live")
 
 
 def default_run_hash() -> str:

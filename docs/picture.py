@@ -3,9 +3,9 @@
     python docs/picture.py                  all of them
     python docs/picture.py selection.png    one of them
 
-Each runs a recipe in a temporary folder (one to three minutes), opens its report, or the page for talking to its
+Each runs a recipe in a temporary folder (one to five minutes), opens its report, or the page for talking to its
 result, in a headless Chromium (Debian: apt-get install chromium chromium-driver) and writes what it shows to
-``images/``.
+``images/``; a picture of a terminal needs no browser.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bellwether import load_recipe, run
-from bellwether.compare.compare import compare
+from bellwether.arms.compare import compare
+from bellwether.exchange.records import Event
 from bellwether.report.report import report
+from bellwether.tell.comparing import ComparisonStatus
+from bellwether.tell.comparing_live import comparison_view
+from bellwether.tools.progress import TRAINING
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "docs")]
 
 from browser import DESKTOP, browser, missing, picture  # noqa: E402
+from figures import drawn  # noqa: E402
 
 HEIGHT = 1180  # of what is seen first, in pixels
 TALK_WIDTH = 1200
@@ -46,6 +51,26 @@ def of_talk(path: Path, recipe: str, fields: Sequence[str], example: str) -> Non
     """Draw the page for talking to a comparison, when an example has been answered whose text begins so."""
     compare(load_recipe(recipe, fields), Path("demo"))
     draw_talk(path, Path("demo"), example)
+
+
+class Taken(Exception):
+    """The picture is taken, and the rest of a comparison is of no use to it."""
+
+
+def of_comparison(path: Path, recipe: str, fields: Sequence[str], finished: int) -> None:
+    """Draw what the terminal shows of a comparison when so many runs are done and the next one trains."""
+    status = ComparisonStatus()
+
+    def watch(event: Event) -> None:
+        status.take(event)
+        phases = [one.phase for one in status.running.values() if one.phase is not None]
+        training = any(phase.phase == TRAINING and phase.done > 1 for phase in phases)
+        if len(status.finished) == finished and training:
+            path.write_text(drawn(comparison_view(status, 92, 24), "bellwether compare", "compare"), encoding="utf-8")
+            raise Taken
+
+    with contextlib.suppress(Taken):
+        compare(load_recipe(recipe, fields), Path("comparison"), watch=watch)
 
 
 def draw_talk(path: Path, folder: Path, example: str) -> None:
@@ -83,6 +108,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
         fields=["federation.rounds=5", "federation.fraction=1.0"],
         part="#selection figure",
     ),
+    "compare.svg": functools.partial(of_comparison, recipe="default-table", fields=(), finished=3),
     "talk.png": functools.partial(
         of_talk,
         recipe="default-table",

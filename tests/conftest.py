@@ -90,6 +90,7 @@ INTEGRATION_FILES = {
     "test_run_folder_crash.py",
     "test_selection_run.py",
     "test_shipped_recipes.py",
+    "test_doc_site.py",
     "test_sites.py",
     "test_surface.py",
     "test_ui.py",
@@ -97,14 +98,15 @@ INTEGRATION_FILES = {
     "test_unseen.py",
 }
 # Files whose own fixtures take seconds: one process makes them, where several share the tests.
-SHARING_FILES = {"test_judge.py", "test_report_selection.py", "test_starter_base.py", "test_unseen.py"}
+SHARING_FILES = {
+    "test_judge.py",
+    "test_report_selection.py",
+    "test_doc_site.py",
+    "test_starter_base.py",
+    "test_unseen.py",
+}
 # Files whose workers are forks of one process that takes seconds to begin; others mark single tests so.
 WORKERS_FILES = {"test_processes.py", "test_rehearsal.py", "test_selection_run.py", "test_sites.py"}
-
-
-# Files whose tests look at reports; in others, a figure's letters are not set.
-REPORTING_FILES = {"test_docs.py", "test_report.py", "test_report_selection.py"}
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"/>'
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks, and dealt to processes by their groups
@@ -124,13 +126,6 @@ def _threads() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-@pytest.fixture(autouse=True)
-def _bare_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave figures of reports bare in tests that only come across them: to set them takes longer than a small run."""
-    if request.path.name not in REPORTING_FILES:
-        monkeypatch.setattr("bellwether.report.page.draw._svg", lambda figure: SVG)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import TINY_RECIPE
 
+from bellwether.arms.compare import compare
 from bellwether.ask.answerers import find_answerer, find_answerers
-from bellwether.compare.compare import compare
 from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.adapter import Adapter, read_adapter
 from bellwether.recipe.file import load_recipe, with_overrides

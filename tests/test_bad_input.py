@@ -480,12 +480,12 @@ def client_left_empty_by_long_rows(place: Place) -> list[str]:
     return place.run("--data", "folder", "partition.method=files", "data.test_rows_per_category=0")
 
 
-@case("32 rows cannot give 40 clients 1 row(s) each (partition.clients, partition.min_rows); at most 32 clients are")
+@case("32 rows cannot give 40 clients 1 row each (partition.clients, partition.min_rows); give 32 clients or fewer")
 def fewer_rows_than_clients(place: Place) -> list[str]:
     return place.run("partition.clients=40")
 
 
-@case("32 rows cannot give 4 clients 9 row(s) each", "at most 3 clients are feasible")
+@case("32 rows cannot give 4 clients 9 rows each", "give 3 clients or fewer")
 def fewer_rows_than_wanted_at_least(place: Place) -> list[str]:
     return place.run("partition.min_rows=9")
 
@@ -950,7 +950,7 @@ COMPARISONS: dict[str, tuple[str, str, str]] = {
     "impossible_partition_set_by_an_arm": (
         "{arms: {y: {}, x: {set: {partition.clients: 99}}}}",
         "",
-        "compare.arms.x: 32 rows cannot give 99 clients 1 row(s) each",
+        "compare.arms.x: 32 rows cannot give 99 clients 1 row each",
     ),
     "other_rows_scored_by_an_arm": (
         "{arms: {y: {}, x: {set: {data.seed: 3}}}}",
@@ -1024,10 +1024,16 @@ def init_of_a_missing_file(place: Place) -> list[str]:
     return ["init", "nowhere.jsonl"]
 
 
-@case("no columns look like an instruction and a response (there are a, b)")
-def init_of_strange_columns(place: Place) -> list[str]:
+@case("recipe.yaml:2: data.sources is to be chosen; put it in place of ???, or give --data (files, folders, hub names")
+def recipe_in_which_something_is_to_be_chosen(place: Place) -> list[str]:
+    place.recipe("data:\n  sources:\n  - ???\n")
+    return ["run", "recipe.yaml"]
+
+
+@case("--response: rows.jsonl has no column 'c'; there are a, b.")
+def init_with_a_column_that_is_not_there(place: Place) -> list[str]:
     write_rows(place.path / "rows.jsonl", [{"a": "x", "b": "y"}])
-    return ["init", "rows.jsonl"]
+    return ["init", "rows.jsonl", "--instruction", "a", "--response", "c"]
 
 
 @case("tiny.yaml", "cannot be written (", "give a folder in which this user may write")

@@ -399,7 +399,7 @@ def test_the_figures_in_the_readme_are_those_of_the_json_files():
     results = report.read(report.RESULTS)
     assert report.block() == report.render(results), "write it anew: python -m benchmarks.report"
     assert report.block(report.SELECTION) == choosing.chosen(results), "write it anew: python -m benchmarks.report"
-    assert report.block(report.FRONT) == choosing.brief(results), "write it anew: python -m benchmarks.report"
+    assert report.block(report.BRIEF) == choosing.brief(results), "write it anew: python -m benchmarks.report"
     assert not any(measured["quick"] for measured in results.values())
 
 

@@ -204,7 +204,7 @@ def test_good_scores_pass():
         ({"totals": {"x": Totals(1, 10, -1.0)}}, "has a loss of -1.0 in all"),
         ({"totals": {"x": Totals(1, 10, 1.0, 2)}}, "has more answers than rows"),
         ({"totals": {"x": Totals(4, 10, 1.0, 1, 1.0, 4)}}, "or more right ones than answers"),
-        ({"totals": {"x": Totals(0, 2**40, 2.0**40)}}, "has 1099511627776 tokens in 0 rows"),
+        ({"totals": {"x": Totals(0, 2**40, 2.0**40)}}, "has 1,099,511,627,776 tokens in 0 rows"),
         ({"totals": {"x": Totals([ENDLESS])}}, "claims a list that cannot be written rows"),
         ({"totals": None, "failure": ENDLESS}, "a number of 16610 bits"),
         ({"totals": {"x": Totals(1, 10, 1.0, 1, 7.0)}}, "has a rouge_l of 7.0 in all"),

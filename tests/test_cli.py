@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,10 @@ import pytest
 import yaml
 from conftest import CATEGORIES, TINY_RECIPE, Command, Outcome, dolly_rows, json_lines, write_rows
 
+from bellwether.recipe.file import RECIPES, first_sentence, shipped
 from bellwether.store.checkpoint import read_checkpoint
 
+COMMANDS = ("run", "compare", "plan", "data", "recipe", "init", "report", "export", "judge", "chat", "ui")
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
 HEAVY = {"torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "pandas"}
 SCRIPT = Path(sys.executable).with_name("bellwether")
@@ -70,13 +74,33 @@ def test_a_misspelt_option_is_refused_with_the_nearest(bellwether: Command) -> N
 
 
 def test_an_interrupt_says_how_to_go_on(bellwether: Command, tiny_recipe: Path, monkeypatch: Any) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+    rounds: list[None] = []
+    train = importlib.import_module("bellwether.federate").run_round
 
-    monkeypatch.setattr("bellwether.runner.run.run", interrupted)
-    outcome = bellwether("run", tiny_recipe)
+    def interrupted(*given: Any) -> Any:
+        rounds.append(None)
+        if len(rounds) == stop:
+            raise KeyboardInterrupt
+        return train(*given)
+
+    monkeypatch.setattr("bellwether.federate.run_round", interrupted)
+    stop = 2
+    outcome = bellwether("run", tiny_recipe, "--out", "my runs/one")
     assert outcome.code == 130
-    assert outcome.err.endswith("bellwether: interrupted; if rounds were committed, go on with --resume FOLDER.\n")
+    said = outcome.err.splitlines()[-1].partition("what is finished is kept; go on with: bellwether ")[2]
+    assert shlex.split(said) == ["run", "--resume", "my runs/one"]
+    assert "goes on after round 1" in ok(bellwether(*shlex.split(said)))
+    stop = 4
+    words = ["compare.arms={base: {trains: nobody}, federated: {trains: federation}}", "--seed", 1, "--out", "table"]
+    outcome = bellwether("compare", tiny_recipe, *words)
+    said = outcome.err.splitlines()[-1].partition("what is finished is kept; go on with: bellwether ")[2]
+    assert (outcome.code, said) == (130, "compare --resume table")
+    assert "1 of 2 are finished already" in ok(bellwether(*shlex.split(said)))
+    monkeypatch.setattr("bellwether.runner.run.load_base", lambda *_: interrupted())
+    stop = len(rounds) + 1
+    outcome = bellwether("run", tiny_recipe, "--out", "two")
+    assert outcome.err == "bellwether: interrupted; nothing is left half done, and the same command begins anew.\n"
+    assert not Path("two").exists()
 
 
 def test_output_that_the_terminal_cannot_show_ends_nothing(tmp_path: Path) -> None:
@@ -97,24 +121,51 @@ def test_recipe_prints_every_field_with_its_meaning_and_can_be_read_back(bellwet
     assert ok(bellwether("recipe", "again.yaml")) == text
 
 
-def test_recipe_lists_the_shipped_ones(bellwether: Command) -> None:
-    assert ok(bellwether("recipe", "--list")).split() == [
-        "default",
-        "default-table",
-        "fedhds",
-        "fedhds-paper-dolly-05",
-        "fedhds-paper-dolly-50",
-        "fedhds-paper-ni",
-        "fedit-10",
-        "fedit-100",
-        "fedit-dolly",
-        "fedit-table",
-        "fedit-trials",
-        "languages-table",
-        "quality-against-cost",
-        "shepherd",
-        "two-languages",
-    ]
+def test_recipe_lists_the_shipped_ones_with_a_sentence_on_each(bellwether: Command) -> None:
+    lines = ok(bellwether("recipe", "--list")).splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == shipped()
+    assert max(map(len, lines)) <= 96
+    told = " ".join(" ".join(lines).split())
+    for name in shipped():
+        header = (RECIPES / f"{name}.yaml").read_text().partition("#\n# ")[2].partition("\nname:")[0]
+        sentence = first_sentence(name)
+        assert " ".join(header.replace("\n#", "").split()).startswith(sentence)
+        assert sentence.endswith((".", "?"))
+        assert f"{name} {sentence}" in told
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_help_is_plain_text(bellwether: Command, name: str | None) -> None:
+    text = ok(bellwether(*filter(None, [name]), "--help"))
+    assert "Usage:" in text
+    assert "\\" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "near", "far"),
+    [
+        (["rnu"], "there is no command 'rnu'; did you mean run?", "compare"),
+        (["comparee"], "did you mean compare?", "chat"),
+        (["zzz"], "there is no command 'zzz'; there are run, compare,", "did you mean"),
+        (["run", "--dta", "x"], "--data", "--device"),
+        (["run", "--foo", "x"], "No such option '--foo'.", "--out"),
+        (["run", "fedit-tabel"], "did you mean fedit-table? Give", "mean default"),
+        (["run", "nothing"], "there is no such recipe; give the path", "did you mean"),
+        (["run", "training.epochs=1"], "did you mean training.local_epochs?", "known"),
+        (["run", "LearningRate=1"], "did you mean training.learning_rate?", "known"),
+        (["run", "data.maxtoken=1"], "did you mean data.max_tokens?", "known"),
+        (["run", "training.xyz=1"], "known here: loss,", "did you mean"),
+        (["run", "lora.bank=1"], "did you mean lora.rank?", "known"),
+        (["run", "federation.bounce=1"], "known here: rounds,", "did you mean"),
+    ],
+)
+def test_what_is_suggested_is_near(bellwether: Command, words: list[str], near: str, far: str) -> None:
+    outcome = bellwether(*words)
+    assert outcome.code == 2
+    last = outcome.err.splitlines()[-1]
+    assert near in last
+    assert far not in last
 
 
 def test_flags_win_over_fields_and_fields_over_the_file(bellwether: Command, tmp_path: Path) -> None:
@@ -279,7 +330,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_result(
 def test_the_default_recipe_runs(bellwether: Command) -> None:
     words = ["--rounds", 1, "federation.cohort_size=1", "evaluation.max_rows_per_category=1", "training.local_steps=2"]
     text = ok(bellwether("run", *words))
-    assert "run default begins in runs/default-1: 1 rounds, 1 of 10 clients in each" in text
+    assert "run default begins in runs/default-1: 1 round, 1 of 10 clients in each" in text
 
 
 def test_rows_that_clients_hold_out_are_scored_at_the_clients(bellwether: Command, tiny_recipe: Path) -> None:
@@ -451,11 +502,24 @@ def test_data_shows_each_client_and_draws_the_picture(bellwether: Command, tiny_
 
 
 def test_init_writes_a_recipe_that_runs(bellwether: Command, dolly_like: Path, tiny_llama: Path) -> None:
-    text = ok(bellwether("init", dolly_like, "--out", "mine.yaml"))
+    text = ok(bellwether("init", dolly_like, "--model", tiny_llama, "--out", "mine.yaml"))
     assert "bellwether run mine.yaml" in text
-    words = ["--rounds", 1, "evaluation.max_new_tokens=2", "--out", "out"]
-    ok(bellwether("run", "mine.yaml", "--model", tiny_llama, *words))
+    ok(bellwether("run", "mine.yaml", "--rounds", 1, "evaluation.max_new_tokens=2", "--out", "out"))
     assert Path("out", WEIGHTS).is_file()
+
+
+def test_what_init_cannot_know_is_chosen_in_the_recipe_or_by_flags(bellwether: Command, tiny_llama: Path) -> None:
+    rows = [{"alpha": f"Why {n}?", "beta": "So."} for n in range(40)]
+    write_rows(Path("odd.jsonl"), rows)
+    text = ok(bellwether("init", "odd.jsonl", "--model", tiny_llama))
+    assert "No column looks like the instruction and the response" in text
+    refused = bellwether("data", "recipe.yaml")
+    assert refused.code == 2
+    line = Path("recipe.yaml").read_text().splitlines().index("    response: ???") + 1
+    assert f"bellwether: recipe.yaml:{line}: data.columns.response is to be chosen" in refused.err
+    words = ["--instruction", "alpha", "--response", "odd.jsonl=beta", "--out", "chosen.yaml", "--model", tiny_llama]
+    ok(bellwether("init", "odd.jsonl", *words))
+    assert "2 clients, 34 training rows" in ok(bellwether("data", "chosen.yaml"))
 
 
 def test_export_writes_a_model_that_transformers_loads_to_the_same_logits(

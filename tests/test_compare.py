@@ -22,9 +22,10 @@ import pytest
 from conftest import TINY_RECIPE, Command, dolly_rows, write_rows
 from safetensors.numpy import load_file
 
-from bellwether.compare.arms import arm_recipe
-from bellwether.compare.compare import MODULES, compare
+from bellwether.arms.arm import arm_recipe
+from bellwether.arms.compare import MODULES, compare
 from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
+from bellwether.exchange.records import Note
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
@@ -34,7 +35,7 @@ from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
 from bellwether.tools.intervals import Interval
 from bellwether.tools.json_text import plain
-from bellwether.tools.workers import work_off
+from bellwether.tools.workers import post, work_off
 
 ARMS = {
     "base": {"trains": "nobody"},
@@ -365,7 +366,7 @@ def test_two_processes_find_what_one_finds_and_a_second_call_trains_nothing(
     told: list[Any] = []
     assert compare(recipe, tmp_path / "one", jobs=2, watch=told.append).outcomes == one.outcomes
     assert files_of(tmp_path / "one") == before
-    assert [event.text for event in told] == [
+    assert [event.text for event in notes(told)] == [
         "evaluation.max_rows_per_category: 4 of 8 rows are scored.", "3 of 3 are finished already.",
     ]  # fmt: skip
 
@@ -453,7 +454,7 @@ def test_a_folder_of_another_device_is_refused_and_other_versions_are_noted(tiny
             compare(recipe, tmp_path / "out")
     path.write_text(json.dumps({"base": whole["base"] | {"versions": "torch 1.0"}}))
     compare(recipe, tmp_path / "out", watch=told.append)
-    assert [event.warning for event in told if "Packages have other versions" in event.text] == [True]
+    assert [event.warning for event in notes(told) if "Packages have other versions" in event.text] == [True]
     # Written before these were noted: it gets them.
     path.write_text(json.dumps({"base": {name: whole["base"][name] for name in ("rows", "base model")}}))
     compare(recipe, tmp_path / "out")
@@ -475,14 +476,14 @@ def test_what_arms_have_to_say_of_their_rows_is_told_once(tiny: Recipe, tmp_path
     told: list[Any] = []
     arms = {"base": ARMS["base"], "smaller": {"trains": "nobody", "set": {"lora.rank": 1}}}
     compare(comparing(with_overrides(tiny, {"data.max_rows": 30}), [3], **arms), tmp_path / "out", watch=told.append)
-    assert [event.text for event in told].count("data.max_rows: 30 of 40 rows are taken.") == 1
+    assert [event.text for event in notes(told)].count("data.max_rows: 30 of 40 rows are taken.") == 1
 
 
 def test_what_a_person_should_look_at_is_told_once_as_a_warning(tiny: Recipe, tmp_path: Path) -> None:
     told: list[Any] = []
     few = {"trains": "nobody", "set": {"selection.method": "hierarchical", "selection.min_cluster_rows": 2}}
     compare(comparing(tiny, [3], base=ARMS["base"], few=few, again=few), tmp_path / "out", watch=told.append)
-    warned = [event.text for event in told if event.warning]
+    warned = [event.text for event in notes(told) if event.warning]
     assert len(warned) == 1
     assert warned[0].startswith("selection.min_cluster_rows is 2: a centroid of fewer than 5 rows may reveal")
 
@@ -496,24 +497,27 @@ def test_outcomes_that_are_cut_off_are_told_by_name(tiny: Recipe, tmp_path: Path
         compare(recipe, tmp_path / "out")
 
 
-def test_an_interrupt_says_how_to_go_on(
+def test_an_interrupt_before_anything_is_finished_says_so(
     bellwether: Command, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bellwether.compare.compare.compare", interrupted)
+    monkeypatch.setattr("bellwether.arms.compare.compare", interrupted)
     outcome = bellwether("compare", tiny_recipe, "compare={}")
     assert outcome.code == 130
-    assert outcome.err == (
-        "bellwether: interrupted; finished arms are kept, and the same command goes on with the others.\n"
-    )
+    assert outcome.err == ("bellwether: interrupted; nothing is left half done, and the same command begins anew.\n")
 
 
 # Processes ----------------------------------------------------------------------------------------
 
 
+def notes(told: list[Any]) -> list[Note]:
+    return [event for event in told if isinstance(event, Note)]
+
+
 def double(number: int) -> int:
+    post((number, "begun"))
     if number == 13:
         raise RecipeError("13 brings bad luck; take 14.")
     if number < 0:
@@ -526,6 +530,24 @@ def test_processes_side_by_side_tell_every_piece_and_what_it_gave() -> None:
     told: list[tuple[int, int]] = []
     work_off(double, [3, 1, 2], 2, lambda work, result: told.append((work, result)), MODULES)
     assert sorted(told) == [(1, 2), (2, 4), (3, 6)]
+
+
+@pytest.mark.xdist_group("workers")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_pieces_post_is_heard_where_they_were_shared_out(processes: int) -> None:
+    heard: list[Any] = []
+    work_off(double, [3, 1, 2], processes, lambda *_: None, MODULES, heard.append)
+    assert sorted(heard) == [(1, "begun"), (2, "begun"), (3, "begun")]
+
+
+@pytest.mark.xdist_group("workers")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_who_cannot_hear_ends_the_work_and_leaves_no_process_waiting(processes: int) -> None:
+    def hear(message: Any) -> None:
+        raise RecipeError("the hearer fails; give another.")
+
+    with pytest.raises(RecipeError, match="the hearer fails"):
+        work_off(double, [3, 1, 2], processes, lambda *_: None, MODULES, hear)
 
 
 @pytest.mark.xdist_group("workers")
@@ -828,7 +850,7 @@ def test_a_client_whose_own_rows_have_no_finite_loss_is_named(
     recipe = comparing(tiny, [3], base=ARMS["base"])
     ordinary = compare(recipe, tmp_path / "out").outcomes
     broken = [dataclasses.replace(one, clients={"c1": Totals(1, 1, math.inf)}) for one in ordinary]
-    monkeypatch.setattr("bellwether.compare.compare._done", lambda *_: [broken])
+    monkeypatch.setattr("bellwether.arms.compare._done", lambda *_: [broken])
     with pytest.raises(RecipeError, match="the training diverged under seed 3"):
         compare(recipe, tmp_path / "out")
 
@@ -903,7 +925,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
     """Instead of training, make up a loss that is lowest at the rate 0.02 and one pass; keep what was asked."""
     asked: list[tuple[str, Recipe, Path]] = []
 
-    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Any) -> list[Outcome]:
+    def train(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, *_: Any) -> list[Outcome]:
         asked.append((name, recipe, folder))
         loss = 1.0 if (arm.learning_rate, arm.passes) == (0.02, 1) else 2.0 + recipe.seed
         if arm.learning_rate == 0.01 and arm.passes == 1:
@@ -914,7 +936,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
         (folder / OUTCOMES).write_text(json.dumps(plain([outcome])))
         return read_outcomes(folder)
 
-    monkeypatch.setattr("bellwether.compare.compare.train_arm", train)
+    monkeypatch.setattr("bellwether.arms.compare.train_arm", train)
     return asked
 
 
@@ -1003,7 +1025,9 @@ def test_the_command_writes_and_shows_the_table(bellwether: Command, tiny_llama:
     Path("mine.yaml").write_text(text + "compare: {seeds: [1], arms: {a/b: {trains: nobody}, fed: {}}}\n")
     outcome = bellwether("compare", "mine.yaml", "--out", "found")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.splitlines()[0].startswith("1/2 a/b, seed 1: loss ")
+    first, second, *_ = outcome.out.splitlines()
+    assert first.startswith("comparison tiny in found: 2 arms, 2 runs")
+    assert second.startswith("1/2 a/b, seed 1: loss ")
     scores = next(line for line in outcome.out.splitlines() if line.strip().startswith("fed ")).split()
     assert f"| fed | {' '.join(scores[1:4])} |" in Path("found/table.md").read_text()
     lines = {line["name"]: line for line in json.loads(Path("found/table.json").read_text())["lines"]}

@@ -81,7 +81,7 @@ def test_a_model_that_may_bring_code_is_known_as_code() -> None:
 
 @pytest.mark.parametrize("name", shipped())
 def test_no_shipped_recipe_names_code(name: str) -> None:
-    assert code_in(load_recipe(name), arms=True) == []
+    assert code_in(load_recipe(name, ["model.path=a", "data.sources=[a]"]), arms=True) == []
 
 
 def test_what_the_arms_of_a_comparison_set_counts_where_they_are_run() -> None:
@@ -193,14 +193,16 @@ def test_a_command_does_not_import_what_a_recipe_names(bellwether: Command, fore
     assert_refused(outcome, f"foreign_rules:deal from {foreign / 'foreign_rules.py'} (partition.method)")
 
 
-def test_arms_that_name_code_are_refused_by_a_comparison_and_of_no_matter_elsewhere(
+def test_arms_that_name_code_are_refused_by_a_comparison_and_its_plan_and_of_no_matter_elsewhere(
     bellwether: Command, foreign: Path
 ) -> None:
     text = (foreign / "theirs.yaml").read_text().replace("'foreign_rules:deal'", "iid")
     arms = "compare: {arms: {x: {set: {partition.method: 'foreign_rules:deal'}}}}\n"
     (foreign / "theirs.yaml").write_text(text + arms)
     assert_refused(bellwether("compare", "theirs.yaml"), "foreign_rules:deal from ")
-    assert bellwether("plan", "theirs.yaml").code == 0
+    assert_refused(bellwether("plan", "theirs.yaml"), "foreign_rules:deal from ")
+    assert bellwether("data", "theirs.yaml").code == 0
+    assert bellwether("plan", "theirs.yaml", "compare=null").code == 0
     assert not Path("imported").exists()
 
 
@@ -221,6 +223,16 @@ def test_a_command_does_not_import_what_a_folder_names(
     outcome = bellwether(*words)
     assert_refused(outcome, *named)
     assert outcome.err.count("foreign_rules") == (2 if len(named) == 2 else 0)  # the function and its file
+
+
+def test_a_comparison_that_goes_on_does_not_import_what_another_recipe_names(
+    bellwether: Command, foreign: Path, tiny_comparison: Path
+) -> None:
+    shutil.copytree(tiny_comparison, foreign / "kept")
+    outcome = bellwether("compare", "--resume", "kept", "theirs.yaml", "compare={}")
+    assert outcome.code == 2
+    assert outcome.err.startswith("bellwether: kept or theirs.yaml would run Python code: foreign_rules:deal from ")
+    assert not Path("imported").exists()
 
 
 def test_a_report_and_a_printed_recipe_import_nothing_that_is_named(bellwether: Command, foreign_run: Path) -> None:

@@ -21,12 +21,12 @@ from conftest import TINY_RECIPE, Outcome, call, json_lines, write_rows
 from damages import Damage, forge, of_file, of_values
 from judge_server import Asked, serving
 
+from bellwether.arms.compare import compare
 from bellwether.ask.answerers import find_answerer
 from bellwether.ask.judge import JudgeSettings, judge
 from bellwether.ask.judge_api import Judge
 from bellwether.ask.questions import AnswerSettings, make_question
 from bellwether.ask.talk import open_talk
-from bellwether.compare.compare import compare
 from bellwether.errors import BellwetherError, CheckpointError
 from bellwether.model.export import export
 from bellwether.recipe.file import load_recipe

@@ -6,6 +6,7 @@ Tokens of the markup are added to a small byte-level tokenizer, marked special o
 # ruff: noqa: E501 - templates are read line by line.
 import datetime
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_generation_stops_where_training_ends_an_answer(name):
     tokenizer = of(name)
     last = tokens_of(row_of(TURNS), tokenizer).ids_T[-1]
     if name == "ChatML as plain text":  # of several tokens, none of which ends an answer by itself
-        assert end_of_turn(chat(tokenizer), tokenizer) == [tokenizer.eos_token_id]
+        assert end_of_turn(chat(tokenizer), tokenizer) == [tokenizer.eos_token_id, "<|im_end|>"]
     else:
         assert last in end_of_turn(chat(tokenizer), tokenizer)
 
@@ -280,6 +281,32 @@ def test_calls_of_tools_are_trained_and_what_tools_answer_is_not():
     assert '"description": "finds it"' in tokenizer.decode(tokens.ids_T.tolist())
 
 
+def test_sharegpts_calls_and_observations_are_read_as_what_they_are():
+    call = '{"name": "price", "arguments": {"item": "lamp"}}'
+    said = [("human", "What is the price?"), ("function_call", call), ("observation", "12"), ("gpt", "It is 12.")]
+    record = {"messages": [{"from": role, "value": text} for role, text in said], "tools": json.dumps([TOOL])}
+    tokenizer = of("Qwen 2")
+    told, plain = tokens_of(read(record), tokenizer), tokens_of(read(CALLING), tokenizer)
+    assert told.ids_T.tolist() == plain.ids_T.tolist()  # as the same chat with tool_calls
+    assert trained(told, tokenizer) == trained(plain, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("price(lamp)", r"message 2 has the role function_call, but its text is not JSON; .* is wanted there; mend it"),
+        ('{"tool": "price"}', "message 2 has the role function_call, but its text names no tool"),
+        ("[]", "its text names no tool"),
+        ('{"name": "price", "arguments": "lamp"}', "message 2 calls 'price' with arguments that are not JSON"),
+        (None, "message 2 is null, but text is wanted"),
+    ],
+)
+def test_a_function_call_whose_text_is_none_is_refused(text, said):
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": text}, {"from": "gpt", "value": "b"}]
+    with pytest.raises(DataError, match=said):
+        read({"messages": turns})
+
+
 def test_a_turn_that_calls_a_tool_may_end_with_another_token():
     tokenizer = of("Llama 3.1")
     tokens = tokens_of(read(CALLING), tokenizer)
@@ -305,6 +332,37 @@ def test_calls_that_a_template_cannot_render_are_refused(name):
         DataError, match="a:1: message 2 calls a tool or answers for one, which this chat template cannot"
     ):
         tokens_of(read(CALLING), of(name))
+
+
+def test_rows_that_cannot_be_rendered_are_listed_in_the_order_of_their_lines_and_skipped_on_request():
+    tokenizer = of("ChatML")
+    calls = [make_row(CALLING, Layout(messages="messages"), f"a:{line}") for line in (11, 3, 9, 4)]
+    special = replace(row_of(TURNS[:2]), place="a:7", turns=(Turn("user", "<|im_end|>"), TURNS[1]))
+    good = replace(row_of(TURNS), place="a:5")
+    rows = [calls[0], good, *calls[1:], special]
+    with pytest.raises(DataError) as caught:
+        tokenise(rows, tokenizer, Data(), chat(tokenizer))
+    said = str(caught.value).splitlines()
+    assert [line.split(" ")[0] for line in said] == ["a:3:", "a:4:", "a:7:", "..."]
+    assert said[-1].startswith("... and 2 more; 5 rows are bad in all. Set data.skip_bad_rows=true")
+    known = {}
+    for _ in range(2):  # made, and looked up
+        found = tokenise(rows, tokenizer, Data(skip_bad_rows=True), chat(tokenizer), known)
+        assert [row.row for row in found.rows] == [good]
+        assert ([place for place, _ in found.bad], found.left_out) == (["a:11", "a:3", "a:9", "a:4", "a:7"], 0)
+    with pytest.raises(DataError, match="a:3: .*\na:4: ") as caught:
+        tokenise(calls, tokenizer, Data(skip_bad_rows=True), chat(tokenizer))
+    assert "skip_bad_rows" not in str(caught.value)  # no row would be left
+
+
+def test_a_row_that_a_template_refuses_is_skipped_on_request():
+    refusing = "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}{% endif %}"
+    tokenizer = with_chat(of("ChatML"), refusing + "{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}")
+    rows = [replace(row_of([Turn("user", text), Turn("assistant", "a")]), place=f"a:{text}") for text in ("x", "y")]
+    with pytest.raises(DataError, match=r"a:x: the tokenizer's chat template refuses this chat \(no x\)"):
+        tokenise(rows, tokenizer, Data(), chat(tokenizer))
+    found = tokenise(rows, tokenizer, Data(skip_bad_rows=True), chat(tokenizer))
+    assert [row.row.place for row in found.rows] == ["a:y"]
 
 
 def test_descriptions_of_tools_that_a_template_does_not_render_are_told():

@@ -206,7 +206,7 @@ def test_a_file_of_unseen_categories_only_takes_no_part_and_is_noted(tmp_path):
     write(tmp_path / "elsewhere.jsonl", rows_of({"b": 40}))
     federated = load(str(tmp_path), partition=Partition(method="files"), unseen_categories=("b",))
     assert list(federated.clients) == ["here"]
-    assert "1 clients have rows of unseen categories only and take no part: elsewhere." in federated.notes
+    assert "1 client with rows of unseen categories only, who take no part: elsewhere." in federated.notes
 
 
 def test_the_column_of_the_partition_is_read(tmp_path):

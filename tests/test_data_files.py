@@ -123,6 +123,29 @@ def test_a_delimiter_may_be_named_and_tsv_names_it(tmp_path):
     assert read(write(tmp_path / "a.csv", "instruction#response\na#b\n"), delimiter="#")[0] == [("a", "b")]
 
 
+@pytest.mark.parametrize(("first", "delimiter"), [("sep=;", ";"), ('"SEP=|"', "|"), ("sep=\t", "\t"), ("sep=^", "^")])
+def test_excels_first_line_names_the_delimiter_and_is_no_header(tmp_path, first, delimiter):
+    lines = [first, delimiter.join(["instruction", "response"]), delimiter.join(["a,b,c,d", "e"]), delimiter.join("f")]
+    path = write(tmp_path / "a.csv", "\r\n".join(lines) + "\r\n")
+    with pytest.raises(DataError, match=r"^a\.csv:4: this row has 1 fields"):
+        read(path)
+    assert read(path, skip_bad_rows=True)[0] == [("a,b,c,d", "e")]
+    over = write(tmp_path / "b.csv", f"{first}\ninstruction#response\na#b\n")
+    assert read(over, delimiter="#")[0] == [("a", "b")]
+
+
+def test_a_header_that_begins_like_excels_first_line_is_one(tmp_path):
+    path = write(tmp_path / "a.csv", "sep=x,response\na,b\n")
+    assert read(path, columns={"instruction": "sep=x"})[0] == [("a", "b")]
+
+
+def test_lines_of_nothing_but_delimiters_are_no_rows(tmp_path):
+    path = write(tmp_path / "a.csv", ";\ninstruction;response\na;b\n;\n ; \n;;;;\nc;d\n;;;;\n")
+    assert read(path)[0] == [("a", "b"), ("c", "d")]
+    with pytest.raises(DataError, match="holds no rows"):
+        read(write(tmp_path / "b.csv", "instruction;response\n;;;;\n"))
+
+
 def test_a_column_without_a_name_is_pandas_index_and_is_told(tmp_path):
     found, notes = read(write(tmp_path / "a.csv", ",instruction,response\n0,a,b\n1,c,d\n"))
     assert found == [("a", "b"), ("c", "d")]
@@ -191,7 +214,7 @@ def test_the_first_sheet_of_a_workbook_is_read(tmp_path):
 def test_a_workbook_that_is_none_or_far_too_large_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="a.xlsx: this is not a workbook that can be read"):
         read(write(tmp_path / "a.xlsx", "PK and nothing"))
-    monkeypatch.setattr("bellwether.data.files.UNPACKED", 100_000)
+    monkeypatch.setattr("bellwether.data.tables.UNPACKED", 100_000)
     path = workbook(tmp_path / "b.xlsx", [["instruction", "response"], ["a", "b" * 3_000_000]])
     with pytest.raises(DataError, match="b.xlsx: the workbook holds more than"):
         read(path)
@@ -246,7 +269,7 @@ def test_fields_of_messages_that_are_not_read_are_told_and_empty_ones_not(tmp_pa
     ]
     rows, notes = read_rows([str(write(tmp_path / "a.jsonl", json.dumps({"messages": messages})))], Data())
     assert rows[0].response == "bc"
-    assert notes == ["Messages: not used: the field 'mood', of 1 chats."]
+    assert notes == ["Messages: not used: the field 'mood', of 1 chat."]
 
 
 # Bad rows -----------------------------------------------------------------------------------------
@@ -259,14 +282,16 @@ def test_bad_rows_are_told_in_the_order_of_their_lines_with_their_true_number(tm
         read(path)
     said = str(caught.value).splitlines()
     assert [line.partition(" ")[0] for line in said] == ["a.jsonl:1:", "a.jsonl:3:", "a.jsonl:4:", "..."]
-    assert said[-1] == "... and 2 more; 5 rows are bad in all."
+    remedy = "Set data.skip_bad_rows=true to leave bad rows out (init: --skip-bad-rows)."
+    assert said[-1] == f"... and 2 more; 5 rows are bad in all. {remedy}"
     found, notes = read(path, skip_bad_rows=True)
     assert found == EXPECTED[:1]
     assert notes[0].startswith(
         "Bad rows are skipped, as data.skip_bad_rows says: 5 in all (a.jsonl:1: this line is not"
     )
-    with pytest.raises(DataError, match="2 rows are bad|a.jsonl:1"):
+    with pytest.raises(DataError, match="a.jsonl:1") as caught:
         read(write(tmp_path / "a.jsonl", "{\n{\n"), skip_bad_rows=True)
+    assert remedy not in str(caught.value)  # no row would be left
 
 
 # Splits and parts ---------------------------------------------------------------------------------

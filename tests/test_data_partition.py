@@ -461,13 +461,13 @@ def test_groups_that_do_not_fit_the_rows_are_refused_with_those_there_are(rows, 
 @pytest.mark.parametrize(
     ("rows", "settings", "said"),
     [
-        (make_rows(a=5), {"method": "iid", "clients": 6}, "5 rows cannot give 6 clients .* at most 5 clients"),
+        (make_rows(a=5), {"method": "iid", "clients": 6}, "5 rows cannot give 6 clients .* give 5 clients"),
         (
             make_rows(a=50, b=50),
             {"method": "dirichlet", "clients": 11, "min_rows": 10},
-            "100 rows cannot give 11 clients 10 .* at most 10 clients",
+            "100 rows cannot give 11 clients 10 .* give 10 clients",
         ),
-        (make_rows(a=50), {"method": "categories", "clients": 2}, "the rows have 1 categories; give at most 1"),
+        (make_rows(a=50), {"method": "categories", "clients": 2}, "the rows have 1 category; give at most 1"),
         (
             make_rows(a=90, b=2),
             {"method": "categories", "clients": 6, "categories_per_client": 2},
@@ -481,7 +481,7 @@ def test_groups_that_do_not_fit_the_rows_are_refused_with_those_there_are(rows, 
         (
             make_rows(a=50),
             {"method": "categories", "clients": 2, "categories_per_client": (1, 2)},
-            "partition.categories_per_client is 1 to 2, but the rows have 1 categories; give at most 1",
+            "partition.categories_per_client is 1 to 2, but the rows have 1 category; give at most 1",
         ),
         (
             make_rows(a=10),

@@ -454,7 +454,7 @@ def test_of_a_chat_of_endless_turns_only_those_are_rendered_that_could_be_kept(m
         rendered.append(len(row.turns))
         return render(row, template, tokenizer)
 
-    monkeypatch.setattr(tokens_module, "render", watched)
+    monkeypatch.setattr(tokens_module, "render_unplaced", watched)
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
     whole, end = (Row("Question 2999?", "2999.", turns=(system, *some)) for some in (turns, turns[-20:]))
     made = tokenise([whole], tokenizer, Data(max_tokens=100), chat(tokenizer))

@@ -13,11 +13,14 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import tomllib
 import typing
@@ -31,13 +34,17 @@ import numpy as np
 import pytest
 import yaml
 from conftest import CATEGORIES, call, dolly_rows, write_rows
+from gguf_files import gguf_llama, write_gguf
 from judge_server import serving
+from tiny_models import tiny_tokenizer
 
 from bellwether.ask.answerers import find_answerers
 from bellwether.ask.judge import Judgement, JudgeSettings
+from bellwether.data.prompts import prompt
 from bellwether.recipe.file import load_recipe, shipped
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.recipe import Recipe, Section
+from bellwether.tools.version import VERSION
 from starter.instructions import write_rows as write_starter_rows
 from starter.pretrain import Pretraining, settings_of
 from starter.world import make_world
@@ -55,6 +62,7 @@ name: mine
 model: {path: my-model}
 data: {sources: [clinic-a.jsonl, clinic-b.jsonl]}
 """
+LM_EVAL = "lm-eval==0.4.13"
 TRACE = [{"client": f"client-{n:02}", "round": 1, "available": n % 3 > 0, "rows_per_second": 9.5} for n in range(1, 9)]
 
 
@@ -147,6 +155,8 @@ def between(page: Path, mark: str) -> str:
 def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the documentation speaks of, in which runs are short."""
     shutil.copytree(tiny_llama, tmp_path / "my-model")
+    write_gguf(tmp_path / "my-model.gguf", gguf_llama(), tiny_tokenizer(300))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     kinds = ("letters", "triage", "coding", "billing")
     write_rows(tmp_path / "questions.jsonl", dolly_rows(kinds, 30))
     write_rows(tmp_path / "clinic-a.jsonl", dolly_rows(kinds[:2], 12))
@@ -163,7 +173,7 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     runner = importlib.import_module("bellwether.runner.run")
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
-    comparison = importlib.import_module("bellwether.compare.compare")
+    comparison = importlib.import_module("bellwether.arms.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
     monkeypatch.setattr(sys, "stdin", io.StringIO("/set max-new-tokens 2\n/examples 1\n/quit\n"))
     monkeypatch.setattr("bellwether.ask.ui.serve", lambda folder, **_: find_answerers(folder))
@@ -317,10 +327,29 @@ def follow(words: list[str]) -> None:
         case [".venv/bin/pip", "install", "-e", extra]:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             assert extra.strip(".[]") in project["optional-dependencies"], words
+        case [".venv/bin/pip", "install", package]:
+            assert package == LM_EVAL, words
+        case ["lm_eval", *arguments]:  # the slow test below runs it
+            options = dict(itertools.pairwise(arguments))
+            assert Path(options["--tasks"]).is_file()
+            given = dict(pair.split("=") for pair in options["--model_args"].split(","))
+            assert all(Path(given[name]).is_dir() for name in ("pretrained", "peft", "tokenizer"))
         case ["tensorboard", "--logdir", folder]:
             assert importlib.util.find_spec("tensorboard")
             assert list(Path(folder).rglob("*tfevents*"))
-        case [".", ".venv/bin/activate"] | []:
+        case [".venv/bin/pytest", *given]:
+            for file, _, name in (word.partition("::") for word in given if word.startswith("tests/")):
+                assert not name or f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), words
+        case [".venv/bin/python", "-m", "build"]:
+            assert importlib.util.find_spec("build")
+        case ["../fresh/bin/pip", "install", "--constraint", file, what]:
+            assert (ROOT / file).is_file()
+            assert what in ("torch", f"dist/bellwether-{VERSION}-py3-none-any.whl")
+        case ["fresh/bin/bellwether", *arguments]:
+            follow(["bellwether", *arguments])
+        case ["git", "tag", "--annotate", tag, "--message", _]:
+            assert tag == f"v{VERSION}"
+        case ["python3", "-m", "venv", _] | ["cd", ".."] | [".", ".venv/bin/activate"] | []:
             pass
         case _:
             pytest.fail(f"the documentation shows a command that nothing checks: {shlex.join(words)}")
@@ -329,6 +358,52 @@ def follow(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_what_a_page_says_can_be_done(page: Path, workshop: Path) -> None:
     play(page)
+
+
+def test_the_version_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert project["version"] == VERSION
+    assert newest in (VERSION, "Unreleased")
+
+
+@pytest.mark.slow
+def test_the_harness_scores_an_exported_adapter_as_peft_does_with_its_chat_template(workshop: Path) -> None:
+    """What docs/results.md prints, run to its scores."""
+    if importlib.util.find_spec("lm_eval") is None:
+        pytest.skip(f"lm_eval is not installed: pip install {LM_EVAL}")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    page = ROOT / "docs" / "results.md"
+    (task,) = (block for block in blocks(page) if block.file == "questions-task.yaml")
+    Path(str(task.file)).write_text(task.text)
+    at = next(number for number, words in enumerate(commands(page)) if words[0] == "lm_eval")
+    for words in commands(page)[at - 2 : at]:
+        follow(words)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(workshop / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-m", *commands(page)[at]], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    samples = [json.loads(line) for path in Path("scores").rglob("samples_*.jsonl") for line in path.open()]
+    assert len(samples) == 120
+    tokenizer = AutoTokenizer.from_pretrained("asked")
+    base = AutoModelForCausalLM.from_pretrained("my-model")
+    base.resize_token_embeddings(len(tokenizer))  # as the harness does: no answer has tokens that have no text
+    model = PeftModel.from_pretrained(base, "asked").eval()
+    for sample in samples[:6]:
+        row = sample["doc"]
+        asked = "\n\n".join(filter(None, (row["instruction"], row["context"])))
+        text = prompt(asked, "", None, tokenizer)  # Alpaca's: the tiny base has no template of its own
+        assert sample["arguments"]["gen_args_0"]["arg_0"] == text
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        answer = model.generate(input_ids=ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+        wanted = tokenizer.decode(answer, skip_special_tokens=True).partition("\n\n")[0]
+        assert sample["resps"][0][0] == wanted
+    (results,) = Path("scores").rglob("results_*.json")
+    exact = sum(sample["resps"][0][0] == sample["doc"]["response"] for sample in samples) / len(samples)
+    assert json.loads(results.read_text())["results"]["questions"]["exact_match,none"] == pytest.approx(exact)
 
 
 def test_every_command_is_documented_and_no_other() -> None:
@@ -341,8 +416,9 @@ def test_every_command_is_documented_and_no_other() -> None:
     assert shown == listed == known
 
 
-def test_every_shipped_recipe_is_listed_in_the_readme() -> None:
-    listed = re.findall(r"^\| `([\w-]+)` \|", prose(ROOT / "README.md"), re.MULTILINE)
+def test_every_shipped_recipe_is_listed() -> None:
+    table = prose(ROOT / "docs" / "recipes.md").split("| recipe |")[1].split("\n\n")[0]
+    listed = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
     assert sorted(listed) == shipped()
 
 
@@ -474,10 +550,11 @@ def test_pages_speak_of_the_project_alone(page: Path) -> None:
 
 def script(name: str) -> Any:
     """Return one of the documentation's own programs as a module."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where dataclasses look for the names in their annotations
     specification.loader.exec_module(module)
     return module
 
@@ -488,13 +565,43 @@ def test_figures_of_the_readme_are_of_the_default_run_as_it_is() -> None:
     )
 
 
-def test_the_comparison_of_the_readme_is_of_the_recipe_as_it_is() -> None:
-    assert f"comparison {script('comparison').comparison_hash()}" in between(ROOT / "README.md", "comparison"), (
+def test_the_comparison_that_is_shown_is_of_the_recipe_as_it_is() -> None:
+    page = ROOT / "docs" / "measured.md"
+    assert f"comparison {script('comparison').comparison_hash()}" in between(page, "comparison"), (
         "compare anew, then: python docs/comparison.py FOLDER"
     )
 
 
-def test_the_table_of_the_readme_is_written_from_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["federating.svg", "own-categories.svg", "few-rows.svg"])
+def test_the_plots_of_the_readme_show_the_tables_as_they_are(name: str) -> None:
+    plots = script("plots")
+    lines = plots.tables((ROOT / "docs" / "measured.md").read_text(encoding="utf-8"))
+    drawn = (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+    assert drawn == plots.draw(plots.PLOTS[name], lines), "draw them anew: python docs/plots.py"
+
+
+def test_a_plot_puts_dots_and_ends_of_lines_where_the_figures_are() -> None:
+    plots = script("plots")
+    page = "| | loss |\n| --- | --- |\n| a | 1.0 (0.5 to 2.0) |\n| b | 4.0 (3.0 to 4.0) |\n"
+    panel = plots.Panel("loss", "loss", {"a": "first", "b": "second"}, "b", (0, 4))
+    drawn = plots.draw([panel], plots.tables(page))
+    zero, four = plots.LABELS, plots.WIDTH - plots.RIGHT
+    x = [zero + (four - zero) * value / 4 for value in (0.5, 2.0, 1.0, 3.0, 4.0, 4.0)]
+    found = re.findall(r'interval" x1="([\d.]+)" x2="([\d.]+)".*\n<circle class="(?:ours )?mean" cx="([\d.]+)"', drawn)
+    np.testing.assert_allclose([float(value) for line in found for value in line], x, atol=0.06)
+    assert "first 1.0 (0.5 to 2.0), second 4.0 (3.0 to 4.0)" in drawn
+
+
+def test_figures_that_the_readme_tells_of_are_those_of_the_tables() -> None:
+    told = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("## What federating brings")[1].split("## In Python")[0]
+    )
+    figures = set(re.findall(r"\d+\.\d+", told))
+    assert figures
+    assert figures <= set(re.findall(r"\d+\.\d+", (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")))
+
+
+def test_the_table_of_a_comparison_is_written_from_a_folder(tmp_path: Path) -> None:
     def interval(mean: float, p: float = 0.001) -> dict[str, float]:
         return {"mean": mean, "low": mean - 0.01, "high": mean + 0.02, "p": p}
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "bellwether"
 # Top floor first. A room imports rooms below its floor only; the files of one room import each other without circles.
 FLOORS = [
     {"cli"},
-    {"compare", "site"},
+    {"arms", "site"},
     {"runner"},
     {"engine"},
     {"client", "federate", "ask", "report"},
@@ -27,8 +27,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # What no file of a room may reach, whatever it imports on the way: other rooms, and packages.
 OUT_OF_REACH = {
-    "ask": {"bellwether.runner", "bellwether.compare", "bellwether.federate", "bellwether.engine"},
-    "report": {"bellwether.runner", "bellwether.compare", "bellwether.client", "bellwether.model", "torch"},
+    "ask": {"bellwether.runner", "bellwether.arms", "bellwether.federate", "bellwether.engine"},
+    "report": {"bellwether.runner", "bellwether.arms", "bellwether.client", "bellwether.model", "torch"},
     "federate": {"bellwether.engine", "bellwether.client", "bellwether.model", "bellwether.data", "torch"},
     "client": {"bellwether.federate", "bellwether.engine"},
     "method": {"bellwether.model", "bellwether.store", "bellwether.tell", "bellwether.data"},

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-RUN = "bellwether: interrupted; if rounds were committed, go on with --resume FOLDER."
 OTHER = "bellwether: interrupted; nothing is left half done, and the same command begins anew."
 MODULE = ["-m", "bellwether"]
 SCRIPT = ["-c", "from bellwether.cli.main import main; main()"]
@@ -35,10 +34,10 @@ sys.meta_path.insert(0, Interrupts())
 @pytest.mark.parametrize(
     ("way", "words", "module", "said"),
     [
-        (MODULE, ["run"], "click.core", RUN),
+        (MODULE, ["run"], "click.core", OTHER),
         (MODULE, ["recipe", "shepherd"], "pydantic_core", OTHER),
         (SCRIPT, ["recipe", "shepherd"], "yaml", OTHER),
-        (SCRIPT, ["run"], "torch._C", RUN),
+        (SCRIPT, ["run"], "torch._C", OTHER),
     ],
 )
 def test_an_interrupt_while_libraries_are_loaded(

@@ -17,6 +17,7 @@ from bellwether.exchange.records import (
     ClientRecord,
     Evaluated,
     EvaluationRecord,
+    Expected,
     Note,
     RoundFinished,
     RoundRecord,
@@ -27,8 +28,10 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.recipe import Recipe
 from bellwether.tell.live import sparkline, view, watching
-from bellwether.tell.narrate import RunStatus, plain_lines, summary, tell_all, write_log
+from bellwether.tell.narrate import plain_lines, summary, tell_all, write_log
+from bellwether.tell.status import RunStatus
 from bellwether.tell.trackers import check_trackers, open_trackers, scalars
+from bellwether.tools.progress import Advanced
 from bellwether.tools.words import byte_size, clean, duration
 
 EVIL = "evil\x1b[2J[bold]\r\n\u202e:smile:"
@@ -92,7 +95,7 @@ def test_without_a_terminal_there_is_one_line_per_round_and_evaluation():
         "round 1 of 4: loss 2.0000, 1 of 2 clients, 30 rows, 15 rows/s, 1.5 kB up, 2.5 MB down; about 9 s left",
         "  left out: evil?[2J[bold]???:smile:: holds [red]NaN?",
         "test after round 2: loss 2.000 -> 1.750, ROUGE-L 10.0 % -> 40.0 %, exact 0.0 % -> 50.0 % (20 rows)",
-        "round 2 of 4: loss 1.0000, 1 of 2 clients, 30 rows, 15 rows/s, 1.5 kB up, 2.5 MB down; about 8 s left",
+        "round 2 of 4: loss 1.0000, 1 of 2 clients, 30 rows, 15 rows/s, 1.5 kB up, 2.5 MB down; about 7 s left",
         "  left out: evil?[2J[bold]???:smile:: holds [red]NaN?",
         "warning: Look?here",
         "run ends after 1:15",
@@ -163,7 +166,7 @@ def shown(told, width=80, height=24, encoding="utf-8"):
 def test_the_live_view_shows_rounds_clients_speed_loss_scores_and_remaining_time():
     frame = shown([event for event in events() if not isinstance(event, RunFinished)])[-2]
     assert "round 2 of 4" in frame
-    assert "about 8 s left" in frame
+    assert "about 7 s left" in frame
     assert "training loss 1.000 █▁" in frame
     assert "15 rows/s, 300 tokens/s" in frame
     assert "test, round 2:  loss 2.000→1.750  ROUGE-L 10.0→40.0 %  exact 0.0→50.0 %" in frame
@@ -238,6 +241,91 @@ def test_remaining_time_counts_down_between_rounds_and_does_not_count_earlier_pr
     assert status.remaining == pytest.approx(40)
     clock.now += 3
     assert status.remaining == pytest.approx(37)
+
+
+def advanced(phase, done, total, clients=1):
+    return Advanced(phase, done, total, "rows", clients)
+
+
+def test_remaining_time_counts_evaluations_to_come_and_the_one_that_is_going_on():
+    clock = Clock()
+    status = RunStatus(clock=clock)
+    status.take(replace(STARTED, rounds=2, scored=(2,)))
+    for seconds, event in [
+        (0, advanced("computing losses", 0, 20)),
+        (20, Evaluated(replace(BASE, seconds=20.0))),
+        (0, RoundStarted(1, ("a",))),
+        (10, RoundFinished(a_round(1))),
+    ]:
+        clock.now += seconds
+        status.take(event)
+    assert status.remaining == pytest.approx(10 + 20), "a round of 10 s and a scoring of 20 s are to come"
+    status.take(RoundStarted(2, ("a",)))
+    clock.now += 10
+    status.take(advanced("computing losses", 0, 20))
+    assert status.remaining == pytest.approx(20)
+    clock.now += 5
+    assert status.remaining == pytest.approx(15)
+    status.take(advanced("writing answers", 5, 20))
+    # A quarter of the answers is written after 5 of 20 s, as was expected.
+    assert status.remaining == pytest.approx(15)
+    clock.now += 15
+    status.take(advanced("writing answers", 10, 20))
+    # Half of them after 20 s: what was measured says 20 s more, what was expected 10 s, and both count alike.
+    assert status.remaining == pytest.approx(15)
+
+
+def test_before_anything_was_measured_remaining_time_is_the_plans():
+    clock = Clock()
+    status = RunStatus(clock=clock)
+    assert status.remaining is None
+    status.take(replace(STARTED, rounds=3, scored=(2, 3), expected=Expected(training=100.0, evaluation=7.0)))
+    assert status.remaining == pytest.approx(3 * 100 + 2 * 7)
+    status.take(Evaluated(replace(BASE, seconds=9.0)))
+    assert status.remaining == pytest.approx(3 * 100 + 2 * 9)
+
+
+def test_steps_of_a_client_say_how_far_the_first_round_is():
+    clock = Clock()
+    status = RunStatus(clock=clock)
+    status.take(replace(STARTED, rounds=2))
+    status.take(RoundStarted(1, ("a", "b", "c", "d")))
+    assert status.remaining is None
+    clock.now += 10
+    status.take(advanced("training", 5, 10, clients=2))
+    assert status.remaining == pytest.approx(30 + 40), "two of four clients are half done after 10 s"
+    frame = io.StringIO()
+    Console(file=frame, width=80).print(view(status, 80, 24))
+    assert "round 1 of 2, 0 of 4 clients done: training 5/10 rows" in frame.getvalue()
+
+
+def test_scoring_at_clients_is_timed_by_how_many_have_answered():
+    clock = Clock()
+    status = RunStatus(clock=clock)
+    status.take(replace(STARTED, rounds=1, scored=(1,)))
+    status.take(Evaluated(replace(BASE, seconds=4.0)))
+    status.take(Evaluated(replace(BASE, part="clients", seconds=8.0)))
+    status.take(RoundStarted(1, ("a",)))
+    clock.now += 10
+    status.take(advanced("writing answers", 0, 20))
+    assert status.remaining == pytest.approx(4 + 8)
+    clock.now += 4
+    status.take(advanced("scoring at clients", 0, 4))
+    status.take(advanced("writing answers", 3, 3))  # of one of the clients
+    assert status.remaining == pytest.approx(8)
+    clock.now += 2
+    status.take(advanced("scoring at clients", 1, 4))
+    assert status.remaining == pytest.approx(6)
+
+
+def test_without_a_terminal_a_long_phase_has_a_line_every_ten_seconds():
+    lines, clock = [], Clock()
+    watcher = plain_lines(lines.append, clock)
+    for done in range(101):
+        watcher(advanced("tokenising", 1000 * done, 100_000))
+        clock.now += 1
+    assert lines[:2] == ["  tokenising 10,000/100,000 rows", "  tokenising 20,000/100,000 rows"]
+    assert len(lines) == 10
 
 
 # Summary and words --------------------------------------------------------------------------------

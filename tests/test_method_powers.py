@@ -28,7 +28,7 @@ from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.runner.checks import check_methods
-from bellwether.store.client_state import METHOD, keep_state
+from bellwether.store.client_state import METHOD, forgotten, keep_state
 from bellwether.tools.randomness import Randomness
 
 SGD = recipe.Training(
@@ -223,12 +223,15 @@ def test_a_client_goes_on_from_no_round_but_the_one_that_counted_last(base, laye
     assert count(1) == 2
     round = 3  # round 2 did not count; in this one the client keeps nothing, and it counts
     assert count(1) == 2
+    records = [SimpleNamespace(round=number, clients=[SimpleNamespace(client="a")], failure=None) for number in (1, 3)]
+    assert forgotten({"a": tmp_path / "a"}, records, chooses=False) == []
     round = 4
     assert count(3) == 1
-    assert files() == ["0001.npz", "0002.npz", "0004.npz"]
-    round = 4  # as before, but that round 2 is said not to have counted, and that 1 cannot come back
+    assert files() == ["0001.npz", "0003.npz", "0004.npz"]
+    round = 4  # as before, but that no later round than 1 is said to have counted, and that 1 cannot come back
     assert count(1, certain=1) == 2
     assert files() == ["0001.npz", "0004.npz"]
+    assert forgotten({"a": tmp_path / "a"}, records, chooses=False) == [tmp_path / "a" / "method" / "0003.npz"]
 
 
 def test_what_is_kept_is_forgotten_once_no_checkpoint_can_go_back_to_it():

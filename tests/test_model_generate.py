@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import itertools
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +15,7 @@ from tiny_models import ARCHITECTURES, POSITIONS, random_adapter, tiny_base, tin
 
 from bellwether.errors import ModelError
 from bellwether.model.base import load_base
-from bellwether.model.generate import generate
+from bellwether.model.generate import answer_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 
@@ -47,6 +52,113 @@ def test_answers_end_at_any_stop_token_and_leave_it_out():
     assert generate(ended, PROMPTS, 12, batch_size=2) == wanted
     assert generate(base, PROMPTS, 12, batch_size=2, stop=[stop]) == wanted
     assert any(len(answer) < 12 for answer in wanted)
+
+
+# Of a tokenizer whose tokens lie across the border of an answer and what ends it.
+PIECES = {
+    5: "Sky",
+    6: " is",
+    7: " blue.#",
+    8: "## E",
+    9: "nd",
+    10: " more",
+    11: "#",
+    12: "##",
+    13: " End",
+    15: "Sea",
+    16: "No",
+}
+SPELLED = SimpleNamespace(decode=lambda ids, **_: "".join(PIECES.get(i, "~") for i in ids if i), pad_token_id=0)
+
+
+def saying(*chains):
+    """A base that goes on from each token of a chain with the next one."""
+    base = tiny_base("llama")
+    with torch.no_grad():
+        for layer in base.model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        base.model.model.norm.weight.fill_(1)
+        base.model.lm_head.weight.zero_()
+        base.model.model.embed_tokens.weight.zero_()
+        for place, token in enumerate(sorted({token for chain in chains for token in chain})):
+            base.model.model.embed_tokens.weight[token, place] = 1
+        for token, following in {pair for chain in chains for pair in itertools.pairwise(chain)}:
+            base.model.lm_head.weight[following] += base.model.model.embed_tokens.weight[token]
+    return dataclasses.replace(base, tokenizer=SPELLED)
+
+
+def test_an_answer_ends_at_a_text_of_several_tokens_which_is_left_out():
+    base = saying([100, 5, 6, 7, 8, 9, 10, 14, 14], [101, 15, 11, 12, 13, 15], [103, 16, 2])
+    assert generate(base, [[100]], 9, batch_size=1) == [[5, 6, 7, 8, 9, 10, 14, 14, 14]]
+    prompts, stop, heard = [[100], [7, 101], [103]], [2, "### End"], collections.defaultdict(list)
+
+    def on_step(tokens):
+        for number, token in tokens.items():
+            heard[number].append(token)
+
+    answers = generate(base, prompts, 9, batch_size=3, stop=stop, on_step=on_step)
+    assert answers == [[5, 6, 7, 8, 9], [15, 11, 12, 13], [16]]
+    assert [heard[number] for number in range(3)] == answers
+    assert [answer_text(ids, SPELLED, stop) for ids in answers] == ["Sky is blue.", "Sea", "No"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "ended"), [([5, 6, 7, 8, 9], True), ([5, 6, 7, 8, 9, 10], True), ([5, 6, 7, 8], False)]
+)
+def test_whoever_listens_is_told_that_an_answer_has_ended_by_a_text(ids, ended):
+    from bellwether.ask.talk import _Said
+
+    said = _Said("federated", SPELLED, [2, "### End"])
+    for token in ids:
+        said.take(token)
+    assert said.answer(final=True).ended is ended
+
+
+@pytest.mark.parametrize(
+    ("end", "stops"),
+    [
+        ("###", "###"),  # one token where it stands alone, and others behind a letter
+        (" END<|x|>", " END"),  # the token has no text in an answer
+        ("\n<|x|>", "<|x|>"),
+    ],
+)
+@pytest.mark.parametrize("name", ["byte-level BPE", "Metaspace, BOS"])
+def test_of_what_ends_a_turn_generation_knows_the_text_before_a_token_of_its_own(end, stops, name):
+    from data_tokenizers import family, with_chat
+
+    from bellwether.data.prompts import end_of_turn, resolve_template
+
+    template = (
+        "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}"
+        "{{ '\n' if m.role == 'user' else END }}{% endfor %}{{ 'A: ' if add_generation_prompt }}"
+    )
+    tokenizer = with_chat(family(name), template.replace("END", repr(end)))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|x|>"]})
+    found = end_of_turn(resolve_template(recipe.Data(template="chat"), tokenizer), tokenizer)
+    wanted = tokenizer.convert_tokens_to_ids(stops) if stops == "<|x|>" else stops
+    assert found == [tokenizer.eos_token_id, wanted]
+
+
+def test_a_run_knows_the_end_of_a_turn_that_is_several_tokens(tiny_recipe, tmp_path):
+    import yaml
+    from data_tokenizers import CHATML
+
+    from bellwether.recipe.file import load_recipe
+    from bellwether.runner.prepare import prepare, prepared_fingerprint
+
+    folder = Path(yaml.safe_load(tiny_recipe.read_text())["model"]["path"])
+    shutil.copytree(folder, tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(CHATML)
+    prepared = prepare(load_recipe(tiny_recipe, ["data.template=chat", f"model.path={tmp_path / 'chatty'}"]))
+    assert prepared.stop == [2, "<|im_end|>"]
+    assert len(prepared_fingerprint(prepared)) == 64
+
+
+def test_what_may_become_the_end_of_an_answer_is_held_back():
+    told = [answer_text([5, 6, 7, 8, 9][:size], SPELLED, [2, "### End"], going_on=True) for size in range(1, 6)]
+    assert told == ["Sky", "Sky is", "Sky is blue.", "Sky is blue.", "Sky is blue."]
+    assert answer_text([5, 6, 7], SPELLED, ["### End"]) == "Sky is blue.#"  # nothing more has come
 
 
 def test_each_prompt_is_answered_by_the_adapter_in_its_slot():
@@ -103,8 +215,6 @@ def test_generation_warns_of_nothing(recwarn, caplog):
 def test_the_prompt_that_the_docs_show_is_that_of_training(chat, monkeypatch):
     """The page's own code, with a tokenizer that puts BOS before every text, as its chat template does too."""
     import re
-    from pathlib import Path
-    from types import SimpleNamespace
 
     from data_tokenizers import BRACKETS, metaspace, with_chat
 

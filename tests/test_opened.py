@@ -12,7 +12,7 @@ import pytest
 from conftest import dolly_rows, write_rows
 
 from bellwether import run
-from bellwether.compare.compare import compare
+from bellwether.arms.compare import compare
 from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
@@ -50,11 +50,11 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     for module, function in (
         ("model.base", "find_folder"),
         ("data.sources", "read_records"),
-        ("data.tokens", "render"),
+        ("data.tokens", "render_unplaced"),
         ("data.trace", "_trace_line"),
         ("runner.answers", "load_rows"),
-        ("compare.arms", "read_outcomes"),
-        ("compare.compare", "read_outcomes"),
+        ("arms.arm", "read_outcomes"),
+        ("arms.compare", "read_outcomes"),
     ):
         where = __import__(f"bellwether.{module}", fromlist=[function])
         monkeypatch.setattr(where, function, counted(function, getattr(where, function)))
@@ -73,7 +73,7 @@ def recipe(tmp_path: Path, tiny_recipe: Path) -> Recipe:
     return with_overrides(load_recipe(tiny_recipe), fields)
 
 
-ONCE = {"AutoConfig": 1, "AutoTokenizer": 1, "find_folder": 1, "read_records": 1, "render": 40}
+ONCE = {"AutoConfig": 1, "AutoTokenizer": 1, "find_folder": 1, "read_records": 1, "render_unplaced": 40}
 
 
 def test_a_run_opens_model_and_rows_once_and_reads_none_of_its_answers_back(recipe, counts):

@@ -28,7 +28,7 @@ def test_both_forms_of_vicunas_questions_are_read(tmp_path: Path) -> None:
 def test_of_several_turns_the_first_is_asked_and_that_is_said(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "q.jsonl", [{"question_id": 1, "category": "x", "turns": ["One?", "Two?"]}])
     assert texts(path) == [("1", "x", "One?")]
-    assert read_questions(path).notes == ["q.jsonl: 1 questions have several turns; only the first is asked."]
+    assert read_questions(path).notes == ["q.jsonl: 1 question of several turns; only the first is asked."]
 
 
 def test_rows_of_instructions_are_questions_whose_responses_are_not_read(tmp_path: Path) -> None:

@@ -5,28 +5,34 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 import shutil
+import statistics
 from collections.abc import Callable
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import console, foreign, resize
+from browser import console, foreign, picture, resize
 from conftest import TINY_RECIPE, Command, Outcome, dolly_rows, write_rows
+from PIL import Image
+from rich.console import Console
 
 from bellwether.errors import CheckpointError
 from bellwether.exchange.records import ClientRecord, EvaluationRecord, RoundRecord
-from bellwether.exchange.scores import Totals
+from bellwether.exchange.scores import Totals, add_up
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Arm, Model, Recipe
 from bellwether.report.compare_table import ClientGain, Line
-from bellwether.report.page.charts import Series, scatter
+from bellwether.report.page.charts import Series, lines, scatter
 from bellwether.report.page.comparison import Compared, comparison_page
-from bellwether.report.page.draw import drawing
-from bellwether.report.page.metrics import EXACT, LOSS, changes, middle_curve
+from bellwether.report.page.curves import SMOOTHED, middle_curve, smoothed
+from bellwether.report.page.draw import Chart
+from bellwether.report.page.metrics import EXACT, LOSS, ROUGE_L, changes
 from bellwether.report.page.parts import named, visible
 from bellwether.report.page.render import render
 from bellwether.report.page.run import run_page
@@ -38,6 +44,7 @@ from bellwether.store.history import ScoredRow
 from bellwether.store.holdings import ClientSummary, Description
 from bellwether.tools.intervals import Interval
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 # What would act if a page did not show it as what it is.
 NASTY = (
@@ -205,6 +212,16 @@ def test_a_comparison_ends_with_the_path_of_its_report(compared: tuple[Path, Out
     assert (folder / "report.html").stat().st_size > 10_000
 
 
+def test_a_terminal_is_told_that_the_report_is_drawn_and_a_file_is_not(
+    tiny_run: tuple[Path, Outcome], bellwether: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "drawing the report" not in bellwether("report", tiny_run[0], "--out", "one.html").out
+    monkeypatch.setattr("bellwether.cli.say.console", lambda: Console(force_terminal=True, _environ={"TERM": "xterm"}))
+    told = bellwether("report", tiny_run[0], "--out", "two.html").out
+    assert "drawing the report" in told
+    assert told.splitlines()[-1].endswith("Report: two.html")
+
+
 @pytest.mark.parametrize("kind", ["tiny_run", "compared"])
 def test_the_same_folder_gives_the_same_bytes(kind: str, request: Any, bellwether: Command, tmp_path: Path) -> None:
     folder = request.getfixturevalue(kind)[0]
@@ -321,6 +338,20 @@ def test_the_page_of_a_comparison_names_all_arms_and_their_scores(compared: tupl
         assert title in text
 
 
+def test_what_there_is_one_of_stands_in_the_singular(compared: tuple[Path, Outcome], tmp_path: Path) -> None:
+    one = nasty_run(clients=1, rounds=1, categories=("only",))
+    pages = [render(run_page(one)), (compared[0] / "report.html").read_bytes()]
+    plural = r"(?<![\d.,])1 (\w+ )?(rows|clients|rounds|categories|seeds|arms|passes|steps|questions|tokens|times)\b"
+    for page in pages:
+        assert not re.search(plural, Reader(page).text), re.search(plural, Reader(page).text)
+    assert "1 simulated client holds" in Reader(pages[0]).text
+    assert (counted(1, "row"), counted(2000, "row"), counted(0, "pass", "passes")) == (
+        "1 row",
+        "2,000 rows",
+        "0 passes",
+    )
+
+
 def test_a_page_loads_nothing_and_runs_nothing(tiny_run: tuple[Path, Outcome], compared: tuple[Path, Outcome]) -> None:
     for folder in (tiny_run[0], compared[0]):
         page = (folder / "report.html").read_bytes()
@@ -387,6 +418,49 @@ def test_numbers_are_written_with_their_signs() -> None:
     assert [LOSS.number(value) for value in (0.1936, float("nan"), float("inf"))] == ["0.194", "–", "∞"]
 
 
+def test_two_scores_and_their_difference_agree_as_they_are_shown() -> None:
+    assert (EXACT.step(0.04, 68.75, 68.71), LOSS.step(2.3, 0.2, -2.1)) == ((68.71, 2), (-2.1, 3))
+    draw = np.random.default_rng(0)
+    for metric, most in ((EXACT, 100.0), (ROUGE_L, 100.0), (LOSS, 12.0)):
+        for before, after, fuzz in draw.uniform(size=(3000, 3)).tolist():
+            # Ninths and eighths lie often half-way between two roundings; the difference comes from another sum.
+            first, last = (round(72 * share) / 72 * most if fuzz < 0.5 else share * most for share in (before, after))
+            gap, digits = metric.step(first, last, last - first + (fuzz - 0.5) * 1e-12)
+            texts = [metric.number(value, digits=digits, sign=True) for value in (first, last, gap)]
+            shown = [Decimal(text.replace("−", "-")) for text in texts]
+            assert shown[1] - shown[0] == shown[2]
+            assert metric.digits <= digits <= metric.digits + 2
+            assert float(shown[2]) == pytest.approx(last - first, abs=1.01 * 10**-digits)
+    small = ROUGE_L.step(0.34561, 0.85235, 0.50674)  # 0.3 and 0.9 with 0.6 between them would be a fifth too much
+    assert small == (pytest.approx(0.506), 3)
+    assert EXACT.step(math.nan, 1.0, math.nan)[1] == EXACT.digits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_headline_of_a_run_and_its_tiles_agree_with_their_difference(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    run = nasty_run(clients=2, rounds=1, categories=("a", "b", "c"))
+    rows = int(draw.integers(5, 90))
+    scored = [
+        [
+            ScoredRow(name, "", Totals(1, 1, 1.0, 1, 0.5, int(draw.random() < share)))
+            for name in "abc"
+            for _ in range(rows)
+        ]
+        for share in (0.3, 0.7)
+    ]
+    records = [
+        dataclasses.replace(record, part="test", categories=add_up((row.category, row.totals) for row in rows_of))
+        for record, rows_of in zip((run.evaluations[0], run.evaluations[-1]), scored, strict=True)
+    ]
+    page = run_page(dataclasses.replace(run, before=scored[0], after=scored[1], evaluations=records))
+    (tile,) = [tile for tile in page.tiles if tile.name == "Exact match"]
+    number = r"[+−]?\d+\.\d+"
+    for text in (str(page.result), f"{tile.value} {tile.note}"):
+        first, last, gap = (Decimal(one.replace("−", "-")) for one in re.findall(number, text)[:3])
+        assert last - first == gap, text
+
+
 def test_the_middle_of_curves_is_their_median() -> None:
     curves = [[(1.0, level), (2.0, level + 1.0), (3.0, level + 2.0)] for level in (0.0, 1.0, 10.0)]
     x, middle, low, high = middle_curve(curves)
@@ -396,16 +470,69 @@ def test_the_middle_of_curves_is_their_median() -> None:
     assert middle_curve(curves[:1])[2:] == ([], [])
 
 
+def test_curves_of_the_same_places_have_their_medians_at_these() -> None:
+    curves = [[(0.0, start), (3.0, start + 1), (4.0, start + 5)] for start in (1.0, 2.0, 9.0)]
+    assert middle_curve(curves)[:2] == ([0.0, 3.0, 4.0], [2.0, 3.0, 7.0])
+
+
+def test_a_smoothed_curve_begins_and_ends_as_it_was_measured() -> None:
+    assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]  # too few to be smoothed
+    values = [float(value) for value in np.random.default_rng(0).normal(size=25)]
+    found = smoothed(values)
+    assert (found[0], found[-1]) == (values[0], values[-1])
+    assert found[1] == pytest.approx(np.mean(values[:3]))
+    inner = np.convolve(values, np.ones(5) / 5, mode="valid")  # a tenth of 25 on either side
+    assert found[2:-2] == pytest.approx(inner)
+    straight = [0.5 * place for place in range(40)]
+    assert smoothed(straight) == pytest.approx(straight)
+
+
+def test_scores_by_round_of_a_comparison_are_the_medians_of_its_runs(
+    bellwether: Command, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = "{base: {trains: nobody}, federated: {}}"
+    words = [
+        "federation.rounds=9",
+        "evaluation={every: 1, generate: false}",
+        f"compare={{seeds: [3, 4, 5], arms: {arms}}}",
+        "--out",
+        "out",
+    ]
+    assert bellwether("compare", tiny_recipe, *words).code == 0
+    runs = [tmp_path / "out" / "federated" / f"seed-{seed}" / "run" for seed in (3, 4, 5)]
+    rows = [list(csv.DictReader((run / "evaluation.csv").read_text().splitlines())) for run in runs]
+    losses = [[float(row["loss"]) for row in one if row["category"] == "(macro)"] for one in rows]
+    drawn: dict[str, Any] = {}
+
+    def kept(name: str, label: str, series: Any, x: str, y: str, **how: Any) -> Any:
+        drawn[name] = (series, x, how["smooth"])
+        return lines(name, label, series, x, y, **how)
+
+    monkeypatch.setattr("bellwether.report.page.comparison.lines", kept)
+    for words, smooth in ((["--smooth"], True), (["--no-smooth"], False)):
+        assert bellwether("report", "out", *words).code == 0
+        (only,), x, as_said = drawn["by-round-loss"]
+        assert (only.name, only.x, x, as_said) == ("federated", [*map(float, range(10))], "round", smooth)
+        assert only.y == pytest.approx([statistics.median(values) for values in zip(*losses, strict=True)])
+        assert len(only.low) == len(only.high) == 10
+        text = Reader((tmp_path / "out" / "report.html").read_bytes()).text
+        assert (SMOOTHED in text) is smooth
+        assert "Medians over 3 seeds" in text
+    shutil.rmtree(runs[1])
+    assert bellwether("report", "out").code == 0
+    assert "Medians over 2 seeds" in Reader((tmp_path / "out" / "report.html").read_bytes()).text
+
+
 @pytest.mark.parametrize("costs", [(1024.0,), (100.0, 100.0), (100.0, 1e7)])
 def test_arms_of_any_cost_have_a_place_in_the_chart(costs: tuple[float, ...]) -> None:
     series = [Series(f"arm {number}", [cost], [0.5], [0.4], [0.6], number) for number, cost in enumerate(costs)]
-    svg = scatter("cost", "Cost", series, "bytes", "score")
+    svg = scatter("cost", "Cost", series, "bytes", "score").inline()
     assert all(f"arm {number}" in svg for number in range(len(costs)))
 
 
 def test_a_text_in_a_chart_that_looks_like_a_style_stays_a_text() -> None:
     text = 'fill: #010101" style="fill:#010101;stroke:url(#x)'
-    svg = str(drawing("one", "a chart", (200, 100), lambda figure: figure.text(0.1, 0.5, text) and None))
+    svg = str(Chart("one", "a chart", 100, lambda figure: figure.text(0.1, 0.5, text) and None).inline())
     assert 'fill: #010101" style="fill:#010101;stroke:url(#x)</text>' in svg
     assert 'style="' not in re.sub(r">[^<]*<", "><", svg)
     assert "var(--ink)" in svg
@@ -590,6 +717,32 @@ def test_a_page_fits_a_phone_and_a_desktop(kind: str, request: Any, chromium: An
         assert found <= room == width
     assert console(chromium) == []
     assert not foreign(chromium)
+
+
+@pytest.mark.parametrize("kind", ["tiny_run", "compared"])
+def test_letters_of_charts_can_be_read_on_a_phone(kind: str, request: Any, chromium: Any) -> None:
+    chromium.get((request.getfixturevalue(kind)[0] / "report.html").as_uri())
+    sizes = "return [...document.querySelectorAll('.chart')].map(one => one.clientWidth / one.viewBox.baseVal.width)"
+    for width, least in ((360, 9.0), (768, 8.0), (1280, 9.0)):
+        resize(chromium, width, 844)
+        letters = [10 * scale for scale in chromium.execute_script(sizes)]
+        assert letters
+        assert min(letters) > least
+
+
+def test_what_scrolls_has_a_shadow_where_there_is_more(compared: Any, chromium: Any, tmp_path: Path) -> None:
+    chromium.get((compared[0] / "report.html").as_uri())
+    resize(chromium, 360, 844)
+    media(chromium, "screen", "light")
+    chromium.execute_script("document.querySelector('.plot.large').id = 'probe'")
+    edges = []
+    for side in ("0", "one.scrollWidth"):
+        chromium.execute_script(f"const one = document.getElementById('probe'); one.scrollLeft = {side};")
+        image = Image.open(picture(chromium, tmp_path / "part.png", part="#probe")).convert("L")
+        edges.append([image.getpixel((place, image.height - 2)) for place in (1, image.width - 2)])
+    (left, right), (left_after, right_after) = edges
+    assert left == right_after == 255, "paper at the side where nothing more is"
+    assert max(right, left_after) < 240, "a shadow where there is more"
 
 
 def media(driver: Any, kind: str, scheme: str) -> None:

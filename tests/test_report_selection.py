@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY_RECIPE, Command, call, json_lines
-from markupsafe import Markup
 from test_report import NASTY, Reader, nasty_run
 
 from bellwether.errors import CheckpointError
@@ -23,6 +22,7 @@ from bellwether.exchange.records import SurveyRecord
 from bellwether.report.compare_show import cost_cells
 from bellwether.report.compare_table import Line
 from bellwether.report.page.charts import Series
+from bellwether.report.page.draw import Chart
 from bellwether.report.page.render import render
 from bellwether.report.page.run import run_page
 from bellwether.report.page.selection import _gained, normalised_entropy
@@ -199,17 +199,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the section has drawn, by the chart's name: of a space what lies where, of bars their values by name."""
     found: dict[str, Any] = {}
 
-    def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Markup:
+    def bare(figure: Any) -> None:
+        pass
+
+    def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Chart:
         found[name] = shown
-        return Markup("")
+        return Chart(name, label, 100, bare)
 
-    def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], x: str) -> Markup:
+    def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], x: str) -> Chart:
         found[name] = {one.name: dict(zip(names, one.y, strict=True)) for one in series}
-        return Markup("")
+        return Chart(name, label, 100, bare)
 
-    def stacks(name: str, label: str, x: Sequence[int], series: Sequence[Series], axis: tuple[str, str]) -> Markup:
+    def stacks(name: str, label: str, x: Sequence[int], series: Sequence[Series], axis: tuple[str, str]) -> Chart:
         found[name] = {one.name: dict(zip(x, one.y, strict=True)) for one in series}
-        return Markup("")
+        return Chart(name, label, 100, bare)
 
     for chart in (space, bars, stacks):
         monkeypatch.setattr(f"bellwether.report.page.selection.{chart.__name__}", chart)

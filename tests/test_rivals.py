@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bellwether.compare import rivals
-from bellwether.compare.rivals import most_frequent, nearest
+from bellwether.arms import rivals
+from bellwether.arms.rivals import most_frequent, nearest
 from bellwether.data.rows import Row
 
 

@@ -23,7 +23,8 @@ from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.recipe import Recipe, Selection, Training
 from bellwether.store.history import dump_records, load_records
 from bellwether.tell.live import view
-from bellwether.tell.narrate import RunStatus, plain_lines
+from bellwether.tell.narrate import plain_lines
+from bellwether.tell.status import RunStatus
 from bellwether.tell.trackers import scalars
 
 # Two groups in the plane; a's first centroid and d's only one lie in the middle of theirs.
@@ -233,7 +234,7 @@ def good(**changes):
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 4)))), "no float32 matrix"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones(4, np.float32))), "no float32 matrix"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 0), np.float32))), "no dimension"),
-        (Reply("a", 1, survey=good(centroids_Cd=np.ones((MOST_CENTROIDS + 1, 4), np.float32))), "10001 centroids"),
+        (Reply("a", 1, survey=good(centroids_Cd=np.ones((MOST_CENTROIDS + 1, 4), np.float32))), "10,001 centroids"),
         (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.nan, np.float32))), "not finite"),
         (Reply("a", 1, survey=good(centroids_Cd=np.full((2, 4), np.inf, np.float32))), "not finite"),
         (Reply("a", 1, survey=good(centroids_Cd=np.ones((2, 5), np.float32))), "5 dimensions, where 4 are due"),

@@ -378,7 +378,7 @@ def test_each_is_asked_with_its_own_template(crowd):
         ("Why?", "a\x00b", r"the context holds the control character U\+0000"),
         ("half \ud83d", "", r"the instruction holds the control character U\+D83D"),
         ("Why?</s>", "", "the question has '</s>', which the tokenizer takes for a special token"),
-        ("Why? " * 600, "", r"the question takes \d+ tokens with its prompt, but .* has 512 positions; shorten"),
+        ("Why? " * 600, "", r"the question takes [\d,]+ tokens with its prompt, but .* has 512 positions; shorten"),
     ],
 )
 def test_bad_questions_are_refused_in_a_sentence(crowd, instruction, context, sentence):

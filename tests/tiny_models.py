@@ -83,14 +83,16 @@ def tiny_config(architecture: str, vocabulary: int = 300) -> Any:
     return makers[architecture]()
 
 
-def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, vocabulary: int = 300) -> Any:
+def tiny_model(
+    architecture: str, dtype: torch.dtype = torch.float32, vocabulary: int = 300, config: Any | None = None
+) -> Any:
     """A random model in evaluation mode; every weight differs from its usual start, norms and biases too."""
     from transformers import AutoModelForCausalLM
 
     generator = torch.Generator().manual_seed(7)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(architecture, vocabulary))
+        model = AutoModelForCausalLM.from_config(config or tiny_config(architecture, vocabulary))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)

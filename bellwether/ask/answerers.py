@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bellwether.errors import CheckpointError, ModelError, RecipeError
 from bellwether.exchange.adapter import CONFIG_FILE, Adapter, read_adapter
+from bellwether.model.gguf import is_gguf
 from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Model, Recipe
 from bellwether.store.checkpoint import RECIPE
@@ -127,7 +128,7 @@ def _of_one(folder: Path, model: str | None) -> list[Answerer]:
             raise ModelError(f"The adapter in {folder} does not name its base model; give it with --model.")
         recipe = Recipe(model=Model(path=path))
         return [Answerer(BASE, recipe, None), Answerer(_tuned(name), recipe, adapter)]
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder.is_file() and is_gguf(folder)):
         if model is not None:
             raise RecipeError(f"{folder} is a model itself, so the model {model} has no effect; leave one of them out.")
         return [Answerer(BASE, Recipe(model=Model(path=str(folder))), None)]

@@ -11,6 +11,8 @@ from bellwether.ask.question_files import Question
 from bellwether.data.prompts import check_plain, end_of_turn, resolve_template, row_prompt
 from bellwether.data.tokens import prompt_ids
 from bellwether.errors import DataError
+from bellwether.tools.progress import within
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
@@ -51,9 +53,11 @@ def _answer_over(
 ) -> None:
     """Let models of one base answer; a function of its own, so that the base is gone before another is loaded."""
     for name, answerer in answerers.items():
-        with tuned(base, answerer.adapter):
+        answered = list[str]()
+        with tuned(base, answerer.adapter), within(answered, len(wanted[name]), f"answers of {name}"):
             for question, text in _answers(base, answerer, wanted[name], max_new_tokens):
                 keep(name, question, text)
+                answered.append(question.name)
 
 
 @contextlib.contextmanager
@@ -81,7 +85,7 @@ def _answers(
     base: Base, answerer: Answerer, questions: Sequence[Question], max_new_tokens: int
 ) -> Iterator[tuple[Question, str]]:
     """Yield questions with their answers, batch by batch, longest prompts first."""
-    from bellwether.model.generate import generate
+    from bellwether.model.generate import answer_text, generate
 
     recipe, tokenizer = answerer.recipe, base.tokenizer
     template = resolve_template(recipe.data, tokenizer)
@@ -99,7 +103,7 @@ def _answers(
         for one, ids in zip(
             batch, generate(base, [prompts[one.name] for one in batch], max_new_tokens, size, stop=stop), strict=True
         ):
-            yield one, tokenizer.decode(ids, skip_special_tokens=True).strip()
+            yield one, answer_text(ids, tokenizer, stop)
 
 
 def _check_lengths(base: Base, questions: Sequence[Question], prompts: Mapping[str, Sequence[int]]) -> None:
@@ -109,6 +113,7 @@ def _check_lengths(base: Base, questions: Sequence[Question], prompts: Mapping[s
         length = len(prompts[question.name])
         if limit is not None and length > limit:
             raise DataError(
-                f"{question.row.place}: this question takes {length} tokens, but {base.name} has {limit} positions; "
+                f"{question.row.place}: this question takes {counted(length, 'token')}, but {base.name} has "
+                f"{limit} positions; "
                 "leave it out."
             )

@@ -24,7 +24,9 @@ from bellwether.ask.judging import Scores, Tally, judge_prompt, parse_scores, ta
 from bellwether.ask.question_files import Question, choose, read_questions
 from bellwether.errors import JudgeRefused
 from bellwether.exchange.records import Note, Watcher
+from bellwether.tools.progress import listening
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     import openai
@@ -123,7 +125,8 @@ def judge(
         if missing:
             # First of all: answers take time, and would be of no use without a judge.
             asyncio.run(check(settings.judge))
-            _answer(answerers, chosen, settings, kept, watch)
+            with listening(watch):
+                _answer(answerers, chosen, settings, kept, watch)
             asyncio.run(_ask_all(missing, settings, kept, watch))
         keys = {place.key for place in wanted}
         counted = [one for one in kept.attempts if (one.question, one.swapped, one.repeat) in keys]
@@ -177,7 +180,7 @@ def _answer(
     }
     for name, missing in wanted.items():
         if missing:
-            watch(Note(f"{name} answers {len(missing)} of {len(questions)} questions."))
+            watch(Note(f"{name} answers {len(missing)} of {counted(len(questions), 'question')}."))
     answer(
         answerers,
         wanted,

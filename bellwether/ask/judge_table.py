@@ -16,7 +16,7 @@ from bellwether.ask.judging import Judged, Orders, Tally
 from bellwether.tell.tables import markdown, rich_table
 from bellwether.tools.intervals import Interval
 from bellwether.tools.json_text import plain
-from bellwether.tools.words import clean
+from bellwether.tools.words import clean, counted
 
 HEADS = ("", "sum of scores", "better on")
 
@@ -51,7 +51,7 @@ def table(judgement: Judgement, names: Mapping[str, str], *, ascii_only: bool = 
 
 def _title(judgement: Judgement) -> str:
     judged = len(judgement.tally.judged)
-    return f"{judged} {'question' if judged == 1 else 'questions'} judged by {judgement.settings.judge.model}"
+    return f"{counted(judged, 'question')} judged by {judgement.settings.judge.model}"
 
 
 def _rows(tally: Tally, names: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -93,16 +93,21 @@ def _sentences(judgement: Judgement) -> list[str]:
     said = [f"Scores from 1 to 10, means over {over}; intervals of 95 % over questions."]
     if tally.left_out:
         left = ", ".join(tally.left_out[:5]) + (" and more" if len(tally.left_out) > 5 else "")
-        said.append(f"Not counted, for want of a verdict in one order: {len(tally.left_out)} questions ({left}).")
+        said.append(
+            f"Not counted, for want of a verdict in one order: {counted(len(tally.left_out), 'question')} ({left})."
+        )
     said.append(_orders(tally.orders))
     said.append(
-        f"{tally.unreadable} of {tally.verdicts} verdicts could not be read after {ATTEMPTS} replies; the judge "
+        f"{tally.unreadable} of {counted(tally.verdicts, 'verdict')} could not be read after "
+        f"{counted(ATTEMPTS, 'reply', 'replies')}; the judge "
         f"replied {judgement.replies} times."
     )
     if judgement.prompt_tokens is None or judgement.reply_tokens is None:
         said.append("Spent: not known, since the server did not count tokens.")
     else:
-        said.append(f"Spent: {judgement.prompt_tokens:,} tokens of requests, {judgement.reply_tokens:,} of replies.")
+        said.append(
+            f"Spent: {counted(judgement.prompt_tokens, 'token')} of requests, {judgement.reply_tokens:,} of replies."
+        )
     return said
 
 
@@ -111,7 +116,7 @@ def _orders(orders: Orders) -> str:
     if orders.share is None:
         return "No pair of answers has a verdict in both orders."
     return (
-        f"The two orders disagree in {orders.inconsistent} of {orders.pairs} pairs of verdicts "
+        f"The two orders disagree in {orders.inconsistent} of {counted(orders.pairs, 'pair')} of verdicts "
         f"({100 * orders.share:.1f} %): in {orders.first} the answer shown first was better both times, in "
         f"{orders.second} the second."
     )

@@ -15,11 +15,12 @@ from typing import Any
 
 from bellwether.ask.questions import check_length
 from bellwether.data.columns import USUAL_NAMES, find_layout, make_row
-from bellwether.data.files import READERS, Problems, Record, can_be_read, read_records
+from bellwether.data.files import READERS, can_be_read, read_records
+from bellwether.data.records import Problems, Record
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
-from bellwether.tools.words import listed
+from bellwether.tools.words import counted, listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def read_questions(path: Path) -> Questions:
     several = sum(isinstance(turns := record.values.get("turns"), list) and len(turns) > 1 for record in records)
     questions = _questions(records, path.name, problems)
     problems.check()
-    notes = [f"{path.name}: {several} questions have several turns; only the first is asked."] if several else []
+    notes = (
+        [f"{path.name}: {counted(several, 'question')} of several turns; only the first is asked."] if several else []
+    )
     return Questions(questions, hashlib.sha256(path.read_bytes()).hexdigest(), notes)
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bellwether.ask.answerers import BASE, FEDERATED, Answerer, find_answerers, moved
 from bellwether.ask.questions import AnswerSettings, Question, check_names, check_settings, make_question
@@ -28,12 +29,13 @@ from bellwether.data.tokens import prompt_ids
 from bellwether.errors import BellwetherError, DataError, first_line
 from bellwether.exchange.adapter import Adapter, side_by_side
 from bellwether.model.base import Base, load_base
-from bellwether.model.generate import Sampling, generate
+from bellwether.model.generate import Sampling, answer_text, ended_by_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.randomness import Randomness
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import counted
 
 # Answers that stand side by side at first, and examples of each category.
 SHOWN, EXAMPLES = 4, 3
@@ -62,7 +64,7 @@ def tokens_said(answer: Answer) -> str:
     Args:
         answer: the answer.
     """
-    return f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}{'' if answer.ended else ', cut'}"
+    return f"{counted(answer.tokens, 'token')}{'' if answer.ended else ', cut'}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Talk:
         ids: list[int] = prompt_ids([text], tokenizer, template)[0].tolist()
         if limit is not None and len(ids) > limit:
             raise DataError(
-                f"the question takes {len(ids)} tokens with its prompt, but {self.base.name} has {limit} positions; "
+                f"the question takes {counted(len(ids), 'token')} with its prompt, but {self.base.name} has "
+                f"{limit} positions; "
                 "shorten the instruction or its context."
             )
         return ids
@@ -162,7 +165,8 @@ class Talk:
     ) -> Generator[list[Answer]]:
         """Let a thread generate, and yield the answers whenever there is more of them."""
         steps, stopped = queue.SimpleQueue[_Step | BaseException | None](), threading.Event()
-        said = [_Said(name, self.base) for name in names]
+        tokenizer = self.base.tokenizer
+        said = [_Said(name, tokenizer, end_of_turn(self.templates[name], tokenizer)) for name in names]
         work = (names, prompts, settings, steps, stopped)
         thread = threading.Thread(target=self._speak, args=work, daemon=True)
         thread.start()
@@ -226,8 +230,8 @@ class _Stopped(Exception):
 class _Said:
     """What one of those who are asked has said so far, as tokens."""
 
-    def __init__(self, name: str, base: Base) -> None:
-        self._name, self._tokenizer = name, base.tokenizer
+    def __init__(self, name: str, tokenizer: Any, stop: Sequence[int | str]) -> None:
+        self._name, self._tokenizer, self._stop = name, tokenizer, stop
         self._ids: list[int] = []
         self._ended = False
 
@@ -240,10 +244,10 @@ class _Said:
 
     def answer(self, final: bool) -> Answer:
         """Return it as text."""
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True).strip()
-        if not final and not self._ended:
-            text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
-        return Answer(self._name, text, len(self._ids), self._ended)
+        going_on = not final and not self._ended
+        text = answer_text(self._ids, self._tokenizer, self._stop, going_on=going_on)
+        ended = self._ended or ended_by_text(self._ids, self._tokenizer, self._stop)
+        return Answer(self._name, text, len(self._ids), ended)
 
 
 def _handing_over(

@@ -3,15 +3,63 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from bellwether.cli import ask, compare, federation, look, site, tune
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import nearest
+
+
+def _without_backslashes(formatter: click.HelpFormatter) -> None:
+    """Take out what typer puts before brackets for rich, which does not write this help."""
+    formatter.buffer = [text.replace("\\[", "[") for text in formatter.buffer]
+
+
+class _Command(TyperCommand):
+    """A command that suggests an option only where one is near."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help."""
+        super().format_help(ctx, formatter)
+        _without_backslashes(formatter)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the words of the command line."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            options = [option for parameter in self.get_params(ctx) for option in parameter.opts if option[:2] == "--"]
+            near = nearest(error.option_name.lstrip("-"), [option[2:] for option in options])
+            raise click.NoSuchOption(error.option_name, None, [f"--{near}"] if near else None, ctx) from error
+
+
+class _Commands(TyperGroup):
+    """The commands, of which one is suggested only where it is near."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help."""
+        super().format_help(ctx, formatter)
+        _without_backslashes(formatter)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the words name, and its words."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = nearest(args[0], self.commands)
+            meant = f"did you mean {near}?" if near else f"there are {', '.join(self.commands)}."
+            ctx.fail(f"there is no command {args[0]!r}; {meant}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="bellwether",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,16 +84,20 @@ def options(
     """Federated instruction tuning of language models: the base stays frozen, only LoRA adapters travel."""
 
 
-app.command("run", short_help="Tune a model with simulated clients.")(tune.tune_model)
-app.command("compare", short_help="Compare untuned, alone, centralized and federated.")(compare.compare_arms)
-app.command("plan", short_help="Say what a run will need.")(tune.show_plan)
-app.command("data", short_help="Show what each client holds.")(tune.show_clients)
-app.command("recipe", short_help="Print a recipe with every field.")(tune.show_recipe)
-app.command("init", short_help="Write a recipe for your data files.")(tune.propose_recipe)
-app.command("report", short_help="Write the report on a run or comparison.")(look.write_report)
-app.command("export", short_help="Merge an adapter into its base model.")(look.export_model)
-app.command("judge", short_help="Let a language model judge two models' answers.")(ask.judge_answers)
-app.command("chat", short_help="Talk to the result in the terminal.")(ask.chat_in_terminal)
-app.command("ui", short_help="Talk to the result on a web page.")(ask.serve_page)
-app.add_typer(federation.federation, name="federation", short_help="Federate across sites, on Flower.")
-app.add_typer(site.site, name="site", short_help="Be a site of a federation.")
+def _add(name: str, command: Callable[..., Any], short_help: str) -> None:
+    app.command(name, cls=_Command, short_help=short_help)(command)
+
+
+_add("run", tune.tune_model, "Tune a model with simulated clients.")
+_add("compare", compare.compare_arms, "Compare untuned, alone, centralized and federated.")
+_add("plan", tune.show_plan, "Say what a run will need.")
+_add("data", tune.show_clients, "Show what each client holds.")
+_add("recipe", tune.show_recipe, "Print a recipe with every field.")
+_add("init", tune.propose_recipe, "Write a recipe for your data files.")
+_add("report", look.write_report, "Write the report on a run or comparison.")
+_add("export", look.export_model, "Merge an adapter into its base model.")
+_add("judge", ask.judge_answers, "Let a language model judge two models' answers.")
+_add("chat", ask.chat_in_terminal, "Talk to the result in the terminal.")
+_add("ui", ask.serve_page, "Talk to the result on a web page.")
+app.add_typer(federation.federation, name="federation", cls=_Commands, short_help="Federate across sites, on Flower.")
+app.add_typer(site.site, name="site", cls=_Commands, short_help="Be a site of a federation.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bellwether.cli.given import agree, agree_to_folder
+from bellwether.cli.going_on import command_line, going_on
 from bellwether.cli.options import DeviceFlag, ModelFlag, TalkFolder, TalkSeed, TrustFlag
 from bellwether.cli.say import console, say
 
@@ -15,6 +16,7 @@ LOCAL = "127.0.0.1"
 
 
 def judge_answers(
+    context: typer.Context,
     folder_a: Annotated[
         str, typer.Argument(help="Folder of run, comparison, adapter or model; FOLDER:NAME of several.")
     ],
@@ -57,7 +59,13 @@ def judge_answers(
     settings = JudgeSettings(
         find_judge(judge, address, temperature), repeats, tuple(category or ()), limit, max_new_tokens, jobs, device
     )
-    judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(say))
+
+    def how() -> str | None:
+        again = command_line(context.obj or [])
+        return f"answers and verdicts are kept in {out}; go on with: {again}" if out.is_dir() else None
+
+    with going_on(how):
+        judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(say))
     names, screen = {"A": folder_a, "B": folder_b}, console()
     for name, content in judgement_files(judgement, names).items():
         write_atomic(out / name, content.encode())

@@ -3,39 +3,82 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from bellwether.cli.given import trusted_recipe
+from bellwether.cli.given import OWN_TABLE, check_rounds, of_one_seed, resumed_comparison, trusted_recipe
+from bellwether.cli.going_on import command_line, going_on
 from bellwether.cli.look import report_on
-from bellwether.cli.options import DataFlag, ModelFlag, TrustFlag, Words, fields_of_flags
-from bellwether.cli.say import console, say
+from bellwether.cli.options import (
+    DataFlag,
+    DeviceFlag,
+    JobsFlag,
+    ModelFlag,
+    OutFlag,
+    ResumeFlag,
+    RoundsFlag,
+    SeedFlag,
+    TrustFlag,
+    Words,
+    check_folder_flags,
+    fields_of_flags,
+)
+from bellwether.cli.say import at_work, console, say
+
+if TYPE_CHECKING:
+    from bellwether.recipe.recipe import Recipe
 
 
 def compare_arms(
     words: Words = None,
     model: ModelFlag = None,
     data: DataFlag = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; a comparison in it goes on.")] = Path(
-        "comparison"
-    ),
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes side by side, each on its share of cores.")] = 1,
+    out: OutFlag = None,
+    rounds: RoundsFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    jobs: JobsFlag = None,
+    resume: ResumeFlag = None,
     trust: TrustFlag = False,
 ) -> None:
-    """Train the arms that a recipe names on one split, over several seeds, and show how they compare."""
-    recipe = trusted_recipe(words, fields_of_flags(model, data), trust, "default-table", arms=True)
-    from bellwether.compare.compare import compare
-    from bellwether.report.compare_show import comparison_files, terminal
-    from bellwether.report.compare_table import client_gains, make_lines
-    from bellwether.tell.narrate import plain_lines
-    from bellwether.tools.atomic import write_atomic
+    """Train the arms that a recipe names on one split, over several seeds, and show how they compare.
 
-    comparison = compare(recipe, out, jobs=jobs, watch=plain_lines(say))
-    lines, gains = make_lines(comparison), client_gains(comparison)
-    for name, content in comparison_files(lines, gains, comparison).items():
-        write_atomic(out / name, content)
-    screen = console()
+    A comparison that --out names goes on, too. With --seed it has that one seed.
+    """
+    flags = fields_of_flags(model, data, rounds, seed, device)
+    check_folder_flags(out, resume)
+    if resume is None:
+        recipe = trusted_recipe(words, flags, trust, "default-table", OWN_TABLE, arms=True)
+    else:
+        recipe = resumed_comparison(resume, words or [], flags, trust)
+    recipe = of_one_seed(recipe, seed)
+    check_rounds(recipe, rounds)
+    _compare(recipe, resume or out or Path("comparison"), jobs or 1)
+
+
+def _compare(recipe: Recipe, out: Path, jobs: int) -> None:
+    """Compare, then write and show the tables."""
+    from bellwether.arms.compare import compare
+    from bellwether.arms.result import write_tables
+    from bellwether.exchange.records import ComparisonStarted, Event
+    from bellwether.report.compare_show import terminal
+    from bellwether.tell.comparing_live import watching_comparison
+    from bellwether.tell.narrate import tell_all
+
+    screen, folder = console(), list[Path]()
+
+    def begun(event: Event) -> None:
+        if isinstance(event, ComparisonStarted):
+            folder[:] = [out]
+
+    def how() -> str | None:
+        # Before it has begun, what lies in the folder may be another comparison.
+        words = ["compare", "--resume", *folder, *(["--jobs", jobs] if jobs > 1 else [])]
+        return f"what is finished is kept; go on with: {command_line(words)}" if folder else None
+
+    with going_on(how), watching_comparison(screen) as watcher:
+        comparison = compare(recipe, out, jobs=jobs, watch=tell_all([begun, watcher]))
+    with at_work("working out intervals"):
+        lines, gains = write_tables(comparison, out)
     screen.print(terminal(lines, gains, ascii_only=screen.options.ascii_only))
     say(f"Tables and outcomes are in {out}; {out / 'table.md'} has all figures.")
     report_on(out)

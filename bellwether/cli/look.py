@@ -9,18 +9,28 @@ import typer
 
 from bellwether.cli.given import agree_to_folder
 from bellwether.cli.options import ModelFlag, TrustFlag
-from bellwether.cli.say import say
+from bellwether.cli.say import at_work, say
 from bellwether.errors import CheckpointError
 
 
 def write_report(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run or comparison.")],
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else report.html in the folder.")] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write charts as SVG and PDF, and tables as LaTeX, to figures/ beside it.")
+    ] = False,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Smooth curves of many points, with what was measured behind.")
+    ] = True,
 ) -> None:
     """Write what a finished run or comparison gave as one HTML file, which needs no network and no script."""
-    from bellwether.report.report import report
+    from bellwether.report.report import FIGURES, report
 
-    say(f"Report: {report(folder, out)}")
+    with at_work("drawing the report"):
+        path = report(folder, out, figures=figures, smooth=smooth)
+    say(f"Report: {path}")
+    if figures:
+        say(f"Charts and tables for a paper: {path.parent / FIGURES}")
 
 
 def report_on(folder: Path) -> None:
@@ -32,7 +42,8 @@ def report_on(folder: Path) -> None:
     from bellwether.report.report import report
 
     try:
-        path = report(folder)
+        with at_work("drawing the report"):
+            path = report(folder)
     except CheckpointError as error:
         raise CheckpointError(
             f"Results are in {folder}, but their report is not; bellwether report {folder}. {error}"
@@ -42,13 +53,16 @@ def report_on(folder: Path) -> None:
 
 def export_model(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the merged model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
     model: ModelFlag = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the adapter as it is, with the tokenizer beside it.")
+    ] = False,
     trust: TrustFlag = False,
 ) -> None:
-    """Merge an adapter into its base model and write a plain Hugging Face model folder."""
+    """Merge an adapter into its base model and write a plain Hugging Face model folder, with its chat template."""
     agree_to_folder(folder, trust, model)
-    from bellwether.model.export import export
+    from bellwether.runner.export import export_run
 
-    export(folder, out, model)
+    export_run(folder, out, model, merge=not adapter)
     say(f"Wrote {out}.")

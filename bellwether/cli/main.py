@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 INTERRUPTED = 130
-# What is said after an interrupt, by command.
+# What is said after an interrupt, by command, where nothing is there to go on with.
 _AFTERWARDS = {
-    "run": "if rounds were committed, go on with --resume FOLDER.",
-    "compare": "finished arms are kept, and the same command goes on with the others.",
-    "judge": "answers and verdicts are kept, and the same command goes on with the others.",
     "chat": "what was answered was shown.",
     "ui": "the page was not opened.",
     "federation": "committed rounds are kept: go on with the same command, or a rehearsal with --resume FOLDER.",
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if own:
             interrupts.leave()
-        code = _tell_interrupt(words) if interrupts.explain(error) else _tell(error)
+        code = _tell_interrupt(words, error) if interrupts.explain(error) else _tell(error)
         if code is None:
             raise
         sys.exit(code)
@@ -60,7 +57,7 @@ def _call(words: Sequence[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show shall not end a run
-    app(args=list(words))
+    app(args=list(words), obj=list(words))
 
 
 def _tell(error: BaseException) -> int | None:
@@ -78,9 +75,12 @@ def _tell(error: BaseException) -> int | None:
     return None
 
 
-def _tell_interrupt(words: Sequence[str]) -> int:
+def _tell_interrupt(words: Sequence[str], error: BaseException) -> int:
     """Tell of an interrupt in a sentence, and return the exit code."""
-    sys.stderr.write(f"bellwether: interrupted; {_AFTERWARDS.get(next(iter(words), ''), _OTHERWISE)}\n")
+    from bellwether.cli.going_on import told
+
+    said = told(error) or _AFTERWARDS.get(next(iter(words), ""), _OTHERWISE)
+    sys.stderr.write(f"bellwether: interrupted; {said}\n")
     return INTERRUPTED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -28,3 +29,9 @@ def console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def at_work(what: str) -> AbstractContextManager[object]:
+    """Show on a terminal what is going on, for as long as it does; elsewhere nothing."""
+    status: AbstractContextManager[object] = console().status(what)
+    return status

@@ -39,6 +39,8 @@ from bellwether.recipe.recipe import Model, Selection
 from bellwether.store.client_state import SELECTED, selected_files, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import load_function, naming
+from bellwether.tools.progress import advance
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.proxy import Proxy
@@ -87,6 +89,7 @@ class Chooser:
         except NotFinite as error:
             return Reply(client, time.perf_counter() - start, failure=first_line(error))
         settings, least = task.selection, task.selection.min_cluster_rows
+        advance("clustering rows")
         clusters = cluster(memory.points_Nd, least, settings.min_samples(least), settings.whole_client)
         released_Cd, numbers = _released(client, clusters, task)
         remember(
@@ -153,7 +156,9 @@ class Chooser:
             raise RoundFailed(f"{client} remembers no survey of round {task.round}; its folder was changed meanwhile.")
         kept = task.kept or ()
         if not all(0 <= number < len(memory.released) for number in kept):
-            raise RoundFailed(f"{client} was told to keep {list(kept)} of its {len(memory.released)} centroids.")
+            raise RoundFailed(
+                f"{client} was told to keep {list(kept)} of its {counted(len(memory.released), 'centroid')}."
+            )
         numbers = [memory.released[number] for number in kept]
         return [nearest_first(memory.points_Nd, memory.clusters, number) for number in numbers]
 
@@ -166,14 +171,14 @@ class Chooser:
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{path} is not as it was written ({first_line(error)}); remove it, and {client} no longer knows "
-                    f"what it trained on in that round."
+                    "what it trained on in that round."
                 ) from error
         return used
 
     def _losses(self, rows: Sequence[TokenRow], task: TrainTask) -> NDArray[np.float64]:
         """Return each row's mean cross-entropy per response token under the round's adapter."""
         with self._loaded(task.payload):
-            summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER)
+            summed = row_losses(self._base, self._layers, rows, SCORED_TOGETHER, "choosing rows by loss")
         tokens = [max(1, int(row.response_T[1:].sum())) for row in rows]
         losses_N: NDArray[np.float64] = np.array(summed, np.float64) / np.array(tokens)
         _require_finite("losses", losses_N)
@@ -313,7 +318,11 @@ def _checked(chosen: Any, count: int, budget: int, name: str) -> list[int]:
         numbers.append(operator.index(number))
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) < len(numbers) or not 0 < len(numbers) <= budget:
-        what = f"row {wrong[0]} of {count}" if wrong else f"{len(numbers)} rows, {len(set(numbers))} of them different"
+        what = (
+            f"row {wrong[0]} of {count}"
+            if wrong
+            else f"{counted(len(numbers), 'row')}, {len(set(numbers))} of them different"
+        )
         raise RoundFailed(
             f"selection.method {name} chose {what}; choose from 1 to {budget} of 0 to {count - 1}, each once."
         )

@@ -13,9 +13,10 @@ from bellwether.data.rows import TokenRow
 from bellwether.exchange.scores import Totals, add_up, exact_match, rouge_l
 from bellwether.model.base import Base
 from bellwether.model.forward import token_losses
-from bellwether.model.generate import generate
+from bellwether.model.generate import answer_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Evaluation
+from bellwether.tools.progress import LOSSES, advance
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Scored:
 
 
 def score(
-    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int] = ()
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int | str] = ()
 ) -> list[Scored]:
     """Score rows with the adapter in slot 0.
 
@@ -36,7 +37,7 @@ def score(
         layers: LoRA layers that hold the adapter.
         rows: token rows; the loss is taken on their response tokens, whatever was trained.
         evaluation: batch size, and whether and how long to generate.
-        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+        stop: token ids and texts that end an answer beside the model's own, such as a chat template's end of turn.
 
     Returns:
         One result per row, in the order of ``rows``.
@@ -67,7 +68,7 @@ def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
 
 
 @torch.no_grad()
-def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int) -> list[float]:
+def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int, phase: str = LOSSES) -> list[float]:
     """Return each row's cross-entropy summed over its response tokens, in nats.
 
     Args:
@@ -75,8 +76,10 @@ def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: i
         layers: LoRA layers that hold the adapter in slot 0.
         rows: the rows.
         size: rows that run through the base at once.
+        phase: what those who watch are told that this is.
     """
-    losses = [0.0] * len(rows)
+    losses, done = [0.0] * len(rows), 0
+    advance(phase, done, len(rows), "rows")
     for numbers in by_length([len(row) for row in rows], size):
         batch = collate([rows[number] for number in numbers], base.device, responses=True)
         loss_S = token_losses(base.model, layers, batch)
@@ -85,14 +88,16 @@ def row_losses(base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: i
         loss_N = torch.zeros(len(numbers), dtype=loss_S.dtype, device=loss_S.device).index_add_(0, row_S, loss_S)
         for number, loss in zip(numbers, loss_N.tolist(), strict=True):
             losses[number] = loss
+        done += len(numbers)
+        advance(phase, done, len(rows), "rows")
     return losses
 
 
 def _answers(
-    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int]
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], evaluation: Evaluation, stop: Collection[int | str]
 ) -> list[str]:
     """Return the greedy answer to each row's prompt."""
     prompts = [row.ids_T[: row.prompt_length].tolist() for row in rows]
     with layers.routed(None):
         answers = generate(base, prompts, evaluation.max_new_tokens, evaluation.batch_size, stop=stop)
-    return [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    return [answer_text(ids, base.tokenizer, stop) for ids in answers]

@@ -42,6 +42,7 @@ from bellwether.model.forward import TokenLoss, token_losses
 from bellwether.model.lora import LoraLayers
 from bellwether.store.client_state import METHOD, forget_state, keep_state, kept_rounds, recall_state
 from bellwether.tools.functions import naming
+from bellwether.tools.progress import TRAINING, advance
 
 # From a client, its rows and what it is asked to the numbers of the rows that it trains on.
 Choose = Callable[[str, Sequence[TokenRow], TrainTask], Sequence[int]]
@@ -221,7 +222,8 @@ def _train_together(
     """Train some clients at the same time; yield their replies in their order."""
     start = time.perf_counter()
     loss = make_loss(clients[0].task.training)
-    passed = [_go_through(base, layers, clients, part, loss, tokens) for part in enumerate(method.passes)]
+    passes = len(method.passes)
+    passed = [_go_through(base, layers, clients, part, passes, loss, tokens) for part in enumerate(method.passes)]
     seconds = time.perf_counter() - start
     work = {client.name: sum(_work(passes[client.name].plan) for passes in passed) for client in clients}
     for client in clients:
@@ -244,6 +246,8 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
         arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
     if finished.own is not None:
         _keep(folders[client.name], task, finished.own)
+    elif client.name in folders and kept_rounds(folders[client.name], METHOD):
+        _keep(folders[client.name], task, {})  # an empty file is no lost one
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 
@@ -262,10 +266,11 @@ def _go_through(
     layers: LoraLayers,
     clients: Sequence[_Client],
     part: tuple[int, Pass],
+    passes: int,
     loss: TokenLoss | None,
     tokens: int | None,
 ) -> dict[str, _Passed]:
-    """Let clients go through one pass at the same time; return what each has then, by name."""
+    """Let clients go through one pass of several at the same time; return what each has then, by name."""
     number, training_pass = part
     # Those that take most steps stand first, so that those at work are always the first slots.
     busy = sorted((_planned(client, number) for client in clients), key=lambda plan: -len(plan.steps))
@@ -295,6 +300,8 @@ def _go_through(
         if training.clip_norm is not None:
             optimizer.clip(active, training.clip_norm)
         optimizer.step([plan.rates[step] for plan in busy[:active]])
+        steps = len(busy[0].steps)
+        advance(TRAINING, number * steps + step + 1, passes * steps, "steps", len(busy))
     by_slot = torch.stack(losses).T.tolist()
     return {
         plan.client.name: _Passed(plan, layers.read(slot), by_slot[slot][: len(plan.steps)], float(loss_K[slot]))

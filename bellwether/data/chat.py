@@ -114,7 +114,7 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, date: datetime.date, reasoni
     else:
         whole, behind = both, both.partition(last.text)[2]
         between = both.partition(answer.text)[2].partition(second.text)[0]
-    added = _added_tokens(tokenizer)
+    added = added_tokens(tokenizer)
     end, last_end = _first_of(added, between), _first_of(added, behind)
     if not last_end:  # nothing but plain text marks it
         end = last_end = between[: _alike(between, behind)].rstrip()
@@ -304,7 +304,7 @@ def _apply(
         return str(
             tokenizer.apply_chat_template(
                 messages,
-                chat_template=_dated(tokenizer.get_chat_template(tools=tools), format.date),
+                chat_template=dated(tokenizer.get_chat_template(tools=tools), format.date),
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=prompted,
@@ -342,7 +342,7 @@ def _fields(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _dated(source: str, date: datetime.date) -> str:
+def dated(source: str, date: datetime.date) -> str:
     """Return a template in which what prints today's date prints another one, in English whatever the locale."""
     if "strftime_now" not in source:
         return source
@@ -372,7 +372,7 @@ def _first_of(tokens: Sequence[str], text: str) -> str:
     return max((token for token in tokens if text.startswith(token)), key=len, default="")
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts of all tokens that were added to the vocabulary as a whole, marked special or not."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     return [text for text in dict.fromkeys([*added, *tokenizer.all_special_tokens]) if text.strip()]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bellwether.data.files import LONGEST_ROW, kind
+from bellwether.data.records import LONGEST_ROW, kind
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -30,7 +30,11 @@ ROLES = {
     "gpt": "assistant",
     "tool": "tool",
     "function": "tool",
+    "function_call": "assistant",
+    "observation": "tool",
 }
+# The role of ShareGPT whose text is a call of a tool, as JSON.
+_CALLING = "function_call"
 # Fields of a message that a chat template may render, beside its role and content.
 RENDERED_FIELDS = ("tool_calls", "tool_call_id", "name")
 _ROLE_FIELDS, _TEXT_FIELDS, _REASONING_FIELDS = (
@@ -315,6 +319,8 @@ def _turn(message: Any, what: str) -> Turn:
     if "tool_calls" in fields:
         fields["tool_calls"] = _calls(fields["tool_calls"], what)
     text = _first(message, _TEXT_FIELDS)
+    if role == _CALLING:
+        fields["tool_calls"], text = _written_calls(text, what), None
     weight = message.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise DataError(f"{what} has the weight {repr(weight)[:40]}, but 0 or 1 is wanted.")
@@ -369,6 +375,20 @@ def _calls(calls: Any, what: str) -> list[dict[str, Any]]:
                 raise DataError(f"{what} calls {function['name']!r} with arguments that are not JSON.") from error
         found.append({**call, "function": {**function, "arguments": arguments}})
     return found
+
+
+def _written_calls(text: Any, what: str) -> list[dict[str, Any]]:
+    """Return the calls of tools in a text: one as JSON with its name and arguments, or a list of them."""
+    wanted = 'JSON such as {"name": "search", "arguments": {"text": "..."}} is wanted there; mend it or remove the row.'
+    try:
+        found = json.loads(_string(text, what))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} has the role {_CALLING}, but its text is not JSON; {wanted}") from error
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise DataError(f"{what} has the role {_CALLING}, but its text names no tool; {wanted}")
+    functions = [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
+    return _calls([{"type": "function", "function": function} for function in functions], what)
 
 
 def _tools(tools: Any) -> str:

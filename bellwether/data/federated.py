@@ -15,7 +15,7 @@ from bellwether.data.sources import is_hub_name, read_rows, split_folder
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
-from bellwether.tools.words import listed
+from bellwether.tools.words import counted, listed
 
 # From sources, how to read them and the column that names clients, to rows and notes; as ``read_rows``.
 Read = Callable[[Sequence[str], recipe.Data, str | None], tuple[Sequence[Row], Sequence[str]]]
@@ -68,14 +68,16 @@ def load_federated(
     rows = _sample(rows, data.max_rows, drawn, notes)
     _check_natural_clients(named, {row.client for row in rows}, data, "data.max_rows takes none of its rows")
     split = _hold_out(rows, data, drawn, notes, validation, test)
-    _note_duplicates(split, notes)
+    doubled = _doubled(split, notes)
     dealt = deal(split.train, partition, randomness, notes)
     gone = _check_natural_clients(named, set(dealt), data, "all of its rows are held out")
     if gone:
-        notes.append(f"{len(gone)} clients have rows of unseen categories only and take no part: {', '.join(gone)}.")
+        notes.append(
+            f"{counted(len(gone), 'client')} with rows of unseen categories only, who take no part: {', '.join(gone)}."
+        )
     clients, held_out = _hold_out_at_clients(dealt, partition.client_test_fraction, randomness)
     _note_duplicates_at_clients(clients, held_out, notes)
-    return Federated(clients, held_out, split.validation, split.test, tuple(notes))
+    return Federated(clients, held_out, split.validation, split.test, tuple(notes), doubled)
 
 
 def with_splits(data: recipe.Data, notes: list[str]) -> recipe.Data:
@@ -164,7 +166,8 @@ def _note_unused_counts(
         name = f"{part}_rows_per_category"
         if rows is not None and getattr(data, name) != getattr(recipe.Data(), name):
             notes.append(
-                f"data.{name} has no effect, since all {len(rows)} {part} rows come from a source of their own."
+                f"data.{name} has no effect, since all {counted(len(rows), f'{part} row')} come from a source "
+                "of their own."
             )
 
 
@@ -186,7 +189,7 @@ def _sample(rows: list[Row], most: int | None, randomness: Randomness, notes: li
     if most is None or most >= len(rows):
         return rows
     chosen = randomness.numpy("rows taken").choice(len(rows), most, replace=False)
-    notes.append(f"data.max_rows: {most} of {len(rows)} rows are taken.")
+    notes.append(f"data.max_rows: {most} of {counted(len(rows), 'row')} are taken.")
     return [rows[index] for index in sorted(chosen)]
 
 
@@ -218,7 +221,7 @@ def _hold_out(
         unseen = category in data.unseen_categories
         if not chosen.draw([indices[position] for position in order], unseen):
             reason = "unseen categories have no more" if unseen else "at least half of a category stays for training"
-            scarce[reason].append(f"{category or 'rows without category'} ({len(indices)} rows)")
+            scarce[reason].append(f"{category or 'rows without category'} ({counted(len(indices), 'row')})")
     _note_held_out(chosen, scarce, notes)
     gone = chosen.test | chosen.validation | chosen.unseen
     split = _Split(
@@ -230,7 +233,8 @@ def _hold_out(
         scored = sum(row.category in data.unseen_categories for row in split.test)
         spared = len(chosen.unseen & chosen.validation)
         notes.append(
-            f"data.unseen_categories: {len(chosen.unseen)} rows of {', '.join(data.unseen_categories)} reach no "
+            f"data.unseen_categories: {counted(len(chosen.unseen), 'row')} of "
+            f"{', '.join(data.unseen_categories)} reach no "
             f"client; {scored} {'of them serve the test' if test is None else 'rows of the test are of these'}"
             f"{f', {spared} others validation' if spared else ''}."
         )
@@ -273,13 +277,15 @@ def _note_held_out(chosen: _Chosen, scarce: Mapping[str, Sequence[str]], notes: 
         notes.append(f"fewer rows than wanted are held out, since {reason}: {', '.join(names)}.")
 
 
-def _note_duplicates(split: _Split, notes: list[str]) -> None:
-    """Note how many held-out rows stand among the training rows as well."""
-    known = {_content(row) for row in split.train}
+def _doubled(split: _Split, notes: list[str]) -> dict[str, int]:
+    """Return, and note, how many held-out rows of each part stand among the training rows as well."""
+    known, found = {_content(row) for row in split.train}, {}
     for name, rows in (("test", split.test), ("validation", split.validation)):
         twins = sum(_content(row) in known for row in rows)
         if twins:
-            notes.append(f"{twins} of {len(rows)} {name} rows stand among the training rows as well.")
+            found[name] = twins
+            notes.append(f"{twins} of {counted(len(rows), f'{name} row')} stand among the training rows as well.")
+    return found
 
 
 def _note_duplicates_at_clients(
@@ -292,7 +298,9 @@ def _note_duplicates_at_clients(
         twins += sum(_content(row) in known for row in rows)
     if twins:
         total = sum(map(len, held_out.values()))
-        notes.append(f"{twins} of {total} rows that clients hold out stand among their own training rows as well.")
+        notes.append(
+            f"{twins} of {counted(total, 'row')} that clients hold out stand among their own training rows as well."
+        )
 
 
 def _content(row: Row) -> tuple[object, ...]:

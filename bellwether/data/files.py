@@ -6,90 +6,37 @@ A file comes from somewhere else, so what it may ask of memory is bounded: a row
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import itertools
 import json
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from bellwether.data.opening import BLOCK, UNPACKED, UNPACKED_PER_BYTE, kind_of, not_decoded, open_bytes, open_text
+from bellwether.data.opening import BLOCK, kind_of, not_decoded, open_bytes, open_text
+from bellwether.data.records import (
+    LONGEST_ROW,
+    MOST_COLUMNS,
+    NOTHING_SAID,
+    Problems,
+    Record,
+    Written,
+    checked_header,
+    fits,
+    kind,
+    too_long,
+    too_wide,
+)
+from bellwether.data.tables import parquet, workbook
 from bellwether.errors import DataError
-from bellwether.tools.words import byte_size, listed
 
-LONGEST_ROW = 10_000_000  # characters, as the row stands in its file
-MOST_COLUMNS = 1_000
 DELIMITERS = (",", ";", "\t", "|")
-INDEX = "Unnamed: 0"  # pandas' name for a column without one
-
-_BATCH = 64  # rows of it that are unpacked at once, at most
-
-# Bytes of Python's objects, roughly and beside their content.
-_OBJECT = 60
+# The line that Excel reads, and people write for it, before the header.
+_SEPARATOR = re.compile(r'"?sep=([^"\w\r\n])"?[\r\n]*', re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One raw record of a file.
-
-    Args:
-        line: its line, counted from 1; for Parquet its row, for a hub data set its index plus one.
-        values: column name to value; absent columns are absent.
-    """
-
-    line: int
-    values: dict[str, Any]
-
-
-class Problems:
-    """Sentences about bad rows, in the order of files and lines; shows the first three and the count."""
-
-    SHOWN = 3
-
-    def __init__(self) -> None:
-        self._found: list[tuple[str, int, str]] = []
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    @property
-    def sentences(self) -> list[str]:
-        """All of them, in their order, each with its place."""
-        files = {name: place for place, name in enumerate(dict.fromkeys(name for name, _, _ in self._found))}
-        ordered = sorted(self._found, key=lambda found: (files[found[0]], found[1]))
-        return [f"{name}:{line}: {sentence}" if line else f"{name}: {sentence}" for name, line, sentence in ordered]
-
-    def add(self, place: str, sentence: str) -> None:
-        """Note what is wrong with the row at a place, such as ``dolly.jsonl:17``."""
-        name, _, line = place.rpartition(":")
-        self._found.append((name, int(line), sentence) if line.isdecimal() and name else (place, 0, sentence))
-
-    def check(self) -> None:
-        """Raise a DataError when there are any."""
-        sentences = self.sentences
-        if not sentences:
-            return
-        more = len(sentences) - self.SHOWN
-        tail = [f"... and {more} more; {len(sentences)} rows are bad in all."] if more > 0 else []
-        raise DataError("\n".join(sentences[: self.SHOWN] + tail))
-
-
-@dataclass(frozen=True)
-class Written:
-    """How files are written, where that cannot be seen from them.
-
-    Args:
-        encoding: of text files; None finds it out, see ``bellwether.data.opening``.
-        delimiter: what stands between the fields of a CSV file; None takes what divides its header into most.
-    """
-
-    encoding: str | None = None
-    delimiter: str | None = None
-
-
-def read_records(path: Path, name: str, problems: Problems, written: Written = Written()) -> list[Record]:
+def read_records(path: Path, name: str, problems: Problems, written: Written = NOTHING_SAID) -> list[Record]:
     """Read all records of a file; records that cannot be read go to ``problems``.
 
     Args:
@@ -139,16 +86,6 @@ def _lines(file: TextIO) -> Iterator[tuple[str, int]]:
         yield line, length
 
 
-def _too_long(length: int) -> str:
-    """Return the sentence for a row of too many characters."""
-    return f"this row has {length:,} characters, but at most {LONGEST_ROW:,} are read; shorten or remove it."
-
-
-def _too_wide(columns: int) -> str:
-    """Return the sentence for too many columns."""
-    return f"there are {columns:,} columns, but at most {MOST_COLUMNS:,} are read; leave out those that are not used."
-
-
 def _jsonl(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     with open_text(path, "", written.encoding) as file:
         start = next((block for block in iter(lambda: file.read(BLOCK), "") if block.strip()), "").lstrip()
@@ -159,7 +96,7 @@ def _jsonl(path: Path, name: str, problems: Problems, written: Written) -> Itera
     with open_text(path, "\n", written.encoding) as file:
         for number, (line, length) in enumerate(_lines(file), 1):
             if length > LONGEST_ROW:
-                problems.add(f"{name}:{number}", _too_long(length))
+                problems.add(f"{name}:{number}", too_long(length))
             elif line.strip():
                 yield from _line_record(line.removesuffix("\n"), number, name, problems)
 
@@ -184,7 +121,7 @@ def _object(value: Any, line: int, name: str, problems: Problems, wanted: str) -
     if not isinstance(value, dict):
         problems.add(f"{name}:{line}", f"{wanted}, but this is {kind(value)}; write {{...}}.")
     elif len(value) > MOST_COLUMNS:
-        problems.add(f"{name}:{line}", _too_wide(len(value)))
+        problems.add(f"{name}:{line}", too_wide(len(value)))
     else:
         yield Record(line, value)
 
@@ -214,7 +151,7 @@ def _json(path: Path, name: str, problems: Problems, written: Written) -> Iterat
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{line}: this object cannot be read ({_reason(error)}); mend it.") from error
         if end - position > LONGEST_ROW:
-            problems.add(f"{name}:{line}", _too_long(end - position))
+            problems.add(f"{name}:{line}", too_long(end - position))
         else:
             yield from _object(value, line, name, problems, "the list holds objects")
         position = _next_element(text, _skip(text, end), name)
@@ -242,18 +179,21 @@ def _skip(text: str, position: int) -> int:
 def _csv(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_ROW)
     header: list[str] = []
-    start = 1
-    delimiter = written.delimiter or ("\t" if kind_of(path) == ".tsv" else _delimiter(path, written))
+    said = _said_delimiter(path, written)
+    before = 0 if said is None else 1
+    start = before + 1
+    delimiter = written.delimiter or said or ("\t" if kind_of(path) == ".tsv" else _delimiter(path, written))
     with open_text(path, "", written.encoding) as file:
-        reader = csv.reader(_csv_lines(file, name), strict=True, delimiter=delimiter)
+        lines = itertools.islice(_csv_lines(file, name), before, None)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         try:
             for cells in reader:
-                line, start = start, reader.line_num + 1
-                if not cells:
+                line, start = start, before + reader.line_num + 1
+                if not any(map(str.strip, cells)):  # as spreadsheets leave them behind the last row
                     continue
                 if not header:
-                    header = _checked_header(cells, f"{name}:{line}")
-                elif _fits(cells, header, f"{name}:{line}", problems):
+                    header = checked_header(cells, f"{name}:{line}")
+                elif fits(cells, header, f"{name}:{line}", problems):
                     yield Record(line, dict(zip(header, cells, strict=True)))
         except csv.Error as error:
             if "field limit" in str(error):
@@ -262,6 +202,13 @@ def _csv(path: Path, name: str, problems: Problems, written: Written) -> Iterato
                     "shorten it, or close its quote."
                 ) from error
             raise DataError(f"{name}:{start}: this is not CSV ({error}); mend the file.") from error
+
+
+def _said_delimiter(path: Path, written: Written) -> str | None:
+    """Return what a first line such as ``sep=;`` says that divides fields; None where there is no such line."""
+    with open_text(path, "", written.encoding) as file:
+        found = _SEPARATOR.fullmatch(file.readline(10))
+    return found[1] if found else None
 
 
 def _delimiter(path: Path, written: Written) -> str:
@@ -282,139 +229,8 @@ def _csv_lines(file: TextIO, name: str) -> Iterator[str]:
     """Yield the lines of a CSV file, of which none can be left out, since a quote may be open there."""
     for number, (line, length) in enumerate(_lines(file), 1):
         if length > LONGEST_ROW:
-            raise DataError(f"{name}:{number}: {_too_long(length)}")
+            raise DataError(f"{name}:{number}: {too_long(length)}")
         yield line
 
 
-def _fits(cells: Sequence[str], header: Sequence[str], place: str, problems: Problems) -> bool:
-    """Return whether a CSV row can be taken, noting why not."""
-    if len(cells) != len(header):
-        problems.add(
-            place, f"this row has {len(cells)} fields, but the header names {len(header)}; quote fields with commas."
-        )
-        return False
-    length = sum(map(len, cells))
-    if length > LONGEST_ROW:
-        problems.add(place, _too_long(length))
-    return length <= LONGEST_ROW
-
-
-def _checked_header(cells: list[str], place: str) -> list[str]:
-    """Return the column names of a CSV file."""
-    if len(cells) > MOST_COLUMNS:
-        raise DataError(f"{place}: {_too_wide(len(cells))}")
-    if not cells[0].strip() and INDEX not in cells:  # as pandas writes its index
-        cells = [INDEX, *cells[1:]]
-    if len(set(cells)) < len(cells) or not all(cell.strip() for cell in cells):
-        raise DataError(f"{place}: the header names a column twice or not at all: {listed(cells)}; rename them.")
-    return cells
-
-
-def _parquet(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    if kind_of(path) != path.suffix.lower():
-        raise DataError(f"{name}: a Parquet file is packed in itself; unpack the {path.suffix} around it.")
-    with path.open("rb") as file:
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-            if len(table.schema_arrow) > MOST_COLUMNS:
-                raise DataError(f"{name}: {_too_wide(len(table.schema_arrow))}")
-            most = max(UNPACKED, UNPACKED_PER_BYTE * path.stat().st_size)
-            yield from _unpacked(table.iter_batches(batch_size=_batch_size(table.metadata)), name, most)
-        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{name}: this is not a Parquet file that can be read ({reason}); write it anew."
-            ) from error
-
-
-def _batch_size(metadata: Any) -> int:
-    """Return how many rows are unpacked at once, such that no column of them can take more than a file may.
-
-    A value may be stored once and named by many rows, but none is larger than what is stored of its column.
-    """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    stored = [group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns)]
-    return max(1, min(_BATCH, UNPACKED // max(stored, default=1)))
-
-
-def _unpacked(batches: Iterable[Any], name: str, most: int) -> Iterator[Record]:
-    """Yield the rows of batches, as long as they do not take far more memory than the file promises."""
-    number = size = 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            number, size = number + 1, size + _size(row)
-            if size > most:
-                raise DataError(
-                    f"{name}:{number}: the rows up to here take more than {byte_size(most)} when they are unpacked, "
-                    "far more than the file itself; give a part of them."
-                )
-            yield Record(number, row)
-
-
-def _xlsx(path: Path, name: str, problems: Problems, written: Written) -> Iterator[Record]:
-    """Read the first sheet of a workbook; numbers become text as they are shown without a format."""
-    try:
-        import python_calamine
-    except ImportError as error:
-        raise DataError(
-            f"{name}: .xlsx files need the package python-calamine; install bellwether with its extra 'files', or save "
-            "the sheet as CSV."
-        ) from error
-    _check_workbook(path, name)
-    try:
-        with contextlib.closing(python_calamine.CalamineWorkbook.from_path(str(path))) as book:
-            rows = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
-    except (python_calamine.CalamineError, ValueError, IndexError) as error:
-        raise DataError(f"{name}: this is not a workbook that can be read ({error}); save it anew.") from error
-    header: list[str] = []
-    for line, values in enumerate(rows, 1):
-        cells = [_cell(value) for value in values]
-        if not any(cells):
-            continue
-        if not header:
-            header = _checked_header(cells, f"{name}:{line}")
-        elif _fits(cells, header, f"{name}:{line}", problems):
-            yield Record(line, dict(zip(header, cells, strict=True)))
-
-
-def _check_workbook(path: Path, name: str) -> None:
-    """Refuse a workbook whose parts are far larger than the file."""
-    try:
-        with zipfile.ZipFile(path) as book:
-            size = sum(part.file_size for part in book.infolist())
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{name}: this is not a workbook that can be read ({error}); save it anew.") from error
-    most = max(UNPACKED, UNPACKED_PER_BYTE * path.stat().st_size)
-    if size > most:
-        raise DataError(
-            f"{name}: the workbook holds more than {byte_size(most)} when it is unpacked; give a part of it."
-        )
-
-
-def _cell(value: Any) -> str:
-    """Return a cell of a workbook as text."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _size(value: Any) -> int:
-    """Return roughly how many bytes a value takes."""
-    if isinstance(value, dict):
-        return _OBJECT * (4 + len(value)) + sum(map(_size, value.values()))
-    if isinstance(value, list):
-        nested = value and isinstance(value[0], str | bytes | list | dict)
-        return _OBJECT * (1 + len(value)) + (sum(map(_size, value)) if nested else 0)
-    return _OBJECT + (len(value) if isinstance(value, str | bytes) else 0)
-
-
-def kind(value: Any) -> str:
-    """Return what a JSON value is, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
-READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".xlsx": _xlsx}
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": parquet, ".xlsx": workbook}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
+from bellwether.tools.words import counted
 
 
 def split_groups(rows: Sequence[Row], clients_per_group: Mapping[str, int]) -> dict[str, list[Row]]:
@@ -28,7 +29,7 @@ def split_groups(rows: Sequence[Row], clients_per_group: Mapping[str, int]) -> d
             "partition.clients_per_group is given, but no row names a group; name the column in data.columns.group, "
             "or leave clients_per_group out."
         )
-    there = ", ".join(f"{group or '(none)'} with {sizes[group]} rows" for group in sorted(sizes)) or "none"
+    there = ", ".join(f"{group or '(none)'} with {counted(sizes[group], 'row')}" for group in sorted(sizes)) or "none"
     for group in clients_per_group:
         if group not in sizes:
             raise DataError(
@@ -37,7 +38,8 @@ def split_groups(rows: Sequence[Row], clients_per_group: Mapping[str, int]) -> d
     for group in sorted(sizes.keys() - clients_per_group.keys()):
         which, remedy = (f"are of the group {group!r}", "give it clients") if group else ("name none", "name theirs")
         raise DataError(
-            f"partition.clients_per_group names {', '.join(clients_per_group)}, but {sizes[group]} rows {which}; "
+            f"partition.clients_per_group names {', '.join(clients_per_group)}, but "
+            f"{counted(sizes[group], 'row')} {which}; "
             f"{remedy}, or leave these rows out (there are {there})."
         )
     return {group: [replace(row, client="") for row in rows if row.group == group] for group in clients_per_group}

@@ -10,6 +10,7 @@ import numpy as np
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 
 def keep_some(
@@ -31,7 +32,8 @@ def keep_some(
     if small:
         client, rows = min(small.items(), key=lambda item: item[1])
         raise DataError(
-            f"partition.rows_per_client begins at {least} rows, but {len(small)} of {len(dealt)} clients are dealt "
+            f"partition.rows_per_client begins at {counted(least, 'row')}, but {len(small)} of "
+            f"{counted(len(dealt), 'client')} are dealt "
             f"fewer: {client} gets {rows}; begin at {rows} or lower, or take fewer clients."
         )
     kept: dict[str, list[Row]] = {}

@@ -105,7 +105,7 @@ def not_decoded(path: Path, name: str, encoding: str | None) -> DataError:
             offset += error.start - (len(error.object) - len(block))
             line += error.object.count(b"\n", 0, error.start)
     called = "UTF-8" if used.startswith("utf-8") else used
-    how = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252"
+    how = "save the file as UTF-8, or name its encoding in data.encoding, such as cp1252 (init: --encoding cp1252)"
     return DataError(f"{name}:{line}: byte {offset} is not {called}; {how}.")
 
 

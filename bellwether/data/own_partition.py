@@ -11,6 +11,7 @@ from bellwether.errors import DataError
 from bellwether.recipe import recipe
 from bellwether.tools.functions import load_function, naming
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 
 def by_own_function(
@@ -51,5 +52,5 @@ def _checked(dealt: Any, rows: Sequence[Row], function: str, notes: list[str]) -
                 raise DataError(f"{function}: {client} got a row twice, or one that was not given; deal each row once.")
             left.remove(id(row))
     if left:
-        notes.append(f"{function}: {len(left)} of {len(rows)} rows were dealt to no client.")
+        notes.append(f"{function}: {len(left)} of {counted(len(rows), 'row')} were dealt to no client.")
     return {client: list(own) for client, own in dealt.items()}

@@ -19,6 +19,7 @@ from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness, derive_seed
+from bellwether.tools.words import counted
 
 Dealt = dict[str, list[Row]]
 Indices = list[list[int]]
@@ -95,15 +96,20 @@ def _by_category(rows: Sequence[Row], settings: recipe.Partition) -> tuple[str, 
     if len(sizes) < 2:
         return "iid", "rows name fewer than two categories"
     if len(sizes) < _range(settings)[1]:
-        return "iid", f"there are {len(sizes)} categories"
+        return "iid", f"there are {counted(len(sizes), 'category', 'categories')}"
     if len(sizes) > settings.clients:
-        return "dirichlet", f"{len(sizes)} categories are more than {settings.clients} clients would surely take up"
+        return (
+            "dirichlet",
+            f"{counted(len(sizes), 'category', 'categories')} are more than "
+            f"{counted(settings.clients, 'client')} would surely take up",
+        )
     smallest = min(sizes, key=lambda category: sizes[category])
     if sizes[smallest] < settings.clients * settings.min_rows:
         return "dirichlet", (
-            f"the category {smallest!r} has {sizes[smallest]} rows, too few to be shared by {settings.clients} clients"
+            f"the category {smallest!r} has {counted(sizes[smallest], 'row')}, too few to be shared by "
+            f"{counted(settings.clients, 'client')}"
         )
-    return "categories", f"rows have {len(sizes)} categories"
+    return "categories", f"rows have {counted(len(sizes), 'category', 'categories')}"
 
 
 def _check_sizes(dealt: Mapping[str, Sequence[Row]], settings: recipe.Partition, method: str) -> None:
@@ -114,7 +120,8 @@ def _check_sizes(dealt: Mapping[str, Sequence[Row]], settings: recipe.Partition,
     client, least = min(small.items(), key=lambda item: item[1])
     remedy = "leave out its rows" if method in ("column", "files") else "take fewer clients"
     raise DataError(
-        f"partition.method {method} gives {len(small)} of {len(dealt)} clients fewer than {settings.min_rows} rows "
+        f"partition.method {method} gives {len(small)} of {counted(len(dealt), 'client')} fewer than "
+        f"{counted(settings.min_rows, 'row')} "
         f"(partition.min_rows): {client} gets {least}; {remedy}" + (f", or set min_rows to {least}." if least else ".")
     )
 
@@ -166,8 +173,9 @@ def _by_partitioner(
     """Deal shuffled rows with one of the partitioners."""
     if len(rows) < settings.clients * settings.min_rows:
         raise DataError(
-            f"{len(rows)} rows cannot give {settings.clients} clients {settings.min_rows} row(s) each "
-            f"(partition.clients, partition.min_rows); at most {len(rows) // settings.min_rows} clients are feasible."
+            f"{counted(len(rows), 'row')} cannot give {counted(settings.clients, 'client')} "
+            f"{counted(settings.min_rows, 'row')} each (partition.clients, partition.min_rows); give "
+            f"{counted(len(rows) // settings.min_rows, 'client')} or fewer."
         )
     if method not in ("iid", "quantity") and not any(row.category for row in rows):
         raise DataError(
@@ -243,8 +251,8 @@ def _dirichlet(
         parts = _run(partitioner(0), labels)
     moved = fill_up(parts, settings.min_rows, randomness.numpy("filling up clients"))
     notes.append(
-        f"partition.method dirichlet: no draw gave every client {settings.min_rows} rows, "
-        f"so {moved} of {len(labels)} rows were moved from the largest clients to the smallest."
+        f"partition.method dirichlet: no draw gave every client {counted(settings.min_rows, 'row')}, "
+        f"so {moved} of {counted(len(labels), 'row')} were moved from the largest clients to the smallest."
     )
     return parts
 
@@ -277,7 +285,8 @@ def _categories(
     least, most = _range(settings)
     if most > len(names):
         raise DataError(
-            f"partition.categories_per_client is {_words(settings)}, but the rows have {len(names)} categories; "
+            f"partition.categories_per_client is {_words(settings)}, but the rows have "
+            f"{counted(len(names), 'category', 'categories')}; "
             f"give at most {len(names)}."
         )
     if isinstance(settings.categories_per_client, int):
@@ -291,7 +300,9 @@ def _categories(
     if unused:
         left = sum(names[label] in unused for label in labels)
         shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more categories" if len(unused) > 5 else "")
-        notes.append(f"partition.method categories: {left} of {len(labels)} rows fell to no client, those of {shown}.")
+        notes.append(
+            f"partition.method categories: {left} of {counted(len(labels), 'row')} fell to no client, those of {shown}."
+        )
     return parts
 
 
@@ -320,9 +331,12 @@ def _scarce(labels: Sequence[int], names: Sequence[str], settings: recipe.Partit
     """Return the sentence on the category that is too small to be shared."""
     label, rows = min(collections.Counter(labels).items(), key=lambda item: item[1])
     return (
-        f"partition.method categories deals {_words(settings)} of {len(names)} categories to each of "
-        f"{settings.clients} clients, but the category {names[label]!r} has only {rows} rows to share; "
-        f"take {max(1, rows)} clients or fewer, put small categories together, or set partition.method to dirichlet."
+        f"partition.method categories deals {_words(settings)} of "
+        f"{counted(len(names), 'category', 'categories')} to each of "
+        f"{counted(settings.clients, 'client')}, but the category {names[label]!r} has only "
+        f"{counted(rows, 'row')} to share; "
+        f"take {counted(max(1, rows), 'client')} or fewer, put small categories together, or set "
+        "partition.method to dirichlet."
     )
 
 
@@ -338,8 +352,9 @@ def _shards(
     shards = settings.clients * settings.shards_per_client
     if shards > len(labels):
         raise DataError(
-            f"{len(labels)} rows cannot be cut in {shards} shards (partition.clients × partition.shards_per_client); "
-            f"take {len(labels) // settings.shards_per_client} clients or fewer."
+            f"{counted(len(labels), 'row')} cannot be cut in {shards} shards (partition.clients × "
+            "partition.shards_per_client); "
+            f"take {counted(len(labels) // settings.shards_per_client, 'client')} or fewer."
         )
     by_category = np.argsort(labels, kind="stable")
     spare = len(labels) % shards

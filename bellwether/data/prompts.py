@@ -14,8 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bellwether.data.chat import ChatFormat, Rendered, chat_format, chat_prompt, render_chat, special_texts
-from bellwether.data.files import Problems
+from bellwether.data.chat import (
+    ChatFormat,
+    Rendered,
+    added_tokens,
+    chat_format,
+    chat_prompt,
+    render_chat,
+    special_texts,
+)
+from bellwether.data.records import Problems
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -26,11 +34,11 @@ if TYPE_CHECKING:
 # Alpaca's is None.
 Template = ChatFormat | None
 
-_WITH_INPUT = (
+WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_WITHOUT_INPUT = (
+WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
 
@@ -60,11 +68,16 @@ def render(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> 
         DataError: the format cannot render the row.
     """
     try:
-        if template is None:
-            return _render_alpaca(row, tokenizer)
-        return render_chat(chat_turns(row), tokenizer, template, row.tools)
+        return render_unplaced(row, template, tokenizer)
     except DataError as error:
         raise DataError(f"{row.place or 'row'}: {error}") from error
+
+
+def render_unplaced(row: Row, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """Return what ``render`` does; errors do not name the row's place, for who lists them by it."""
+    if template is None:
+        return _render_alpaca(row, tokenizer)
+    return render_chat(chat_turns(row), tokenizer, template, row.tools)
 
 
 def prompt(
@@ -120,14 +133,20 @@ def check_plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, templat
     """
     marks, problems = forbidden_marks(tokenizer, template), Problems()
     for row in rows:
-        found = _first_written(row_texts(row), marks)
-        if found is not None:
-            problems.add(
-                row.place or "row",
-                f"its text has {found!r}, which the tokenizer takes for a special token; write it otherwise, "
-                "or remove the row.",
-            )
+        wrong = not_plain(row, marks)
+        if wrong:
+            problems.add(row.place or "row", wrong)
     problems.check()
+
+
+def not_plain(row: Row, marks: Sequence[str]) -> str:
+    """Return what is wrong with a row that writes out one of the ``forbidden_marks``; nothing where none does."""
+    found = _first_written(row_texts(row), marks)
+    if found is None:
+        return ""
+    return (
+        f"its text has {found!r}, which the tokenizer takes for a special token; write it otherwise, or remove the row."
+    )
 
 
 def forbidden_marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Sequence[str]:
@@ -151,14 +170,29 @@ def _first_written(texts: Sequence[str], marks: Sequence[str]) -> str | None:
     return next((mark for mark in marks if any(mark in text for text in texts)), None)
 
 
-def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of the tokens at which generation stops: end of sequence, and the template's end of turn."""
-    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+def end_of_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int | str]:
+    """Return at what generation stops: at end of sequence, and at the template's end of turn.
+
+    Returns:
+        Ids of tokens, and texts.
+    """
+    ends: list[int | str] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     for text in () if template is None else dict.fromkeys(filter(None, (template.end, template.last_end))):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] not in ends:
-            ends.append(ids[0])
+        end = _stop_of(text, tokenizer)
+        if end not in ends:
+            ends.append(end)
     return ends
+
+
+def _stop_of(end: str, tokenizer: PreTrainedTokenizerBase) -> int | str:
+    """Return at what generation stops that ends a turn: a token of its own, else the text before the first of those.
+
+    Other tokens depend on the text around them, and tokens of their own may have no text in an answer.
+    """
+    tokens = (text for text in added_tokens(tokenizer) if text in end)
+    own = min(tokens, key=lambda text: (end.index(text), -len(text)), default=None)
+    before = end if own is None else end[: end.index(own)].rstrip()
+    return before or int(tokenizer.convert_tokens_to_ids(own))
 
 
 def _user_text(instruction: str, context: str) -> str:
@@ -197,7 +231,7 @@ def _alpaca_prompt(
     The format knows one exchange only; further ones repeat its sections. A response of the history
     ends with the end of sequence, as it does when it is the last one.
     """
-    text = f"{_WITH_INPUT if context else _WITHOUT_INPUT}\n\n"
+    text = f"{WITH_INPUT if context else WITHOUT_INPUT}\n\n"
     spans = []
     for turn in history:
         if turn.role == "system":

@@ -112,6 +112,7 @@ class Federated:
         test: rows for the final scores.
         notes: sentences for the log: unused columns, rows held out that stand among those trained as well,
             chosen partition.
+        doubled: how many rows of ``test`` and ``validation``, by these names, stand among the training rows as well.
     """
 
     clients: Mapping[str, Sequence[Row]]
@@ -119,6 +120,7 @@ class Federated:
     validation: Sequence[Row]
     test: Sequence[Row]
     notes: Sequence[str] = field(default_factory=tuple)
+    doubled: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class Tokenised:
         rows: the rows that can be used.
         shortened: how many of them had their context, or the history of their chat, shortened to fit.
         left_out: how many rows kept no response token, or do not fit at all, and are left out.
+        bad: place and sentence of those that cannot be rendered, and are left out since the recipe skips bad rows.
         cut: how many of ``rows`` had their response cut at its end, and so end without end of sequence.
+        too_long: tokens of the rows that are cut or left out, their contexts and histories shortened; at least so many.
         remarks: what a person should know of how rows were rendered, as clauses, and of how many rows.
     """
 
@@ -137,4 +141,6 @@ class Tokenised:
     shortened: int = 0
     left_out: int = 0
     cut: int = 0
+    too_long: Sequence[int] = ()
     remarks: Mapping[str, int] = field(default_factory=dict)
+    bad: Sequence[tuple[str, str]] = ()

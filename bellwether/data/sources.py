@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bellwether.data.columns import USUAL_NAMES, can_group, check_client_name, find_layout, make_row, unused_fields
-from bellwether.data.files import READERS, Problems, Record, Written, can_be_read, read_records
+from bellwether.data.files import READERS, can_be_read, read_records
 from bellwether.data.opening import kind_of, stem_of
+from bellwether.data.records import SKIP, Problems, Record, Written
 from bellwether.data.rows import Row
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
-from bellwether.tools.words import listed
+from bellwether.tools.words import counted, listed
 
 STARTER_ROWS = Path(__file__).parent / "starter"
 # How files of splits are called.
@@ -86,11 +87,14 @@ def read_rows(
             except DataError as error:
                 problems.add(place, str(error))
     if settings.skip_bad_rows and rows:
-        notes += _skipped_note(problems.sentences)
+        notes += problems.skipped()
     else:
-        problems.check()
+        problems.check(SKIP if rows else "")
     notes += [_unused_note(columns, names) for columns, names in unused.items() if columns]
-    notes += [f"Messages: not used: the field {field!r}, of {count} chats." for field, count in sorted(inside.items())]
+    notes += [
+        f"Messages: not used: the field {field!r}, of {counted(count, 'chat')}."
+        for field, count in sorted(inside.items())
+    ]
     return rows, notes
 
 
@@ -116,14 +120,6 @@ def _check_source_columns(settings: recipe.Data, parts: Sequence[Part]) -> None:
             f"data.source_columns names {min(named)!r}, but there is no such file among the sources; "
             f"there are {listed(sorted(known))}."
         )
-
-
-def _skipped_note(sentences: Sequence[str]) -> list[str]:
-    """Return the sentence on bad rows that are skipped, or none."""
-    if not sentences:
-        return []
-    several = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
-    return [f"Bad rows are skipped, as data.skip_bad_rows says: {len(sentences)} in all ({sentences[0]}{several})."]
 
 
 def _unused_note(columns: Sequence[str], names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ Shape legend: T tokens of one row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.data.chat import Rendered
-from bellwether.data.prompts import Template, check_plain, render, row_texts
+from bellwether.data.prompts import Template, forbidden_marks, not_plain, render_unplaced, row_texts
+from bellwether.data.records import SKIP, Problems
 from bellwether.data.rows import Row, Tokenised, TokenRow, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
+from bellwether.tools.progress import advance
 from bellwether.tools.texts import CHARACTERS_PER_TOKEN, portions
 
 if TYPE_CHECKING:
@@ -61,13 +63,21 @@ class Fitted:
         tokens: its tokens; None where it is left out.
         shortened: whether its context, or the history of its chat, is shorter.
         cut: whether its response is.
+        length: its tokens before anything of its response is cut.
         remarks: what a person should know of how it was rendered.
+        bad: why it cannot be rendered; empty where it can.
     """
 
     tokens: TokenRow | None
-    shortened: bool
-    cut: bool
+    shortened: bool = False
+    cut: bool = False
+    length: int = 0
     remarks: tuple[str, ...] = ()
+    bad: str = ""
+
+
+# A row's tokens with what is remarkable of its rendering, or why it cannot be rendered.
+_Made = tuple[TokenRow, tuple[str, ...]] | str
 
 
 def tokenise(
@@ -88,29 +98,52 @@ def tokenise(
         rows: the rows.
         tokenizer: any tokenizer; one without offsets is called for prompt and responses separately,
             so that its tokens never lie across their borders.
-        settings: ``max_tokens`` and ``loss_on``.
+        settings: ``max_tokens``, ``loss_on`` and ``skip_bad_rows``.
         template: a template as ``resolve_template`` returns it.
         known: rows that were tokenised before in the same way, which are not tokenised again; gets the others.
 
     Raises:
-        DataError: a row cannot be rendered or writes out a special token, or the tokenizer names no end
-            of sequence.
+        DataError: rows cannot be rendered or write out a special token, and bad rows are not skipped or all are bad;
+            or the tokenizer names no end of sequence.
     """
     known = {} if known is None else known
-    new = [row for row in dict.fromkeys(rows) if row not in known]
-    check_plain(new, tokenizer, template)
+    unknown = [row for row in dict.fromkeys(rows) if row not in known]
+    marks = forbidden_marks(tokenizer, template)
+    found = {row: Fitted(None, bad=wrong) for row in unknown if (wrong := not_plain(row, marks))}
+    new = [row for row in unknown if row not in found]
     encoder = _Encoder(tokenizer, template, settings)
     most = CHARACTERS_PER_TOKEN * settings.max_tokens
     bounded = [_bounded(row, most, settings.max_tokens) for row in new]
+    if new:
+        advance("tokenising", 0, len(new), "rows")
     for portion in portions([sum(map(len, row_texts(row))) for row in bounded]):
         fitting = zip(new[portion], _fitted(bounded[portion], encoder), strict=True)
-        for row, (tokens, told) in fitting:
-            known[row] = replace(_cut(tokens, row, settings.max_tokens, most), remarks=told)
-    fitted = [known[row] for row in rows]
+        for row, made in fitting:
+            if isinstance(made, str):
+                found[row] = Fitted(None, bad=made)
+            else:
+                found[row] = replace(_cut(made[0], row, settings.max_tokens, most), remarks=made[1])
+        advance("tokenising", portion.stop, len(new), "rows")
+    _check_bad({row: found[row].bad for row in unknown if found[row].bad}, rows, settings)
+    known.update(found)
+    bad = [(row.place or "row", known[row].bad) for row in rows if known[row].bad]
+    fitted = [known[row] for row in rows if not known[row].bad]
     kept = [row.tokens for row in fitted if row.tokens is not None]
     shortened, cut = sum(row.shortened for row in fitted), sum(row.cut for row in fitted)
     remarks = Counter(remark for row in fitted for remark in row.remarks)
-    return Tokenised(kept, shortened, len(fitted) - len(kept), cut, remarks)
+    too_long = [row.length for row in fitted if row.cut or row.tokens is None]
+    return Tokenised(kept, shortened, len(fitted) - len(kept), cut, too_long, remarks, bad)
+
+
+def _check_bad(bad: Mapping[Row, str], rows: Sequence[Row], settings: recipe.Data) -> None:
+    """Refuse rows that cannot be rendered, unless they are to be skipped and leave others."""
+    good = any(row not in bad for row in rows)
+    if settings.skip_bad_rows and good:
+        return
+    problems = Problems()
+    for row, wrong in bad.items():
+        problems.add(row.place or "row", wrong)
+    problems.check(SKIP if good else "")
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[NDArray[np.int64]]:
@@ -169,11 +202,21 @@ class _Encoder:
         self.settings = settings
         self.leading_T = leading_ids(tokenizer, template)
 
-    def rows(self, rows: Sequence[Row]) -> list[tuple[TokenRow, tuple[str, ...]]]:
-        """Return token rows, whatever their lengths, and what is remarkable of their rendering."""
-        rendered = [render(row, self.template, self.tokenizer) for row in rows]
-        parts = self._parts(rendered) if self.tokenizer.is_fast else self._parts_without_offsets(rendered)
-        return [(self._row(*item), item[1].remarks) for item in zip(rows, rendered, parts, strict=True)]
+    def rows(self, rows: Sequence[Row]) -> list[_Made]:
+        """Return token rows, whatever their lengths."""
+        rendered = [self._rendered(row) for row in rows]
+        good = [item for item in rendered if isinstance(item, Rendered)]
+        parts = self._parts(good) if self.tokenizer.is_fast else self._parts_without_offsets(good)
+        return [
+            item if isinstance(item, str) else (self._row(row, item, next(parts)), item.remarks)
+            for row, item in zip(rows, rendered, strict=True)
+        ]
+
+    def _rendered(self, row: Row) -> Rendered | str:
+        try:
+            return render_unplaced(row, self.template, self.tokenizer)
+        except DataError as error:
+            return str(error)
 
     def _parts(self, rendered: Sequence[Rendered]) -> Iterator[_Parts]:
         """Yield ids of prompt and response, from the offsets of one call."""
@@ -317,16 +360,17 @@ def _without_oldest(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return turns[: asked[0]] + turns[asked[1] :] if len(asked) > 1 else ()
 
 
-def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[tuple[TokenRow, tuple[str, ...]]]:
+def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[_Made]:
     """Return token rows, with remarks, whose contexts and histories are shortened as far as is needed and possible."""
     current = list(rows)
     tokens = encoder.rows(current)
     limit = encoder.settings.max_tokens
     while True:
-        long = [n for n, (row, _) in enumerate(tokens) if len(row) > limit and _can_shrink(current[n])]
+        excesses = [0 if isinstance(made, str) else len(made[0]) - limit for made in tokens]
+        long = [number for number, row in enumerate(current) if excesses[number] > 0 and _can_shrink(row)]
         if not long:
             return tokens
-        excess = [len(tokens[number][0]) - limit for number in long]
+        excess = [excesses[number] for number in long]
         smaller = _shrunk([current[number] for number in long], excess, encoder.tokenizer)
         for number, row, token_row in zip(long, smaller, encoder.rows(smaller), strict=True):
             current[number], tokens[number] = row, token_row
@@ -373,9 +417,9 @@ def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
     """
     fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
     if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
-        return Fitted(None, False, False)
+        return Fitted(None, False, False, len(tokens))
     shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
     kept = TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
-    return Fitted(kept, shortened, len(tokens) > limit)
+    return Fitted(kept, shortened, len(tokens) > limit, len(tokens))

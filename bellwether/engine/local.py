@@ -28,7 +28,7 @@ class LocalEngine:
         rows: training rows by client.
         held_out: rows that clients hold out of their own, by client; may be empty.
         method: what clients do, and which adapter they serve.
-        stop: token ids that end an answer beside the model's own.
+        stop: token ids and texts that end an answer beside the model's own.
         tokens: tokens that run through the base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
@@ -41,7 +41,7 @@ class LocalEngine:
         rows: Mapping[str, Sequence[TokenRow]],
         held_out: Mapping[str, Sequence[TokenRow]],
         method: Method,
-        stop: Collection[int] = (),
+        stop: Collection[int | str] = (),
         tokens: int | None = None,
         folders: Mapping[str, Path] = MappingProxyType({}),
         public: Sequence[TokenRow] = (),

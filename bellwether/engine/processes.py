@@ -46,7 +46,7 @@ class Work:
         rows: training rows by client.
         held_out: rows that clients hold out of their own, by client; may be empty.
         method: the recipe's section of the method, of which every worker makes its own.
-        stop: token ids that end an answer beside the model's own.
+        stop: token ids and texts that end an answer beside the model's own.
         tokens: tokens that run through a base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
@@ -57,7 +57,7 @@ class Work:
     rows: Rows
     held_out: Rows
     method: MethodSection
-    stop: Collection[int] = ()
+    stop: Collection[int | str] = ()
     tokens: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     public: Sequence[TokenRow] = ()

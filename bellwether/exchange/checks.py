@@ -22,6 +22,7 @@ from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Arrays
 from bellwether.exchange.messages import Payload, Reply, Survey, Update
 from bellwether.exchange.scores import Totals
+from bellwether.tools.words import counted
 
 MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for hours
 MOST_NAMES, LONGEST_NAME = 1_000, 200  # of categories, groups and figures
@@ -143,11 +144,11 @@ def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
     if not points_Cd.shape[1]:
         raise UpdateRejected("its centroids have no dimension")
     if len(points_Cd) > MOST_CENTROIDS:
-        raise UpdateRejected(f"it sent {len(points_Cd)} centroids, where {MOST_CENTROIDS} are taken")
+        raise UpdateRejected(f"it sent {counted(len(points_Cd), 'centroid')}, where {MOST_CENTROIDS:,} are taken")
     if not np.isfinite(points_Cd).all():
         raise UpdateRejected("a centroid holds values that are not finite")
     if len(points_Cd) and points_Cd.shape[1] != width:
-        raise UpdateRejected(f"its centroids have {points_Cd.shape[1]} dimensions, where {width} are due")
+        raise UpdateRejected(f"its centroids have {counted(points_Cd.shape[1], 'dimension')}, where {width} are due")
     return points_Cd
 
 
@@ -171,9 +172,9 @@ def check_scores(reply: Reply, max_rows: int) -> tuple[Mapping[str, Totals], Map
             _check_totals(what, name, totals, max_rows)
         sums.append(sum(totals.rows for totals in parts.values()))
     if sums[0] > max_rows:
-        raise UpdateRejected(f"it claims {sums[0]} scored rows, where {max_rows} are believed")
+        raise UpdateRejected(f"it claims {counted(sums[0], 'scored row')}, where {max_rows} are believed")
     if reply.groups and sums[1] != sums[0]:
-        raise UpdateRejected(f"its groups have {sums[1]} rows together, and its categories {sums[0]}")
+        raise UpdateRejected(f"its groups have {counted(sums[1], 'row')} together, and its categories {sums[0]}")
     return reply.totals, reply.groups
 
 
@@ -236,7 +237,9 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
     if not totals.exact <= totals.generated <= totals.rows:
         raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows, or more right ones than answers")
     if totals.tokens > totals.rows * LONGEST_ROW:
-        raise UpdateRejected(f"the {what} {_shown(name)} has {totals.tokens} tokens in {totals.rows} rows")
+        raise UpdateRejected(
+            f"the {what} {_shown(name)} has {counted(totals.tokens, 'token')} in {counted(totals.rows, 'row')}"
+        )
     for field, limit in (("loss", LARGEST_LOSS * totals.tokens), ("rouge_l", totals.generated + 1e-6)):
         value = getattr(totals, field)
         if not _is_finite(value) or not 0 <= value <= limit:

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bellwether.exchange.scores import Totals
+from bellwether.exchange.scores import Scores, Totals
 from bellwether.tools.json_text import Amount, Count, Finite, Number
+from bellwether.tools.progress import Advanced
 
 Group = Annotated[int, Field(strict=True, ge=-1, le=2**53)]
 
@@ -130,6 +131,24 @@ Record = RoundRecord | EvaluationRecord
 
 
 @dataclass(frozen=True)
+class Expected:
+    """How long something is expected to take, in seconds.
+
+    Args:
+        training: of a round, or of all of an arm.
+        evaluation: once of the coordinator's rows, or all of an arm's.
+    """
+
+    training: float
+    evaluation: float
+
+    @property
+    def seconds(self) -> float:
+        """Both together."""
+        return self.training + self.evaluation
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """The run begins, or goes on after ``done`` rounds.
 
@@ -140,6 +159,8 @@ class RunStarted:
         done: how many are already committed.
         clients: number of clients.
         cohort: clients per round.
+        scored: the rounds to come after which the adapter is scored.
+        expected: what the plan says, where anybody asked it; what is measured takes its place.
     """
 
     name: str
@@ -148,6 +169,8 @@ class RunStarted:
     done: int
     clients: int
     cohort: int
+    scored: tuple[int, ...] = ()
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +235,77 @@ class RunFinished:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm of a comparison under one seed.
+
+    Args:
+        arm: the arm's name.
+        seed: the run's seed.
+        trial: what a trial tries, such as ``rate 0.008, 10 passes``; empty where it is none.
+    """
+
+    arm: str
+    seed: int
+    trial: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonStarted:
+    """What a comparison will do; told once more when its trials have chosen how long arms train.
+
+    Args:
+        name: name of the recipe.
+        folder: where everything goes.
+        processes: how many work side by side.
+        expected: how long each arm takes under each seed, by the plan; trials stand first.
+    """
+
+    name: str
+    folder: str
+    processes: int
+    expected: Mapping[ArmRun, Expected]
+
+
+@dataclass(frozen=True)
+class ArmStarted:
+    """An arm begins, or goes on, under a seed."""
+
+    run: ArmRun
+
+
+@dataclass(frozen=True)
+class ArmTold:
+    """What an arm tells of itself while it goes on."""
+
+    run: ArmRun
+    event: Event
+
+
+@dataclass(frozen=True)
+class ArmFinished:
+    """An arm is trained and scored under a seed.
+
+    Args:
+        run: which.
+        scores: means over categories and then over its adapters.
+        before: whether it was finished before this process began.
+        failure: why a trial has no scores; empty where it has some.
+    """
+
+    run: ArmRun
+    scores: Scores
+    before: bool = False
+    failure: str = ""
+
+
 Event = (
     RunStarted
+    | Advanced
+    | ComparisonStarted
+    | ArmStarted
+    | ArmTold
+    | ArmFinished
     | RoundStarted
     | SurveyFinished
     | ClientFinished

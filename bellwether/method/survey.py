@@ -21,6 +21,7 @@ from bellwether.exchange.messages import Reply, SurveyTask
 from bellwether.exchange.records import RoundRecord, SurveyRecord
 from bellwether.method.select.groups import keep
 from bellwether.recipe.recipe import Selection
+from bellwether.tools.progress import advance
 
 NUMBER_BYTES = 4  # of a kept centroid's number on its way back
 
@@ -87,6 +88,7 @@ def survey(
     # The order of the cohort, not of arrival, so that the same centroids make the same groups.
     centroids = {client: arrived[client] for client in tasks if client in arrived}
     least = settings.min_group_centroids
+    advance("grouping centroids")
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
     reached = (task.payload for client, task in tasks.items() if client not in unreached)
     sent_down = sum(payload_bytes(payload) for payload in reached if payload is not None)

@@ -20,6 +20,7 @@ from bellwether.model.loading import empty_model, load_weights, pick_device, rea
 from bellwether.model.quantized import check_quantization
 from bellwether.model.tried import called_modules, check_causal
 from bellwether.recipe import recipe
+from bellwether.tools.progress import advance
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def load_base(settings: recipe.Model, opened: OpenedBase | None = None) -> Base:
     device = ready_device(settings)
     opened = opened or open_base(settings)
     tokenizer = opened.tokenizer
+    advance("loading the base")
     model = load_weights(with_weights(opened.folder, settings), settings, device, opened.config)
     check_causal(model, opened.folder.name, opened.facts.vocabulary)
     stop_ids = _stop_ids(model, tokenizer)

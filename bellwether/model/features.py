@@ -23,6 +23,7 @@ from bellwether.model.batch import Packed, pack, padded
 from bellwether.model.forward import run_padded, runs_end_to_end
 from bellwether.model.kernels import wide
 from bellwether.model.lora import LoraLayers
+from bellwether.tools.progress import advance
 
 Pooling = Literal["last", "mean"]
 TOKENS = 2048  # that run through a model at once
@@ -58,6 +59,7 @@ def pooled_states(
     numbers = state_numbers(base.facts.layers, chosen)
     features_NF = np.empty((0, len(numbers) * base.facts.hidden_size), np.float32)
     # Not inference mode: tables that a model makes anew for a longer row, and keeps, could not be trained with later.
+    done = 0
     with layers.merged():
         for members in by_tokens([len(ids_T) for ids_T in rows], tokens):
             batch = pack([rows[member] for member in members], base.device)
@@ -66,6 +68,8 @@ def pooled_states(
             if not len(features_NF):
                 features_NF = np.empty((len(rows), part_NF.shape[1]), part_NF.dtype)
             features_NF[members] = part_NF
+            done += len(members)
+            advance("computing features", done, len(rows), "rows")
     return features_NF
 
 

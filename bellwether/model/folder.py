@@ -1,8 +1,8 @@
 """Model folders: where a base model's files are, and whether they are whole, before anything is loaded.
 
-A model is the embedded one, a folder, or a name on the Hugging Face hub; a name is downloaded to the
-hub's own cache and is a folder from then on. Weights are read from safetensors files only, since a
-pickle can run code.
+A model is the embedded one, a folder, a GGUF file, or a name on the Hugging Face hub; a file is unpacked and a name
+is downloaded, each to a folder in the hub's own place on this machine. Weights are read from safetensors files and
+GGUF files only, since a pickle can run code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from bellwether.errors import ModelError, first_line
 from bellwether.exchange.adapter import CONFIG_FILE, weights_header
+from bellwether.model.gguf import is_gguf, unpacked
 from bellwether.recipe import recipe
 
 STARTER = Path(__file__).parent / "starter"
@@ -39,11 +40,13 @@ class ModelFolder:
         name: what a person calls the model, and PEFT finds it by: a hub name or an absolute folder.
         path: the folder that holds its files.
         config: the content of ``config.json``.
+        remark: a sentence on where they come from, for whoever trains with them; empty where there is nothing to say.
     """
 
     name: str
     path: Path
     config: Mapping[str, Any]
+    remark: str = ""
 
 
 def find_folder(settings: recipe.Model) -> ModelFolder:
@@ -53,15 +56,22 @@ def find_folder(settings: recipe.Model) -> ModelFolder:
         settings: path or name, and revision.
 
     Raises:
-        ModelError: there is no such model, its ``config.json`` is missing or broken, or an adapter lies beside it.
+        ModelError: there is no such model, its ``config.json`` is missing or broken, an adapter lies beside it, or it
+            is a GGUF file that cannot be unpacked.
     """
     if settings.path == "starter":
         return _local(STARTER, settings)
     path = Path(settings.path).expanduser()
     if path.is_dir():
         return _local(path, settings)
+    if path.is_file() and is_gguf(path):
+        return _of_gguf(path, settings)
     if path.exists():
         raise ModelError(f"model.path is {settings.path!r}, which is a file; give the folder that holds config.json.")
+    if is_gguf(path):
+        raise ModelError(
+            f"model.path is {settings.path!r}, but there is no such file; give a GGUF file on this machine."
+        )
     if not _HUB_NAME.match(settings.path):
         raise ModelError(f"model.path is {settings.path!r}, but there is no such folder; give a model's folder.")
     return _model_folder(settings.path, _download(settings, weights=False))
@@ -101,7 +111,7 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     """
     path = folder.path
     names = _listed_weights(path)
-    on_hub = folder.name == settings.path and not Path(settings.path).expanduser().is_dir()
+    on_hub = folder.name == settings.path and _on_hub(settings)
     # The list of shards is a small file, which is here before they are.
     if on_hub and not all((path / name).exists() for name in names):
         return _sizes_on_hub(settings)
@@ -142,6 +152,18 @@ def stored_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {
         tensor: (name, tuple(entry["shape"])) for name in names for tensor, entry in _header(path / name)[0].items()
     }
+
+
+def stored_dtype(folder: ModelFolder, settings: recipe.Model) -> str:
+    """Return the precision of a model's weight files: float32, bfloat16 or float16; of mixed ones float32.
+
+    Raises:
+        ModelError: as ``weight_files``.
+    """
+    names = {"BF16": "bfloat16", "F16": "float16"}
+    headers = (_header(folder.path / name)[0] for name in weight_files(folder, settings))
+    kinds = {str(entry["dtype"]) for header in headers for entry in header.values()}
+    return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 
 
 def weights_digest(folder: ModelFolder, settings: recipe.Model) -> str:
@@ -205,6 +227,16 @@ def _local(path: Path, settings: recipe.Model) -> ModelFolder:
     return _model_folder(str(path.resolve()), path)
 
 
+def _of_gguf(path: Path, settings: recipe.Model) -> ModelFolder:
+    with quiet_transformers():
+        folder = _local(unpacked(path), settings)
+    return replace(
+        folder,
+        remark=f"{path.name} is unpacked to float32 in {folder.path}, which is the adapter's base; what few bits had "
+        "rounded off when the file was made stays lost.",
+    )
+
+
 def _model_folder(name: str, path: Path) -> ModelFolder:
     """Return the facts of a folder without an adapter, which transformers would add to the base unasked."""
     if (path / CONFIG_FILE).exists():
@@ -212,12 +244,15 @@ def _model_folder(name: str, path: Path) -> ModelFolder:
             f"{path} holds an adapter ({CONFIG_FILE}), but a base model without one is wanted; "
             "merge it first with bellwether export, or remove it."
         )
+    files = sorted(path.glob("*.gguf"))
+    if files and not (path / "config.json").exists():
+        raise ModelError(f"{path} holds no config.json, but a GGUF file; give the file itself: {files[0]}.")
     return ModelFolder(name, path, read_json(path / "config.json"))
 
 
 def _on_hub(settings: recipe.Model) -> bool:
-    """Return whether a model is a name on the hub rather than the embedded one or a folder."""
-    return settings.path != "starter" and not Path(settings.path).expanduser().is_dir()
+    """Return whether a model is a name on the hub rather than the embedded one, a folder or a file."""
+    return settings.path != "starter" and not Path(settings.path).expanduser().exists()
 
 
 def _download(settings: recipe.Model, weights: bool) -> Path:

@@ -20,6 +20,7 @@ from bellwether.errors import ModelError
 from bellwether.model.base import Base
 from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
+from bellwether.tools.progress import ANSWERS, advance
 from bellwether.tools.randomness import Randomness
 
 
@@ -48,7 +49,7 @@ def generate(
     *,
     layers: LoraLayers | None = None,
     slots: Sequence[int] | None = None,
-    stop: Collection[int] = (),
+    stop: Collection[int | str] = (),
     sampling: Sampling | None = None,
     on_step: Callable[[Mapping[int, int]], None] | None = None,
 ) -> list[list[int]]:
@@ -61,26 +62,88 @@ def generate(
         batch_size: N at most.
         layers: the attached layers, needed where ``slots`` is given.
         slots: the slot of each prompt's adapter; None leaves the routing to the caller.
-        stop: further token ids that end an answer, beside those of the model and its tokenizer.
+        stop: further token ids that end an answer, beside those of the model and its tokenizer; and texts that do.
         sampling: how tokens are drawn; None takes the likeliest.
         on_step: is told the new token of each prompt of a batch after every step, by the prompt's number; one whose
             answer has ended is left out. What it raises ends the generation.
 
     Returns:
-        New token ids in the order of the prompts, without the one that ended the answer.
+        New token ids in the order of the prompts, without the one that ended the answer. A text that ended it is still
+        in them, since its first token may hold the answer's last letters: ``answer_text`` leaves it out.
 
     Raises:
         ModelError: a prompt is empty or longer than the model's positions.
     """
-    ends = {*base.stop_ids, *stop}
-    answers: list[list[int]] = [[] for _ in prompts]
+    ends = _Ends(base, stop)
+    answers, done = [list[int]() for _ in prompts], 0
+    advance(ANSWERS, done, len(prompts), "rows")
     for numbers, allowed in _batches(base, prompts, max_new_tokens, batch_size):
         streamer = _Steps(numbers, ends, on_step) if on_step is not None else None
         with _route(base, layers, [slots[number] for number in numbers] if slots is not None else None):
             new = _continue(base, [prompts[number] for number in numbers], allowed, ends, _drawn(sampling), streamer)
         for number, ids in zip(numbers, new, strict=True):
-            answers[number] = list(itertools.takewhile(lambda token: token not in ends, ids))
+            answers[number] = ends.cut(ids)
+        done += len(numbers)
+        advance(ANSWERS, done, len(prompts), "rows")
     return answers
+
+
+def answer_text(ids: Sequence[int], tokenizer: Any, stop: Collection[int | str] = (), *, going_on: bool = False) -> str:
+    """Return an answer as text, without what ended it and white space around it.
+
+    Args:
+        ids: its tokens, as ``generate`` returns them.
+        tokenizer: the base's.
+        stop: as ``generate`` got it.
+        going_on: whether more tokens are to come; what may become a text that ends the answer, or a letter of several
+            tokens, is then held back.
+    """
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    ends = [end for end in stop if isinstance(end, str)]
+    text = text[: min((place for end in ends if (place := text.find(end)) >= 0), default=len(text))]
+    if going_on:
+        text = text.rstrip("\ufffd")
+        begun = (size for end in ends for size in range(1, len(end)) if text.endswith(end[:size]))
+        text = text[: len(text) - max(begun, default=0)]
+    return text.strip()
+
+
+def ended_by_text(ids: Sequence[int], tokenizer: Any, stop: Collection[int | str]) -> bool:
+    """Return whether an answer came to its end by a text that ends answers; arguments as of ``answer_text``."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    return any(end in text for end in stop if isinstance(end, str))
+
+
+class _Ends:
+    """What ends an answer: certain tokens, and texts."""
+
+    def __init__(self, base: Base, stop: Collection[int | str]) -> None:
+        self.ids = sorted({*base.stop_ids, *(end for end in stop if isinstance(end, int))})
+        self._texts = [end for end in stop if isinstance(end, str)]
+        self._tokenizer = base.tokenizer
+        # No more tokens than bytes can take part in a text, but for the one before it.
+        self._reach = max((len(text.encode()) for text in self._texts), default=0) + 1
+
+    def closed(self, ids: Sequence[int]) -> bool:
+        """Return whether new tokens end with a whole text that ends an answer, the last token taking part in it."""
+        if not self._texts:
+            return False
+        tail = self._tokenizer.decode(ids[-self._reach :], skip_special_tokens=True)
+        return any(text in tail for text in self._texts)
+
+    def cut(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens before one that ends the answer, up to one that completes such a text."""
+        kept = list(itertools.takewhile(lambda token: token not in self.ids, ids))
+        return next((kept[:size] for size in range(1, len(kept) + 1) if self.closed(kept[:size])), kept)
+
+    def criteria(self, width: int) -> list[Callable[..., torch.Tensor]]:
+        """Return what tells transformers, after each step, which rows have ended; prompts are ``width`` wide."""
+
+        def ended(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            tails = input_ids[:, width:][:, -self._reach :].tolist()
+            return torch.tensor([self.closed(tail) for tail in tails], device=input_ids.device)
+
+        return [ended] if self._texts else []
 
 
 class _Steps:
@@ -88,20 +151,24 @@ class _Steps:
 
     Args:
         numbers: the prompt of each row.
-        ends: tokens that end an answer.
+        ends: what ends an answer.
         tell: what to tell.
     """
 
-    def __init__(self, numbers: Sequence[int], ends: Collection[int], tell: Callable[[Mapping[int, int]], None]):
+    def __init__(self, numbers: Sequence[int], ends: _Ends, tell: Callable[[Mapping[int, int]], None]):
         self._rows: dict[int, int] | None = None
         self._numbers, self._ends, self._tell = numbers, ends, tell
+        self._said: list[list[int]] = [[] for _ in numbers]
 
     def put(self, tokens: torch.Tensor) -> None:
         """Take the prompts, or the next token of each row; what follows the end of an answer is padding."""
         if self._rows is None:
             self._rows = dict(enumerate(self._numbers))
             return
-        self._rows = {row: number for row, number in self._rows.items() if int(tokens[row]) not in self._ends}
+        ended = {row for row in self._rows if int(tokens[row]) in self._ends.ids or self._ends.closed(self._said[row])}
+        self._rows = {row: number for row, number in self._rows.items() if row not in ended}
+        for row in self._rows:
+            self._said[row].append(int(tokens[row]))
         self._tell({number: int(tokens[row]) for row, number in self._rows.items()})
 
     def end(self) -> None:
@@ -178,12 +245,12 @@ def _continue(
     base: Base,
     prompts: Sequence[Sequence[int]],
     allowed: int,
-    ends: set[int],
+    ends: _Ends,
     processors: list[Any],
     streamer: _Steps | None,
 ) -> list[list[int]]:
     """Return the new tokens of one batch, padding after the end included."""
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     width = max(map(len, prompts))
     pad = int(base.tokenizer.pad_token_id)
@@ -196,7 +263,7 @@ def _continue(
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=sorted(ends),
+        eos_token_id=ends.ids,
         pad_token_id=pad,
     )
     with quiet_transformers():
@@ -205,6 +272,7 @@ def _continue(
             attention_mask=attention_NT,
             generation_config=settings,
             logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList(ends.criteria(width)),
             streamer=streamer,
         )
     new: list[list[int]] = out_NT[:, width:].tolist()

@@ -15,7 +15,8 @@ from bellwether.model.plausible import check_numbers, check_shapes
 from bellwether.model.quantized import keep_layout, loading_arguments
 from bellwether.recipe import recipe
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# A recipe names the first two; what is exported may have been stored in the third.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Buffers that old checkpoints carry and today's models compute.
 _BENIGN_KEYS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")

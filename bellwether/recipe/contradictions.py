@@ -9,7 +9,7 @@ from typing import Any
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
 from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection
-from bellwether.tools.words import cut
+from bellwether.tools.words import counted, cut
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -46,7 +46,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "partition.column", text
     known = method not in ("column", "files", "auto") or partition.clients_per_group is not None
     if size and known and size > partition.clients:
-        text = f"federation.cohort_size is {size}, but there are {partition.clients} clients; give at most"
+        text = f"federation.cohort_size is {size}, but there are {counted(partition.clients, 'client')}; give at most"
         yield "federation.cohort_size", f"{text} {partition.clients}."
     if recipe.engine.processes > 1 and ":" in recipe.model.device:
         text = (
@@ -66,7 +66,10 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
     if warmup >= federation.rounds:
-        text = f"training.warmup_rounds is {warmup}, which leaves none of the {federation.rounds} rounds at the full"
+        text = (
+            f"training.warmup_rounds is {warmup}, which leaves none of the "
+            f"{counted(federation.rounds, 'round')} at the full"
+        )
         yield "training.warmup_rounds", f"{text} learning rate; give fewer."
 
 
@@ -137,7 +140,7 @@ def _partition_contradictions(partition: Partition) -> list[tuple[Location, str]
             found.append(
                 (
                     "clients_per_group",
-                    f"partition.clients_per_group adds up to {total} clients, but partition.clients is "
+                    f"partition.clients_per_group adds up to {counted(total, 'client')}, but partition.clients is "
                     f"{partition.clients}; set partition.clients to {total}.",
                 )
             )

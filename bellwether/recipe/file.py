@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from bellwether.recipe.contradictions import contradictions
 from bellwether.recipe.method import METHODS, OwnMethod
 from bellwether.recipe.plain import DEEPEST, MOST_BYTES, Location, NotPlain, Unreadable, compose, dotted, plain_value
 from bellwether.recipe.recipe import Recipe
-from bellwether.tools.words import cut, shown
+from bellwether.tools.words import cut, nearest, shown
 
 
 @dataclass
@@ -58,6 +59,7 @@ def load_recipe(path: Path | str | None = None, overrides: Iterable[str] = ()) -
 
 def _validated(source: _Source, problems: list[str]) -> Recipe:
     """Return the recipe of a source, or raise all its problems at once."""
+    problems += [_to_choose(source, location) for location in _marked(source.values)]
     recipe = None
     try:
         recipe = Recipe.model_validate(source.values)
@@ -103,6 +105,12 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
+def changed_fields(old: Recipe, new: Recipe) -> dict[str, Any]:
+    """Return the dotted fields of a recipe that are others than in the old one, with their values."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return {field: value for field, value in flat_new.items() if field not in flat_old or flat_old[field] != value}
+
+
 def _read_yaml(path: Path, problems: list[str]) -> _Source:
     """Read a YAML mapping with the line of every key; what cannot be read is a problem."""
     source = _Source()
@@ -131,10 +139,35 @@ def _read_text(path: Path) -> str:
     return content.decode("utf-8-sig")
 
 
+# Stands in place of a value that a person must choose, as in Hydra's configurations.
+CHOOSE = "???"
+_FLAGS = {("model", "path"): "--model", ("data", "sources"): "--data"}
+
+
+def _marked(value: Any, location: Location = ()) -> Iterable[Location]:
+    """Yield where values stand that are still to be chosen."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if inner == CHOOSE:
+            yield (*location, key)
+        else:
+            yield from _marked(inner, (*location, key))
+
+
+def _to_choose(source: _Source, location: Location) -> str:
+    """Return the sentence on a value that is still to be chosen."""
+    field = tuple(part for part in location if isinstance(part, str))
+    flag = f", or give {_FLAGS[field]}" if field in _FLAGS else ""
+    meaning = _description(field, "fedavg")
+    return f"{source.place(location)}: {dotted(field)} is to be chosen; put it in place of {CHOOSE}{flag} ({meaning})."
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     """Return the sentence for a recipe that cannot be read at all."""
     if isinstance(error, FileNotFoundError):
-        return f"{path}: there is no such recipe; give the path of a YAML file or one of {', '.join(shipped())}."
+        near = nearest(str(path), shipped())
+        meant = f"did you mean {near}? Give" if near else "give"
+        return f"{path}: there is no such recipe; {meant} the path of a YAML file or one of {', '.join(shipped())}."
     if isinstance(error, OSError):
         return f"{path}: the recipe cannot be read ({error.strerror}); give another one."
     if isinstance(error, UnicodeDecodeError):
@@ -147,8 +180,14 @@ def _unreadable(path: Path, error: Exception) -> str:
     return (
         f"{place}: {problem}"
         if isinstance(error, NotPlain)
-        else f"{place}: this is not YAML ({cut(problem)}); mend it."
+        else f"{place}: this is not YAML ({cut(problem)}); {_remedy(error)}."
     )
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about text that is not YAML."""
+    open_mark = "found '?'" in str(getattr(error, "problem", ""))
+    return f"put a value in place of {CHOOSE}" if open_mark else "mend it"
 
 
 def _apply_override(source: _Source, override: str, problems: list[str]) -> None:
@@ -229,9 +268,9 @@ def _sentence(source: _Source, location: Location, problem: Mapping[str, Any]) -
 def _section_at(location: Sequence[str | int], method: str = "fedavg") -> type[BaseModel] | None:
     """Return the section class at a location, or None; that of the field ``method`` depends on the method's name."""
     section: type[BaseModel] = Recipe
-    parts = iter(location)
+    parts = iter([part for part in location if isinstance(part, str)])  # items of a list are all alike
     for part in parts:
-        info = section.model_fields.get(str(part))
+        info = section.model_fields.get(part)
         inner = _inner_section(info.annotation) if info else None
         if section is Recipe and part == "method":
             inner = METHODS.get(method, OwnMethod)
@@ -255,16 +294,14 @@ def _nearest(location: Location, method: str) -> str:
     if section is None:
         return "; remove it."
     name = cut(str(location[-1]))
-    near = difflib.get_close_matches(name, section.model_fields, n=1)
+    near = nearest(name, section.model_fields)
     if near:
-        return f"; did you mean {'.'.join(map(str, (*location[:-1], near[0])))}?"
-    homes = [
-        f"{home}.{name}"
-        for home in Recipe.model_fields
-        if (inner := _section_at((home,))) and name in inner.model_fields
-    ]
-    if homes:
-        return f"; did you mean {homes[0]}?"
+        return f"; did you mean {'.'.join(map(str, (*location[:-1], near)))}?"
+    homes = {home: inner.model_fields for home in Recipe.model_fields if (inner := _section_at((home,)))}
+    elsewhere = [f"{home}.{name}" for home, fields in homes.items() if name in fields]
+    elsewhere += [f"{home}.{near}" for home, fields in homes.items() if (near := nearest(name, fields))]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
     return f"; known here: {', '.join(section.model_fields)}."
 
 
@@ -318,6 +355,13 @@ RECIPES = Path(__file__).parent / "shipped"
 def shipped() -> list[str]:
     """Return the names of the recipes that come with bellwether."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def first_sentence(name: str) -> str:
+    """Return what a shipped recipe says of itself first, below the command that runs it."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), (RECIPES / f"{name}.yaml").read_text().splitlines())
+    text = " ".join(line.lstrip("# ") for line in list(lines)[2:])
+    return re.split(r"(?<=[.?])\s+(?=[A-Z])", text)[0]
 
 
 def find_recipe(name: str) -> Path:

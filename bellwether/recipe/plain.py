@@ -102,7 +102,7 @@ def plain_value(
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, location, where, places, problems)
     if isinstance(node, yaml.SequenceNode):
-        return [plain_value(item, location, where, places, problems) for item in node.value]
+        return [plain_value(item, (*location, n), where, places, problems) for n, item in enumerate(node.value)]
     return _scalar(node)
 
 

@@ -44,7 +44,9 @@ class Model(Section):
     """The frozen base model."""
 
     path: str = Field(
-        "starter", min_length=1, description="'starter' (embedded), a model folder, or a name on the Hugging Face hub"
+        "starter",
+        min_length=1,
+        description="'starter' (embedded), a model folder, a GGUF file, or a name on the Hugging Face hub",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null takes the default branch")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")

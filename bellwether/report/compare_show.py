@@ -1,7 +1,9 @@
-"""A comparison's tables as texts: for the terminal, as Markdown, CSV and JSON.
+"""A comparison's tables as texts: for the terminal, as Markdown, LaTeX, CSV and JSON.
 
 table.md                            for people
+table.tex, differences.tex          for papers
 table.csv, clients.csv, cost.csv    for spreadsheets, all figures in full
+scores.csv                          every arm's scores under each seed
 table.json                          the same for programs
 """
 
@@ -15,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
 from bellwether.report.compare_table import METRICS, ClientGain, Line
+from bellwether.report.paper import comparison_tables, scores_by_seed
 from bellwether.store.comparison import Comparison
 from bellwether.tell.tables import markdown, rich_table
 from bellwether.tools.intervals import Interval
 from bellwether.tools.json_text import plain
 from bellwether.tools.spreadsheet import csv_table
-from bellwether.tools.words import byte_size
+from bellwether.tools.words import byte_size, counted
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -197,7 +200,9 @@ def comparison_files(lines: Sequence[Line], gains: Sequence[ClientGain], compari
     files = {
         "table.md": "\n".join(_sections(lines, gains, comparison)).encode(),
         "table.json": (json.dumps(plain({"lines": lines, "clients": gains}), indent=1) + "\n").encode(),
+        **comparison_tables(lines, comparison),
         "table.csv": csv_table(_FIGURE_HEADS, _figures(lines)),
+        "scores.csv": scores_by_seed(comparison),
         "cost.csv": csv_table(
             ("arm", "cost", "value"), ((one.name, *item) for one in lines for item in one.cost.items())
         ),
@@ -276,7 +281,7 @@ def _made_of(comparison: Comparison) -> str:
     """Return lines that name recipe, seeds and rows, and how each arm was trained."""
     recipe, rows = comparison.recipe, len(comparison.outcomes[0].categories)
     seeds = ", ".join(map(str, dict.fromkeys(outcome.seed for outcome in comparison.outcomes)))
-    text = f"Recipe {recipe.name}, seeds {seeds}; {rows} scored rows.\n\n"
+    text = f"Recipe {recipe.name}, seeds {seeds}; {counted(rows, 'scored row')}.\n\n"
     return text + "".join(
         f"- {name}: {_training(arm, recipe)}\n" for name, arm in comparison.arms.items() if arm.learns
     )
@@ -287,11 +292,11 @@ def _training(arm: Arm, recipe: Recipe) -> str:
     changed = with_overrides(recipe, arm.set)
     rounds, steps = changed.federation.rounds, changed.training.local_steps
     if arm.passes is not None:
-        length = f"{arm.passes} passes"
+        length = counted(arm.passes, "pass", "passes")
     elif arm.steps is not None:
-        length = f"{arm.steps} steps"
+        length = counted(arm.steps, "step")
     elif arm.trains == "federation":
-        length = f"{rounds} rounds" + (f" of {steps} steps" if steps else "")
+        length = counted(rounds, "round") + (f" of {counted(steps, 'step')}" if steps else "")
     else:
-        length = f"as many passes as {rounds} rounds make"
+        length = f"as many passes as {counted(rounds, 'round')} {'makes' if rounds == 1 else 'make'}"
     return f"learning rate {arm.learning_rate or changed.training.learning_rate:g}, {length}"

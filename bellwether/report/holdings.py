@@ -13,7 +13,7 @@ import numpy as np
 
 from bellwether.store.holdings import ClientSummary, Description
 from bellwether.tools.atomic import write_atomic
-from bellwether.tools.words import clean
+from bellwether.tools.words import clean, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def table(description: Description) -> Table:
     grouped = len(total.groups) > 1
     if grouped:
         made.add_column("group", overflow="fold", max_width=16)
-    made.add_column("categories", min_width=20, overflow="fold")
+    made.add_column("categories", min_width=8 if grouped else 20, overflow="fold")
     for client in [*description.clients, total]:
         if client is total:
             made.add_section()
@@ -110,8 +110,8 @@ def _largest(counts: Mapping[str, int], shown: int = 3) -> str:
 
 def _caption(description: Description) -> str:
     text = (
-        f"{len(description.clients):,} clients, {description.rows:,} training rows; held out for all: "
-        f"{description.validation:,} validation, {description.test:,} test rows. "
+        f"{counted(len(description.clients), 'client')}, {counted(description.rows, 'training row')}; held out for "
+        f"all: {description.validation:,} validation, {counted(description.test, 'test row')}. "
         "Label skew: total variation distance to the categories of all clients (0 alike, 1 disjoint; "
         "for all: mean over rows)."
     )
@@ -167,7 +167,7 @@ def _figure(description: Description) -> Figure:
     _bars(axes, description, upright)
     _name_clients(axes, names, upright)
     axes.set_title(
-        f"Rows per client and category\n{len(names):,} clients, {description.rows:,} rows, "
+        f"Rows per client and category\n{counted(len(names), 'client')}, {counted(description.rows, 'row')}, "
         f"mean label skew {description.skew:.2f} (total variation)",
         fontsize=11,
         loc="left",
@@ -190,7 +190,7 @@ def _bars(axes: Axes, description: Description, upright: bool) -> None:
         ([name], name or "(no category)", colour) for name, colour in zip(sorted(largest), _COLOURS, strict=False)
     ]
     if others:
-        groups.append((others, f"{len(others)} other categories", _OTHERS))
+        groups.append((others, counted(len(others), "other category", "other categories"), _OTHERS))
     positions = np.arange(len(description.clients))
     reached = np.zeros(len(positions))
     handles = []

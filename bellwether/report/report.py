@@ -1,6 +1,7 @@
 """The report: what a finished run or comparison gave, as one HTML file that needs no network and no script.
 
 bellwether report FOLDER
+bellwether report FOLDER --figures
 
 from bellwether.report.report import report
 path = report(result.folder)
@@ -15,23 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from bellwether.errors import CheckpointError
+from bellwether.exchange.records import EvaluationRecord
+from bellwether.recipe.file import with_overrides
 from bellwether.report.compare_table import ClientGain, Line, client_gains, make_lines
 from bellwether.report.page.parts import Page
 from bellwether.store.comparison import INPUTS, RUN, Comparison, arm_folder, is_comparison, read_comparison
-from bellwether.store.finished import FinishedRun, is_run, read_run
-from bellwether.tools.atomic import write_atomic
+from bellwether.store.finished import FinishedRun, is_run, read_evaluations, read_run
+from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import from_json, read_json, reading, typed
 
 REPORT = "report.html"
 TABLE = "table.json"
+FIGURES = "figures"
 
 
-def report(folder: Path, out: Path | None = None) -> Path:
+def report(folder: Path, out: Path | None = None, *, figures: bool = False, smooth: bool = True) -> Path:
     """Write the report on a finished run or comparison; the same folder gives the same bytes.
 
     Args:
         folder: that ``bellwether run`` or ``bellwether compare`` wrote.
         out: the file to write; None writes ``report.html`` in the folder.
+        figures: whether to write, to the folder ``figures`` beside it, every chart as SVG and PDF and every table as
+            LaTeX as well.
+        smooth: whether curves of many points are smoothed.
 
     Returns:
         The file.
@@ -41,25 +48,31 @@ def report(folder: Path, out: Path | None = None) -> Path:
             written.
     """
     from bellwether.report.page.render import render
+    from bellwether.report.paper import page_files
 
     folder = Path(folder)
     path = Path(out) if out is not None else folder / REPORT
-    write_atomic(path, render(_page(folder)))
+    page = _page(folder, smooth)
+    write_atomic(path, render(page))
+    if figures:
+        beside = make_folder(path.parent / FIGURES)
+        for name, content in page_files(page).items():
+            write_atomic(beside / name, content)
     return path
 
 
-def _page(folder: Path) -> Page:
+def _page(folder: Path, smooth: bool = True) -> Page:
     """Return the page of what a folder holds."""
     if is_comparison(folder) or (folder / INPUTS).is_file():
-        return _comparison_page(folder)
+        return _comparison_page(folder, smooth)
     if is_run(folder):
         from bellwether.report.page.run import run_page
 
-        return run_page(read_run(folder))
+        return run_page(read_run(folder), smooth=smooth)
     raise CheckpointError(f"{folder} holds no run and no comparison; give a folder that bellwether wrote.")
 
 
-def _comparison_page(folder: Path) -> Page:
+def _comparison_page(folder: Path, smooth: bool) -> Page:
     """Return the page of a comparison."""
     from bellwether.report.page.comparison import Compared, comparison_page
 
@@ -67,7 +80,8 @@ def _comparison_page(folder: Path) -> Page:
     run = _first_run(folder, comparison)
     environment = run.environment if run is not None else _inputs(folder / INPUTS)
     lines, gains = _figures(folder / TABLE, comparison)
-    return comparison_page(Compared(comparison, lines, gains, run, environment))
+    evaluations = _evaluations(folder, comparison)
+    return comparison_page(Compared(comparison, lines, gains, run, environment, evaluations, smooth))
 
 
 def _figures(path: Path, comparison: Comparison) -> tuple[Sequence[Line], Sequence[ClientGain]]:
@@ -111,6 +125,20 @@ def _first_run(folder: Path, comparison: Comparison) -> FinishedRun | None:
     """Return the first federated arm's run under the first seed; None where no arm is a federation."""
     names = [name for name, arm in comparison.arms.items() if arm.trains == "federation"]
     return read_run(arm_folder(folder, names[0], comparison.outcomes[0].seed) / RUN) if names else None
+
+
+def _evaluations(folder: Path, comparison: Comparison) -> dict[str, list[list[EvaluationRecord]]]:
+    """Return the evaluations of federated arms by arm and seed; arms that were scored before and after alone have none.
+
+    Where a person has removed the run of a seed, the others speak.
+    """
+    seeds = dict.fromkeys(outcome.seed for outcome in comparison.outcomes)
+    found: dict[str, list[list[EvaluationRecord]]] = {}
+    for name, arm in comparison.arms.items():
+        if arm.trains == "federation" and with_overrides(comparison.recipe, arm.set).evaluation.every:
+            runs = [arm_folder(folder, name, seed) / RUN for seed in seeds]
+            found[name] = [read_evaluations(run) for run in runs if is_run(run)]
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def _inputs(path: Path) -> Mapping[str, Any]:

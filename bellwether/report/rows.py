@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bellwether.data.rows import Tokenised, TokenRow
-from bellwether.tools.words import clean, clean_lines
+from bellwether.tools.words import clean, clean_lines, counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,7 +47,12 @@ def shown_rows(
     turns = itertools.zip_longest(*([(client, row) for row in part.rows] for client, part in clients.items()))
     named = (one for turn in turns for one in turn if one is not None)
     for client, row in itertools.islice(named, count):
-        about = [row.row.place, client, row.category, f"{len(row)} tokens, {row.trained_tokens} of them trained"]
+        about = [
+            row.row.place,
+            client,
+            row.category,
+            f"{counted(len(row), 'token')}, {row.trained_tokens} of them trained",
+        ]
         text = Text(clean(" · ".join(filter(None, about))), style="bold")
         text.append("\n")
         for piece, trained in trained_runs(row, tokenizer):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bellwether.data.rows import Federated, Tokenised
+from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.errors import DataError, RecipeError
 from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
 from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.facts import ModelFacts
@@ -66,7 +67,8 @@ def check_features(selection: Selection, facts: ModelFacts, public: int) -> None
         )
     if selection.projection_sources and selection.dimensions >= public:
         raise RecipeError(
-            f"selection.projection_sources: a space of {selection.dimensions} dimensions cannot be fitted on {public} "
+            f"selection.projection_sources: a space of {counted(selection.dimensions, 'dimension')} cannot be "
+            f"fitted on {public} "
             f"rows of public text; name more, or set selection.dimensions to at most {max(0, public - 1)}."
         )
 
@@ -82,7 +84,8 @@ def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[st
     warnings, least = [], selection.min_cluster_rows
     if least < SAFE_ROWS:
         warnings.append(
-            f"selection.min_cluster_rows is {least}: a centroid of fewer than {SAFE_ROWS} rows may reveal what stands "
+            f"selection.min_cluster_rows is {least}: a centroid of fewer than {counted(SAFE_ROWS, 'row')} may "
+            "reveal what stands "
             "in one of them to whoever gets it."
         )
     # Two clusters need twice the rows, and HDBSCAN as many as it looks at.
@@ -90,30 +93,129 @@ def selection_warnings(selection: Selection, rows: Mapping[str, int]) -> list[st
     few = [client for client, count in rows.items() if count < needed]
     if few:
         warnings.append(
-            f"{len(few)} of {len(rows)} clients have fewer than the {needed} rows that "
+            f"{len(few)} of {counted(len(rows), 'client')} have fewer than the {counted(needed, 'row')} that "
             f"selection.min_cluster_rows={least} needs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}), so that "
             "nothing of theirs is ever selected."
         )
     return warnings
 
 
+# The embedded tokenizer has 1.2 tokens a word in its own world, whose words it knows; English has 3.1 (Dolly), and text
+# of other scripts more. Above two, most words are spelt out of pieces that the embedded base knows no use of.
+MOST_TOKENS_PER_WORD = 2.0
+_COUNTED_ROWS = 200
+
+
+def embedded_warnings(rows: Sequence[Row], ids: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> list[str]:
+    """Return what a person should know who tunes the embedded base on these rows.
+
+    Args:
+        rows: rows to train on, of which some, evenly taken, are counted.
+        ids: gives texts as tokens of the embedded base.
+    """
+    taken = rows[:: -(-len(rows) // _COUNTED_ROWS)] if rows else rows
+    texts = [f"{row.instruction} {row.context} {row.response}"[:2000] for row in taken]
+    words = sum(len(text.split()) for text in texts)
+    tokens = sum(map(len, ids(texts)))
+    if tokens <= MOST_TOKENS_PER_WORD * words:
+        return []
+    return [
+        f"the embedded base (model.path starter) spells these rows with {tokens / words:.1f} tokens a word, and those "
+        "of its own made-up world with 1.2: it knows few of their words and learns little; give your own model with "
+        "--model."
+    ]
+
+
+# From this share of rows on that are left out, or cut, a person is warned; from the last one on nothing is trained:
+# what is learned of so few rows says nothing of the others.
+_LEFT_OUT, _CUT, _NEARLY_ALL = 0.05, 0.25, 0.9
+_DOUBLED = 0.05  # of the rows that are scored
+
+
+def length_warnings(
+    what: str, parts: Iterable[Tokenised], recipe: Recipe, positions: int | None, *, trained: bool = False
+) -> list[str]:
+    """Return what a person should know where many rows are too long.
+
+    Args:
+        what: how the rows are called, such as ``training rows``.
+        parts: the rows.
+        recipe: whose ``data.max_tokens`` they are too long for.
+        positions: tokens that the base takes at most; None where there is no limit.
+        trained: whether they are trained on.
+
+    Raises:
+        DataError: nearly all rows that were to be trained on are left out.
+    """
+    parts = list(parts)
+    left_out, cut = sum(part.left_out for part in parts), sum(part.cut for part in parts)
+    rows, most = sum(len(part.rows) for part in parts) + left_out, recipe.data.max_tokens
+    if not left_out + cut or (left_out < _LEFT_OUT * rows and left_out + cut < _CUT * rows):
+        return []
+    lengths = sorted(length for part in parts for length in part.too_long)
+    needed = -(-max(lengths[int(0.95 * (len(lengths) - 1))], most + 1) // 64) * 64
+    remedy = f"data.max_tokens={needed} would hold most of them"
+    if positions is not None and needed > positions:
+        limit = f"the base takes at most {counted(positions, 'token')}"
+        remedy = f"set data.max_tokens={positions}: {limit}" if positions > most else f"{limit}; take another base"
+    told = [
+        f"{count:,} of {rows:,} {what} ({count / rows:.0%}) {become}"
+        for count, become in (
+            (left_out, f"are left out, since no token of their response fits into data.max_tokens={most}"),
+            (cut, f"have their response cut at data.max_tokens={most}"),
+        )
+        if count
+    ]
+    sentence = f"{', and '.join(told)}; {remedy}, or leave long rows out."
+    if trained and left_out >= _NEARLY_ALL * rows:
+        raise DataError(f"{sentence} Nothing is trained on so few.")
+    return [sentence]
+
+
+def doubled_warnings(federated: Federated, part: str) -> list[str]:
+    """Return what a person should know where many of the rows that are scored are trained on, too.
+
+    Args:
+        federated: all rows.
+        part: the one that is scored, ``test`` or ``validation``.
+    """
+    rows = len(federated.test if part == "test" else federated.validation)
+    doubled = federated.doubled.get(part, 0)
+    if doubled <= _DOUBLED * rows:
+        return []
+    return [
+        f"{doubled:,} of {counted(rows, f'{part} row')} ({doubled / rows:.0%}) stand among the training rows as well, "
+        "so scores on them say little of new questions; remove rows that stand twice, or give other rows in "
+        f"data.{part}_sources."
+    ]
+
+
 def check_scored(recipe: Recipe, federated: Federated) -> None:
     """Refuse to score validation rows where there are none; who sets no test rows aside wants no scores."""
     if recipe.evaluation.part == "validation" and not federated.validation:
-        raise RecipeError(
-            "evaluation.part is validation, but no rows are held out for it; "
-            "set data.validation_rows_per_category or data.validation_sources."
-        )
+        data = recipe.data
+        why = "; set data.validation_rows_per_category or data.validation_sources."
+        if data.validation_rows_per_category:
+            why = (
+                ": no category has rows left for data.validation_rows_per_category "
+                f"({data.validation_rows_per_category}) beside the test's, as half of each stays for training; lower "
+                f"data.test_rows_per_category, which is {data.test_rows_per_category}."
+            )
+        raise RecipeError(f"evaluation.part is validation, but no rows are held out for it{why}")
 
 
 def check_cohort_size(recipe: Recipe, clients: int) -> None:
     """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
     size = recipe.federation.cohort_size
     if size is not None and size > clients:
-        raise RecipeError(f"federation.cohort_size is {size}, but the data makes {clients} clients; give at most that.")
+        raise RecipeError(
+            f"federation.cohort_size is {size}, but the data makes {counted(clients, 'client')}; give at most that."
+        )
     processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
     if processes > cohort:
-        raise RecipeError(f"engine.processes is {processes}, but a round asks {cohort} clients; give at most that.")
+        raise RecipeError(
+            f"engine.processes is {processes}, but a round asks {counted(cohort, 'client')}; give at most that."
+        )
 
 
 def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -> None:
@@ -143,10 +245,14 @@ def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:
     """Refuse clients of whose rows none can be trained on."""
     empty = [client for client, tokenised in clients.items() if not tokenised.rows]
     if empty:
-        shown = ", ".join(f"{client} with {clients[client].left_out} rows" for client in empty[:5])
+        bad = sum(len(clients[client].bad) for client in empty)
+        why = f"; {counted(bad, 'row')} of theirs cannot be rendered" if bad else ""
+        sizes = {client: clients[client].left_out + len(clients[client].bad) for client in empty}
+        shown = ", ".join(f"{client} with {counted(sizes[client], 'row')}" for client in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(
-            f"{len(empty)} of {len(clients)} clients keep no row that can be trained on, since none fits into "
-            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}); raise data.max_tokens, or leave "
+            f"{len(empty)} of {counted(len(clients), 'client')} keep no row that can be trained on, since none "
+            "fits into "
+            f"data.max_tokens={recipe.data.max_tokens} ({shown}{more}){why}; raise data.max_tokens, or leave "
             "these clients out."
         )

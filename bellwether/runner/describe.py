@@ -46,6 +46,7 @@ def describe(federated: Federated, tokenised: Mapping[str, Tokenised] | None = N
         len(federated.test),
         tokenised is not None,
         tuple(federated.notes),
+        federated.doubled,
     )
 
 
@@ -78,6 +79,6 @@ def _summary(
         max(lengths, default=None),
         tokenised.shortened,
         tokenised.cut,
-        tokenised.left_out,
+        tokenised.left_out + len(tokenised.bad),
         groups,
     )

@@ -12,18 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bellwether.data.rows import TokenRow
 from bellwether.recipe.recipe import Recipe
-from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
-from bellwether.tools.words import byte_size, clean, duration
+from bellwether.runner.estimate import memory_bytes
+from bellwether.runner.work import (
+    adapter_size,
+    evaluation_seconds,
+    evaluations,
+    speed,
+    train_seconds,
+    work_flops,
+    work_of,
+)
+from bellwether.tools.words import byte_size, clean, counted, duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from bellwether.model.facts import ModelFacts
-
-# Seconds that one layer takes for one new token of a batch besides its arithmetic, as rough, on the same machine.
-DECODE_SECONDS = 1.5e-3
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Plan:
         evaluate_seconds: estimate for all evaluations.
         device: where the rate was measured.
         notes: sentences about data and estimate.
+        warnings: those that a person should look at first.
     """
 
     model: str
@@ -80,36 +86,7 @@ class Plan:
     evaluate_seconds: float
     device: str
     notes: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a cohort does in a round, on average over cohorts."""
-
-    rows: float
-    tokens: float
-    trained: float
-    square: float
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """The adapter's modules, and its number of weights."""
-
-    modules: Sequence[str]
-    parameters: int
-
-
-@dataclass(frozen=True)
-class _Time:
-    """What the estimate of time rests on; names as in ``Plan``, and on how many devices clients are trained."""
-
-    device: str
-    flops: float
-    rate: float
-    efficiency: float
-    devices: int
-    evaluate_seconds: float
+    warnings: Sequence[str]
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -127,10 +104,9 @@ def plan(recipe: Recipe) -> Plan:
     facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]
-    adapter = _adapter(facts, recipe)
-    work = _work(rows, cohort, recipe)
-    timing = _time(facts, recipe, work, adapter.parameters, prepared.scored.rows)
-    down, up = _traffic(facts, recipe, list(prepared.clients), cohort)
+    adapter, work, measured = adapter_size(facts, recipe), work_of(rows, cohort, recipe), speed(facts, recipe)
+    flops = work_flops(facts, recipe, work)
+    down, up = traffic(facts, recipe, list(prepared.clients), cohort)
     longest = max(len(row) for client in rows for row in client)
     return Plan(
         model=facts.name,
@@ -145,31 +121,37 @@ def plan(recipe: Recipe) -> Plan:
         tokens_per_round=work.tokens,
         trained_per_round=work.trained,
         scored_rows=len(prepared.scored.rows),
-        evaluations=_evaluations(recipe),
+        evaluations=evaluations(recipe),
         bytes_down=down,
         bytes_up=up,
         memory=memory_bytes(
             facts, recipe, adapter.parameters, adapter.modules, longest, clients_together(recipe.engine, cohort)
         ),
-        flops_per_round=timing.flops,
-        matrix_rate=timing.rate,
-        efficiency=timing.efficiency,
-        train_seconds=rounds * timing.flops / (timing.rate * timing.efficiency * timing.devices),
-        evaluate_seconds=timing.evaluate_seconds,
-        device=timing.device,
-        notes=[*prepared.notes, *prepared.warnings, *_selected(recipe), *_unreached(facts), *_doubts(timing.device)],
+        flops_per_round=flops,
+        matrix_rate=measured.rate,
+        efficiency=measured.efficiency,
+        train_seconds=rounds * train_seconds(flops, measured),
+        evaluate_seconds=evaluations(recipe) * evaluation_seconds(facts, recipe, prepared.scored.rows, measured),
+        device=measured.device,
+        warnings=prepared.warnings,
+        notes=[*prepared.notes, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
     )
 
 
 def plan_table(plan: Plan) -> Table:
     """Return a plan as a table for the terminal."""
+    return needs_table("What this run will need", _lines(plan))
+
+
+def needs_table(title: str, lines: Sequence[tuple[str, str]]) -> Table:
+    """Return names and values under a title, as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="What this run will need", show_header=False, title_justify="left")
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column()
-    for name, value in _lines(plan):
+    for name, value in lines:
         table.add_row(name, Text(clean(value)))
     return table
 
@@ -179,18 +161,18 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
     parts = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items())
     libraries = "Python and its libraries about 0.7 GB"
     if plan.processes > 1:
-        libraries = f"in {plan.processes + 1} processes in all, each with {libraries}"
+        libraries = f"in {counted(plan.processes + 1, 'process', 'processes')} in all, each with {libraries}"
     return [
-        ("base model", f"{plan.model} ({plan.architecture}, {plan.base_parameters:,} parameters, frozen)"),
-        ("adapter", f"{plan.adapter_parameters:,} parameters ({share:.2%} of the base)"),
-        ("rounds", f"{plan.rounds}, each with {plan.cohort} of {plan.clients} clients"),
+        ("base model", f"{plan.model} ({plan.architecture}, {counted(plan.base_parameters, 'parameter')}, frozen)"),
+        ("adapter", f"{counted(plan.adapter_parameters, 'parameter')} ({share:.2%} of the base)"),
+        ("rounds", f"{plan.rounds:,}, each with {plan.cohort} of {counted(plan.clients, 'client')}"),
         (
             "per round, on average",
-            f"{plan.rows_per_round:,.0f} rows, {plan.tokens_per_round:,.0f} tokens, "
+            f"{counted(round(plan.rows_per_round), 'row')}, {counted(round(plan.tokens_per_round), 'token')}, "
             f"of which {plan.trained_per_round:,.0f} count in the loss",
         ),
         ("in total", f"{plan.rounds * plan.tokens_per_round:,.0f} tokens"),
-        ("evaluations", f"{plan.evaluations} of {plan.scored_rows:,} held-out rows"),
+        ("evaluations", f"{plan.evaluations} of {counted(plan.scored_rows, 'held-out row')}"),
         (
             "sent per round",
             f"{byte_size(plan.bytes_down)} down and {byte_size(plan.bytes_up)} up; "
@@ -206,20 +188,12 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
             f"{plan.flops_per_round / 1e9:,.1f} GFLOP per round at {plan.efficiency:.0%} of the matrix rate measured "
             f"just now, {plan.matrix_rate / 1e9:,.0f} GFLOP/s: a rough estimate, calibrated on one machine only",
         ),
+        *(("warning", warning) for warning in plan.warnings),
         *(("note", note) for note in plan.notes),
     ]
 
 
-def _adapter(facts: ModelFacts, recipe: Recipe) -> _Adapter:
-    from bellwether.model.lora import resolve_targets
-
-    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
-    modules = resolve_targets(facts, recipe.lora.target_modules, recipe.lora.rank)
-    parameters = sum(recipe.lora.rank * sum(shapes[path]) for path in modules)
-    return _Adapter(modules, parameters)
-
-
-def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
+def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
     """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them."""
     import numpy as np
 
@@ -241,64 +215,6 @@ def _traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: 
         down += count * payload_bytes(payload)
         up += count * array_bytes({**payload.expected, **arrays})
     return round(cohort * down / len(clients)), round(cohort * up / len(clients))
-
-
-def _time(facts: ModelFacts, recipe: Recipe, work: _Work, adapter: int, scored: Sequence[TokenRow]) -> _Time:
-    """Return the arithmetic of a round and how fast this machine is expected to do it."""
-    import torch
-
-    from bellwether.model.loading import pick_device
-
-    device = str(pick_device(recipe.model.device))
-    flops = train_flops(facts, adapter, work.tokens, work.square, work.trained)
-    rate, efficiency = matrix_rate(facts, device, recipe), expected_efficiency(facts.hidden_size)
-    evaluation = _evaluation_seconds(facts, recipe, scored, rate * efficiency)
-    # Processes on one device, or on one CPU, share its rate.
-    devices = min(recipe.engine.processes, torch.cuda.device_count()) if device.startswith("cuda") else 1
-    return _Time(device, flops, rate, efficiency, devices, _evaluations(recipe) * evaluation)
-
-
-def _work(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) -> _Work:
-    """Return the mean work of a round, every client being as likely in the cohort as any other."""
-    from bellwether.method.named import make_method
-
-    training, in_turn = recipe.training, len(make_method(recipe.method).passes)
-    total = _Work(0.0, 0.0, 0.0, 0.0)
-    for rows in clients:
-        passes = float(training.local_epochs)
-        if training.local_steps is not None:
-            batches = -(-len(rows) // training.batch_size)
-            passes = training.local_steps / -(-batches // training.accumulation)
-        passes *= in_turn
-        total = _Work(
-            total.rows + passes * len(rows),
-            total.tokens + passes * sum(len(row) for row in rows),
-            total.trained + passes * sum(int(row.trained_T[1:].sum()) for row in rows),
-            total.square + passes * sum(len(row) ** 2 for row in rows),
-        )
-    share = cohort / len(clients)
-    return _Work(total.rows * share, total.tokens * share, total.trained * share, total.square * share)
-
-
-def _evaluations(recipe: Recipe) -> int:
-    """Return how often held-out rows are scored: before the first round, every n rounds, and after the last."""
-    rounds, every = recipe.federation.rounds, recipe.evaluation.every
-    between = sum(1 for round in range(1, rounds) if every and round % every == 0)
-    return 2 + between
-
-
-def _evaluation_seconds(facts: ModelFacts, recipe: Recipe, rows: Sequence[TokenRow], rate: float) -> float:
-    """Return the estimated seconds of one evaluation: a forward pass, and answers of full length."""
-    frozen = sum(shape.inputs * shape.outputs for shape in facts.linears)
-    output = facts.output_layer.inputs * facts.output_layer.outputs
-    forward = 2 * frozen * sum(len(row) for row in rows) + 2 * output * sum(int(row.response_T.sum()) for row in rows)
-    if not recipe.evaluation.generate or not rows:
-        return forward / rate
-    new = recipe.evaluation.max_new_tokens
-    prompts = 2 * frozen * sum(row.prompt_length for row in rows)
-    decoding = 2 * (frozen + output) * new * len(rows)
-    batches = -(-len(rows) // recipe.evaluation.batch_size)
-    return (forward + prompts + decoding) / rate + batches * new * facts.layers * DECODE_SECONDS
 
 
 def _selected(recipe: Recipe) -> list[str]:
@@ -324,7 +240,7 @@ def _unreached(facts: ModelFacts) -> list[str]:
     return [f"{share:.0f} % of the base's weights stand in stacked arrays, such as experts, and stay as they are."]
 
 
-def _doubts(device: str) -> list[str]:
+def doubts(device: str) -> list[str]:
     """Return what a person should know of the time estimate on this device."""
     if device == "cpu":
         return []

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
+from bellwether.data.records import Problems
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.data.tokens import encode
 from bellwether.data.trace import read_trace
 from bellwether.errors import RecipeError
 from bellwether.method.cohort import Trace, cohort_size, make_trace
@@ -28,11 +30,16 @@ from bellwether.runner.checks import (
     check_features,
     check_methods,
     check_scored,
+    doubled_warnings,
+    embedded_warnings,
+    length_warnings,
     selection_warnings,
 )
 from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
+from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
+from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
@@ -53,7 +60,7 @@ class Prepared:
         scored: the coordinator's token rows to score: test or validation.
         public: token rows of public text that the space of a selection is fitted on.
         trace: the simulated resources of the clients; None where all are there and equally fast.
-        stop: token ids that end an answer beside the model's own, such as a chat template's end of turn.
+        stop: token ids and texts that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
         warnings: sentences for the log that a person should look at.
     """
@@ -67,7 +74,7 @@ class Prepared:
     scored: Tokenised
     public: Sequence[TokenRow]
     trace: Trace | None
-    stop: Sequence[int]
+    stop: Sequence[int | str]
     notes: Sequence[str]
     warnings: Sequence[str]
 
@@ -87,6 +94,7 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     check_recipe(recipe)  # before rows are read, and trackers are missed at the end of it
     check_trackers(recipe.output.trackers)
     opened = opened or Opened()
+    advance("reading rows")
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed), opened.read)
     return prepare_with(recipe, federated, opened, here=True)
 
@@ -112,6 +120,7 @@ def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = N
     check_cohort_size(recipe, len(federated.clients))
     trace = _trace(recipe, list(federated.clients))
     check_methods(recipe, list(federated.clients), trace)
+    advance("opening the base")
     base = opened.base(recipe.model)
     _check_adapter(recipe, base.facts)
     template = resolve_template(recipe.data, base.tokenizer)
@@ -119,22 +128,37 @@ def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = N
     def tokens(rows: Sequence[Row]) -> Tokenised:
         return opened.tokenise(rows, recipe, template)
 
+    to_score = federated.test if recipe.evaluation.part == "test" else federated.validation
+    # All at once first, so that whoever watches is told of how many; what follows looks them up.
+    parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
+    whole_set = tokens([row for part in parts for row in part])
     clients = {client: tokens(rows) for client, rows in federated.clients.items()}
+    warnings = length_warnings("training rows", clients.values(), recipe, base.facts.max_positions, trained=True)
     held_out = {client: tokens(rows) for client, rows in federated.held_out.items()}
     if here:
         check_clients(clients, recipe)
         held_out = {client: tokenised for client, tokenised in held_out.items() if tokenised.rows}
-    whole = tokens(federated.test if recipe.evaluation.part == "test" else federated.validation)
+    whole = tokens(to_score)
+    warnings += length_warnings(f"{recipe.evaluation.part} rows", [whole], recipe, base.facts.max_positions)
+    warnings += doubled_warnings(federated, recipe.evaluation.part)
     scored = _limited(whole, recipe)
-    public = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0]).rows
+    public_text = tokens(opened.read(recipe.selection.projection_sources, recipe.data, None)[0])
+    public = public_text.rows
     check_features(recipe.selection, base.facts, len(public))
     stop = end_of_turn(template, base.tokenizer)
-    notes = [*federated.notes, *(_counts("training rows", clients.values()) if here else ())]
+    notes = [*filter(None, [base.folder.remark]), *federated.notes]
+    notes += _counts("training rows", clients.values()) if here else ()
+    notes += _skipped([whole_set, public_text])
     notes += _scored_notes(recipe, whole, scored, held_out)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
-        notes.append(f"Each round asks 1 of {len(clients)} clients, so nothing is averaged; see federation.fraction.")
+        notes.append(
+            f"Each round asks 1 of {counted(len(clients), 'client')}, so nothing is averaged; see federation.fraction."
+        )
     rows = {client: len(clients[client].rows) for client in clients} if here else {}
-    warnings = selection_warnings(recipe.selection, rows)
+    warnings += selection_warnings(recipe.selection, rows)
+    if recipe.model.path == "starter":
+        held = [row for client in federated.clients.values() for row in client]
+        warnings += embedded_warnings(held, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])
     return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
 
 
@@ -149,7 +173,7 @@ def prepared_fingerprint(prepared: Prepared) -> str:
         for row in tokenised.rows:
             digest.update(f"|{len(row)}|{row.prompt_length}|".encode())
             digest.update(row.ids_T.tobytes() + row.trained_T.tobytes() + row.response_T.tobytes())
-    digest.update(repr(sorted(prepared.stop)).encode())
+    digest.update(repr(sorted(prepared.stop, key=lambda end: (isinstance(end, str), end))).encode())
     availability = prepared.recipe.federation.availability
     if availability is not None and availability.trace is not None:
         digest.update(Path(availability.trace).read_bytes())
@@ -223,7 +247,9 @@ def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out:
     """Return what a person should know of the rows that are scored."""
     notes = _counts(f"{recipe.evaluation.part} rows", [whole])
     if len(scored.rows) < len(whole.rows):
-        notes.append(f"evaluation.max_rows_per_category: {len(scored.rows)} of {len(whole.rows)} rows are scored.")
+        notes.append(
+            f"evaluation.max_rows_per_category: {len(scored.rows)} of {counted(len(whole.rows), 'row')} are scored."
+        )
     if not scored.rows and not held_out:
         notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return notes
@@ -241,6 +267,14 @@ def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
         if counts[row.group, row.category] <= most:
             rows.append(row)
     return replace(tokenised, rows=rows)
+
+
+def _skipped(parts: Sequence[Tokenised]) -> list[str]:
+    """Return the sentence on rows that cannot be rendered and are skipped, or none."""
+    problems = Problems()
+    for place, sentence in dict.fromkeys(bad for part in parts for bad in part.bad):
+        problems.add(place, sentence)
+    return problems.skipped("Rows that cannot be rendered")
 
 
 def _counts(what: str, parts: Iterable[Tokenised]) -> list[str]:

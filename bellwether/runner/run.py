@@ -18,9 +18,18 @@ from typing import Any
 from bellwether.engine.processes import expect_workers
 from bellwether.errors import CheckpointError
 from bellwether.exchange.adapter import Adapter
-from bellwether.exchange.records import Evaluated, EvaluationRecord, Note, RoundRecord, RunFinished, RunStarted, Watcher
+from bellwether.exchange.records import (
+    Evaluated,
+    EvaluationRecord,
+    Event,
+    Note,
+    RoundRecord,
+    RunFinished,
+    RunStarted,
+    Watcher,
+)
 from bellwether.exchange.scores import Scores, Totals, macro
-from bellwether.federate import Federation, Progress, federate
+from bellwether.federate import Federation, Progress, federate, is_due
 from bellwether.method.cohort import cohort_size
 from bellwether.method.method import Method
 from bellwether.method.named import make_method
@@ -45,6 +54,7 @@ from bellwether.runner.wiring import (
     way_notes,
     where_to_begin,
 )
+from bellwether.runner.work import expected
 from bellwether.store.chosen import keep_categories
 from bellwether.store.client_state import forgotten
 from bellwether.store.history import ScoredRow
@@ -63,6 +73,7 @@ from bellwether.store.run_folder import (
 )
 from bellwether.tell.narrate import tell_all, write_log
 from bellwether.tell.trackers import open_trackers
+from bellwether.tools.progress import listening
 from bellwether.tools.words import clean
 
 
@@ -126,10 +137,15 @@ def run(
     Raises:
         BellwetherError: see ``bellwether.errors``; the message is fit to be shown to a person.
     """
-    watch = watch or (lambda event: None)
-    if resume is not None:
-        return _resume(Path(resume), recipe, watch, opened, deployment)
-    return _begin(recipe or load_recipe("default"), watch, opened, deployment)
+    watch = watch or _silent
+    with listening(watch):
+        if resume is not None:
+            return _resume(Path(resume), recipe, watch, opened, deployment)
+        return _begin(recipe or load_recipe("default"), watch, opened, deployment)
+
+
+def _silent(event: Event) -> None:
+    """Tell nobody."""
 
 
 def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: Deployment) -> Result:
@@ -215,11 +231,14 @@ def _run_in(
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
-        tell(RunStarted(recipe.name, str(folder.path), recipe.federation.rounds, progress.round, clients, size))
+        rounds, planned = recipe.federation.rounds, expected(prepared, size) if watch is not _silent else None
+        scored = tuple(round for round in range(progress.round + 1, rounds + 1) if is_due(round, recipe))
+        tell(RunStarted(recipe.name, str(folder.path), rounds, progress.round, clients, size, scored, planned))
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
-        result = _federate(folder, prepared, base, method, progress, tell, deployment)
+        with listening(tell_all([watch, log])):
+            result = _federate(folder, prepared, base, method, progress, tell, deployment)
         tell(RunFinished(time.perf_counter() - start))
     return result
 

@@ -35,6 +35,7 @@ from bellwether.store.run_folder import (
     client_folders,
 )
 from bellwether.tools.json_text import reading
+from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
 
 
@@ -126,6 +127,7 @@ def check_copies(base: Base, copies: Sequence[str]) -> None:
     Raises:
         ModelError: one was changed.
     """
+    advance("checking the base")
     if any(found != base.fingerprint for found in (weights_fingerprint(base.model), *copies)):
         raise ModelError(f"The frozen base model {base.name} was changed during the run; its results cannot be used.")
 

@@ -26,6 +26,7 @@ from bellwether.exchange.records import RoundRecord
 from bellwether.store.client_state import SELECTED, SURVEY, damaged, kept_rounds, recall_state, selected_rows
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import read_json, reading
+from bellwether.tools.words import counted
 
 ROWS = "rows.json"
 
@@ -125,6 +126,6 @@ def _points(folder: Path, asked: int, rows: int) -> NDArray[np.floating[Any]] | 
         raise damaged(path, error) from error
     if not whole or points_Nd.ndim != 2 or len(points_Nd) != rows:
         raise CheckpointError(
-            f"{path} has points of shape {points_Nd.shape}, and the client has {rows} rows; restore it."
+            f"{path} has points of shape {points_Nd.shape}, and the client has {counted(rows, 'row')}; restore it."
         )
     return points_Nd

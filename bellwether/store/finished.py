@@ -27,6 +27,7 @@ from bellwether.store.run_folder import (
     read_environment,
 )
 from bellwether.tools.json_text import KEPT, Count, from_json_lines, reading, typed
+from bellwether.tools.words import counted
 
 Read = TypeVar("Read")
 
@@ -128,6 +129,21 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
+def read_evaluations(folder: Path) -> list[EvaluationRecord]:
+    """Return the evaluations of the finished run that a folder holds, and nothing else of it.
+
+    Args:
+        folder: that ``bellwether run`` wrote.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    with reading(folder / RECIPE, "restore it, or run anew"):
+        rounds = load_recipe(folder / RECIPE).federation.rounds
+    description = _read(folder / CLIENTS, f"bellwether run --resume {folder} makes it anew", load_description)
+    return [one for one in _records(folder, rounds, description) if isinstance(one, EvaluationRecord)]
+
+
 def _records(folder: Path, rounds: int, description: Description) -> Sequence[Record]:
     """Return all records of a run, which its last checkpoint holds."""
     checkpoints = [path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()]
@@ -180,7 +196,8 @@ def _scored_rows(
     before, after = _read(first, again, load_rows), _read(last, again, load_rows)
     if [row.category for row in before] != [row.category for row in after]:
         raise CheckpointError(
-            f"{last} has {len(after)} rows, and {first} {len(before)}, not the same ones; {again}, or restore both."
+            f"{last} has {counted(len(after), 'row')}, and {first} {len(before)}, not the same ones; {again}, "
+            "or restore both."
         )
     for path, record, rows in ((first, scored[0], before), (last, scored[-1], after)):
         with reading(path, again):

@@ -29,7 +29,7 @@ class ClientSummary:
         longest_tokens: length of its longest row in tokens; None where not tokenised.
         shortened: rows whose context or history was shortened to fit.
         cut: rows whose response was cut at its end.
-        left_out: rows that kept no response token.
+        left_out: rows that kept no response token, or cannot be rendered.
         groups: its training rows by group (language or domain).
     """
 
@@ -59,6 +59,7 @@ class Description:
         test: test rows.
         tokenised: whether lengths in tokens are known.
         notes: what reading and dealing the rows had to say.
+        doubled: how many rows of ``test`` and ``validation``, by these names, stand among the training rows as well.
     """
 
     __pydantic_config__ = KEPT
@@ -69,6 +70,7 @@ class Description:
     test: Count
     tokenised: Truth
     notes: Sequence[str] = ()
+    doubled: Mapping[str, Count] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -10,7 +10,7 @@ from bellwether.exchange.records import EvaluationRecord, Record, RoundRecord
 from bellwether.exchange.scores import Scores, Totals, macro, means
 from bellwether.recipe.file import dump_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.tools.words import clean
+from bellwether.tools.words import clean, counted
 
 _CARD = """---
 base_model: {base_quoted}
@@ -24,9 +24,9 @@ tags:
 
 # {name}
 
-A LoRA adapter (rank {rank}, alpha {alpha}) for `{base}`, tuned on instructions by {clients} clients in a simulated
+A LoRA adapter (rank {rank}, alpha {alpha}) for `{base}`, tuned on instructions by {clients} in a simulated
 federation of bellwether: the base model stayed frozen, every client trained on its own rows, and a server aggregated
-their adapters ({aggregate}) over {rounds} rounds.
+their adapters ({aggregate}) over {rounds}.
 
 ## How to load it
 
@@ -80,9 +80,9 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         name=recipe.name,
         rank=recipe.lora.rank,
         alpha=f"{recipe.lora.alpha:g}",
-        clients=clients,
+        clients=counted(clients, "client"),
         aggregate=_code(recipe.method.name),
-        rounds=recipe.federation.rounds,
+        rounds=counted(recipe.federation.rounds, "round"),
         what="adapters with what the method adds to them"
         + (", centroids of clusters of rows and totals" if recipe.selection.surveys else " and totals"),
         data=_data(recipe, kept),
@@ -101,8 +101,9 @@ def _data(recipe: Recipe, records: tuple[Record, ...]) -> str:
         clients = {part.client for record in rounds for part in record.clients}
         rows, tokens = sum(record.rows_seen for record in rounds), sum(record.tokens for record in rounds)
         lines.append(
-            f"Over all rounds, {len(clients)} different clients took part and trained on {rows:,} rows and "
-            f"{tokens:,} tokens; a row counts each time it was trained on."
+            f"Over all rounds, {counted(len(clients), 'different client')} took part and trained on "
+            f"{counted(rows, 'row')} and "
+            f"{counted(tokens, 'token')}; a row counts each time it was trained on."
         )
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,10 +15,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bellwether.exchange.records import Evaluated, EvaluationRecord, Event, Note, RoundFinished, RunFinished, Watcher
+from bellwether.exchange.records import (
+    ArmFinished,
+    Evaluated,
+    EvaluationRecord,
+    Event,
+    Note,
+    RoundFinished,
+    RunFinished,
+    Watcher,
+)
 from bellwether.exchange.scores import Totals, macro, means
-from bellwether.tell.narrate import Clock, RunStatus, change, note_line, pairs, plain_lines, summary, verdict
-from bellwether.tools.words import clean, duration
+from bellwether.tell.narrate import change, note_line, pairs, phase_line, plain_lines, summary, verdict
+from bellwether.tell.status import Clock, RunStatus
+from bellwether.tools.words import clean, counted, duration
 
 __all__ = ["summary", "view", "watching"]
 
@@ -41,6 +51,32 @@ def watching(
         The watcher to hand to the run.
     """
     console = console or Console()
+    status = RunStatus(clock=clock)
+
+    def draw() -> RenderableType:
+        return view(status, console.width, console.height, console.options.ascii_only)
+
+    with drawn_or_written(console, live, status.take, draw, lambda write: plain_lines(write, clock)) as watcher:
+        yield watcher
+
+
+@contextlib.contextmanager
+def drawn_or_written(
+    console: Console,
+    live: bool | None,
+    take: Watcher,
+    draw: Callable[[], RenderableType],
+    lines: Callable[[Callable[[str], None]], Watcher],
+) -> Iterator[Watcher]:
+    """Yield a watcher: of a view that is drawn again and again on a terminal, of plain lines elsewhere.
+
+    Args:
+        console: where to.
+        live: whether to draw; None asks the console.
+        take: what the view is drawn of takes an event.
+        draw: returns the view.
+        lines: returns a watcher that writes lines.
+    """
     if live is None:
         live = console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter and _is_tty(console)
     if not live:
@@ -49,22 +85,22 @@ def watching(
             shown = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
             console.print(Text(shown), soft_wrap=True, highlight=False)
 
-        yield plain_lines(write, clock)
+        yield lines(write)
         return
-    status, guard = RunStatus(clock=clock), threading.Lock()
+    guard = threading.Lock()
 
-    def draw() -> RenderableType:
+    def guarded() -> RenderableType:
         with guard:
-            return view(status, console.width, console.height, console.options.ascii_only)
+            return draw()
 
-    with Live(console=console, get_renderable=draw, refresh_per_second=4, vertical_overflow="crop") as screen:
+    with Live(console=console, get_renderable=guarded, refresh_per_second=4, vertical_overflow="crop") as screen:
 
         def watcher(event: Event) -> None:
             with guard:
-                status.take(event)
+                take(event)
             if isinstance(event, Note):
                 console.print(Text(note_line(event), style="yellow" if event.warning else "dim"), highlight=False)
-            if isinstance(event, RoundFinished | Evaluated | RunFinished):
+            if isinstance(event, RoundFinished | Evaluated | RunFinished | ArmFinished):
                 screen.refresh()
 
         yield watcher
@@ -80,14 +116,15 @@ def view(status: RunStatus, width: int, height: int, ascii_only: bool = False) -
         ascii_only: whether only ASCII can be shown.
     """
     if status.run is None:
-        return Text("Getting ready …" if not ascii_only else "Getting ready ...", style="dim")
+        return getting_ready(status.elapsed, phase_line(status), ascii_only)
     wrapped = 1 if width >= 80 else 2  # lines that a line of scores or speed takes
     grouped = [record for record in status.now.values() if record.groups]
-    room = max(1, height - 8 - len(grouped) - wrapped * (1 + len(status.now)))
+    room = max(1, height - 9 - len(grouped) - wrapped * (1 + len(status.now)))
     parts: list[RenderableType] = [_rounds(status), _pace(status, ascii_only)]
     parts += [_scores(status.base[part], record, ascii_only) for part, record in status.now.items()]
     parts += [_groups(status.base[record.part], record, ascii_only) for record in grouped]
     if not status.over:
+        parts.append(Text(phase_line(status), no_wrap=True, overflow="ellipsis"))
         parts.append(_clients(status, room, ascii_only))
     title = Text(f" {clean(status.run.name)} ", style="bold")
     return Panel(
@@ -112,14 +149,23 @@ def _rounds(status: RunStatus) -> RenderableType:
     here = status.round if status.in_round else status.done
     answered = len(status.finished) + len(status.failed) + len(status.idle)
     part = min(1.0, answered / len(status.cohort)) if status.in_round and status.cohort else 0.0
-    if status.over:
-        times = f"{duration(status.elapsed)}"
-    else:
-        left = status.remaining
-        times = f"{duration(status.elapsed)}, {'estimating' if left is None else f'about {duration(left)} left'}"
     bar = ProgressBar(total=rounds, completed=min(rounds, status.done + part))
-    line.add_row(Text(f"round {here} of {rounds}"), bar, Text(times))
+    told = times(status.elapsed, status.remaining, status.over)
+    line.add_row(Text(f"round {here} of {rounds}" if here else f"{rounds} rounds"), bar, Text(told))
     return line
+
+
+def getting_ready(elapsed: float, what: str, ascii_only: bool) -> Text:
+    """Return what is shown before anything can be counted."""
+    shown = f"Getting ready ({duration(elapsed)}): {what or 'loading'}"
+    return Text(shown + ("..." if ascii_only else " …"), style="dim")
+
+
+def times(elapsed: float, left: float | None, over: bool) -> str:
+    """Return the time that has passed, and, unless all is over, about how much is left."""
+    if over:
+        return duration(elapsed)
+    return f"{duration(elapsed)}, {'estimating' if left is None else f'about {duration(left)} left'}"
 
 
 def _pace(status: RunStatus, ascii_only: bool) -> Text:
@@ -172,7 +218,7 @@ def _clients(status: RunStatus, room: int, ascii_only: bool) -> RenderableType:
             mark, text, style = "!", f"left out: {clean(status.failed[name], ascii_only)}", "yellow"
         elif record is not None:
             mark, style = done, "green"
-            text = f"loss {record.loss:.3f}, {record.rows_seen:,} rows, {record.seconds:.1f} s"
+            text = f"loss {record.loss:.3f}, {counted(record.rows_seen, 'row')}, {record.seconds:.1f} s"
         elif name in status.idle:
             mark, text, style = done, "no row was selected", "dim"
         else:

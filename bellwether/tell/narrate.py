@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -14,9 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bellwether.exchange.records import (
-    ClientFailed,
-    ClientFinished,
-    ClientRecord,
     Evaluated,
     EvaluationRecord,
     Event,
@@ -24,7 +20,6 @@ from bellwether.exchange.records import (
     Record,
     RoundFinished,
     RoundRecord,
-    RoundStarted,
     RunFinished,
     RunStarted,
     SurveyFinished,
@@ -32,118 +27,35 @@ from bellwether.exchange.records import (
     Watcher,
 )
 from bellwether.exchange.scores import Scores, Totals, macro, means
-from bellwether.tools.words import byte_size, clean, duration
+from bellwether.tell.status import Clock, RunStatus
+from bellwether.tools.progress import TRAINING, Advanced
+from bellwether.tools.words import byte_size, clean, counted, duration
 
-Clock = Callable[[], float]
+SPARSE = 10.0  # seconds without a line after which one tells how far a phase is
+
 Show = Callable[[float | None], str]
-
-
-@dataclass
-class RunStatus:
-    """What the events of a run have told so far.
-
-    Args:
-        clock: seconds that only grow.
-    """
-
-    clock: Clock = time.monotonic
-    run: RunStarted | None = None
-    round: int = 0
-    cohort: tuple[str, ...] = ()
-    finished: dict[str, ClientRecord] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    idle: frozenset[str] = frozenset()
-    losses: list[float] = field(default_factory=list)
-    base: dict[str, EvaluationRecord] = field(default_factory=dict)
-    now: dict[str, EvaluationRecord] = field(default_factory=dict)
-    in_round: bool = False
-    done: int = 0
-    done_here: int = 0
-    rows: int = 0
-    tokens: int = 0
-    training: float = 0.0
-    started: float = 0.0
-    first_round: float = 0.0
-    last_round: float = 0.0
-    mark: float = 0.0
-    over: bool = False
-
-    def take(self, event: Event) -> None:
-        """Note what an event tells."""
-        now = self.clock()
-        match event:
-            case RunStarted():
-                self.run, self.done, self.started = event, event.done, now
-            case RoundStarted():
-                self.first_round = self.first_round if self.done_here else now
-                self.round, self.cohort, self.in_round, self.mark = event.round, event.cohort, True, now
-                self.finished, self.failed, self.idle = {}, {}, frozenset()
-            case SurveyFinished():
-                self.idle = frozenset(client for client, kept in event.record.kept.items() if not kept)
-                self.mark = now
-            case ClientFinished():
-                self.finished[event.record.client] = event.record
-                self.rows, self.tokens = self.rows + event.record.rows_seen, self.tokens + event.record.tokens
-                self._count_training(now)
-            case ClientFailed():
-                self.failed[event.client] = event.reason
-                self._count_training(now)
-            case RoundFinished():
-                self.done, self.done_here, self.in_round = event.record.round, self.done_here + 1, False
-                self.last_round = now
-                self.failed |= event.record.left_out
-                if event.record.failure is None and event.record.clients:
-                    self.losses.append(event.record.loss)
-            case Evaluated():
-                self._evaluated(event.record)
-            case RunFinished():
-                self.over = True
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this process began the run."""
-        return self.clock() - self.started
-
-    @property
-    def rows_per_second(self) -> float | None:
-        """Rows trained per second of training, in this process; None before the first."""
-        return self.rows / self.training if self.training > 0 and self.rows else None
-
-    @property
-    def remaining(self) -> float | None:
-        """Estimated seconds until the last round is done; None before a round was timed."""
-        if self.run is None or not self.done_here:
-            return None
-        pace = (self.last_round - self.first_round) / self.done_here
-        return max(0.0, pace * (self.run.rounds - self.done) - (self.clock() - self.last_round))
-
-    def _count_training(self, now: float) -> None:
-        """Count the time since the round began or the client before answered."""
-        self.training += now - self.mark
-        self.mark = now
-
-    def _evaluated(self, record: EvaluationRecord) -> None:
-        """Keep the first and the newest scores of each part."""
-        self.base.setdefault(record.part, record)
-        self.now[record.part] = record
 
 
 # Plain lines --------------------------------------------------------------------------------------
 
 
 def plain_lines(write: Callable[[str], None], clock: Clock = time.monotonic) -> Watcher:
-    """Return a watcher that writes one line per round, evaluation and note.
+    """Return a watcher that writes one line per round, evaluation and note, and now and then how far a phase is.
 
     Args:
         write: takes one line without its end.
         clock: seconds that only grow.
     """
-    status = RunStatus(clock=clock)
+    status, last = RunStatus(clock=clock), clock()
 
     def watcher(event: Event) -> None:
+        nonlocal last
         status.take(event)
+        if isinstance(event, Advanced) and clock() - last < SPARSE:
+            return
         for line in _lines(event, status):
             write(line)
+            last = clock()
 
     return watcher
 
@@ -180,7 +92,7 @@ def _lines(event: Event, status: RunStatus) -> list[str]:
             verb = f"goes on after round {event.done}" if event.done else "begins"
             return [
                 f"run {clean(event.name)} {verb} in {clean(event.folder)}: "
-                f"{event.rounds} rounds, {event.cohort} of {event.clients} clients in each"
+                f"{counted(event.rounds, 'round')}, {event.cohort} of {counted(event.clients, 'client')} in each"
             ]
         case SurveyFinished():
             return [f"round {event.round}: {survey_line(event.record)}"]
@@ -191,16 +103,40 @@ def _lines(event: Event, status: RunStatus) -> list[str]:
             return [_evaluation_line(event.record, base), *_group_lines(event.record, base)]
         case Note():
             return [note_line(event)]
+        case Advanced():
+            return [f"  {phase_line(status)}{left_words(status.remaining)}"]
         case RunFinished():
             return [f"run ends after {duration(event.seconds)}"]
     return []
 
 
+def phase_line(status: RunStatus) -> str:
+    """Return what is done at the moment, and how much of it is done."""
+    phase, words = status.phase, phase_words(status.phase) if status.phase is not None else ""
+    if not status.in_round or (phase is not None and phase.phase != TRAINING):
+        return words
+    answered = len(status.finished) + len(status.failed) + len(status.idle)
+    total = f" of {status.run.rounds}" if status.run is not None else ""
+    where = f"round {status.round}{total}, {answered} of {len(status.cohort)} clients done"
+    return f"{where}: {words}" if words else where
+
+
+def phase_words(phase: Advanced) -> str:
+    """Return how far a phase is, in words."""
+    several = phase.whole_total > 1
+    where = f"{phase.whole_done} of {phase.whole_total} {phase.whole_unit}: " if several else ""
+    return f"{where}{phase.phase} {phase.done:,}/{phase.total:,} {phase.unit}" if phase.total else where + phase.phase
+
+
+def left_words(left: float | None) -> str:
+    """Return the time that is left as the end of a line; nothing where none is known."""
+    return f"; about {duration(left)} left" if left is not None and left >= 0.5 else ""
+
+
 def _round_line(record: RoundRecord, status: RunStatus) -> str:
     """Return the line of a round."""
     total = f" of {status.run.rounds}" if status.run else ""
-    left = status.remaining
-    times = "" if not left else f"; about {duration(left)} left"
+    times = left_words(status.remaining)
     if record.failure is not None:
         return f"round {record.round}{total} failed, the adapter stays as it was: {clean(record.failure)}{times}"
     if not record.clients:
@@ -208,8 +144,10 @@ def _round_line(record: RoundRecord, status: RunStatus) -> str:
     speed = status.rows_per_second
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
     return (
-        f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of {len(record.cohort)} clients, "
-        f"{record.rows_seen:,} rows{pace}, {byte_size(record.bytes_up)} up, {byte_size(record.bytes_down)} down{times}"
+        f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of "
+        f"{counted(len(record.cohort), 'client')}, "
+        f"{counted(record.rows_seen, 'row')}{pace}, {byte_size(record.bytes_up)} up, "
+        f"{byte_size(record.bytes_down)} down{times}"
     )
 
 
@@ -218,7 +156,10 @@ def survey_line(record: SurveyRecord) -> str:
     sent, kept = (sum(map(len, numbers.values())) for numbers in (record.centroids, record.kept))
     where = sum(map(bool, record.kept.values()))
     up = byte_size(record.bytes_up)
-    return f"{sent:,} centroids ({up}) of {len(record.centroids)} clients, {kept:,} kept at {where} of them"
+    return (
+        f"{counted(sent, 'centroid')} ({up}) of {counted(len(record.centroids), 'client')}, {kept:,} kept at "
+        f"{where} of them"
+    )
 
 
 def _left_out(record: RoundRecord) -> list[str]:
@@ -249,7 +190,7 @@ def _scores(before: Scores | None, after: Scores) -> str:
         for name, show, old, new, _ in pairs(before or after, after)
         if new is not None
     ]
-    return f"{', '.join(shown) or 'nothing scored'} ({after.rows:,} rows)"
+    return f"{', '.join(shown) or 'nothing scored'} ({counted(after.rows, 'row')})"
 
 
 def note_line(event: Note) -> str:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bellwether.tools.json_text import KEPT, Finite, Number
+from bellwether.tools.words import counted
 
 Floats = NDArray[np.float64]
 
@@ -181,7 +182,8 @@ class _Scores:
         if values_SP.ndim != 2 or not values_SP.size or weights_P.shape != (prompts,) or len(strata_P) != prompts:
             raise ValueError(
                 f"There are scores of shape {values_SP.shape}, denominators of shape {weights_P.shape} and "
-                f"{len(strata_P)} categories; give seeds by prompts, and one of the others for each prompt."
+                f"{counted(len(strata_P), 'category', 'categories')}; give seeds by prompts, and one of the "
+                "others for each prompt."
             )
         if not np.isfinite(values_SP).all() or not (np.isfinite(weights_P) & (weights_P > 0)).all():
             raise ValueError("Scores must be finite, and denominators finite and positive.")

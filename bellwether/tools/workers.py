@@ -11,11 +11,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from typing import TypeVar
+from multiprocessing.synchronize import Lock
+from typing import Any, TypeVar
 
 from bellwether.errors import BellwetherError
+from bellwether.tools.words import counted
 
 # Of what loads and scores language models, what takes longest to import.
 LANGUAGE_MODELS = (
@@ -26,6 +30,9 @@ LANGUAGE_MODELS = (
 
 Work = TypeVar("Work")
 Found = TypeVar("Found")
+Post = Callable[[Any], None]
+
+_heard_by: ContextVar[Post | None] = ContextVar("heard by", default=None)  # what the work that goes on posts
 
 
 def work_off(
@@ -34,6 +41,7 @@ def work_off(
     processes: int,
     tell: Callable[[Work, Found], None],
     modules: Sequence[str] = (),
+    hear: Callable[[Any], None] | None = None,
 ) -> None:
     """Do pieces of work, side by side where that is wanted.
 
@@ -43,18 +51,23 @@ def work_off(
         processes: how many are done at once; with 1 everything is done in this process.
         tell: is called in this process with every piece that is done and what it gave, in the order in which they end.
         modules: what takes long to import and every process needs.
+        hear: is called in this process, beside ``tell``, with what pieces post while they are done.
 
     Raises:
         BellwetherError: a process was killed, or what ``do`` raised; the other processes are ended then.
     """
     if processes == 1 or len(work) < 2:
-        for piece in work:
-            tell(piece, do(piece))
+        with _posting_to(hear):
+            for piece in work:
+                tell(piece, do(piece))
         return
-    others = set(multiprocessing.active_children())
-    with concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(work)), source_of_workers(modules), begin_worker, (dict(os.environ),)
-    ) as pool:
+    others, context = set(multiprocessing.active_children()), source_of_workers(modules)
+    with (
+        _mailbox(context, hear) as slot,
+        concurrent.futures.ProcessPoolExecutor(
+            min(processes, len(work)), context, begin_worker, (dict(os.environ), slot)
+        ) as pool,
+    ):
         try:
             with interrupts_held():
                 futures = {pool.submit(do, piece): piece for piece in work}
@@ -66,10 +79,69 @@ def work_off(
                 process.terminate()
             if isinstance(error, concurrent.futures.BrokenExecutor):
                 raise BellwetherError(
-                    f"one of {processes} processes was killed, perhaps for lack of memory; what is finished is kept: "
+                    f"one of {counted(processes, 'process', 'processes')} was killed, perhaps for lack of "
+                    "memory; what is finished is kept: "
                     "run the command again, with a smaller --jobs."
                 ) from error
             raise
+
+
+def post(message: Any) -> None:
+    """Let the process that shared out the work hear something of the piece that is done here."""
+    hear = _heard_by.get()
+    if hear is not None:
+        hear(message)
+
+
+@contextlib.contextmanager
+def _posting_to(hear: Post | None) -> Iterator[None]:
+    """Let what is posted in this process be heard in it."""
+    token = _heard_by.set(hear)
+    try:
+        yield
+    finally:
+        _heard_by.reset(token)
+
+
+class _Slot:
+    """Where every worker posts, one at a time."""
+
+    def __init__(self, writer: Connection, lock: Lock) -> None:
+        self._writer, self._lock = writer, lock
+
+    def __call__(self, message: Any) -> None:
+        with self._lock:
+            self._writer.send(message)
+
+
+@contextlib.contextmanager
+def _mailbox(context: ForkServerContext | SpawnContext, hear: Post | None) -> Iterator[_Slot | None]:
+    """Yield where workers post what this process hears; leave it once they have ended."""
+    if hear is None:
+        yield None
+        return
+    reader, writer = context.Pipe(duplex=False)
+    failures: list[Exception] = []
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            # Until the last worker is gone.
+            while True:
+                message = reader.recv()
+                try:
+                    hear(message)
+                except Exception as failure:  # workers would wait for ever if nobody read on
+                    failures.append(failure)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield _Slot(writer, context.Lock())
+    finally:
+        writer.close()
+        listener.join(10)  # seconds; it ends with the last worker
+    if failures:
+        raise failures[0]
 
 
 def source_of_workers(modules: Sequence[str]) -> ForkServerContext | SpawnContext:
@@ -132,8 +204,14 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def begin_worker(environment: Mapping[str, str]) -> None:
-    """Leave interrupts to the parent, take over its environment, and end when it ends, however it does."""
+def begin_worker(environment: Mapping[str, str], post: Post | None = None) -> None:
+    """Leave interrupts to the parent, take over its environment, and end when it ends, however it does.
+
+    Args:
+        environment: the parent's.
+        post: takes what pieces post.
+    """
+    _heard_by.set(post)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _take_over(environment)
     threading.Thread(target=_follow_parent, daemon=True).start()

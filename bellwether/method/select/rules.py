@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import DataError
 from bellwether.method.select.space import check_finite
+from bellwether.tools.words import counted
 
 
 def random_rows(
@@ -82,7 +83,8 @@ def middle_loss(losses_N: NDArray[np.floating[Any]], rows: int) -> list[int]:
     wrong = np.flatnonzero(~np.isfinite(losses_N))
     if wrong.size:
         raise DataError(
-            f"The loss of {wrong.size} of {len(losses_N)} rows is not finite, first of row {wrong[0]} (from 0), "
+            f"The loss of {wrong.size} of {counted(len(losses_N), 'row')} is not finite, first of row "
+            f"{wrong[0]} (from 0), "
             "so they have no place in the order by loss: see whether these rows have a response."
         )
     order_N = np.argsort(losses_N, kind="stable")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import ModelError, RecipeError
+from bellwether.tools.words import counted
 
 # scikit-learn's Barnes-Hut t-SNE knows quadtrees and octrees only.
 _BARNES_HUT_DIMENSIONS = 3
@@ -40,7 +41,7 @@ def random_projection(width: int, dimensions: int, generator: np.random.Generato
     """
     if not 1 <= dimensions <= width:
         raise RecipeError(
-            f"A shared space of {dimensions} dimensions cannot be made of {width} features; "
+            f"A shared space of {counted(dimensions, 'dimension')} cannot be made of {width} features; "
             f"set selection.dimensions to a number between 1 and {width}."
         )
     q_Dd, r_dd = np.linalg.qr(generator.standard_normal((width, dimensions)))
@@ -73,8 +74,9 @@ def fit_projection(
     rows, width = features_ND.shape
     if not 1 <= dimensions <= min(rows - 1, width):
         raise RecipeError(
-            f"A shared space of {dimensions} dimensions cannot be fitted on {rows} rows of public text with {width} "
-            f"features each; it takes more rows than dimensions and as many features: name more public text, or set "
+            f"A shared space of {counted(dimensions, 'dimension')} cannot be fitted on {counted(rows, 'row')} "
+            f"of public text with {width} "
+            "features each; it takes more rows than dimensions and as many features: name more public text, or set "
             f"selection.dimensions to at most {max(0, min(rows - 1, width))}."
         )
     check_finite(features_ND)
@@ -158,6 +160,7 @@ def check_finite(rows_ND: NDArray[np.floating[Any]]) -> None:
     wrong = np.flatnonzero(~np.isfinite(rows_ND).all(axis=1))
     if wrong.size:
         raise ModelError(
-            f"Features of {wrong.size} of {len(rows_ND)} rows are not finite, first of row {wrong[0]} (from 0), "
+            f"Features of {wrong.size} of {counted(len(rows_ND), 'row')} are not finite, first of row "
+            f"{wrong[0]} (from 0), "
             "so no rows can be chosen by them; compute them in float32, or see whether the model's weights are finite."
         )

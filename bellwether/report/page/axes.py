@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from bellwether.report.page.draw import DASHES, INK, MARKERS, SERIES
 from bellwether.report.page.parts import one_line
+from bellwether.report.page.place import legend_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 390.0  # of a chart beside another; letters are ten high
 ROWS = 60  # names beside an axis, at most
 _LABEL = 24  # letters of a name beside an axis
-_LETTER = 6.2  # the width of a letter, about
 
 
 def look(number: int) -> dict[str, Any]:
@@ -29,35 +28,20 @@ def look(number: int) -> dict[str, Any]:
     }
 
 
-def extent(wide: bool) -> float:
-    """Return the width of a chart."""
-    return 2 * WIDTH + 24 if wide else WIDTH
-
-
 def legend_name(name: str) -> str:
     """Return a name for a legend; matplotlib hides those that begin with an underscore."""
     text = one_line(name, 40)
     return f" {text}" if text.startswith("_") else text
 
 
-def legend_columns(names: Sequence[str], width: float) -> int:
-    """Return how many names of a legend fit side by side."""
-    longest = max((len(one_line(name, 40)) for name in names), default=1)
-    return max(1, min(len(names), int((width - 10) // (longest * _LETTER + 42))))
-
-
-def legend_height(names: Sequence[str], width: float) -> float:
-    """Return the room that a legend takes below a chart."""
-    return 17.0 * math.ceil(len(names) / legend_columns(names, width)) + 8 if len(names) > 1 else 0.0
-
-
-def add_legend(figure: Figure, axes: Axes, width: float, handles: Sequence[Any] = ()) -> None:
+def add_legend(figure: Figure, axes: Axes, handles: Sequence[Any] = ()) -> None:
     """Put a legend below the axes: of the given handles, or else of what is drawn there."""
+    import matplotlib
+
     shown: list[Any] = list(handles) or axes.get_legend_handles_labels()[0]
     labels = [str(handle.get_label()) for handle in shown]
-    figure.legend(
-        shown, labels, loc="outside lower left", ncols=legend_columns(labels, width), handlelength=2.6, borderpad=0
-    )
+    columns = legend_columns(labels, figure.bbox.width * 10 / matplotlib.rcParams["font.size"])
+    figure.legend(shown, labels, loc="outside lower left", ncols=columns, handlelength=2.6, borderpad=0)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -87,12 +71,11 @@ def log_ticks(axis: Any) -> None:
 
 
 def whole_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Put ticks at whole numbers where there is room for them."""
+    """Put ticks at whole numbers where there is room for them, or where there are no others."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(
-        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=max(values, default=0) - min(values, default=0) >= 2)
-    )
+    whole = max(values, default=0) - min(values, default=0) >= 2 or all(float(value).is_integer() for value in values)
+    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=whole))
     axis.grid(visible=axis.axis_name == "y")
 
 

@@ -1,4 +1,4 @@
-"""The kinds of charts that a report has: each takes names and numbers, and returns SVG for a page.
+"""The kinds of charts that a report has: each takes names and numbers.
 
 Names are cut to what a label holds, and their hidden characters are shown (``parts.one_line``).
 """
@@ -10,15 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from bellwether.report.page.axes import (
     ROWS,
-    WIDTH,
     add_legend,
-    extent,
     fit_scale,
-    legend_height,
     legend_name,
     log_ticks,
     look,
@@ -26,7 +21,8 @@ from bellwether.report.page.axes import (
     short_size,
     whole_ticks,
 )
-from bellwether.report.page.draw import INK, MUTED, PAPER, SERIES, drawing
+from bellwether.report.page.curves import reach, smoothed
+from bellwether.report.page.draw import INK, MUTED, PAPER, SERIES, Chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +52,16 @@ class Series:
 
 
 def lines(
-    name: str, label: str, series: Sequence[Series], x: str, y: str, *, height: float = 240, wide: bool = False
-) -> Markup:
+    name: str,
+    label: str,
+    series: Sequence[Series],
+    x: str,
+    y: str,
+    *,
+    height: float = 240,
+    wide: bool = False,
+    smooth: bool = False,
+) -> Chart:
     """Return curves, with bands where series have them; the scale is logarithmic where values differ much.
 
     Args:
@@ -68,6 +72,7 @@ def lines(
         y: what the vertical axis measures, with its unit.
         height: of the chart.
         wide: whether it takes the width of two.
+        smooth: whether lines of many points are those of ``curves.smoothed``, with what was measured behind.
     """
 
     def draw(figure: Figure) -> None:
@@ -75,8 +80,14 @@ def lines(
         for one in series:
             style = look(one.look)
             step = max(1, len(one.x) // 12)
-            few = len(one.x) <= _MARKED and len(series) < 3
-            axes.plot(one.x, one.y, label=legend_name(one.name), markevery=1 if few else (step // 2, step), **style)
+            soft = smooth and reach(len(one.x)) > 0
+            if soft:
+                faint = {"linestyle": "none", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.4}
+                axes.plot(one.x, one.y, **style | faint)
+            few = not soft and len(one.x) <= _MARKED and len(series) < 3
+            step *= 2 if soft else 1  # so that what was measured is seen between
+            every = 1 if few else (step // 2, step)
+            axes.plot(one.x, smoothed(one.y) if soft else one.y, label=legend_name(one.name), markevery=every, **style)
             if len(one.low):
                 axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
         fit_scale(axes, [value for one in series for value in (*one.y, *one.low)])
@@ -84,13 +95,20 @@ def lines(
         axes.set(xlabel=x, ylabel=y)
         axes.margins(x=0.02)
         if len(series) > 1:
-            add_legend(figure, axes, extent(wide))
+            add_legend(figure, axes)
 
-    below = legend_height([one.name for one in series], extent(wide))
-    return drawing(name, label, (extent(wide), height + below), draw)
+    return Chart(name, label, height, draw, [one.name for one in series], wide)
 
 
-def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], x: str) -> Markup:
+def bars(
+    name: str,
+    label: str,
+    names: Sequence[str],
+    series: Sequence[Series],
+    x: str,
+    *,
+    frame: tuple[float, float] | None = None,
+) -> Chart:
     """Return lying bars, for every name one of each series; ``x`` of a series is not looked at.
 
     Args:
@@ -99,6 +117,7 @@ def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], 
         names: what the bars are of, from the top down.
         series: one value per name each.
         x: what the horizontal axis measures, with its unit.
+        frame: ends of the horizontal axis, at which intervals are cut; None shows all.
     """
     thick = 0.8 / len(series)
 
@@ -108,21 +127,21 @@ def bars(name: str, label: str, names: Sequence[str], series: Sequence[Series], 
             places = [row - 0.4 + (number + 0.5) * thick for row in range(len(names))]
             colour = look(one.look)["color"]
             # The first is hollow, so that bars can be told apart without their colours.
-            fill = {"facecolor": colour, "alpha": 0.25 if number == 0 and len(series) > 1 else 0.9}
-            axes.barh(places, one.y, thick * 0.86, label=legend_name(one.name), linewidth=0, **fill)
-            if number == 0 and len(series) > 1:
-                axes.barh(places, one.y, thick * 0.86, facecolor="none", edgecolor=colour, linewidth=1)
+            hollow = number == 0 and len(series) > 1
+            style = {"facecolor": (colour, 0.25 if hollow else 0.9), "edgecolor": colour, "linewidth": float(hollow)}
+            axes.barh(places, one.y, thick * 0.86, label=legend_name(one.name), **style)
             if len(one.low):
                 ends = _ends(one)
                 axes.errorbar(one.y, places, xerr=ends, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
         name_rows(axes, names)
+        if frame is not None:
+            axes.set_xlim(frame)
         axes.set_xlim(left=None if any(value < 0 for one in series for value in one.y) else 0)
         axes.set_xlabel(x)
         if len(series) > 1:
-            add_legend(figure, axes, WIDTH)
+            add_legend(figure, axes)
 
-    below = legend_height([one.name for one in series], WIDTH)
-    return drawing(name, label, (WIDTH, 50 + len(names) * max(18, 13 * len(series)) + below), draw)
+    return Chart(name, label, 50 + len(names) * max(18, 13 * len(series)), draw, [one.name for one in series])
 
 
 def dots(
@@ -135,7 +154,7 @@ def dots(
     zero: bool = False,
     wide: bool = False,
     frame: tuple[float, float] | None = None,
-) -> Markup:
+) -> Chart:
     """Return points with their intervals, for every name one of each series whose ``x`` has its number.
 
     Args:
@@ -167,10 +186,9 @@ def dots(
         if frame is not None:
             axes.set_xlim(frame)
         if len(series) > 1:
-            add_legend(figure, axes, extent(wide))
+            add_legend(figure, axes)
 
-    below = legend_height([one.name for one in series], extent(wide))
-    return drawing(name, label, (extent(wide), 50 + len(names) * row + below), draw)
+    return Chart(name, label, 50 + len(names) * row, draw, [one.name for one in series], wide)
 
 
 def _add_dots(axes: Any, one: Series, shift: float, *, small: bool) -> None:
@@ -189,7 +207,7 @@ def scatter(
     y: str,
     marks: Sequence[tuple[str, float, int]] = (),
     frame: tuple[float, float] | None = None,
-) -> Markup:
+) -> Chart:
     """Return points with upright intervals over a logarithmic axis.
 
     Args:
@@ -223,13 +241,12 @@ def scatter(
         axes.xaxis.set_major_formatter(short_size)
         if frame is not None:
             axes.set_ylim(frame)
-        add_legend(figure, axes, WIDTH)
+        add_legend(figure, axes)
 
-    below = legend_height([*(one.name for one in series), *(text for text, _, _ in marks)], WIDTH)
-    return drawing(name, label, (WIDTH, 260 + below), draw)
+    return Chart(name, label, 260, draw, [*(one.name for one in series), *(text for text, _, _ in marks)])
 
 
-def stacks(name: str, label: str, x: Sequence[float], series: Sequence[Series], axis: tuple[str, str]) -> Markup:
+def stacks(name: str, label: str, x: Sequence[float], series: Sequence[Series], axis: tuple[str, str]) -> Chart:
     """Return upright stacked bars over ``x``, or a stacked area where there are very many.
 
     Args:
@@ -256,12 +273,12 @@ def stacks(name: str, label: str, x: Sequence[float], series: Sequence[Series], 
         axes.yaxis.set_major_formatter(short_size)
         axes.set(xlabel=axis[0], ylabel=axis[1])
         axes.margins(x=0.02)
-        add_legend(figure, axes, WIDTH)
+        add_legend(figure, axes)
 
-    return drawing(name, label, (WIDTH, 220 + legend_height([one.name for one in series], WIDTH)), draw)
+    return Chart(name, label, 220, draw, [one.name for one in series])
 
 
-def histogram(name: str, label: str, values: Sequence[float], x: str, y: str, *, zero: bool = False) -> Markup:
+def histogram(name: str, label: str, values: Sequence[float], x: str, y: str, *, zero: bool = False) -> Chart:
     """Return how often values fall where.
 
     Args:
@@ -285,7 +302,7 @@ def histogram(name: str, label: str, values: Sequence[float], x: str, y: str, *,
         whole_ticks(axes.xaxis, [0, 9 if whole else 0])
         axes.set(xlabel=x, ylabel=y)
 
-    return drawing(name, label, (WIDTH, 220), draw)
+    return Chart(name, label, 220, draw)
 
 
 def framed(

@@ -14,6 +14,7 @@ from bellwether.report.page.charts import Series, bars, histogram
 from bellwether.report.page.grid import Tint, grid
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, Text, one_line, words
 from bellwether.store.holdings import ClientSummary, Description
+from bellwether.tools.words import counted
 
 _NUMBERED = 30  # clients whose rows are a table of numbers
 _COLUMNS = 12  # categories with a column of their own
@@ -29,9 +30,7 @@ def holdings(description: Description, lead: str = "") -> Section:
         lead: a sentence on whose rows these are; empty where there is only one answer.
     """
     clients = description.clients
-    intro = Markup(
-        "{} clients hold {} rows of {}. Their mean label skew is {} (0: each like the whole, 1: disjoint).{}"
-    )
+    intro = Markup("{} {} {} of {}. Their mean label skew is {} (0: each like the whole, 1: disjoint).{}")
     sizes = [client.rows for client in clients]
     parts: list[Part] = [
         _numbers(description) if len(clients) <= _NUMBERED else _shades(description),
@@ -45,15 +44,15 @@ def holdings(description: Description, lead: str = "") -> Section:
     if len(set(_groups(description))) > 1:
         parts.append(_group_table(description))
     parts += [Text(Markup("{}").format(one_line(note, 400))) for note in description.notes]
-    several = _count(len(description.categories), "category", "categories")
     text = intro.format(
-        f"{len(clients):,}", f"{description.rows:,}", several, f"{description.skew:.2f}", lead and f" {lead}"
+        counted(len(clients), "client"),
+        "holds" if len(clients) == 1 else "hold",
+        counted(description.rows, "row"),
+        counted(len(description.categories), "category", "categories"),
+        f"{description.skew:.2f}",
+        lead and f" {lead}",
     )
     return Section("clients", "Who holds what", parts, text)
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def _columns(description: Description) -> tuple[list[str], list[str]]:
@@ -72,7 +71,7 @@ def _rows_of(client: ClientSummary, shown: Sequence[str], others: Sequence[str])
 def _numbers(description: Description) -> Table:
     """Return the table of clients and categories."""
     shown, others = _columns(description)
-    heads = [one_line(name, 28) for name in shown] + ([f"{len(others)} others"] if others else [])
+    heads = [one_line(name, 28) for name in shown] + ([counted(len(others), "other")] if others else [])
     held_out = any(client.held_out for client in description.clients)
     most = max((count for one in description.clients for count in _rows_of(one, shown, others)), default=1)
 
@@ -104,8 +103,11 @@ def _shades(description: Description) -> Figure:
         Tint(f"to {100 * level / _SHADES:.0f} %", found.get(level, []), strength=0.15 + 0.8 * level / _SHADES)
         for level in range(1, _SHADES + 1)
     ]
-    names = [*shown, *([f"{len(others)} others"] if others else [])]
-    label = f"Grid of {len(names)} categories and {len(clients):,} clients: the share of a client's rows in a category."
+    names = [*shown, *([counted(len(others), "other")] if others else [])]
+    label = (
+        f"Grid of {counted(len(names), 'category', 'categories')} and {counted(len(clients), 'client')}: "
+        "the share of a client's rows in a category."
+    )
     return Figure(
         "Share of a client's rows in each category",
         grid("holdings", label, names, len(clients), tints, ("clients, in the order of their largest category", "")),
@@ -154,17 +156,19 @@ def participation(rounds: Sequence[RoundRecord], clients: Sequence[str], lead: s
         for one in (one for record in rounds for one in record.clients):
             rows[one.client] += one.rows_seen
         label = "Histogram of the rows that clients trained in all rounds, repetitions counted."
-        svg = histogram("trained", label, [rows[client] for client in clients], "rows, repetitions counted", "clients")
-        parts.append(Figure("Rows trained by each client", svg))
+        chart = histogram(
+            "trained", label, [rows[client] for client in clients], "rows, repetitions counted", "clients"
+        )
+        parts.append(Figure("Rows trained by each client", chart))
     elif len(clients) * len(rounds) > _CELLS:
         label = "Bars: in how many rounds each client took part."
-        svg = bars("times", label, clients, [Series("", [], counts)], "rounds")
-        parts.append(Figure("In how many rounds each client took part", svg))
+        chart = bars("times", label, clients, [Series("", [], counts)], "rounds")
+        parts.append(Figure("In how many rounds each client took part", chart))
     if any(record.left_out for record in rounds):
         parts.append(_left_out(rounds))
-    text = Markup("Clients took part in {} of {} rounds at the median ({} to {}){}.{}").format(
+    text = Markup("Clients took part in {} of {} at the median ({} to {}){}.{}").format(
         f"{statistics.median(counts):g}",
-        f"{len(rounds):,}",
+        counted(len(rounds), "round"),
         f"{min(counts):,}",
         f"{max(counts):,}",
         f"; {counts.count(0):,} of {len(clients):,} never did" if 0 in counts else "",
@@ -184,7 +188,7 @@ def _cohorts(rounds: Sequence[RoundRecord], clients: Sequence[str]) -> Figure:
         rows, columns, axis = [f"{record.round}" for record in rounds], len(clients), ("clients", "round")
     tints = [Tint("took part" if left else "", took)]
     tints += [Tint("asked, left out", left, look=1, hollow=True)] if left else []
-    label = f"Grid of {len(clients)} clients and {len(rounds)} rounds: who took part in which."
+    label = f"Grid of {counted(len(clients), 'client')} and {counted(len(rounds), 'round')}: who took part in which."
     return Figure("Who took part in which round", grid("cohorts", label, rows, columns, tints, axis), wide=True)
 
 

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
 
+from bellwether.exchange.records import EvaluationRecord
+from bellwether.exchange.scores import macro
 from bellwether.report.compare_show import cells, part_cells, references
 from bellwether.report.compare_table import Line
 from bellwether.report.page.appendix import answers_section, appendix, exchange
 from bellwether.report.page.charts import Series, dots, framed, lines
 from bellwether.report.page.clients import holdings, participation
+from bellwether.report.page.curves import SMOOTHED, middle_curve, reach
 from bellwether.report.page.effort import cost_section, gains_section
-from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Metric, capital, middle_curve
+from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Table, Tile, named, words
 from bellwether.store.comparison import Comparison, Outcome
 from bellwether.store.finished import FinishedRun
 from bellwether.tools.intervals import Interval
+from bellwether.tools.words import counted
 
 _ANSWERS = 6  # arms whose answers stand side by side
 _ARMS = 8  # arms in a chart that tells them apart by colour
 _DOUBT = (
     "= marks a difference that cannot be told from none (p > 0.05, adjusted by Holm's method over all of the table)."
 )
+
+_ROUNDED = "Scores and differences are rounded one by one, so that the last digit of a difference may be one off."
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Compared:
         gains: of ``compare_table.client_gains``.
         run: the first federated arm's run under the first seed; None where no arm is a federation.
         environment: what it ran on.
+        evaluations: of each federated arm that was scored between rounds, by name: those of each seed's run.
+        smooth: whether curves of many points are smoothed.
     """
 
     comparison: Comparison
@@ -45,6 +53,8 @@ class Compared:
     gains: Sequence[Any]
     run: FinishedRun | None
     environment: Mapping[str, Any]
+    evaluations: Mapping[str, Sequence[Sequence[EvaluationRecord]]] = field(default_factory=dict)
+    smooth: bool = True
 
     @property
     def seeds(self) -> list[int]:
@@ -117,19 +127,18 @@ def _summary(compared: Compared) -> Markup:
     comparison, first = compared.comparison, compared.comparison.outcomes[0]
     seeds = ", ".join(map(str, compared.seeds))
     return Markup(
-        "The recipe {} compares {} arms over the base model {}: {}. All are trained on one and the same split under {} "
-        "seed{} ({}), and answer the same {} held-out questions of {} categories. A seed changes who holds which rows, "
+        "The recipe {} compares {} over the base model {}: {}. All are trained on one and the same split under {} "
+        "({}), and answer the same {} of {}. A seed changes who holds which rows, "
         "the cohorts, the initial adapter, the order of rows and dropout."
     ).format(
         named(comparison.recipe.name),
-        f"{len(comparison.arms)}",
+        counted(len(comparison.arms), "arm"),
         named(comparison.recipe.model.path),
         Markup(", ").join(named(name) for name in comparison.arms),
-        f"{len(compared.seeds)}",
-        "" if len(compared.seeds) == 1 else "s",
+        counted(len(compared.seeds), "seed"),
         seeds,
-        f"{len(first.categories):,}",
-        f"{len(set(first.categories)):,}",
+        counted(len(first.categories), "held-out question"),
+        counted(len(set(first.categories)), "category", "categories"),
     )
 
 
@@ -203,18 +212,18 @@ def _scores(compared: Compared) -> Section:
         known = [line for line in compared.of_arms if metric.key in line.scores]
         if known:
             series = _points(metric.name, [(row, line.scores[metric.key]) for row, line in enumerate(known)], metric)
-            label = f"Points with intervals: {metric.name} of {len(known)} arms; see the table."
+            label = f"Points with intervals: {metric.name} of {counted(len(known), 'arm')}; see the table."
             frame, note = framed([series], (0.0, metric.most))
             names = [line.name for line in known]
-            svg = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
-            parts.append(Figure(capital(metric.name), svg, note))
+            chart = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
+            parts.append(Figure(capital(metric.name), chart, note))
     heads, rows = cells(compared.lines)
     split = 1 + len(METRICS)
     parts.append(_table("Scores", heads[:split], [row[:split] for row in rows]))
     if len(heads) > split:
         compared_with = [row for row in rows if any(cell != "-" for cell in row[split:])]
         differences = [[row[0], *row[split:]] for row in compared_with]
-        note = _DOUBT + references(compared.comparison)
+        note = f"{_DOUBT} {_ROUNDED}" + references(compared.comparison)
         parts.append(_table("Differences", [heads[0], *heads[split:]], differences, note))
     lead = "Means over categories, then clients, then seeds, with 95 % intervals over seeds and questions."
     return Section("scores", "Scores", parts, lead)
@@ -234,28 +243,59 @@ def _table(
 
 
 def _learning(compared: Compared) -> Section:
-    """Return the learning curves of all arms that train."""
-    found: dict[str, list[Outcome]] = {name: [] for name in compared.comparison.arms}
+    """Return the learning curves: the loss of all arms that train, and scores by round of those scored in between."""
+    curves: dict[str, list[Sequence[tuple[float, float]]]] = {}
     for outcome in compared.comparison.outcomes:
         if len(outcome.curve) > 1:
-            found[outcome.arm].append(outcome)
-    looks = {name: look for look, name in enumerate(compared.comparison.arms)}
-    curves = [
-        Series(name, *middle_curve([one.curve for one in outcomes]), look=looks[name])
-        for name, outcomes in found.items()
-        if outcomes
-    ]
-    label = "Curves of the training loss over passes: " + "; ".join(
-        f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in curves
-    )
-    parts: list[Part] = []
-    if curves:
-        svg = lines(
-            "training", label, curves, "passes over the rows held", "loss per trained token", height=330, wide=True
-        )
-        note = "Medians over seeds and clients; a band holds the middle 80 % of them."
-        parts.append(Figure("Training loss", svg, note, wide=True))
-    return Section("learning", "Learning curves", parts, "" if curves else "No arm has a curve of several points.")
+            curves.setdefault(outcome.arm, []).append(outcome.curve)
+    of = "Medians over seeds and clients; a band holds the middle 80 % of them."
+    axes = ("passes over the rows held", "loss per trained token")
+    parts: list[Part] = [_curves(compared, "training", "Training loss", axes, curves, of)] if curves else []
+    for metric in dict.fromkeys((compared.metric, LOSS)):
+        scored = {name: [_by_round(records, metric) for records in runs] for name, runs in compared.evaluations.items()}
+        known = {name: found for name, found in scored.items() if all(len(curve) > 2 for curve in found)}
+        if known:
+            title, axes = f"{capital(metric.name)} on held-out rows by round", ("round", metric.axis)
+            seeds = sorted({len(found) for found in known.values()})
+            of = f"Medians over {' or '.join(map(str, seeds))} seeds; a band holds the middle 80 % of them."
+            of = of if seeds != [1] else "Of one seed."
+            of = f"Means over categories, each counted alike. Round 0 is the untuned base. {of}"
+            parts.append(_curves(compared, f"by-round-{metric.key}", title, axes, known, of))
+    return Section("learning", "Learning curves", parts, "" if parts else "No arm has a curve of several points.")
+
+
+def _by_round(records: Sequence[EvaluationRecord], metric: Metric) -> list[tuple[float, float]]:
+    """Return rounds and scores of a run, where there are any that are finite."""
+    found = [(float(one.round), metric.value(macro(one.categories))) for one in records if one.part != "clients"]
+    return [(round, value) for round, value in found if math.isfinite(value)]
+
+
+def _curves(
+    compared: Compared,
+    name: str,
+    title: str,
+    axes: tuple[str, str],
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    note: str,
+) -> Figure:
+    """Return the chart of curves by arm, the middle of those that an arm has several of.
+
+    Args:
+        compared: whose arms they are of.
+        name: of the chart.
+        title: of the figure.
+        axes: what is measured, across and upwards.
+        curves: places and values, by arm.
+        note: what the lines are.
+    """
+    looks = {arm: look for look, arm in enumerate(compared.comparison.arms)}
+    series = [Series(arm, *middle_curve(found), look=looks[arm]) for arm, found in curves.items()]
+    ends = "; ".join(f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in series)
+    label = f"Curves: {title}, over {axes[0]}: {ends}"
+    if compared.smooth and any(reach(len(one.x)) for one in series):
+        note = f"{note} {SMOOTHED} Bands are not smoothed."
+    chart = lines(name, label, series, *axes, height=330, wide=True, smooth=compared.smooth)
+    return Figure(title, chart, note, wide=True)
 
 
 def _parts(compared: Compared) -> list[Section]:
@@ -277,10 +317,10 @@ def _by_part(compared: Compared, part: str, one: str, names: Sequence[str]) -> l
         found = [(row, known[name][metric.key]) for row, name in enumerate(names) if metric.key in known.get(name, {})]
         if found:
             series.append(_points(line.name, found, metric, arms.index(line.name)))
-    label = f"Points with intervals: {metric.name} of {len(series)} arms by {one}; see the table."
+    label = f"Points with intervals: {metric.name} of {counted(len(series), 'arm')} by {one}; see the table."
     frame, note = framed(series, (0.0, metric.most))
-    svg = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
-    shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", svg, note, wide=True)]
+    chart = dots(f"by-{part}", label, names, series, metric.axis, wide=True, frame=frame)
+    shown: list[Part] = [Figure(f"{capital(metric.name)} by {one}", chart, note, wide=True)]
     for other in METRICS:
         if any(other.key in line.scores for line in compared.of_arms):
             table = _table(f"{capital(other.axis)}, by {one}", *part_cells(compared.of_arms, other.key, part))
@@ -311,7 +351,7 @@ def _answers(compared: Compared) -> list[Section]:
         )
         for sample in compared.run.samples
     ]
-    lead = f"Held-out rows that no client trains on, categories in turn; nothing is chosen by hand. Seed {seed}."
+    lead = f"Held-out rows, categories in turn; nothing is chosen by hand. Seed {seed}."
     return answers_section(exchanges, lead)
 
 
@@ -320,7 +360,9 @@ def _arms(comparison: Comparison) -> Section:
     rows = []
     for name, arm in comparison.arms.items():
         rate = f"{arm.learning_rate or comparison.recipe.training.learning_rate:g}" if arm.learns else ""
-        length = f"{arm.passes} passes" if arm.passes else f"{arm.steps} steps" if arm.steps else ""
+        length = (
+            counted(arm.passes, "pass", "passes") if arm.passes else counted(arm.steps, "step") if arm.steps else ""
+        )
         if arm.learns and not length:
             length = "as the recipe's rounds"
         other = "; ".join(f"{field}={value}" for field, value in arm.set.items())

@@ -1,27 +1,35 @@
-"""Drawing: a matplotlib figure becomes an SVG inside the page, in the page's own colours and letters.
+"""Drawing: a chart becomes an SVG inside the page, in the page's own colours and letters, and files for a paper.
 
-Charts are drawn in stand-in colours, which become the page's custom properties: the same drawing reads well in light
-and in dark. Styles become attributes, so that the page's content security policy needs to allow no style but its own
-sheet. Equal data give equal bytes.
+Charts are drawn in the page's light colours. On a page these become its custom properties, so that the same drawing
+reads well in light and in dark, and styles become attributes, so that the page's content security policy needs to
+allow no style but its own sheet. For a paper a chart is laid out anew, as wide as a column. Equal data give equal
+bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from bellwether.report.page.parts import visible
+from bellwether.report.page.place import WIDTH, extent, legend_height, place
+from bellwether.tools.version import VERSION
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
+# As style.css has them in light.
+INK, MUTED, GRID, PAPER = "#16202b", "#566371", "#d9e0e7", "#ffffff"
 # Colours, markers and dashes of series; several of them together tell series apart without any colour.
-SERIES = tuple(f"#01020{number}" for number in range(1, 9))
+SERIES = ("#0072b2", "#d55e00", "#00916a", "#bb5f99", "#c98a00", "#5b4bb5", "#4aa3dc", "#75818d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = (
     "-",
@@ -33,17 +41,19 @@ DASHES: tuple[Any, ...] = (
     (0, (4, 1)),
     (0, (2, 3)),
 )
-_VARIABLES = {
+VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--line)",
     PAPER: "var(--paper)",
     **{colour: f"var(--c{number})" for number, colour in enumerate(SERIES, start=1)},
 }
+LETTER, PRINTED_LETTER = 10.0, 8.0  # points
+COLUMN = 252.0  # points: a column of a paper in two columns
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
     "text.parse_math": False,
-    "font.size": 10,
     "font.family": "DejaVu Sans",
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -61,7 +71,6 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "figure.facecolor": "none",
@@ -74,39 +83,70 @@ _DECIMALS = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def drawing(name: str, label: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
-    """Return a chart as SVG for a page.
+@dataclass(frozen=True)
+class Chart:
+    """A chart, which is drawn where it is shown.
 
     Args:
         name: of letters, digits and hyphens, unlike those of the page's other charts.
         label: what it shows, for those who cannot see it.
-        size: width and height in units of which a letter is ten high.
+        height: without its legend, in units of which a letter is ten high.
         draw: draws on an empty figure; it must use no colour but this module's.
+        legend: the names in its legend.
+        wide: whether it takes the width of two.
     """
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        matplotlib.rcdefaults()  # whatever a person's own matplotlibrc says
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Canvas(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
-        draw(figure)
-        return _inline(_svg(figure), name, label)
+    name: str
+    label: str
+    height: float
+    draw: Callable[[Figure], None]
+    legend: Sequence[str] = ()
+    wide: bool = False
+
+    def inline(self) -> Markup:
+        """Return the chart as SVG for a page."""
+        with self._drawn(extent(self.wide), LETTER) as figure:
+            svg = _saved(figure, "svg", {"Date": None})
+        return _inline(svg, self.name, self.label)
+
+    def printed(self) -> dict[str, bytes]:
+        """Return the chart for a paper by file name, as SVG and as PDF: a column wide, or the text of two columns."""
+        about = {"Title": visible(self.label), "Creator": f"bellwether {VERSION}"}
+        width = COLUMN * LETTER / PRINTED_LETTER
+        with self._drawn(width * extent(self.wide) / WIDTH, PRINTED_LETTER, {"svg.fonttype": "path"}) as figure:
+            return {
+                f"{self.name}.svg": _saved(figure, "svg", {**about, "Date": None}),
+                f"{self.name}.pdf": _saved(figure, "pdf", {**about, "CreationDate": None}),
+            }
+
+    @contextlib.contextmanager
+    def _drawn(self, width: float, letter: float, style: dict[Any, Any] | None = None) -> Iterator[Figure]:
+        """Yield the figure, laid out, in the style in which it is to be saved.
+
+        Args:
+            width: of the figure, in units of which a letter is ten high.
+            letter: the height of a letter in points.
+            style: matplotlib's settings beside ours.
+        """
+        import matplotlib
+        from matplotlib.figure import Figure as Canvas
+
+        height = self.height + legend_height(self.legend, width)
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            matplotlib.rcdefaults()  # whatever a person's own matplotlibrc says
+            sizes: dict[Any, Any] = {"font.size": letter, "legend.fontsize": 0.95 * letter, "svg.hashsalt": self.name}
+            matplotlib.rcParams.update({**_STYLE, **sizes, **(style or {})})
+            figure = Canvas(figsize=(width * letter / 720, height * letter / 720), dpi=72)
+            self.draw(figure)
+            place(figure)
+            yield figure
 
 
-def _svg(figure: Figure) -> bytes:
-    """Return a figure as matplotlib's SVG, laid out once: ``savefig`` would draw all of it a first time for that."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    FigureCanvasSVG(figure)  # in whose letters the layout is measured
-    engine = figure.get_layout_engine()
-    if engine is not None and figure.axes:
-        engine.execute(figure)
-    figure.set_layout_engine(None)
+def _saved(figure: Figure, kind: str, about: dict[str, Any]) -> bytes:
+    """Return a figure in one of matplotlib's formats."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", dpi=72, metadata={"Date": None})
+    figure.savefig(buffer, format=kind, dpi=72, metadata=about)
     return buffer.getvalue()
 
 
@@ -142,7 +182,7 @@ def _translate(element: ElementTree.Element, name: str, used: set[str]) -> None:
             if value in used:
                 element.set("id", f"{name}-{value}")
         elif key not in ("font-family", "font-stretch", "stroke-linejoin", "stroke-linecap", "stroke-miterlimit"):
-            value = _VARIABLES.get(value, _REFERENCE.sub(rf"url(#{name}-\1)", value))
+            value = VARIABLES.get(value, _REFERENCE.sub(rf"url(#{name}-\1)", value))
             element.set(key, _DECIMALS.sub(_short, value))
     if element.text is not None and not element.text.strip():
         element.text = None

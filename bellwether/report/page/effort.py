@@ -13,6 +13,7 @@ from bellwether.report.page.charts import Series, dots, framed, scatter
 from bellwether.report.page.metrics import LOSS, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, named, words
 from bellwether.tools.intervals import Interval
+from bellwether.tools.words import counted
 
 _FOLDED = 12  # clients whose table is still open
 _OWN = "gain on its own rows"  # how heads of such columns begin
@@ -62,12 +63,13 @@ def _gain_figure(gains: Sequence[ClientGain], metric: Metric) -> Figure:
     better = sum(one.shared[metric.key].mean * metric.better > 0 for one in known)
     sure = sum(one.shared[metric.key].p <= 0.05 for one in known if one.shared[metric.key].mean * metric.better > 0)
     title = f"Gain in {metric.name}" if metric.better > 0 else f"Change of the {metric.name} (less is better)"
-    label = f"Points with intervals: {title} of {len(known)} clients; see the table."
+    label = f"Points with intervals: {title} of {counted(len(known), 'client')}; see the table."
     frame, cut = framed(series, (-metric.most, metric.most), zero=True)
     names = [one.client for one in known]
-    svg = dots(f"gain-{metric.key}", label, names, series, metric.gap, zero=True, frame=frame)
-    note = f"On shared test rows {better:,} of {len(known):,} clients are better off, {sure:,} of them with p ≤ 0.05."
-    return Figure(title, svg, f"{note} {cut}".strip())
+    chart = dots(f"gain-{metric.key}", label, names, series, metric.gap, zero=True, frame=frame)
+    of_them = f"{better:,} of {counted(len(known), 'client')} {'is' if better == 1 else 'are'} better off"
+    note = f"On shared test rows {of_them}, {sure:,} of them with p ≤ 0.05."
+    return Figure(title, chart, f"{note} {cut}".strip())
 
 
 def _gain_points(name: str, found: Sequence[tuple[int, Interval]], metric: Metric, look: int) -> Series:
@@ -95,11 +97,11 @@ def cost_section(lines: Sequence[Line], metric: Metric) -> list[Section]:
         if len(known) > 1:
             series = [_cost_point(line, key, metric, look) for look, line in known]
             marks = _whole_bases(known) if key == "bytes" else []
-            label = f"Points with intervals: {metric.name} over {title}, {len(known)} arms; see the table."
+            label = f"Points with intervals: {metric.name} over {title}, {counted(len(known), 'arm')}; see the table."
             frame, cut = framed(series, (0.0, metric.most))
             axis = f"{title} (mean over seeds, logarithmic)"
-            svg = scatter(f"cost-{key}", label, series, axis, metric.axis, marks, frame)
-            parts.append(Figure(f"{capital(metric.name)} against {title}", svg, f"{_NOTES[key]} {cut}".strip()))
+            chart = scatter(f"cost-{key}", label, series, axis, metric.axis, marks, frame)
+            parts.append(Figure(f"{capital(metric.name)} against {title}", chart, f"{_NOTES[key]} {cut}".strip()))
     heads, rows = cost_cells(costly)
     table = [[words(row[0]), *map(Cell, row[1:])] for row in rows]
     parts.append(Table("What an adapter of each arm cost, mean over seeds", heads, table))

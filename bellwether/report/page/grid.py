@@ -6,19 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from bellwether.report.page.axes import (
-    ROWS,
-    add_legend,
-    extent,
-    legend_height,
-    legend_name,
-    look,
-    name_rows,
-    whole_ticks,
-)
-from bellwether.report.page.draw import drawing
+from bellwether.report.page.axes import ROWS, add_legend, legend_name, look, name_rows, whole_ticks
+from bellwether.report.page.draw import Chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +42,7 @@ def grid(
     *,
     first: int = 1,
     wide: bool = True,
-) -> Markup:
+) -> Chart:
     """Return a grid of coloured cells.
 
     Args:
@@ -83,10 +72,9 @@ def grid(
         axes.set(xlabel=axis[0], ylabel=axis[1])
         axes.spines[["left", "bottom"]].set_visible(False)
         if handles:
-            add_legend(figure, axes, extent(wide), handles)
+            add_legend(figure, axes, handles)
 
-    below = legend_height([tint.name for tint in tints if tint.name], extent(wide))
-    return drawing(name, label, (extent(wide), high + 50 + below), draw)
+    return Chart(name, label, high + 50, draw, [tint.name for tint in tints if tint.name], wide)
 
 
 def _add_tint(axes: Any, tint: Tint, first: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from bellwether.tools.randomness import Randomness
 MINUS = "\u2212"
 # Resamples for an interval; fewer where there are very many rows, since all are drawn at once.
 _SAMPLES, _DRAWS = 4000, 20_000_000
-_POINTS = 50  # of a curve, at most
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,46 @@ class Metric:
         value = getattr(scores, self.key)
         return math.nan if value is None else value * self.scale
 
-    def number(self, value: float, *, sign: bool = False) -> str:
-        """Return a score, already scaled, as text without its unit; with a sign where it is a difference."""
+    def number(self, value: float, *, sign: bool = False, digits: int | None = None) -> str:
+        """Return a score, already scaled, as text without its unit.
+
+        Args:
+            value: the score.
+            sign: whether it has a sign also above 0, as a difference has.
+            digits: decimals; None takes the score's own.
+        """
         if not math.isfinite(value):
             return "–" if math.isnan(value) else "∞" if value > 0 else f"{MINUS}∞"
-        text = f"{abs(value):.{self.digits}f}"
+        text = f"{abs(value):.{self.digits if digits is None else digits}f}"
         negative = value < 0 and float(text) != 0
         return (MINUS if negative else "+" if sign else "") + text
 
-    def text(self, value: float) -> str:
+    def text(self, value: float, digits: int | None = None) -> str:
         """Return a score, already scaled, with its unit where that is short."""
-        return self.number(value) + (" %" if self.unit == "%" else "")
+        return self.number(value, digits=digits) + (" %" if self.unit == "%" else "")
 
-    def range(self, found: Interval, *, sign: bool = False) -> str:
+    def range(self, found: Interval, *, sign: bool = False, digits: int | None = None) -> str:
         """Return the ends of an interval of unscaled values."""
-        return " to ".join(self.number(end * self.scale, sign=sign) for end in (found.low, found.high))
+        return " to ".join(self.number(end * self.scale, sign=sign, digits=digits) for end in (found.low, found.high))
 
-    def interval(self, found: Interval | None, *, sign: bool = False) -> str:
-        """Return the mean of an interval of unscaled values, and its ends in brackets."""
-        if found is None:
-            return "–"
-        mean = self.number(found.mean * self.scale, sign=sign)
-        return mean if math.isnan(found.low) else f"{mean} ({self.range(found, sign=sign)})"
+    def step(self, before: float, after: float, gap: float) -> tuple[float, int]:
+        """Return the difference to show beside two scores, and the decimals to show all three with, so that they agree.
+
+        Rounded one by one, 0.04 and 68.75 with 68.71 between them would be 0.0 and 68.8 with 68.7. Up to two more
+        decimals are shown where those do; where they do not, the difference is that of the scores as then shown.
+
+        Args:
+            before: a score, already scaled.
+            after: another one.
+            gap: how much higher the second is.
+        """
+        if not all(map(math.isfinite, (before, after, gap))):
+            return gap, self.digits
+        for digits in range(self.digits, self.digits + 3):
+            first, last, between = (Decimal(f"{value:.{digits}f}") for value in (before, after, gap))
+            if last - first == between:
+                return gap, digits
+        return float(last - first), digits
 
 
 EXACT = Metric("exact", "exact match", "%", "points", 100.0, 1, 1, 100.0)
@@ -141,24 +159,3 @@ def changes(before: Sequence[ScoredRow], after: Sequence[ScoredRow], randomness:
         ]
         found[metric.key] = Change(gap, *parts)
     return found
-
-
-def middle_curve(
-    curves: Sequence[Sequence[tuple[float, float]]],
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return the median of several curves, and the band that holds the middle 80 % of them.
-
-    Args:
-        curves: each a sequence of places and values, places rising.
-
-    Returns:
-        Places, medians, lower and upper ends of the band, which are empty for a single curve.
-    """
-    if len(curves) == 1:
-        return [x for x, _ in curves[0]], [y for _, y in curves[0]], [], []
-    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    points = min(_POINTS, max(len(curve) for curve in curves))
-    x = np.linspace(first, last, points) if last > first else np.array([first])
-    values = np.array([np.interp(x, *np.array(curve).T) for curve in curves])
-    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=0)
-    return x.tolist(), middle.tolist(), low.tolist(), high.tolist()

@@ -9,9 +9,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from bellwether.report.page.draw import Chart
 
 # Joiners, without which some scripts and emoji cannot be written.
 _KEPT = {"\n", "\t", "\u200c", "\u200d"}
@@ -40,7 +43,7 @@ class Figure:
 
     kind: ClassVar[str] = "figure"
     title: str
-    svg: Markup
+    chart: Chart
     note: str | Markup = ""
     wide: bool = False
 

@@ -18,13 +18,18 @@ from bellwether.report.page.scores import BASE, OWN, Changes, categories, gains,
 from bellwether.report.page.selection import selection_section, used_tile
 from bellwether.store.finished import FinishedRun
 from bellwether.tools.randomness import Randomness
-from bellwether.tools.words import byte_size
+from bellwether.tools.words import byte_size, counted
 
 _PHASES = ("survey", "train", "aggregate", "evaluate")
 
 
-def run_page(run: FinishedRun) -> Page:
-    """Return the page of a finished run."""
+def run_page(run: FinishedRun, *, smooth: bool = True) -> Page:
+    """Return the page of a finished run.
+
+    Args:
+        run: what its folder keeps.
+        smooth: whether curves of many points are smoothed.
+    """
     found = changes(run.before, run.after, Randomness(run.recipe.seed))
     clients = [client.client for client in run.description.clients]
     return Page(
@@ -34,7 +39,7 @@ def run_page(run: FinishedRun) -> Page:
         result=_result(run, found),
         tiles=[*_score_tiles(run, found), *_cost_tiles(run), *used_tile(run)],
         sections=[
-            learning(run),
+            learning(run, smooth),
             *categories(run, found),
             holdings(run.description),
             *gains(run),
@@ -54,28 +59,34 @@ def _summary(run: FinishedRun) -> Markup:
     """Return what was run, in one paragraph."""
     recipe, training = run.recipe, run.recipe.training
     work = (
-        f"{training.local_steps:,} optimizer steps"
+        counted(training.local_steps, "optimizer step")
         if training.local_steps
-        else f"{training.local_epochs} pass{'es' if training.local_epochs > 1 else ''} over their rows"
+        else f"{counted(training.local_epochs, 'pass', 'passes')} over their rows"
     )
     if recipe.selection.method != "full":
         work += f", chosen by the method {recipe.selection.method},"
     sizes = sorted({len(record.cohort) for record in run.rounds}) or [0]
     cohort = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    scored = f" {len(run.after):,} {recipe.evaluation.part} rows that no client holds were scored." if run.after else ""
+    scored = (
+        f" {counted(len(run.after), f'{recipe.evaluation.part} row')} {'was' if len(run.after) == 1 else 'were'} held "
+        "out of training and scored."
+        if run.after
+        else ""
+    )
     return Markup(
-        "The recipe {} tuned the base model {} to follow instructions, with LoRA adapters of rank {}. {} simulated "
-        "clients hold {} rows of {} categories; in each of {} rounds {} of them trained {} with {} at a learning rate "
+        "The recipe {} tuned the base model {} to follow instructions, with LoRA adapters of rank {}. {} {} {} of {}; "
+        "in {} {} of them trained {} with {} at a learning rate "
         "of {}, and a server aggregated their adapters ({}). No text of clients' rows travelled{}, and the base stayed "
         "frozen.{} Seed {}."
     ).format(
         named(recipe.name),
         named(recipe.model.path),
         recipe.lora.rank,
-        f"{len(run.description.clients):,}",
-        f"{run.description.rows:,}",
-        f"{len(run.description.categories):,}",
-        f"{len(run.rounds):,}",
+        counted(len(run.description.clients), "simulated client"),
+        "holds" if len(run.description.clients) == 1 else "hold",
+        counted(run.description.rows, "row"),
+        counted(len(run.description.categories), "category", "categories"),
+        f"each of {len(run.rounds):,} rounds" if len(run.rounds) > 1 else "one round",
         cohort,
         work,
         "plain SGD" if training.optimizer == "sgd" else "AdamW",
@@ -96,22 +107,23 @@ def _result(run: FinishedRun, found: Changes) -> Markup:
     metric = headline(before, after)
     old, new = metric.value(before), metric.value(after)
     went = "rose" if new > old else "fell" if new < old else "stayed"
-    moved = f"{capital(metric.name)} {went} from {metric.text(old)} to {metric.text(new)}"
-    rows = f"{run.recipe.evaluation.part} questions that no client holds"
+    between = found[metric.key].gap if metric.key in found else None
+    gap, digits = metric.step(old, new, between.mean * metric.scale if between else new - old)
+    moved = f"{capital(metric.name)} {went} from {metric.text(old, digits)} to {metric.text(new, digits)}"
+    rows = f"{counted(len(run.after), f'held-out {run.recipe.evaluation.part} question')}{_doubled(run)}"
     if scored[-1].part == OWN:
         return Markup(
             "{} on the rows that clients hold out of their own; only totals leave a client, so no interval."
         ).format(moved)
-    of = f"the mean of {len(scored[-1].categories)} categories over {len(run.after):,} {rows}"
-    if metric.key not in found:
+    of = f"the mean of {counted(len(scored[-1].categories), 'category', 'categories')} over {rows}"
+    if between is None:
         return Markup("{}, {}; not all scores are finite, so there is no interval.").format(moved, of)
-    gap = found[metric.key].gap
-    doubt = " It cannot be told from no change." if gap.low <= 0 <= gap.high else ""
+    doubt = " It cannot be told from no change." if between.low <= 0 <= between.high else ""
     return Markup("{}: {} {} (95 % interval over questions {}), {}.{}").format(
         moved,
-        metric.number(gap.mean * metric.scale, sign=True),
+        metric.number(gap, sign=True, digits=digits),
         metric.gap,
-        metric.range(gap, sign=True),
+        metric.range(between, sign=True, digits=digits),
         of,
         doubt,
     )
@@ -128,9 +140,14 @@ def _score_tiles(run: FinishedRun, found: Changes) -> list[Tile]:
         old, new = metric.value(before), metric.value(after)
         if math.isnan(new):
             continue
-        gap = found[metric.key].gap if metric.key in found else None
-        note = f"{metric.interval(gap, sign=True)} {metric.gap}" if gap else metric.unit
-        tiles.append(Tile(capital(metric.name), f"{metric.number(old)} → {metric.text(new)}", note))
+        between = found[metric.key].gap if metric.key in found else None
+        gap, digits = metric.step(old, new, between.mean * metric.scale if between else new - old)
+        note = metric.unit
+        if between:
+            ends = metric.range(between, sign=True, digits=digits)
+            note = f"{metric.number(gap, sign=True, digits=digits)} ({ends}) {metric.gap}"
+        went = f"{metric.number(old, digits=digits)} → {metric.text(new, digits)}"
+        tiles.append(Tile(capital(metric.name), went, note))
     return tiles
 
 
@@ -141,8 +158,10 @@ def _cost_tiles(run: FinishedRun) -> list[Tile]:
     seconds = sum(sum(record.seconds.values()) for record in rounds)
     rows, tokens = sum(record.rows_seen for record in rounds), sum(record.tokens for record in rounds)
     return [
-        Tile("Sent", byte_size(up + down), f"{byte_size(up)} up, {byte_size(down)} down, {len(rounds):,} rounds"),
-        Tile("Trained", f"{tokens:,} tokens", f"{rows:,} rows, repetitions counted"),
+        Tile(
+            "Sent", byte_size(up + down), f"{byte_size(up)} up, {byte_size(down)} down, {counted(len(rounds), 'round')}"
+        ),
+        Tile("Trained", counted(tokens, "token"), f"{counted(rows, 'row')}, repetitions counted"),
         Tile("Time in rounds", spell_time(seconds), f"{seconds / max(1, len(rounds)):.2f} s a round"),
     ]
 
@@ -198,6 +217,12 @@ def _answers(run: FinishedRun) -> list[Section]:
         exchange(one.category, one.instruction, one.context, one.reference, {BASE: one.before, "tuned": one.after})
         for one in run.samples
     ]
-    return answers_section(
-        exchanges, "Held-out rows that no client trains on, categories in turn; nothing is chosen by hand."
-    )
+    return answers_section(exchanges, f"Held-out rows{_doubled(run)}, categories in turn; nothing is chosen by hand.")
+
+
+def _doubled(run: FinishedRun) -> str:
+    """Return how many held-out rows clients hold as well, as part of a sentence."""
+    part = run.recipe.evaluation.part
+    doubled = run.description.doubled.get(part, 0)
+    total = run.description.test if part == "test" else run.description.validation
+    return f" ({doubled:,} of all {total:,} stand among the training rows as well)" if doubled else ""

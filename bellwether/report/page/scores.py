@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bellwether.exchange.records import EvaluationRecord
 from bellwether.exchange.scores import Scores, Totals, macro, means
-from bellwether.report.page.charts import Series, bars, histogram, lines
+from bellwether.report.page.charts import Series, bars, framed, histogram, lines
+from bellwether.report.page.curves import SMOOTHED, reach
 from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Change, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, words
 from bellwether.store.finished import FinishedRun
+from bellwether.tools.words import counted
 
 BASE, TUNED = "untuned base", "after the last round"
 OWN = "clients"  # the part that clients score themselves
@@ -38,29 +40,35 @@ def _charted(run: FinishedRun) -> list[Metric]:
     return list(dict.fromkeys((headline(before, after), LOSS)))
 
 
-def learning(run: FinishedRun) -> Section:
+def learning(run: FinishedRun, smooth: bool) -> Section:
     """Return the section with the learning curves.
 
     Args:
         run: whose losses and scores they are.
+        smooth: whether curves of many points are smoothed.
     """
     good = [record for record in run.rounds if record.failure is None and math.isfinite(record.loss)]
     trained = Series("training, clients of the round", [one.round for one in good], [one.loss for one in good])
     losses = [*([trained] if good else []), *_curves(run, [LOSS])]
     answers = list(_curves(run, [EXACT, ROUGE_L]))
     failed = sum(record.failure is not None for record in run.rounds)
-    lead = f"{failed} of {len(run.rounds)} rounds failed and left the adapter as it was." if failed else ""
-    parts = [_curve_figure("Loss", losses, LOSS.unit), _curve_figure("Answers to held-out rows", answers, EXACT.unit)]
+    lead = f"{failed} of {counted(len(run.rounds), 'round')} failed and left the adapter as it was." if failed else ""
+    parts = [
+        _curve_figure("Loss", losses, LOSS.unit, smooth),
+        _curve_figure("Answers to held-out rows", answers, EXACT.unit, smooth),
+    ]
     return Section("learning", "Learning curves", [part for part in parts if part is not None], lead)
 
 
-def _curve_figure(title: str, curves: Sequence[Series], unit: str) -> Figure | None:
+def _curve_figure(title: str, curves: Sequence[Series], unit: str, smooth: bool) -> Figure | None:
     """Return the chart of curves, None where there are none."""
     if not curves:
         return None
     label = f"{title} by round: " + "; ".join(f"{one.name} from {one.y[0]:.3g} to {one.y[-1]:.3g}" for one in curves)
     shown = [Series(one.name, one.x, one.y, look=look) for look, one in enumerate(curves)]
-    return Figure(title, lines(f"by-round-{title.split()[0].lower()}", label, shown, "round", unit), _CURVES)
+    note = f"{_CURVES} {SMOOTHED}" if smooth and any(reach(len(one.x)) for one in shown) else _CURVES
+    chart = lines(f"by-round-{title.split()[0].lower()}", label, shown, "round", unit, smooth=smooth)
+    return Figure(title, chart, note)
 
 
 def _curves(run: FinishedRun, metrics: Sequence[Metric]) -> Iterator[Series]:
@@ -99,14 +107,19 @@ def categories(run: FinishedRun, found: Changes) -> list[Section]:
         ]
         if all(math.isfinite(value) for one in series for value in one.y):
             label = f"Bars of {metric.name} by category, untuned base and after the last round; see the table."
-            svg = bars(f"category-{metric.key}", label, largest, series, metric.axis)
-            parts.append(Figure(capital(metric.name), svg))
+            frame, _ = framed(series, (0.0, metric.most), zero=True)
+            chart = bars(f"category-{metric.key}", label, largest, series, metric.axis, frame=frame)
+            parts.append(Figure(capital(metric.name), chart, "Intervals are cut at the frame." if frame else ""))
     parts.append(_score_table("Scores by category", "category", first.categories, last.categories, len(names) > 24))
     if last.groups:
         parts.append(_score_table("Scores by group, over all rows of each", "group", first.groups, last.groups, False))
     left = len(names) - len(largest)
     lead = "Whiskers are 95 % intervals over questions." if found else ""
-    lead += f" Charts show the {len(largest)} categories with the most rows of {len(names)}." if left else ""
+    lead += (
+        f" Charts show the {counted(len(largest), 'category', 'categories')} with the most rows of {len(names)}."
+        if left
+        else ""
+    )
     return [Section("categories", "Scores by category", parts, lead.strip())]
 
 
@@ -178,11 +191,11 @@ def _gain_figure(metric: Metric, gains: Mapping[str, float]) -> Figure:
     order = sorted(gains, key=lambda client: -gains[client] * metric.better)
     better = sum(gain * metric.better > 0 for gain in gains.values())
     title = f"Gain in {metric.name}" if metric.better > 0 else f"Change of the {metric.name} (less is better)"
-    label = f"{title} of {len(gains)} clients, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
-    note = f"{better:,} of {len(gains):,} clients are better off."
+    label = f"{title} of {counted(len(gains), 'client')}, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
+    note = f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off."
     if len(order) > _SHOWN:
-        svg = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
+        chart = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
     else:
         gained = Series("gain", [], [gains[client] for client in order])
-        svg = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
-    return Figure(title, svg, note)
+        chart = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
+    return Figure(title, chart, note)

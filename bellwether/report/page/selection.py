@@ -22,6 +22,7 @@ from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, Tex
 from bellwether.report.page.space import Space, space
 from bellwether.store.chosen import Chosen, last_survey
 from bellwether.store.finished import FinishedRun
+from bellwether.tools.words import counted
 
 _DOTS = 2000  # rows that are drawn, at most
 _KINDS = 8  # of rows that colour and shape tell apart
@@ -58,7 +59,7 @@ def used_tile(run: FinishedRun) -> list[Tile]:
     held, used = _held(run), sum(one.distinct for one in run.chosen.values())
     if not run.chosen:
         return []
-    note = f"{used:,} of {sum(held.values()):,} rows, chosen in any round"
+    note = f"{used:,} of {counted(sum(held.values()), 'row')}, chosen in any round"
     return [Tile("Rows used", f"{100 * used / max(1, sum(held.values())):.1f} %", note)]
 
 
@@ -86,11 +87,12 @@ def _lead(run: FinishedRun) -> Markup:
     training, seen, of_all = run.recipe.training, sum(one.rows_seen for one in run.rounds), sum(_of_all(run))
     if training.local_steps is not None:
         saved = (
-            f"{seen:,} rows were trained, repetitions counted. Every client takes {training.local_steps:,} steps a "
-            "round, however many rows it chooses, so choosing shortens no training."
+            f"{seen:,} rows were trained, repetitions counted. Every client takes "
+            f"{counted(training.local_steps, 'step')} a round, however many rows it chooses, so choosing shortens no "
+            "training."
         )
     else:
-        passes = f"{training.local_epochs} pass{'es' if training.local_epochs > 1 else ''}"
+        passes = counted(training.local_epochs, "pass", "passes")
         saved = (
             f"{seen:,} rows were trained, repetitions counted; all rows of the same cohorts, with the same {passes}, "
             f"would have been {of_all:,}: so it is {100 * seen / of_all if of_all else 0:.1f} % of them."
@@ -120,7 +122,8 @@ def _saved(run: FinishedRun) -> Figure:
     x, of_all = [record.round for record in run.rounds], _of_all(run)
     seen = [record.rows_seen for record in run.rounds]
     series = [Series("chosen rows", x, seen), Series("all rows of the cohort", x, of_all, look=1)]
-    label = f"Curves over {len(x)} rounds: {sum(seen):,} rows trained, and {sum(of_all):,} where all had been taken."
+    rows, every = counted(sum(seen), "row"), counted(len(x), "round")
+    label = f"Curves over {every}: {rows} trained, and {sum(of_all):,} where all had been taken."
     note = "Repetitions counted. Of a cohort all are counted that answered, also those of whom no row was chosen."
     return Figure("Rows trained per round", lines("saved", label, series, "round", "rows"), note)
 
@@ -135,8 +138,8 @@ def _seconds(run: FinishedRun) -> list[Part]:
         for look, (name, title) in enumerate(names.items())
     ]
     sums = " and ".join(f"{sum(one.y):.1f} s of {one.name}" for one in series)
-    svg = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
-    return [Figure("Seconds of survey and training per round", svg, "Seconds are of this machine.")]
+    chart = stacks("surveys", f"Stacked bars: {sums}.", [one.round for one in run.rounds], series, ("round", "s"))
+    return [Figure("Seconds of survey and training per round", chart, "Seconds are of this machine.")]
 
 
 def _by_round(run: FinishedRun) -> Table:
@@ -192,13 +195,13 @@ def _by_client(run: FinishedRun) -> Figure:
     shares = {name: 100 * one.distinct / max(1, len(one.categories)) for name, one in run.chosen.items()}
     title, axis = "Share of its rows that a client ever trained on", "% of its rows"
     low, high = min(shares.values()), max(shares.values())
-    label = f"Shares of rows used by {len(shares)} clients, {low:.1f} to {high:.1f} %."
+    label = f"Shares of rows used by {counted(len(shares), 'client')}, {low:.1f} to {high:.1f} %."
     if len(shares) <= ROWS:
-        svg = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
+        chart = bars("used", label, list(shares), [Series("", [], list(shares.values()))], axis)
     else:
-        svg = histogram("used", label, list(shares.values()), axis, "clients")
+        chart = histogram("used", label, list(shares.values()), axis, "clients")
     never = sum(not one.distinct for one in run.chosen.values())
-    return Figure(title, svg, f"{never:,} of {len(shares):,} clients trained on none." if never else "")
+    return Figure(title, chart, f"{never:,} of {counted(len(shares), 'client')} trained on none." if never else "")
 
 
 def _used_by_category(run: FinishedRun) -> list[Part]:
@@ -211,12 +214,13 @@ def _used_by_category(run: FinishedRun) -> list[Part]:
         return []
     shown = sorted(held, key=lambda name: (-held[name], name))[:_CATEGORIES]
     shares = [100 * used[name] / held[name] for name in shown]
-    label = f"Shares of rows used of {len(shown)} categories, {min(shares):.1f} to {max(shares):.1f} %."
+    several = counted(len(shown), "category", "categories")
+    label = f"Shares of rows used of {several}, {min(shares):.1f} to {max(shares):.1f} %."
     more = f"Shown are the {len(shown)} largest of {len(held)} categories." if len(shown) < len(held) else ""
-    svg = bars(
+    chart = bars(
         "used-of", label, [one_line(name) for name in shown], [Series("", [], shares)], "% of the category's rows"
     )
-    return [Figure("Share of a category's rows that was ever trained on", svg, more)]
+    return [Figure("Share of a category's rows that was ever trained on", chart, more)]
 
 
 def _by_category(run: FinishedRun) -> list[Part]:
@@ -237,15 +241,22 @@ def _by_category(run: FinishedRun) -> list[Part]:
         for look, (title, counts) in enumerate((("all rows", every), ("chosen rows", chosen)))
     ]
     evenness = [normalised_entropy([counts[name] for name in names]) for counts in (chosen, every)]
-    label = f"Paired bars: shares of {len(shown)} categories among all rows and among chosen rows."
-    more = f" Shown are the {len(shown)} largest of {len(names)} categories." if len(shown) < len(names) else ""
+    label = (
+        f"Paired bars: shares of {counted(len(shown), 'category', 'categories')} among all rows and among chosen rows."
+    )
+    more = (
+        f" Shown are the {len(shown)} largest of {counted(len(names), 'category', 'categories')}."
+        if len(shown) < len(names)
+        else ""
+    )
     note = (
-        f"Normalised entropy over {len(names)} categories (1: all equally often, 0: one alone): {evenness[0]:.3f} of "
+        f"Normalised entropy over {counted(len(names), 'category', 'categories')} (1: all equally often, 0: one "
+        f"alone): {evenness[0]:.3f} of "
         f"chosen rows, {evenness[1]:.3f} of all rows. Rows count once for each round: all rows of its cohort, and "
         f"those chosen.{more}"
     )
-    svg = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
-    return [Figure("Categories among chosen rows and among all", svg, note)]
+    chart = bars("evened", label, [one_line(name) for name in shown], series, "% of rows")
+    return [Figure("Categories among chosen rows and among all", chart, note)]
 
 
 def normalised_entropy(counts: Sequence[int]) -> float:
@@ -279,13 +290,14 @@ def _picture(run: FinishedRun, record: RoundRecord, survey: SurveyRecord) -> Fig
         _series("centroid sent and kept", sent_M2[kept_M]),
     )
     label = (
-        f"Points in a plane, round {record.round}: {len(rows_N2):,} rows of {len(known)} clients, {chosen_N.sum()} of "
-        f"them chosen, and {len(kept_M):,} centroids, {kept_M.sum()} of them kept."
+        f"Points in a plane, round {record.round}: {counted(len(rows_N2), 'row')} of "
+        f"{counted(len(known), 'client')}, {chosen_N.sum()} of "
+        f"them chosen, and {counted(len(kept_M), 'centroid')}, {kept_M.sum()} of them kept."
     )
     axis = "principal component" if width > 2 else "dimension"
-    svg = space("space", label, shown, (f"first {axis}", f"second {axis}"))
+    chart = space("space", label, shown, (f"first {axis}", f"second {axis}"))
     note = _caption(run.recipe.selection, width, what if known else "", step)
-    return Figure(f"The space of the survey in round {record.round}", svg, note, wide=True)
+    return Figure(f"The space of the survey in round {record.round}", chart, note, wide=True)
 
 
 def _chosen(clients: Mapping[str, Chosen], known: Mapping[str, NDArray[Any]], round: int) -> NDArray[np.bool_]:
@@ -338,7 +350,7 @@ def _dots(rows_N2: NDArray[np.float64], kinds: Sequence[str]) -> list[Series]:
     own = [name for name, _ in ranked] if len(ranked) <= _KINDS else [name for name, _ in ranked[: _KINDS - 1]]
     series = [_series(name, rows_N2[[kind == name for kind in kinds]], look) for look, name in enumerate(sorted(own))]
     rest = rows_N2[[kind not in own for kind in kinds]] if kinds else rows_N2
-    others = [_series(f"{len(ranked) - len(own)} others", rest, _KINDS - 1)] if len(ranked) > len(own) else []
+    others = [_series(counted(len(ranked) - len(own), "other"), rest, _KINDS - 1)] if len(ranked) > len(own) else []
     return series + others
 
 
@@ -349,7 +361,7 @@ def _series(name: str, points_N2: NDArray[np.float64], look: int = 0) -> Series:
 
 def _caption(selection: Selection, width: int, what: str, step: int) -> str:
     """Return how the picture was made, and what must not be read from it."""
-    made = f"The first two principal components of {width:,} dimensions" if width > 2 else "The space as it is"
+    made = f"The first two principal components of {counted(width, 'dimension')}" if width > 2 else "The space as it is"
     sentences = [f"{made}; rows by {what}." if what else f"{made}; rows stay in the clients' own folders, not here."]
     if step > 1:
         sentences.append(f"Of the rows one in {step} is drawn, and all that were chosen.")

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from bellwether.report.page.axes import add_legend, extent, legend_height, legend_name, look
+from bellwether.report.page.axes import add_legend, legend_name, look
 from bellwether.report.page.charts import Series
-from bellwether.report.page.draw import INK, MUTED, PAPER, drawing
+from bellwether.report.page.draw import INK, MUTED, PAPER, Chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +40,7 @@ class Space:
     kept: Series
 
 
-def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Markup:
+def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Chart:
     """Return the picture of a space; both axes have one scale, so that distances are those of the plane.
 
     Args:
@@ -71,9 +69,9 @@ def space(name: str, label: str, shown: Space, axis: tuple[str, str]) -> Markup:
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xlabel=axis[0], ylabel=axis[1], xticks=[], yticks=[])
         axes.margins(0.04)
-        add_legend(figure, axes, extent(wide=True))
+        add_legend(figure, axes)
 
-    return drawing(name, label, (extent(wide=True), _HEIGHT + legend_height(names, extent(wide=True))), draw)
+    return Chart(name, label, _HEIGHT, draw, names, wide=True)
 
 
 def _plot(axes: Any, one: Series, style: dict[str, Any]) -> None:

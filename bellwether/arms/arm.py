@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bellwether.compare.rivals import most_frequent, nearest
+from bellwether.arms.rivals import most_frequent, nearest
 from bellwether.errors import DataError, RecipeError, RoundFailed
 from bellwether.exchange.adapter import adapter_files
 from bellwether.exchange.scores import Totals, exact_match, rouge_l
@@ -29,10 +29,11 @@ from bellwether.store.comparison import ADAPTERS, OUTCOMES, RUN, Costs, Outcome,
 from bellwether.store.run_folder import ADAPTER, client_folders
 from bellwether.tools.atomic import make_folder, slug, write_atomic, write_folder_atomic
 from bellwether.tools.json_text import plain
+from bellwether.tools.progress import advance, listening, within
 
 if TYPE_CHECKING:
     from bellwether.exchange.adapter import Adapter
-    from bellwether.exchange.records import RoundRecord
+    from bellwether.exchange.records import RoundRecord, Watcher
     from bellwether.model.base import Base
     from bellwether.model.lora import LoraLayers
 
@@ -97,7 +98,9 @@ def _length(recipe: Recipe, arm: Arm, clients: int, place: str) -> dict[str, Any
     return alone | {"training.local_epochs": passes, "training.local_steps": None}
 
 
-def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Opened) -> list[Outcome]:
+def train_arm(
+    name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, opened: Opened, watch: Watcher | None = None
+) -> list[Outcome]:
     """Train and score an arm, unless its folder holds its outcomes already.
 
     Args:
@@ -107,6 +110,7 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, op
         folder: of this arm under this seed alone; a federation keeps its run there, and goes on with it.
         trial: a federation that a failed round ends, as where it diverges, has an outcome that says so.
         opened: what other arms of this process have opened already.
+        watch: is told how far it is; None is silent.
 
     Returns:
         One outcome per trained adapter.
@@ -117,12 +121,14 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, op
     if is_done(folder):
         return read_outcomes(folder)
     make_folder(folder)
-    prepared = prepare(recipe, opened)
+    with listening(watch):
+        prepared = prepare(recipe, opened)
     try:
         if arm.trains == "federation":
-            outcomes = _federated(name, prepared, folder / RUN, opened)
+            outcomes = _federated(name, prepared, folder / RUN, opened, watch)
         else:
-            outcomes = _local(name, arm, prepared, None if trial else folder)
+            with listening(watch):
+                outcomes = _local(name, arm, prepared, None if trial else folder)
     except RoundFailed as error:
         if not trial:
             raise
@@ -131,15 +137,15 @@ def train_arm(name: str, arm: Arm, recipe: Recipe, folder: Path, trial: bool, op
     return outcomes
 
 
-def _federated(name: str, prepared: Prepared, folder: Path, opened: Opened) -> list[Outcome]:
+def _federated(name: str, prepared: Prepared, folder: Path, opened: Opened, watch: Watcher | None) -> list[Outcome]:
     """Run a federation in its own run folder, or go on with it."""
     from bellwether.runner.run import run
 
     recipe = prepared.recipe
     if (folder / RECIPE).exists():
-        result = run(recipe, resume=folder, opened=opened)
+        result = run(recipe, resume=folder, opened=opened, watch=watch)
     else:
-        result = run(with_overrides(recipe, {"output.folder": str(folder)}), opened=opened)
+        result = run(with_overrides(recipe, {"output.folder": str(folder)}), opened=opened, watch=watch)
     curve, cost = _course(result.folder, result.rounds, prepared)
     own = next((one.clients for one in reversed(result.evaluations) if one.part == "clients"), {})
     clients = {client: sum(parts.values(), start=Totals()) for client, parts in own.items()}
@@ -200,9 +206,10 @@ def _local(name: str, arm: Arm, prepared: Prepared, folder: Path | None) -> list
     alone = len(arm.clients or prepared.clients) if arm.trains == "alone" else 1
     layers = LoraLayers(base.model, initial.config, clients_together(recipe.engine, alone))
     trained = [_Trained("", initial)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
-    outcomes = []
+    outcomes: list[Outcome] = []
     for number, one in enumerate(trained, start=1):
-        outcome = _scored(name, one, prepared, base, layers)
+        with within(outcomes, len(trained), "adapters scored"):
+            outcome = _scored(name, one, prepared, base, layers)
         kept = f"{ADAPTERS}/{number}-{slug(one.client or EVERYBODY)}"
         if folder is not None and arm.learns:
             (folder / ADAPTERS).mkdir(exist_ok=True)
@@ -252,7 +259,7 @@ class _Trained:
 def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial: Adapter) -> list[_Trained]:
     """Train each client of an arm alone, or all rows together, from the same adapter."""
     from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import Payload, TrainTask, client_draws
+    from bellwether.exchange.messages import Payload, Reply, TrainTask, client_draws
     from bellwether.method.average import fedavg
     from bellwether.tools.randomness import Randomness
 
@@ -261,13 +268,16 @@ def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial
         rows: dict[str, Sequence[Any]] = {EVERYBODY: [row for part in prepared.clients.values() for row in part.rows]}
     else:
         rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
-    trained, of_all = [], sum(len(part.rows) for part in prepared.clients.values())
-    randomness = Randomness(recipe.seed)
+    trained, of_all = list[_Trained](), sum(len(part.rows) for part in prepared.clients.values())
+    randomness, replies = Randomness(recipe.seed), list[Reply]()
     tasks = {
         client: TrainTask(1, Payload(initial), recipe.training, 1, client_draws(randomness, 1, client))
         for client in rows
     }
-    for reply in train_cohort(base, layers, rows, tasks, fedavg(), recipe.engine.tokens):
+    with within(replies, len(rows), "clients trained"):
+        for reply in train_cohort(base, layers, rows, tasks, fedavg(), recipe.engine.tokens):
+            replies.append(reply)
+    for reply in replies:
         if reply.update is None:
             raise DataError(f"{reply.client} could not train: {reply.failure}.")
         metrics, held = reply.update.metrics, len(rows[reply.client])
@@ -302,6 +312,7 @@ def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:
         key=lambda row: (row.category, row.instruction, row.context, row.response),
     )
     test = [row.row for row in prepared.scored.rows]
+    advance(f"answering by {arm.trains}")
     answer = most_frequent if arm.trains == "most frequent answer" else nearest
     answers = answer(train, test)
     totals = tuple(

@@ -15,22 +15,32 @@ with equally many trials for each arm.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bellwether.compare.arms import arm_recipe, train_arm
-from bellwether.compare.folder import claimed, inputs, with_threads
+from bellwether.arms.arm import arm_recipe, train_arm
+from bellwether.arms.checks import TRIALS, all_tried, check_arms, named_arms, trial_words, validating
+from bellwether.arms.folder import claimed, inputs, with_threads
+from bellwether.arms.plan import longest_of, needs
 from bellwether.errors import BellwetherError, RecipeError
-from bellwether.exchange.records import Note, Watcher
-from bellwether.exchange.scores import macro
-from bellwether.recipe.file import with_overrides
+from bellwether.exchange.records import (
+    ArmFinished,
+    ArmRun,
+    ArmStarted,
+    ArmTold,
+    ComparisonStarted,
+    Event,
+    Note,
+    Watcher,
+)
+from bellwether.exchange.scores import Scores, macro
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
-from bellwether.runner.prepare import Prepared, prepare, with_absolute_paths
+from bellwether.runner.prepare import Prepared, with_absolute_paths
+from bellwether.runner.work import speed
 from bellwether.store.comparison import (
     Comparison,
     Outcome,
@@ -41,10 +51,11 @@ from bellwether.store.comparison import (
     read_outcomes,
     write_comparison,
 )
-from bellwether.tools.atomic import slug
-from bellwether.tools.workers import LANGUAGE_MODELS, source_of_workers, work_off
+from bellwether.tell.telling import now_and_then
+from bellwether.tools.progress import listening
+from bellwether.tools.words import counted
+from bellwether.tools.workers import LANGUAGE_MODELS, post, source_of_workers, work_off
 
-TRIALS = "trials"
 # What processes that train arms import once for all.
 MODULES = ("bellwether.runner.run", "flwr_datasets.partitioner", *LANGUAGE_MODELS)
 
@@ -59,6 +70,11 @@ class _Job:
     folder: Path
     trial: bool
 
+    @property
+    def run(self) -> ArmRun:
+        """What those who watch know it by."""
+        return ArmRun(self.name, self.recipe.seed, trial_words(self.arm) if self.trial else "")
+
 
 @dataclass(frozen=True)
 class _Bench:
@@ -70,7 +86,7 @@ class _Bench:
         folder: where everything goes.
         clients: number of clients by arm.
         processes: how many work side by side.
-        watch: is told of every finished arm.
+        watch: is told of every arm, in whatever thread; None is silent.
         opened: models and rows, which all arms share.
     """
 
@@ -79,8 +95,13 @@ class _Bench:
     folder: Path
     clients: Mapping[str, int]
     processes: int
-    watch: Watcher
+    watch: Watcher | None
     opened: Opened
+
+    def tell(self, event: Event) -> None:
+        """Tell who watches, where somebody does."""
+        if self.watch is not None:
+            self.watch(event)
 
     def job(self, name: str, arm: Arm, seed: int) -> _Job:
         """Return an arm under a seed."""
@@ -89,7 +110,7 @@ class _Bench:
 
     def trial(self, name: str, arm: Arm, seed: int) -> _Job:
         """Return a trial of an arm, with its learning rate and passes, under a seed."""
-        changed = arm_recipe(_validating(self.recipe), name, arm, seed, self.clients[name])
+        changed = arm_recipe(validating(self.recipe), name, arm, seed, self.clients[name])
         folder = self.folder / TRIALS / f"rate-{arm.learning_rate}-passes-{arm.passes}"
         return _Job(name, arm, changed, arm_folder(folder, name, seed), trial=True)
 
@@ -101,29 +122,34 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
         recipe: with a section ``compare``.
         folder: where everything goes; made if it does not exist; what it holds of this comparison is kept.
         jobs: processes that work side by side, each on its share of the cores.
-        watch: is told of every finished arm; None is silent.
+        watch: is told of every arm, what it is at, and what it gave, one word after the other; None is silent.
 
     Raises:
         RecipeError: the recipe names no arms, or an arm cannot be what it says.
         CheckpointError: the folder holds something else, is in use, or cannot be written.
         BellwetherError: an arm could not be trained, or a process was killed.
     """
-    watch = watch or (lambda event: None)
-    settings = _settings(recipe)
+    settings = named_arms(recipe)
     recipe = with_threads(with_absolute_paths(recipe), folder, jobs)
     if jobs > 1:
         source_of_workers(MODULES)
     opened = Opened()
-    prepared = _checked(recipe, settings, opened)
+    with listening(watch):
+        prepared = check_arms(recipe, settings, opened)
     clients = {name: len(one.clients) for name, one in prepared.items()}
-    bench = _Bench(recipe, settings, folder, clients, jobs, watch, opened)
-    with claimed(folder, recipe, inputs(prepared), watch):
+    bench = _Bench(recipe, settings, folder, clients, jobs, _in_turn(watch) if watch is not None else None, opened)
+    with claimed(folder, recipe, inputs(prepared), bench.tell):
         for text in dict.fromkeys(text for one in prepared.values() for text in one.notes):
-            watch(Note(text))
+            bench.tell(Note(text))
         for text in dict.fromkeys(text for one in prepared.values() for text in one.warnings):
-            watch(Note(text, warning=True))
+            bench.tell(Note(text, warning=True))
+        expect = _expecting(bench, prepared) if watch is not None else None
+        if expect is not None:
+            expect({name: longest_of(settings, name) for name in settings.arms})
         trials = _tune(bench)
-        arms = _with_best(settings, trials, watch)
+        arms = _with_best(settings, trials, bench.tell)
+        if expect is not None and trials:
+            expect(arms)
         work = [bench.job(name, arm, seed) for seed in settings.seeds for name, arm in arms.items()]
         outcomes = [outcome for done in _done(bench, work) for outcome in done]
         _check_finite(outcomes)
@@ -133,83 +159,38 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
     return comparison
 
 
+def _in_turn(watch: Watcher) -> Watcher:
+    """Return a watcher that hears one event after the other, from whatever thread they come."""
+    guard = threading.Lock()
+
+    def watcher(event: Event) -> None:
+        with guard:
+            watch(event)
+
+    return watcher
+
+
+def _expecting(bench: _Bench, prepared: Mapping[str, Prepared]) -> Callable[[Mapping[str, Arm]], None]:
+    """Return what tells how long all trials and arms will take, of the arms as they are known so far."""
+    recipe, settings = bench.recipe, bench.settings
+    measured = speed(next(iter(prepared.values())).base.facts, recipe, seconds=0.1)
+    once = needs(recipe, settings, prepared, bench.opened, measured)
+    tune = settings.tune
+    trials = {
+        ArmRun(name, seed, trial_words(arm)): once(name, arm, True).expected
+        for name, arm in all_tried(settings)
+        for seed in (tune.seeds if tune is not None else ())
+    }
+
+    def expect(arms: Mapping[str, Arm]) -> None:
+        expected = {name: once(name, arm, False).expected for name, arm in arms.items()}
+        finals = {ArmRun(name, seed): expected[name] for seed in settings.seeds for name in arms}
+        bench.tell(ComparisonStarted(recipe.name, str(bench.folder), bench.processes, trials | finals))
+
+    return expect
+
+
 # Checks -------------------------------------------------------------------------------------------
-
-
-def _settings(recipe: Recipe) -> Compare:
-    """Return the section ``compare``, once its arms are known to have a folder each."""
-    if recipe.compare is None:
-        raise RecipeError(
-            "compare is null, so there is nothing to compare; name arms and seeds there, give compare={} for the "
-            "usual arms, or take the recipe fedit-table."
-        )
-    slugs = {TRIALS: "the trials"}
-    for name in recipe.compare.arms:
-        # Some systems take names for equal that differ in case.
-        other = slugs.setdefault(slug(name).casefold(), repr(name))
-        if other != repr(name):
-            raise RecipeError(f"compare.arms: {name!r} and {other} would share a folder; rename this arm.")
-    return recipe.compare
-
-
-def _checked(recipe: Recipe, settings: Compare, opened: Opened) -> dict[str, Prepared]:
-    """Return what each arm means under the first seed, once every arm and trial is known to be possible."""
-    made: dict[str, Prepared] = {}  # arms that set nothing of their own have the same rows and model
-    found: dict[str, Prepared] = {}
-    for name, arm in settings.arms.items():
-        # How many clients there are does not depend on how many the recipe says, only rounds and passes do.
-        once, fields = arm_recipe(recipe, name, arm, settings.seeds[0], recipe.partition.clients), repr(arm.set)
-        found[name] = made[fields] = made[fields] if fields in made else _prepared(once, name, arm, opened)
-        arm_recipe(recipe, name, arm, settings.seeds[0], len(found[name].clients))
-        _check_clients(name, arm, found[name])
-    _check_scored(found)
-    if settings.tune is not None:
-        trials = [
-            arm_recipe(_validating(recipe), name, arm, settings.tune.seeds[0], len(found[name].clients))
-            for name, arm in _grid(settings)
-        ]
-        prepare(trials[0], opened)
-    return found
-
-
-def _prepared(recipe: Recipe, name: str, arm: Arm, opened: Opened) -> Prepared:
-    """Return what an arm's recipe means; where it cannot stand, say which arm it is, if the fault is the arm's."""
-    try:
-        return prepare(recipe, opened)
-    except BellwetherError as error:
-        if not arm.set:
-            raise
-        raise type(error)(f"compare.arms.{name}: {error}") from error
-
-
-def _check_scored(prepared: Mapping[str, Prepared]) -> None:
-    """Refuse arms that would be scored on no rows, or on other ones than the first."""
-    (first, shared), *others = prepared.items()
-    if not shared.scored.rows:
-        raise RecipeError(
-            "no rows are held out, so arms cannot be compared; set data.test_rows_per_category or data.test_sources."
-        )
-    for name, one in others:
-        if one is not shared and _scored_rows(one) != _scored_rows(shared):
-            raise RecipeError(
-                f"compare.arms.{name}.set makes other rows to score than those of {first}; compare arms on the same."
-            )
-
-
-def _scored_rows(prepared: Prepared) -> list[Any]:
-    return [
-        (one.row.instruction, one.row.context, one.row.response, one.row.turns, one.category)
-        for one in prepared.scored.rows
-    ]
-
-
-def _check_clients(name: str, arm: Arm, prepared: Prepared) -> None:
-    """Refuse clients that the data does not make."""
-    unknown = [client for client in arm.clients or () if client not in prepared.clients]
-    if unknown:
-        known = list(prepared.clients)
-        shown = ", ".join(known[:3]) + (f" to {known[-1]}" if len(known) > 3 else "")
-        raise RecipeError(f"compare.arms.{name}.clients: there is no client {unknown[0]!r}; there are {shown}.")
 
 
 def _check_finite(outcomes: Sequence[Outcome]) -> None:
@@ -225,24 +206,9 @@ def _check_finite(outcomes: Sequence[Outcome]) -> None:
 # Trials -------------------------------------------------------------------------------------------
 
 
-def _validating(recipe: Recipe) -> Recipe:
-    return with_overrides(recipe, {"evaluation.part": "validation"})
-
-
-def _grid(settings: Compare) -> list[tuple[str, Arm]]:
-    """Return every arm that is tuned with every learning rate and number of passes."""
-    tune = settings.tune
-    if tune is None:
-        return []
-    return [
-        (name, arm.model_copy(update={"learning_rate": rate, "passes": passes}))
-        for (name, arm), rate, passes in itertools.product(settings.tuned.items(), tune.learning_rates, tune.passes)
-    ]
-
-
 def _tune(bench: _Bench) -> list[Trial]:
     """Try every learning rate and number of passes with every arm that is tuned, on validation rows."""
-    tune, grid = bench.settings.tune, _grid(bench.settings)
+    tune, grid = bench.settings.tune, all_tried(bench.settings)
     if tune is None:
         return []
     done = iter(_done(bench, [bench.trial(name, arm, seed) for name, arm in grid for seed in tune.seeds]))
@@ -274,7 +240,7 @@ def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> di
         best = best_of((trial for trial in trials if trial.arm == name), key=lambda trial: trial.score)
         chosen[name] = chosen[name].model_copy(update={"learning_rate": best.learning_rate, "passes": best.passes})
         text = f"on validation rows {choose_by} is best ({best.score:.3f}) at learning rate {best.learning_rate:g}"
-        watch(Note(f"{name}: {text} and {best.passes} passes."))
+        watch(Note(f"{name}: {text} and {counted(best.passes, 'pass', 'passes')}."))
     return chosen
 
 
@@ -285,32 +251,45 @@ def _done(bench: _Bench, work: Sequence[_Job]) -> list[list[Outcome]]:
     """Train and score what is not finished yet; return the outcomes of all jobs in their order."""
     done = {job.folder: read_outcomes(job.folder, job.name, job.recipe.seed) for job in work if is_done(job.folder)}
     left = [job for job in work if job.folder not in done]
+    for job in work:
+        if job.folder in done:
+            bench.tell(_finished(job, done[job.folder], before=True))
     if done:
-        bench.watch(Note(f"{len(done)} of {len(work)} are finished already."))
+        bench.tell(Note(f"{len(done)} of {len(work)} are finished already."))
 
     def tell(job: _Job, outcomes: list[Outcome]) -> None:
         done[job.folder] = outcomes
-        bench.watch(Note(f"{len(done)}/{len(work)} {job.name}, seed {job.recipe.seed}: {_shown(outcomes)}"))
+        bench.tell(_finished(job, outcomes))
 
-    work_off(functools.partial(_do, bench.opened), left, bench.processes, tell, MODULES)
+    do = functools.partial(_do, bench.opened, bench.watch is not None)
+    work_off(do, left, bench.processes, tell, MODULES, bench.watch)
     return [done[job.folder] for job in work]
 
 
-def _do(opened: Opened, job: _Job) -> list[Outcome]:
+def _do(opened: Opened, telling: bool, job: _Job) -> list[Outcome]:
+    """Train and score one arm under one seed, and post what it tells where somebody watches."""
+    watch = None
+    if telling:
+        post(ArmStarted(job.run))
+        watch = now_and_then(lambda event: post(ArmTold(job.run, event)))
     try:
-        return train_arm(job.name, job.arm, job.recipe, job.folder, job.trial, opened)
+        return train_arm(job.name, job.arm, job.recipe, job.folder, job.trial, opened, watch)
     except BellwetherError as error:
         raise type(error)(f"compare.arms.{job.name}, seed {job.recipe.seed}: {error}") from error
 
 
-def _shown(outcomes: Sequence[Outcome]) -> str:
-    """Return mean scores as text, or why there are none."""
-    if outcomes[0].failure:
-        return f"counts as the worst. {outcomes[0].failure}"
+def _finished(job: _Job, outcomes: Sequence[Outcome], before: bool = False) -> ArmFinished:
+    """Return what is told of an arm that is finished under a seed."""
+    failure = outcomes[0].failure
+    if failure:
+        return ArmFinished(job.run, Scores(0, None, None, None), before, f"counts as the worst. {failure}")
     scores = [macro(outcome.by_category()) for outcome in outcomes]
-    shown = []
-    for label, values in (("loss", [s.loss for s in scores]), ("exact", [s.exact for s in scores])):
-        known = [value for value in values if value is not None]
-        if known:
-            shown.append(f"{label} {sum(known) / len(known):.3f}")
-    return ", ".join(shown)
+    rows = sum(one.rows for one in scores)
+    means = (_mean_of(scores, name) for name in ("loss", "rouge_l", "exact"))
+    return ArmFinished(job.run, Scores(rows, *means), before)
+
+
+def _mean_of(scores: Sequence[Scores], metric: str) -> float | None:
+    """Return the mean of a score over adapters; None where none has it."""
+    known = [value for one in scores if (value := getattr(one, metric)) is not None]
+    return math.fsum(known) / len(known) if known else None
