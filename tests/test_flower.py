@@ -205,3 +205,21 @@ def test_an_answer_that_is_never_sent_as_a_whole_holds_up_nobody(link, tmp_path)
             time.sleep(0.05)
         assert [(one.message, one.parcel.manifest) for one in come] == [(sent["quick"], b"quick")]
         assert time.monotonic() - begun < 60  # Flower itself waits for 180 s
+
+
+def test_a_supernode_waits_as_its_own_program_asks_for_and_not_longer(monkeypatch):
+    from flwr.supernode import start_client_internal
+
+    from bellwether.engine.flower import supernode
+
+    source = Path(start_client_internal.__file__).read_text()
+    assert re.findall(r"\btime\.(\w.*)", source) == ["sleep(3)", "sleep(0.5)", "sleep(0.5)"]
+    waited = []
+    monkeypatch.setattr(supernode.time, "sleep", waited.append)
+    pauses = supernode.Pauses()
+    for asked in (*[3] * 40, 0.5, 3):
+        pauses.sleep(asked)
+    assert waited[0] == waited[-1] == 0.2
+    assert waited[:40] == sorted(waited[:40])
+    assert waited[39] == 3
+    assert sum(waited[:16]) < 20

@@ -25,19 +25,6 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from bellwether.engine.flower.records import LINK_ERRORS, parcel_of, record_of, runtime_client
 from bellwether.exchange.seal import Parcel
 
-# The SuperNode ends gently when the process that began it is killed, so that the site can come back at once; where the
-# system cannot do so (Linux can), Flower takes it for connected until it has missed its heartbeats, about 50 seconds.
-
-
-_SUPERNODE = """\
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() == {parent}:
-    from flwr.supernode.cli.flower_supernode import flower_supernode
-    flower_supernode()
-"""
-
 
 class Delivery:
     """One message at a site, which must be answered once.
@@ -115,13 +102,12 @@ class Inbox:
         secret = self._folder / "supernode.secret"
         with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(self._secret)
-        code = _SUPERNODE.format(parent=os.getpid())
         words = ["--superlink", self._superlink, "--root-certificates", str(self._authority)]
         words += ["--auth-supernode-private-key", str(self._key), "--host", "127.0.0.1", "--port", str(port)]
         words += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         with (self._folder / "supernode.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", code, *words],
+                [sys.executable, "-m", "bellwether.engine.flower.supernode", str(os.getpid()), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
