@@ -1,7 +1,8 @@
 """Commands in forks of the process that the tests run in: they can be killed and interrupted, and import nothing anew.
 
-Sound because tests compute with one thread and without a GPU. Workers of such a command are forks of the one process
-that all workers of the tests come from.
+Sound because they compute with one thread and without a GPU: a pool of threads that the tests have does not live on in
+a fork, and whoever uses it there is killed. Workers of such a command are forks of the one process that all workers of
+the tests come from.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NoReturn
+
+import torch
 
 from bellwether.cli.main import main
 
@@ -108,6 +111,7 @@ def _be(do: Callable[[], object], files: list[int], environment: dict[str, str],
             os.dup2(file, number)
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         os.environ.update(environment, TOKENIZERS_PARALLELISM="false")
+        torch.set_num_threads(1)
         os.chdir(folder)
         multiprocessing.process._children = set()  # those of the tests
         if forkserver._forkserver._forkserver_pid is not None:  # it is no child of this process, which could not wait
