@@ -41,7 +41,7 @@ WITH_CONTEXT = {"closed_qa", "information_extraction", "summarization"}
 
 TINY_RECIPE = """\
 name: tiny
-model: {{path: "{model}", device: cpu}}
+model: {{path: "{model}", device: cpu, threads: 1}}
 data: {{sources: ["{data}"], template: alpaca, max_tokens: 96, test_rows_per_category: 2}}
 partition: {{method: iid, clients: 4}}
 lora: {{rank: 2, alpha: 4, target_modules: [q_proj, v_proj]}}
@@ -121,8 +121,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("integration")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _threads() -> None:
+    """Compute with as many threads as are given, however many the test before took."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
