@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import itertools
 import multiprocessing.process
@@ -64,6 +65,7 @@ MODULES, RANK = 32, 8  # LoRA's two factors of so many modules: 64 tensors
 FACTS = {"benchmark": "federation"}
 FEDERATION = "benchmark"
 DEADLINE = 600.0  # seconds
+HERE = "127.0.0.1"
 APP = Path(__file__).parent / "flower_app"
 RESULT = "federation"
 
@@ -111,11 +113,15 @@ class Job:
     megabytes: float
     recipe: Recipe
     seconds: float
+    host: str = HERE
+    network: str = ""  # the network namespace that the site is in; its coordinator's where it is empty
 
 
 def be_site(job: Job, environment: Mapping[str, str]) -> None:
     """Be a site's process until the end."""
     begin_worker(environment)
+    if job.network:
+        enter(job.network)
     folder = job.folder / job.name
     config, shapes = config_of(job.megabytes)
     holdings = Holdings(job.name, (job.name,), job.recipe, Echo(job.seconds), FACTS, config, shapes)
@@ -131,8 +137,15 @@ def be_site(job: Job, environment: Mapping[str, str]) -> None:
             lambda header, task: None,
             lambda text: print(text, file=log),
         )
-        with Inbox(folder, folder / FLOWER, f"127.0.0.1:{job.port}", job.folder / "ca.crt") as inbox:
+        with Inbox(folder, folder / FLOWER, f"{job.host}:{job.port}", job.folder / "ca.crt") as inbox:
             resident.serve(inbox)
+
+
+def enter(network: str) -> None:
+    """Move this process to a network namespace."""
+    with open(f"/run/netns/{network}") as place:
+        if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {network}")
 
 
 class Sites:
@@ -168,23 +181,33 @@ class Sites:
         while not self._over.wait(0.2):
             for job in self._jobs:
                 if not self.running[job.name].is_alive() and not self._over.is_set():
+                    if self.running[job.name].exitcode != -signal.SIGKILL:
+                        sys.stderr.write(f"{job.name} ended by itself; see its site.log.\n")
+                        os._exit(1)
                     self._start(job)
 
 
 @contextlib.contextmanager
 def over_sites(
-    folder: Path, sites: int, megabytes: float, recipe: Recipe, seconds: float, deadline: float
+    folder: Path,
+    sites: int,
+    megabytes: float,
+    recipe: Recipe,
+    seconds: float,
+    deadline: float,
+    host: str = HERE,
+    network: str = "",
 ) -> Iterator[tuple[RemoteEngine, Sites]]:
     """Yield an engine over so many sites that have said hello, and their processes."""
     names = [f"site-{number + 1}" for number in range(sites)]
     make_authority(folder, "a benchmark", 2)
     for stem in ("inner", "outer"):
-        make_certificate(folder, stem, ["127.0.0.1"], 2)
+        make_certificate(folder, stem, [HERE, host], 2)
     make_signing(folder / SIGNING)
     certificates = [
         Certificate(folder / f"{n}.crt", folder / f"{n}.key", folder / "ca.crt") for n in ("inner", "outer")
     ]
-    with Link(folder, *certificates, "127.0.0.1", 0) as link:
+    with Link(folder, *certificates, host, 0) as link:
         parties = []
         for name in names:
             (folder / name).mkdir()
@@ -192,7 +215,7 @@ def over_sites(
             keys = read_public(public_word(folder / name))
             link.register(name, keys.flower)
             parties.append(Party(name, keys.signing, (name,)))
-        jobs = [Job(name, folder, link.port, megabytes, recipe, seconds) for name in names]
+        jobs = [Job(name, folder, link.port, megabytes, recipe, seconds, host, network) for name in names]
         with link.dispatch() as dispatch, Sites(jobs) as processes:
             engine = RemoteEngine(
                 Unwatched(dispatch),
