@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import choosing, ways
+from benchmarks import choosing, over_sites, ways
 from benchmarks import phases as run_phases
 from benchmarks import survey as surveys
 from benchmarks.markdown import Measured, table, where
@@ -60,6 +60,7 @@ def render(results: Mapping[str, Measured]) -> str:
         parts.append("![Seconds a round, and how they grow](results/rounds.png)\n")
     parts += [rounds(results[name]) for name in _rounds_names(results)]
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
+    single |= {"federation": over_sites.costs, "federation-kills": over_sites.kills, "network": over_sites.network}
     parts += [show(results[name]) for name, show in single.items() if name in results]
     parts += [choosing.unseen(found) for name, found in results.items() if name.startswith("unseen-")]
     parts += [choosing.coreset(results["coreset"])] if "coreset" in results else []

@@ -1,0 +1,91 @@
+"""What was measured of federations over sites, as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import Measured, table, where
+
+PLAIN = {"flat": "Flower's FedAvg, one array", "tensors": "Flower's FedAvg, 64 tensors"}
+
+
+def costs(measured: Measured) -> str:
+    """Return what a round costs beside training, at so many sites and bytes."""
+    points = measured["points"]
+    shown = [name for name in PLAIN if any(name in point for point in points)]
+    head = (
+        "sites",
+        "MB",
+        "bellwether, s (least to most)",
+        *(f"{PLAIN[name]}, s" for name in shown),
+        "first one ready, s",
+    )
+    lines = []
+    for point in points:
+        ours = point["ours"]
+        plain = [_spread(_settled(point[name]["seconds"])) if name in point else "" for name in shown]
+        row = (_spread(_settled(ours["seconds"])), *plain, f"{ours['start']:.0f}")
+        lines.append((str(point["sites"]), f"{point['megabytes']:g}", *row))
+    memory = [(str(p["sites"]), f"{p['megabytes']:g}", *_memory(p["ours"]["memory"])) for p in points]
+    return (
+        "### Rounds over sites\n\nWhat a round costs beside training: a client sends back what it got with noise added. "
+        "Coordinator and sites are processes of this machine, over TLS on loopback with keys for each site; MB are those "
+        f"of the adapter, which goes down to each site and comes up. {measured['rounds']} rounds, the first not counted. "
+        f"{where(measured)}\n\n{table(head, lines)}\n"
+        "Memory in MiB, shared pages counted in part; of sites and SuperNodes the median:\n\n"
+        f"{table(('sites', 'MB', 'coordinator', 'a site', 'its SuperNode'), memory)}"
+    )
+
+
+def kills(measured: Measured) -> str:
+    """Return what comes of a federation of which a fifth is killed in each round."""
+    rounds, killed = measured["rounds"], measured["killed"]
+    whole = sum(one["failure"] is None for one in rounds)
+    lines = [
+        (str(number), str(len(names)), f"{one['took part']} of {one['cohort']}", f"{one['seconds']:.0f}")
+        for number, (names, one) in enumerate(zip(killed, rounds, strict=True), 1)
+    ]
+    memory = ", ".join(
+        f"{kind} {size}"
+        for kind, size in zip(("coordinator", "a site", "a SuperNode"), _memory(measured["memory"]), strict=True)
+    )
+    return (
+        f"### Sites that are killed\n\nIn each of {len(rounds)} rounds a fifth of {rounds[0]['cohort']} sites is killed "
+        f"(SIGKILL) in mid-training, which takes 3 s, and begun again; {whole} rounds were completed, in "
+        f"{measured['whole']:.0f} s. Memory at the end in MiB: {memory}. {where(measured)}\n\n"
+        f"{table(('round', 'killed', 'took part', 'seconds'), lines)}"
+    )
+
+
+def network(measured: Measured) -> str:
+    """Return what a line does to a federation that is slow, loses packets, or is cut."""
+    lines = []
+    for point in measured["points"]:
+        line = f"{1000 * point['delay']:g} ms each way, {point['loss']:.0%} lost"
+        cut = f"{point['cut']} s in round 2" if point["cut"] else "no"
+        parts = [f"{one['took part']} of {one['cohort']}" for one in point["rounds"]]
+        seconds = [f"{one['seconds']:.0f}" for one in point["rounds"]]
+        lines.append(
+            (f"{point['megabytes']:g}", line, cut, str(point["deadline"]), ", ".join(parts), ", ".join(seconds))
+        )
+    head = ("MB", "line", "cut", "deadline, s", "took part in rounds 1, 2, …", "seconds of rounds 1, 2, …")
+    return (
+        f"### A line that is slow, loses packets and is cut\n\n{measured['sites']} sites in a network namespace of their "
+        "own; a program carries the packets of real TCP and TLS, late and not all of them. The cut begins when half of "
+        f"what one site sends has passed. {where(measured)}\n\n{table(head, lines)}"
+    )
+
+
+def _settled(seconds: Sequence[float]) -> Sequence[float]:
+    """Return the seconds of all rounds but the first."""
+    return seconds[1:]
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+
+
+def _memory(memory: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{memory[kind]:,.0f}" for kind in ("coordinator", "site", "SuperNode"))
