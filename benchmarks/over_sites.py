@@ -15,13 +15,7 @@ def costs(measured: Measured) -> str:
     """Return what a round costs beside training, at so many sites and bytes."""
     points = measured["points"]
     shown = [name for name in PLAIN if any(name in point for point in points)]
-    head = (
-        "sites",
-        "MB",
-        "bellwether, s (least to most)",
-        *(f"{PLAIN[name]}, s" for name in shown),
-        "first one ready, s",
-    )
+    head = ("sites", "MB", "bellwether, s (least to most)", *(f"{PLAIN[name]}, s" for name in shown), "start, s")
     lines = []
     for point in points:
         ours = point["ours"]
@@ -30,10 +24,10 @@ def costs(measured: Measured) -> str:
         lines.append((str(point["sites"]), f"{point['megabytes']:g}", *row))
     memory = [(str(p["sites"]), f"{p['megabytes']:g}", *_memory(p["ours"]["memory"])) for p in points]
     return (
-        "### Rounds over sites\n\nWhat a round costs beside training: a client sends back what it got with noise added. "
-        "Coordinator and sites are processes of this machine, over TLS on loopback with keys for each site; MB are those "
-        f"of the adapter, which goes down to each site and comes up. {measured['rounds']} rounds, the first not counted. "
-        f"{where(measured)}\n\n{table(head, lines)}\n"
+        "### Rounds over sites\n\nWhat a round costs beside training: a client sends back what it got, with noise. "
+        "Coordinator and sites are processes of one machine, over TLS on loopback, with a key for each site; MB are "
+        "those of the adapter, which goes down to each site and comes up; start is the time until all sites have said "
+        f"hello. {measured['rounds']} rounds, the first not counted. {where(measured)}\n\n{table(head, lines)}\n"
         "Memory in MiB, shared pages counted in part; of sites and SuperNodes the median:\n\n"
         f"{table(('sites', 'MB', 'coordinator', 'a site', 'its SuperNode'), memory)}"
     )
@@ -47,13 +41,11 @@ def kills(measured: Measured) -> str:
         (str(number), str(len(names)), f"{one['took part']} of {one['cohort']}", f"{one['seconds']:.0f}")
         for number, (names, one) in enumerate(zip(killed, rounds, strict=True), 1)
     ]
-    memory = ", ".join(
-        f"{kind} {size}"
-        for kind, size in zip(("coordinator", "a site", "a SuperNode"), _memory(measured["memory"]), strict=True)
-    )
+    kinds = zip(("coordinator", "a site", "a SuperNode"), _memory(measured["memory"]), strict=True)
+    memory = ", ".join(f"{kind} {size}" for kind, size in kinds)
     return (
-        f"### Sites that are killed\n\nIn each of {len(rounds)} rounds a fifth of {rounds[0]['cohort']} sites is killed "
-        f"(SIGKILL) in mid-training, which takes 3 s, and begun again; {whole} rounds were completed, in "
+        f"### Sites that are killed\n\nIn each of {len(rounds)} rounds a fifth of {rounds[0]['cohort']} sites is "
+        f"killed (SIGKILL) in mid-training, which takes 3 s, and begun again; {whole} rounds were completed, in "
         f"{measured['whole']:.0f} s. Memory at the end in MiB: {memory}. {where(measured)}\n\n"
         f"{table(('round', 'killed', 'took part', 'seconds'), lines)}"
     )
@@ -72,8 +64,8 @@ def network(measured: Measured) -> str:
         )
     head = ("MB", "line", "cut", "deadline, s", "took part in rounds 1, 2, …", "seconds of rounds 1, 2, …")
     return (
-        f"### A line that is slow, loses packets and is cut\n\n{measured['sites']} sites in a network namespace of their "
-        "own; a program carries the packets of real TCP and TLS, late and not all of them. The cut begins when half of "
+        f"### A line that is slow, loses packets and is cut\n\n{measured['sites']} sites in a network namespace of "
+        "their own; a program carries the packets of real TCP and TLS, late and not all of them. The cut begins when half of "
         f"what one site sends has passed. {where(measured)}\n\n{table(head, lines)}"
     )
 
