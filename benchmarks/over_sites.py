@@ -65,8 +65,8 @@ def network(measured: Measured) -> str:
     head = ("MB", "line", "cut", "deadline, s", "took part in rounds 1, 2, …", "seconds of rounds 1, 2, …")
     return (
         f"### A line that is slow, loses packets and is cut\n\n{measured['sites']} sites in a network namespace of "
-        "their own; a program carries the packets of real TCP and TLS, late and not all of them. The cut begins when half of "
-        f"what one site sends has passed. {where(measured)}\n\n{table(head, lines)}"
+        "their own; a program carries the packets of real TCP and TLS, late and not all of them. The cut begins when "
+        f"half of what one site sends has passed. {where(measured)}\n\n{table(head, lines)}"
     )
 
 
