@@ -70,6 +70,18 @@ def network(measured: Measured) -> str:
     )
 
 
+def simulation(measured: Measured) -> str:
+    """Return how long simulated clients take by bellwether's own engines and by Flower's on Ray."""
+    ways = measured["ways"].items()
+    lines = [(name, *(f"{seconds:.1f}" for seconds in (*way["train"], way["whole"]))) for name, way in ways]
+    same = "All end with the same bytes." if measured["same adapter"] else "They do not end with the same bytes."
+    return (
+        f"### Flower's simulation engine\n\n{measured['clients']} simulated clients, all in each of two rounds, one step "
+        f"each, on the embedded base; seconds, with the same code of clients. {same} {where(measured)}\n\n"
+        f"{table(('way', 'round 1', 'round 2', 'the whole run'), lines)}"
+    )
+
+
 def _settled(seconds: Sequence[float]) -> Sequence[float]:
     """Return the seconds of all rounds but the first."""
     return seconds[1:]

@@ -61,6 +61,7 @@ def render(results: Mapping[str, Measured]) -> str:
     parts += [rounds(results[name]) for name in _rounds_names(results)]
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
     single |= {"federation": over_sites.costs, "federation-kills": over_sites.kills, "network": over_sites.network}
+    single |= {"simulation": over_sites.simulation}
     parts += [show(results[name]) for name, show in single.items() if name in results]
     parts += [choosing.unseen(found) for name, found in results.items() if name.startswith("unseen-")]
     parts += [choosing.coreset(results["coreset"])] if "coreset" in results else []

@@ -24,9 +24,10 @@ from bellwether.exchange.codec import decode_reply, decode_task, encode_reply, e
 from bellwether.exchange.messages import Reply, Task
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
+from bellwether.method.named import make_method
 from bellwether.model.base import load_base
-from bellwether.model.lora import LoraLayers
-from bellwether.recipe.file import load_recipe
+from bellwether.model.lora import LoraLayers, adapter_config
+from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import run
@@ -41,7 +42,7 @@ RESULT = "simulation"
 def recipe_of(clients: int, folder: Path, processes: int) -> Recipe:
     """Return the recipe that every way runs."""
     words = [f"partition.clients={clients}", "partition.method=iid", "federation.fraction=1", "federation.rounds=2"]
-    words += ["training.local_steps=2", "evaluation.every=0", "evaluation.generate=false", "engine.fuse=1"]
+    words += ["training.local_steps=1", "evaluation.every=0", "evaluation.generate=false", "engine.fuse=1"]
     words += ["evaluation.max_rows_per_category=1", "model.threads=1", f"engine.processes={processes}"]
     return load_recipe("default", [*words, f"output.folder={folder}"])
 
@@ -57,13 +58,8 @@ class Held:
         if cls.engine is None:
             prepared = prepare(load_recipe(Path(os.environ[RECIPE])))
             base = load_base(prepared.recipe.model, prepared.base)
-            from bellwether.method.named import make_method
-            from bellwether.model.lora import adapter_config
-
-            layers, method = (
-                LoraLayers(base.model, adapter_config(base, prepared.recipe.lora), 1),
-                make_method(prepared.recipe.method),
-            )
+            method = make_method(prepared.recipe.method)
+            layers = LoraLayers(base.model, adapter_config(base, prepared.recipe.lora), 1)
             setting = Setting(prepared, base, layers, method, Path(os.environ[RECIPE]).parent, lambda event: None)
             cls.engine = local_engine(base, layers, work_of(setting, list(prepared.clients)), method)
         return next(iter(cls.engine.ask({client: task})))
@@ -112,7 +108,7 @@ def on_ray(recipe: Recipe, cores: int) -> None:
             def __exit__(self, *error: object) -> None:
                 pass
 
-        run(recipe, deployment=Deployment(lambda recipe, opened: prepare(recipe, opened), Over))
+        run(recipe, deployment=Deployment(prepare, Over))
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
@@ -142,8 +138,6 @@ def measure(clients: int) -> dict[str, Any]:
             recipe = recipe_of(clients, folder / "run", cores if number == 1 else 1)
             folder.mkdir()
             os.environ[RECIPE] = str(folder / "recipe.yaml")
-            from bellwether.recipe.file import dump_recipe
-
             (folder / "recipe.yaml").write_text(dump_recipe(recipe))
             begun = time.perf_counter()
             way(recipe)
