@@ -76,8 +76,8 @@ def simulation(measured: Measured) -> str:
     lines = [(name, *(f"{seconds:.1f}" for seconds in (*way["train"], way["whole"]))) for name, way in ways]
     same = "All end with the same bytes." if measured["same adapter"] else "They do not end with the same bytes."
     return (
-        f"### Flower's simulation engine\n\n{measured['clients']} simulated clients, all in each of two rounds, one step "
-        f"each, on the embedded base; seconds, with the same code of clients. {same} {where(measured)}\n\n"
+        f"### Flower's simulation engine\n\n{measured['clients']} simulated clients, all in each of two rounds, one "
+        f"step each, on the embedded base; seconds, with the same code of clients. {same} {where(measured)}\n\n"
         f"{table(('way', 'round 1', 'round 2', 'the whole run'), lines)}"
     )
 
