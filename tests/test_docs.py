@@ -52,6 +52,7 @@ from starter.world import make_world
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+FEDERATION = ROOT / "docs" / "federation.md"
 # What makes a run short that has a process of its own.
 SHORT = ("federation.rounds=1", "federation.fraction=1", "training.local_steps=1", "training.batch_size=2")
 SHORT += ("evaluation.max_rows_per_category=1", "evaluation.max_new_tokens=2", "evaluation.every=0")
@@ -250,7 +251,10 @@ def play(page: Path) -> None:
         elif block.language == "sh":
             for line in block.text.splitlines():
                 words = shlex.split(line, comments=True)
-                if not federation.follow(words):
+                if page != FEDERATION and words[1:2] in (["federation"], ["site"]):
+                    # Played on that page, where keys come before.
+                    assert any(one[: len(words)] == words for one in commands(FEDERATION)), line
+                elif not federation.follow(words):
                     follow(words)
     federation.wait()
 
