@@ -271,7 +271,9 @@ def _federate(
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
-    card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
+    card = model_card(
+        recipe, all_records(progress), len(federation.ranks), folder.environment, sites=not deployment.here
+    )
     adapter = result_of(progress.state)
     folder.finish(adapter, card, all_records(progress), answers.samples(progress.evaluations))
     last = answers.last(progress.evaluations)

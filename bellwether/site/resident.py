@@ -82,16 +82,16 @@ class Holdings:
     shapes: Mapping[str, tuple[int, int]]
 
 
-def holdings_of(name: str, recipe: Recipe, base: Base, work: Work) -> Holdings:
+def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
     """Return what a site holds.
 
     Args:
         name: its name.
         recipe: what it agreed to run.
         base: the base model that it has loaded.
+        layers: LoRA layers over it.
         work: rows and folders of its clients; they are trained one by one.
     """
-    layers = LoraLayers(base.model, work.config, 1)
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     engine = local_engine(base, layers, work, make_method(work.method))
     return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base, work.public), work.config, shapes)
@@ -150,15 +150,18 @@ class Resident:
             return Parcel(b"", b"", b"")
         assert parcel is not None
         self._ledger.note(header, parcel)
+        failure = ""
         if header.kind == "hello":
             manifest, body = self._hello(parcel), b""
         elif header.kind == "end":
             self._keep(parcel.manifest, parcel.body)
             self.ended, manifest, body = True, b"{}", b""
         else:
-            manifest, body = encode_reply(self._reply(header, parcel), _kind(header))
+            reply = self._reply(header, parcel)
+            failure = reply.failure or ""
+            manifest, body = encode_reply(reply, _kind(header))
         answer = sealed(header.answered(), self._key, manifest, body)
-        self._ledger.note(header.answered(), answer, self._protection(header))
+        self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer
 
     def _header(self, parcel: Parcel | None) -> Header:
