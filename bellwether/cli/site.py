@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bellwether.cli.federation import require_flower
-from bellwether.cli.say import console, printable, say
+from bellwether.cli.say import complain, console, printable, say
 from bellwether.errors import FederationError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def make_keys(folder: FolderFlag = Path("site")) -> None:
     made = make_folder(folder)
     made.chmod(0o700)
     say(make_site_keys(made))
+    complain("send this word, which is no secret, to the coordinator in a way that shows that it is yours.")
 
 
 @site.command("join", short_help="Take part in a federation.")

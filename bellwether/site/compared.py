@@ -111,9 +111,8 @@ def compare_here(
         base = load()
         layers = LoraLayers(base.model, initial_adapter(base, prepared.recipe.lora, _drawn(seed)).config)
         for name in left:
-            if name == ALONE:
-                tell(f"To compare, an adapter is tuned on this site's rows alone, {length.words}.")
-            tell(f"{_DOES[name]} answers {counted(len(prepared.scored.rows), 'held-out row')}.")
+            first = f"An adapter is tuned on this site's rows alone, {length.words}. " if name == ALONE else ""
+            tell(f"{first}{_DOES[name]} is scored on {counted(len(prepared.scored.rows), 'held-out row')}.")
             _do(name, folder, arm_folder(place, name, seed), prepared, length, base, layers)
         layers.detach()
     outcomes = [one for name in arms for one in read_outcomes(arm_folder(place, name, seed), name, seed)]

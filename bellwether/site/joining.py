@@ -91,34 +91,48 @@ def join(
     check_own_fields(fields)
     lock = acquire(folder)
     try:
-        recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
-        prepared = _prepared(recipe)
-        for note in (*prepared.notes, *prepared.warnings):
-            tell(note)
-        ended = has_ended(folder, invited.federation)
-
-        @functools.cache
-        def load() -> Base:
-            base = load_base(recipe.model, prepared.base)
-            if ended:
-                _check_facts({BASE: invited.facts[BASE]}, {BASE: base.fingerprint})
-            return base
-
-        if ended:
-            tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
-        else:
-            _check_policy(folder, recipe)
-            _take_part(invited, folder, recipe, prepared, load(), agree, tell)
         with listening(plain_lines(tell)):
-            return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
+            recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
+            prepared = _prepared(recipe)
+            for note in (*prepared.notes, *prepared.warnings):
+                tell(note)
+            return _joined(invited, folder, recipe, prepared, agree, tell)
     finally:
         release(folder, lock)
+
+
+def _joined(
+    invited: Invitation,
+    folder: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    agree: Callable[[Terms], bool],
+    tell: Callable[[str], None],
+) -> Path:
+    """Take part, unless the federation has ended before, and make the page."""
+    ended = has_ended(folder, invited.federation)
+
+    @functools.cache
+    def load() -> Base:
+        base = load_base(recipe.model, prepared.base)
+        if ended:  # else all facts are compared
+            _check_facts({BASE: invited.facts[BASE]}, {BASE: base.fingerprint})
+        return base
+
+    if ended:
+        tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
+    else:
+        _check_policy(folder, recipe)
+        _take_part(invited, folder, recipe, prepared, load(), agree, tell)
+    return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 
 
 def _prepared(recipe: Recipe) -> Prepared:
     """Read and check a site's rows; of those that it holds out beside, all are scored, as test rows."""
     evaluation = recipe.evaluation.model_copy(update={"part": "test"})  # validation rows are the coordinator's
-    return prepare(recipe.model_copy(update={"evaluation": evaluation}), unscored=NO_COMPARISON)
+    federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
+    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation})
+    return prepare(own, unscored=NO_COMPARISON)
 
 
 def clock_skew(address: str, authority: str) -> float:

@@ -33,6 +33,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
 from bellwether.tools.json_text import from_json, typed
+from bellwether.tools.words import byte_size, duration
 
 POLL = 0.1  # seconds between two looks for a task
 LINGER = 3.0  # seconds in which Flower passes the last answer on
@@ -160,6 +161,9 @@ class Resident:
             reply = self._reply(header, parcel)
             failure = reply.failure or ""
             manifest, body = encode_reply(reply, _kind(header))
+            if not failure:
+                size = byte_size(len(manifest) + len(body))
+                self._tell(f"Round {header.round}: done in {duration(reply.seconds)}; {size} leave this site.")
         answer = sealed(header.answered(), self._key, manifest, body)
         self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer

@@ -11,7 +11,7 @@ from bellwether.errors import FederationError
 from bellwether.model.base import Base
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Data, Federation, Recipe
 from bellwether.site.facts import ON_THIS_MACHINE
 from bellwether.site.papers import Invitation
 from bellwether.tools.words import byte_size, clean, counted, listed
@@ -78,7 +78,12 @@ def own_recipe(
         device: where to compute; None takes the recipe's.
     """
     rows: dict[str, Any] = {"sources": tuple(data), "test_sources": tuple(test), "validation_sources": ()}
-    rows |= {"test_rows_per_category": 0, "validation_rows_per_category": 0, "max_rows": None}
+    # With rows of its own the test takes none of the others, and a number that differs would be noted.
+    rows |= {
+        "test_rows_per_category": Data().test_rows_per_category if test else 0,
+        "validation_rows_per_category": 0,
+        "max_rows": None,
+    }
     partition = {"method": "iid", "clients": 1, "clients_per_group": None}
     place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
     engine = {"processes": 1, "fuse": 1}
@@ -88,7 +93,6 @@ def own_recipe(
             "partition": recipe.partition.model_copy(update=partition),
             "model": recipe.model.model_copy(update=place),
             "engine": recipe.engine.model_copy(update=engine),
-            "federation": recipe.federation.model_copy(update={"cohort_size": None}),
         }
     )
 
@@ -108,7 +112,6 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
     federation, selection = recipe.federation, recipe.selection
-    share = f"about {federation.fraction:.0%} of" if federation.cohort_size is None else "some of"
     leaves = [
         f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
     ]
@@ -117,13 +120,13 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
         leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
     if held_out:
-        leaves.append(f"sums of scores on the {held_out} rows that are held out here, at each evaluation")
+        leaves.append(f"sums of scores on {counted(held_out, 'row')} that you hold out of these, at each evaluation")
     lines = [
         f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
         f"{invited.site}.",
         f"Base model: {clean(recipe.model.path)}, weights {base.fingerprint[:16]}; it stays as it is.",
-        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {rows} rows of yours.",
-        f"How often: {federation.rounds} rounds; you are asked in {share} them.",
+        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours.",
+        f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
         "What leaves this machine each time:",
         *(f"  - {one}" for one in leaves),
         "What never leaves it: rows, their text and tokens, the base model, your private keys"
@@ -134,6 +137,13 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
     return Terms(terms_of(facts), "\n".join(lines))
+
+
+def _share(federation: Federation) -> str:
+    """Return in how many of the rounds a site is asked, as the end of a sentence."""
+    if federation.cohort_size is not None:
+        return f"those for which you are drawn, {counted(federation.cohort_size, 'site')} at a time"
+    return "each of them" if federation.fraction == 1 else f"about {federation.fraction:.0%} of them"
 
 
 def _own_code(recipe: Recipe) -> str:

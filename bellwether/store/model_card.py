@@ -106,9 +106,8 @@ def _data(recipe: Recipe, records: tuple[Record, ...], sites: bool) -> str:
         clients = {part.client for record in rounds for part in record.clients}
         rows, tokens = sum(record.rows_seen for record in rounds), sum(record.tokens for record in rounds)
         lines.append(
-            f"Over all rounds, {counted(len(clients), 'site' if sites else 'different client')} took part and trained on "
-            f"{counted(rows, 'row')} and "
-            f"{counted(tokens, 'token')}; a row counts each time it was trained on."
+            f"Over all rounds, {counted(len(clients), 'site' if sites else 'different client')} took part and trained "
+            f"on {counted(rows, 'row')} and {counted(tokens, 'token')}; a row counts each time it was trained on."
         )
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from bellwether.recipe.recipe import Recipe
 from bellwether.report.page.appendix import answers_section, appendix, exchange
 from bellwether.report.page.comparison import Compared, part_sections, result_sentence, score_tiles, scores_section
-from bellwether.report.page.parts import Cell, Code, Page, Section, Table, Text, Tile, named, words
+from bellwether.report.page.parts import Cell, Page, Section, Table, Text, Tile, named, words
 from bellwether.tools.words import byte_size, counted
 
 # What is sent, by what a site is asked.
@@ -95,7 +95,7 @@ def site_page(at: AtSite) -> Page:
         summary=_summary(at),
         result=_result(at),
         tiles=[*(score_tiles(at.compared) if at.compared else ()), *_tiles(at)],
-        sections=[*_compared(at), _what_was_sent(at), _terms(at), *appendix(at.recipe, at.environment)],
+        sections=[*_compared(at), _what_was_sent(at), _terms(at), *_appendix(at)],
     )
 
 
@@ -103,7 +103,7 @@ def _summary(at: AtSite) -> Markup:
     """Return what this site took part in, in one paragraph."""
     return Markup(
         "The site {} took part in the federation {} at {}, which tuned an adapter for the base model {} by {}: it "
-        "trained in {} of {}, on {} of its own. This page is for this site alone; nothing of it was sent to anybody."
+        "trained in {} of {}, on {} of its own.{} This page is for this site alone; nothing of it was sent to anybody."
     ).format(
         named(at.site),
         named(at.federation[:12]),
@@ -113,7 +113,13 @@ def _summary(at: AtSite) -> Markup:
         f"{at.rounds:,}",
         counted(at.recipe.federation.rounds, "round"),
         counted(at.rows, "row"),
+        f" Here it is compared on {counted(_rows(at.compared), 'row')} that it held out." if at.compared else "",
     )
+
+
+def _rows(compared: Compared) -> int:
+    """Return how many rows are compared on."""
+    return len(compared.comparison.outcomes[0].categories)
 
 
 def _result(at: AtSite) -> Markup:
@@ -173,4 +179,10 @@ def _what_was_sent(at: AtSite) -> Section:
 def _terms(at: AtSite) -> Section:
     """Return the section on what the site agreed to."""
     lead = "What a person at this site agreed to before anything was sent."
-    return Section("terms", "Terms", [Code("The terms, as they were shown", at.terms)], lead)
+    return Section("terms", "Terms", [Text(line.strip()) for line in at.terms.splitlines()], lead)
+
+
+def _appendix(at: AtSite) -> list[Section]:
+    """Return the recipe as the site ran it, and what it ran on."""
+    recipe, *others = appendix(at.recipe, at.environment)
+    return [replace(recipe, lead="Every field, as this site ran it; recipe.yaml in its folder is the same."), *others]
