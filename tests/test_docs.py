@@ -161,6 +161,7 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     write_rows(tmp_path / "questions.jsonl", dolly_rows(kinds, 30))
     write_rows(tmp_path / "clinic-a.jsonl", dolly_rows(kinds[:2], 12))
     write_rows(tmp_path / "clinic-b.jsonl", dolly_rows(kinds[2:], 12))
+    write_rows(tmp_path / "held-out.jsonl", dolly_rows(kinds[:2], 15)[24:])
     letters = [row | {"language": name} for name in ("french", "german") for row in dolly_rows(kinds[:1], 30)]
     write_rows(tmp_path / "letters.jsonl", letters)
     write_rows(tmp_path / "dolly.jsonl", dolly_rows(CATEGORIES, 40))
@@ -281,6 +282,9 @@ class Federated:
             case ["bellwether", "federation", "revoke", site]:
                 self.wait()  # the page revokes one that has taken part
                 self.call("federation", "revoke", site)
+            case ["echo", _, "|", "bellwether", "chat", *_]:
+                self.wait()  # asked is what has come of it
+                return False
             case ["bellwether", "federation" | "site", *_]:
                 self.word = self.call(*words[1:]).out.strip()
             case _:

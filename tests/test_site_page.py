@@ -293,3 +293,25 @@ def test_a_federation_whose_coordinator_scores_validation_rows_can_be_joined(bel
     invited("evaluation.part=validation", f"data.validation_sources=['{dolly_like}']")
     done = bellwether("site", "join", "north.invitation", "--data", "north.jsonl", "--folder", "north")
     refused(done, "Nobody is there to agree to these terms")
+
+
+def test_the_page_shows_itself_on_a_desk_and_on_a_phone_and_loads_nothing(bellwether, invited, tiny_run, chromium):
+    from browser import DESKTOP, PHONE, foreign, resize
+
+    ended(invited(), tiny_run[0])
+    assert join(bellwether, "--test", "held-out.jsonl").code == 0
+    for width, height in (DESKTOP, PHONE):
+        resize(chromium, width, height)
+        chromium.get(Path("north/report.html").absolute().as_uri())
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        heads = [one.text for one in chromium.find_elements("css selector", "h1, h2")]
+        assert heads[:3] == ["north", "Scores", "Scores by category"]
+        assert {"Answers side by side", "What left this site", "Terms"} <= set(heads)
+    assert not foreign(chromium)
+
+
+def test_the_ledger_shows_why_a_task_was_not_done(bellwether, invited, tiny_run, monkeypatch):
+    ended(invited(), tiny_run[0])
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = bellwether("site", "ledger", "--folder", "north").out
+    assert "not done: the policy of this site forbids it" in shown

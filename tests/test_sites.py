@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -202,6 +203,7 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     for one, name in ((north, "north"), (south, "south")):
         out = finished(one)
         assert "The federation has ended" in out
+        assert re.search(r"Round 2: done in \d+ s; \d\.\d kB leave this site\.", out), out
         assert weights(papers / name) == weights(papers / "federation" / "run")
         assert "by 2 sites in a federation" in (papers / name / "adapter" / "README.md").read_text()
         assert "3 held-out rows" in out if name == "north" else "held-out rows" in out  # its own fifth
