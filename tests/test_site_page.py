@@ -315,3 +315,10 @@ def test_the_ledger_shows_why_a_task_was_not_done(bellwether, invited, tiny_run,
     monkeypatch.setenv("COLUMNS", "160")
     shown = bellwether("site", "ledger", "--folder", "north").out
     assert "not done: the policy of this site forbids it" in shown
+
+
+def test_a_folder_that_is_no_sites_is_told_apart_from_one_with_an_empty_ledger(bellwether, invited):
+    invited()
+    words = ("site", "join", "north.invitation", "--data", "north.jsonl")
+    refused(bellwether(*words), "site holds no keys of a site; name the site's own folder with --folder")
+    assert "north has no ledger: nothing came there" in bellwether("site", "ledger", "--folder", "north").out

@@ -78,9 +78,13 @@ def show_ledger(folder: FolderFlag = Path("site")) -> None:
     from bellwether.site.ledger import entries
     from bellwether.tools.words import byte_size
 
+    found = list(entries(folder))
+    if not found:
+        say(f"{folder} has no ledger: nothing came there, and nothing was sent.")
+        return
     table = Table("time (UTC)", "way", "kind", "round", "size", "protection", "SHA-256", box=None)
     sent = 0
-    for entry in entries(folder):
+    for entry in found:
         sent += entry.bytes if entry.way == "reply" else 0
         time, size = entry.time[:19].replace("T", " "), byte_size(entry.bytes)
         protection = f"not done: {printable(entry.failure)}" if entry.failure else entry.protection
