@@ -322,3 +322,23 @@ def test_a_folder_that_is_no_sites_is_told_apart_from_one_with_an_empty_ledger(b
     words = ("site", "join", "north.invitation", "--data", "north.jsonl")
     refused(bellwether(*words), "site holds no keys of a site; name the site's own folder with --folder")
     assert "north has no ledger: nothing came there" in bellwether("site", "ledger", "--folder", "north").out
+
+
+def test_where_tuning_alone_diverges_the_page_says_so_and_compares_the_others(bellwether, invited, tiny_run):
+    ended(invited("training.learning_rate=1e+30", "training.clip_norm=null"), tiny_run[0])
+    done = join(bellwether, "--test", "held-out.jsonl")
+    assert done.code == 0, done.err
+    page = Path("north/report.html").read_text()
+    assert "The adapter that is tuned here alone has no finite loss, and is left out: its training diverged." in page
+    assert "The arm <bdi>federated</bdi> has" in page
+
+
+def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny_recipe):
+    from bellwether.recipe.file import load_recipe
+    from bellwether.site.coordinator import prepare_coordinator
+
+    notes = prepare_coordinator(load_recipe(tiny_recipe), ["north"], None).notes
+    (note,) = [note for note in notes if "scored" in note]
+    assert "no rows of its own (data.test_sources), and sites hold none out (partition.client_test_fraction)" in note
+    fields = ["partition.client_test_fraction=0.2"]
+    assert not prepare_coordinator(load_recipe(tiny_recipe, fields), ["north"], None).notes

@@ -72,8 +72,8 @@ def public_word(folder: Path) -> str:
     """
     if not (folder / SIGNING).exists():
         raise FederationError(
-            f"{folder} holds no keys of a site; name the site's own folder with --folder, or make it by bellwether site "
-            "keygen."
+            f"{folder} holds no keys of a site; name the site's own folder with --folder, or make it by bellwether "
+            "site keygen."
         )
     point = serialization.PublicFormat.CompressedPoint
     own = read_signing(folder / SIGNING).public_key().public_bytes(_RAW, serialization.PublicFormat.Raw)
