@@ -227,6 +227,7 @@ def test_a_site_reads_columns_and_encodings_of_its_own(bellwether, invited, tiny
     assert done.code == 0, done.err
     assert "Grüße: Task 0?" in Path("north/report.html").read_text()
     assert "2 of 2 test rows (100%) stand among the training rows as well" in done.out
+    assert "2 of 2 held-out rows stand among the training rows as well" in Path("north/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -342,3 +343,12 @@ def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny
     assert "no rows of its own (data.test_sources), and sites hold none out (partition.client_test_fraction)" in note
     fields = ["partition.client_test_fraction=0.2"]
     assert not prepare_coordinator(load_recipe(tiny_recipe, fields), ["north"], None).notes
+
+
+def test_a_federation_that_writes_no_answers_is_compared_by_its_loss(bellwether, invited, tiny_run):
+    ended(invited("evaluation.generate=false"), tiny_run[0])
+    done = join(bellwether, "--test", "held-out.jsonl")
+    assert "The arm federated has a mean loss of" in done.out
+    page = Path("north/report.html").read_text()
+    assert "Held 0?" not in page
+    assert "Answers side by side" not in page

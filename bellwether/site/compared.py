@@ -66,7 +66,7 @@ class Compared:
 
     Args:
         comparison: what each arm scored.
-        notes: sentences on arms that are missing, and how long tuning alone took.
+        notes: sentences on how long tuning alone took, rows that were trained on, and arms that are missing.
     """
 
     comparison: Comparison
@@ -119,6 +119,10 @@ def compare_here(
     diverged = [one.arm for one in outcomes if not all(math.isfinite(row.loss) for row in one.totals)]
     kept = {name: arm for name, arm in arms.items() if name not in diverged}
     notes = [f"Tuned alone: {length.words}." if rounds else "This site trained in no round, so nothing is tuned alone."]
+    twins = prepared.federated.doubled.get("test", 0)
+    if twins:
+        of = counted(len(prepared.federated.test), "held-out row")
+        notes.append(f"{twins:,} of {of} stand among the training rows as well, and say little of new questions.")
     notes += [f"{_DOES[name]} has no finite loss, and is left out: its training diverged." for name in diverged]
     return Compared(Comparison(prepared.recipe, kept, [one for one in outcomes if one.arm in kept], ()), tuple(notes))
 

@@ -145,7 +145,7 @@ def _compared(at: AtSite) -> list[Section]:
     if at.compared is None:
         return []
     lead = (
-        "On rows of this site that nobody trained on: the untuned base; the adapter that this site tunes alone, by the "
+        "On rows that this site held out: the untuned base; the adapter that this site tunes alone, by the "
         "same recipe; and the federation's. Means over categories, with 95 % intervals over questions."
     )
     scores = replace(scores_section(at.compared), lead=lead)
