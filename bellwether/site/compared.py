@@ -111,8 +111,9 @@ def compare_here(
         base = load()
         layers = LoraLayers(base.model, initial_adapter(base, prepared.recipe.lora, _drawn(seed)).config)
         for name in left:
-            first = f"An adapter is tuned on this site's rows alone, {length.words}. " if name == ALONE else ""
-            tell(f"{first}{_DOES[name]} is scored on {counted(len(prepared.scored.rows), 'held-out row')}.")
+            rows = counted(len(prepared.scored.rows), "held-out row")
+            tuned = f"An adapter is tuned on this site's rows alone, {length.words}, and"
+            tell(f"{tuned if name == ALONE else _DOES[name] + ' is'} scored on {rows}.")
             _do(name, folder, arm_folder(place, name, seed), prepared, length, base, layers)
         layers.detach()
     outcomes = [one for name in arms for one in read_outcomes(arm_folder(place, name, seed), name, seed)]
