@@ -342,6 +342,8 @@ def test_a_policy_forbids(tmp_path):
     site = resident("north", tmp_path, policy=lambda header, task: f"no round after {task.round - 1}")
     _, manifest = answered(site, task_for("north"))
     assert "the policy of this site forbids it: no round after 0" in manifest.decode()
+    came, sent = entries(tmp_path / "north")
+    assert (came.failure, sent.failure) == ("", "the policy of this site forbids it: no round after 0")
 
 
 def test_the_ledger_holds_what_came_and_what_was_sent(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -181,12 +182,14 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
         words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", "1", "--deadline", "120")
         return start(*words, folder=papers)
 
-    def site(name):
-        words = (f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, "--yes")
+    write_rows(papers / "own-test.jsonl", [{"instruction": "Secret question?", "response": "Secret answer"}] * 3)
+
+    def site(name, *more):
+        words = (f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, "--yes", *more)
         return start("site", "join", *words, folder=papers)
 
     # The site is there before its coordinator, and waits.
-    north = site("north")
+    north = site("north", "--test", "own-test.jsonl")
     wait_for(lambda: "waits until the coordinator is there" in north.said()[0] or north.poll() is not None, "waiting")
     first = coordinator()
     committed = papers / "federation" / "run" / "checkpoints"
@@ -200,13 +203,17 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     for one, name in ((north, "north"), (south, "south")):
         out = finished(one)
         assert "The federation has ended" in out
+        assert re.search(r"Round 2: done in \d+ s; \d\.\d kB leave this site\.", out), out
         assert weights(papers / name) == weights(papers / "federation" / "run")
-        assert (papers / name / "adapter" / "README.md").read_bytes()
+        assert "by 2 sites in a federation" in (papers / name / "adapter" / "README.md").read_text()
+        assert "3 held-out rows" in out if name == "north" else "held-out rows" in out  # its own fifth
+        assert (papers / name / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
     rounds = [json.loads(line) for line in (papers / "federation" / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2]
     assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)
     everything = b"".join(path.read_bytes() for path in (papers / "federation").rglob("*") if path.is_file())
-    assert b"Task 3?" not in everything  # of a site's rows, none is at the coordinator
+    for text in (b"Task 3?", b"Secret question?", b"Secret answer"):
+        assert text not in everything, "of a site's rows, none is at the coordinator"
 
 
 def serving(papers, *words):

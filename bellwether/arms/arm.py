@@ -10,17 +10,26 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bellwether.arms.rivals import most_frequent, nearest
-from bellwether.errors import DataError, RecipeError, RoundFailed
+from bellwether.errors import RecipeError, RoundFailed
 from bellwether.exchange.adapter import adapter_files
 from bellwether.exchange.scores import Totals, exact_match, rouge_l
 from bellwether.method.cohort import clients_together, cohort_size
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Recipe, Section
+from bellwether.runner.local import (
+    EVERYBODY,
+    Trained,
+    categories_of,
+    groups_of,
+    scored_outcome,
+    train_locally,
+    without_rounds,
+)
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.store.checkpoint import RECIPE
@@ -32,14 +41,7 @@ from bellwether.tools.json_text import plain
 from bellwether.tools.progress import advance, listening, within
 
 if TYPE_CHECKING:
-    from bellwether.exchange.adapter import Adapter
     from bellwether.exchange.records import RoundRecord, Watcher
-    from bellwether.model.base import Base
-    from bellwether.model.lora import LoraLayers
-
-
-EVERYBODY = "everybody"
-POINTS = 50  # of a curve, at most
 
 
 def arm_recipe(recipe: Recipe, name: str, arm: Arm, seed: int, clients: int) -> Recipe:
@@ -89,13 +91,12 @@ def _length(recipe: Recipe, arm: Arm, clients: int, place: str) -> dict[str, Any
                 f"{place}: passes cannot be told where training.local_steps counts steps; set federation.rounds."
             )
         return {"federation.rounds": max(1, round(arm.passes / passes_per_round))}
-    alone: dict[str, Any] = {"federation.rounds": 1, "training.warmup_rounds": 0}
     if arm.steps is not None:
-        return alone | {"training.local_steps": arm.steps}
+        return without_rounds(steps=arm.steps)
     if arm.learns and arm.passes is None and training.local_steps is not None:
         raise RecipeError(f"{place}: training.local_steps counts steps of a round; give this arm passes or steps.")
     passes = arm.passes or max(1, round(federation.rounds * passes_per_round))
-    return alone | {"training.local_epochs": passes, "training.local_steps": None}
+    return without_rounds(passes=passes)
 
 
 def train_arm(
@@ -154,12 +155,12 @@ def _federated(name: str, prepared: Prepared, folder: Path, opened: Opened, watc
             arm=name,
             seed=recipe.seed,
             client="",
-            categories=_categories(prepared),
+            categories=categories_of(prepared),
             totals=tuple(row.totals for row in result.scored),
             answers=tuple(row.answer for row in result.scored),
             cost=cost,
             curve=curve,
-            groups=_groups(prepared),
+            groups=groups_of(prepared),
             clients=clients,
             adapter=f"{folder.name}/{ADAPTER}",
         )
@@ -205,11 +206,12 @@ def _local(name: str, arm: Arm, prepared: Prepared, folder: Path | None) -> list
     initial = initial_adapter(base, recipe.lora, Randomness(recipe.seed).torch("initial adapter"))
     alone = len(arm.clients or prepared.clients) if arm.trains == "alone" else 1
     layers = LoraLayers(base.model, initial.config, clients_together(recipe.engine, alone))
-    trained = [_Trained("", initial)] if arm.trains == "nobody" else _train(arm, prepared, base, layers, initial)
+    who = None if arm.trains == "together" else arm.clients or list(prepared.clients)
+    trained = [Trained("", initial)] if arm.trains == "nobody" else train_locally(prepared, base, layers, initial, who)
     outcomes: list[Outcome] = []
     for number, one in enumerate(trained, start=1):
         with within(outcomes, len(trained), "adapters scored"):
-            outcome = _scored(name, one, prepared, base, layers)
+            outcome = scored_outcome(name, one, prepared, base, layers)
         kept = f"{ADAPTERS}/{number}-{slug(one.client or EVERYBODY)}"
         if folder is not None and arm.learns:
             (folder / ADAPTERS).mkdir(exist_ok=True)
@@ -217,91 +219,6 @@ def _local(name: str, arm: Arm, prepared: Prepared, folder: Path | None) -> list
             outcome = replace(outcome, adapter=kept)
         outcomes.append(outcome)
     return outcomes
-
-
-def _scored(name: str, trained: _Trained, prepared: Prepared, base: Base, layers: LoraLayers) -> Outcome:
-    """Score an adapter on the shared rows, and on those that its client, or each client, holds out."""
-    from bellwether.client.score import score
-
-    recipe, client = prepared.recipe, trained.client
-    layers.load(0, trained.adapter.tensors)
-    scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
-    held_out = {
-        owner: score(base, layers, rows.rows, recipe.evaluation, prepared.stop)
-        for owner, rows in prepared.held_out.items()
-        if client in ("", owner)
-    }
-    return Outcome(
-        arm=name,
-        seed=recipe.seed,
-        client=client,
-        categories=_categories(prepared),
-        totals=tuple(row.totals for row in scored),
-        answers=tuple(row.answer for row in scored),
-        own=tuple(sorted({row.category for row in prepared.clients[client].rows})) if client else (),
-        cost=trained.cost,
-        curve=trained.curve,
-        groups=_groups(prepared),
-        clients={owner: sum((row.totals for row in rows), start=Totals()) for owner, rows in held_out.items()},
-    )
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """An adapter, the client whose it is, empty where it is nobody's own, what it cost, and how its loss fell."""
-
-    client: str
-    adapter: Adapter
-    cost: Costs = field(default_factory=dict)
-    curve: tuple[tuple[float, float], ...] = ()
-
-
-def _train(arm: Arm, prepared: Prepared, base: Base, layers: LoraLayers, initial: Adapter) -> list[_Trained]:
-    """Train each client of an arm alone, or all rows together, from the same adapter."""
-    from bellwether.client.train import train_cohort
-    from bellwether.exchange.messages import Payload, Reply, TrainTask, client_draws
-    from bellwether.method.average import fedavg
-    from bellwether.tools.randomness import Randomness
-
-    recipe, together = prepared.recipe, arm.trains == "together"
-    if together:
-        rows: dict[str, Sequence[Any]] = {EVERYBODY: [row for part in prepared.clients.values() for row in part.rows]}
-    else:
-        rows = {client: prepared.clients[client].rows for client in arm.clients or prepared.clients}
-    trained, of_all = list[_Trained](), sum(len(part.rows) for part in prepared.clients.values())
-    randomness, replies = Randomness(recipe.seed), list[Reply]()
-    tasks = {
-        client: TrainTask(1, Payload(initial), recipe.training, 1, client_draws(randomness, 1, client))
-        for client in rows
-    }
-    with within(replies, len(rows), "clients trained"):
-        for reply in train_cohort(base, layers, rows, tasks, fedavg(), recipe.engine.tokens):
-            replies.append(reply)
-    for reply in replies:
-        if reply.update is None:
-            raise DataError(f"{reply.client} could not train: {reply.failure}.")
-        metrics, held = reply.update.metrics, len(rows[reply.client])
-        cost = {
-            "rows": held,
-            "rows_of_all": of_all,
-            "rows_seen": metrics["rows"],
-            "tokens": metrics["tokens"],
-            "seconds": reply.seconds,
-        }
-        adapter = initial.with_tensors(reply.update.tensors)
-        curve = _curve(reply.losses, metrics["rows"] / held)
-        trained.append(_Trained("" if together else reply.client, adapter, cost, curve))
-    return trained
-
-
-def _curve(losses: Sequence[float], passes: float) -> tuple[tuple[float, float], ...]:
-    """Return how a loss fell over a number of passes: means over stretches of its steps."""
-    ends = [round(len(losses) * part / POINTS) for part in range(1, POINTS + 1)] if len(losses) > POINTS else None
-    ends = ends or list(range(1, len(losses) + 1))
-    return tuple(
-        (passes * end / len(losses), math.fsum(losses[start:end]) / (end - start))
-        for start, end in itertools.pairwise([0, *ends])
-    )
 
 
 def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:
@@ -320,15 +237,5 @@ def _rival(name: str, arm: Arm, prepared: Prepared) -> Outcome:
         for text, row in zip(answers, test, strict=True)
     )
     return Outcome(
-        name, prepared.recipe.seed, "", _categories(prepared), totals, tuple(answers), groups=_groups(prepared)
+        name, prepared.recipe.seed, "", categories_of(prepared), totals, tuple(answers), groups=groups_of(prepared)
     )
-
-
-def _categories(prepared: Prepared) -> tuple[str, ...]:
-    return tuple(row.category for row in prepared.scored.rows)
-
-
-def _groups(prepared: Prepared) -> tuple[str, ...]:
-    """Return the group of each scored row, where there are several."""
-    groups = tuple(row.group for row in prepared.scored.rows)
-    return groups if len(set(groups)) > 1 else ()

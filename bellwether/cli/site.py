@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bellwether.cli.federation import require_flower
-from bellwether.cli.say import console, printable, say
+from bellwether.cli.say import complain, console, printable, say
 from bellwether.errors import FederationError
 
 if TYPE_CHECKING:
-    from bellwether.site.joining import Terms
+    from bellwether.site.terms import Terms
 
 site = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="A site of a federation.")
 
@@ -30,12 +30,25 @@ def make_keys(folder: FolderFlag = Path("site")) -> None:
     made = make_folder(folder)
     made.chmod(0o700)
     say(make_site_keys(made))
+    complain("send this word, which is no secret, to the coordinator in a way that shows that it is yours.")
 
 
 @site.command("join", short_help="Take part in a federation.")
 def join_federation(
     invitation: Annotated[Path, typer.Argument(help="The file that the coordinator has sent.")],
     data: Annotated[list[str], typer.Option("--data", help="File or folder with rows; may be given several times.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FIELD=VALUE]...",
+            help="How files are read here, such as data.columns.response=reply or data.encoding=cp1252.",
+            show_default=False,
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", help="File or folder with rows to compare on at the end; they are never trained on."),
+    ] = None,
     folder: FolderFlag = Path("site"),
     model: Annotated[str | None, typer.Option("--model", help="The base model's folder here.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -43,7 +56,7 @@ def join_federation(
         bool, typer.Option("--yes", help="Agree to the terms, which are shown, without being asked.")
     ] = False,
 ) -> None:
-    """Check data, model and disk, show the terms, and take part until the federation ends."""
+    """Check data, model and disk, show the terms, take part until the federation ends, and write the site's page."""
     require_flower()
     from bellwether.site.joining import join
 
@@ -52,7 +65,8 @@ def join_federation(
         sys.stdout.flush()
         return yes or _agrees()
 
-    join(invitation, folder, data, agree, say, model=model, device=device)
+    page = join(invitation, folder, data, agree, say, test=test or (), fields=fields or (), model=model, device=device)
+    say(f"The page of this site, which stays here: {page}")
 
 
 @site.command("ledger", short_help="Show what was asked and sent.")
@@ -64,12 +78,17 @@ def show_ledger(folder: FolderFlag = Path("site")) -> None:
     from bellwether.site.ledger import entries
     from bellwether.tools.words import byte_size
 
+    found = list(entries(folder))
+    if not found:
+        say(f"{folder} has no ledger: nothing came there, and nothing was sent.")
+        return
     table = Table("time (UTC)", "way", "kind", "round", "size", "protection", "SHA-256", box=None)
     sent = 0
-    for entry in entries(folder):
+    for entry in found:
         sent += entry.bytes if entry.way == "reply" else 0
         time, size = entry.time[:19].replace("T", " "), byte_size(entry.bytes)
-        table.add_row(time, entry.way, entry.kind, str(entry.round), size, entry.protection, entry.content[:16])
+        protection = f"not done: {printable(entry.failure)}" if entry.failure else entry.protection
+        table.add_row(time, entry.way, entry.kind, str(entry.round), size, protection, entry.content[:16])
     console().print(table)
     say(f"{byte_size(sent)} have left this site.")
 

@@ -89,7 +89,7 @@ class Answers:
                 "before": before[number].answer,
                 "after": after[number].answer,
             }
-            for number in _in_turn([row.category for row in rows], settings.samples)
+            for number in in_turn([row.category for row in rows], settings.samples)
         ]
 
     @property
@@ -117,7 +117,7 @@ def _own(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     return [record for record in evaluations if record.part != "clients"]
 
 
-def _in_turn(categories: Sequence[str], most: int) -> list[int]:
+def in_turn(categories: Sequence[str], most: int) -> list[int]:
     """Return row numbers, the first row of each category, then the second of each, and so on."""
     seen: dict[str, int] = {}
     ranked = []

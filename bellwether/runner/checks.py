@@ -185,8 +185,8 @@ def doubled_warnings(federated: Federated, part: str) -> list[str]:
         return []
     return [
         f"{doubled:,} of {counted(rows, f'{part} row')} ({doubled / rows:.0%}) stand among the training rows as well, "
-        "so scores on them say little of new questions; remove rows that stand twice, or give other rows in "
-        f"data.{part}_sources."
+        "so scores on them say little of new questions; remove rows that stand twice, or give other "
+        f"{part} rows."
     ]
 
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
     from bellwether.model.facts import ModelFacts
 
+NOTHING_SCORED = "No rows are held out (data.test_rows_per_category), so nothing will be scored."
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,12 +81,13 @@ class Prepared:
     warnings: Sequence[str]
 
 
-def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
+def prepare(recipe: Recipe, opened: Opened | None = None, *, unscored: str = NOTHING_SCORED) -> Prepared:
     """Read and check all that a run needs short of the weights.
 
     Args:
         recipe: the recipe.
         opened: what others have opened already; None opens everything anew.
+        unscored: what the notes say where no rows are held out.
 
     Raises:
         RecipeError: fields of the recipe contradict each other or the data.
@@ -96,10 +99,17 @@ def prepare(recipe: Recipe, opened: Opened | None = None) -> Prepared:
     opened = opened or Opened()
     advance("reading rows")
     federated = load_federated(recipe.data, recipe.partition, Randomness(recipe.seed), opened.read)
-    return prepare_with(recipe, federated, opened, here=True)
+    return prepare_with(recipe, federated, opened, here=True, unscored=unscored)
 
 
-def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = None, *, here: bool = False) -> Prepared:
+def prepare_with(
+    recipe: Recipe,
+    federated: Federated,
+    opened: Opened | None = None,
+    *,
+    here: bool = False,
+    unscored: str = NOTHING_SCORED,
+) -> Prepared:
     """Check all that a run needs short of the weights, and tokenise its rows.
 
     Args:
@@ -107,6 +117,7 @@ def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = N
         federated: all rows that are on this machine, and the names of all clients.
         opened: what others have opened already; None opens everything anew.
         here: whether the clients' rows are among them.
+        unscored: what the notes say where no rows are held out.
 
     Raises:
         RecipeError: fields of the recipe contradict each other or the data.
@@ -149,7 +160,9 @@ def prepare_with(recipe: Recipe, federated: Federated, opened: Opened | None = N
     notes = [*filter(None, [base.folder.remark]), *federated.notes]
     notes += _counts("training rows", clients.values()) if here else ()
     notes += _skipped([whole_set, public_text])
-    notes += _scored_notes(recipe, whole, scored, held_out)
+    notes += _scored_notes(recipe, whole, scored)
+    if not scored.rows and not held_out:
+        notes.append(unscored)
     if len(clients) > 1 and cohort_size(recipe.federation, len(clients)) == 1:
         notes.append(
             f"Each round asks 1 of {counted(len(clients), 'client')}, so nothing is averaged; see federation.fraction."
@@ -243,15 +256,13 @@ def _trace(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
     return make_trace(availability, Randomness(recipe.seed), lines)
 
 
-def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised, held_out: Mapping[str, Tokenised]) -> list[str]:
+def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised) -> list[str]:
     """Return what a person should know of the rows that are scored."""
     notes = _counts(f"{recipe.evaluation.part} rows", [whole])
     if len(scored.rows) < len(whole.rows):
         notes.append(
             f"evaluation.max_rows_per_category: {len(scored.rows)} of {counted(len(whole.rows), 'row')} are scored."
         )
-    if not scored.rows and not held_out:
-        notes.append("No rows are held out (data.test_rows_per_category), so nothing will be scored.")
     return notes
 
 

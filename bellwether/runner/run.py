@@ -231,7 +231,8 @@ def _run_in(
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
-        told = watch is not _silent and deployment.here  # of what, elsewhere, this machine knows nothing
+        # How long rows that are elsewhere will take, nobody here can tell.
+        told = deployment.here and watch is not _silent
         rounds, planned = recipe.federation.rounds, expected(prepared, size) if told else None
         scored = tuple(round for round in range(progress.round + 1, rounds + 1) if is_due(round, recipe))
         tell(RunStarted(recipe.name, str(folder.path), rounds, progress.round, clients, size, scored, planned))
@@ -272,7 +273,9 @@ def _federate(
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
-    card = model_card(recipe, all_records(progress), len(federation.ranks), folder.environment)
+    card = model_card(
+        recipe, all_records(progress), len(federation.ranks), folder.environment, sites=not deployment.here
+    )
     adapter = result_of(progress.state)
     folder.finish(adapter, card, all_records(progress), answers.samples(progress.evaluations))
     last = answers.last(progress.evaluations)

@@ -50,6 +50,10 @@ from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import ADAPTER, CHECKPOINTS, ENVIRONMENT, read_environment
 
 PATIENCE = 86_400.0  # seconds in which the quorum must come
+UNSCORED = (
+    "Nothing will be scored: this coordinator has no rows of its own (data.test_sources), and sites hold none out "
+    "(partition.client_test_fraction)."
+)
 EMBEDDED = ("starter", "starter:lowland")
 
 
@@ -137,7 +141,7 @@ def prepare_coordinator(recipe: Recipe, sites: Sequence[str], opened: Opened | N
         scored("test"),
         tuple(notes),
     )
-    return prepare_with(recipe, federated, opened)
+    return prepare_with(recipe, federated, opened, unscored=UNSCORED)
 
 
 @contextlib.contextmanager
@@ -174,7 +178,7 @@ def _over_link(
             yield engine
             adapter, records = newest_result(setting.folder)
             environment = read_environment(setting.folder / ENVIRONMENT, "restore it")
-            card = model_card(setting.prepared.recipe, records, len(parties), environment)
+            card = model_card(setting.prepared.recipe, records, len(parties), environment, sites=True)
             files = adapter_files(adapter)
             about = {"card": card, "config": files[CONFIG_FILE].decode()}
             engine.end(json.dumps(about).encode(), files[WEIGHTS_FILE])

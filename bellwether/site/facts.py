@@ -23,10 +23,12 @@ from bellwether.tools.version import VERSION
 # Flower's link does not compare versions itself, and the others decide the last bits of what is trained.
 _PACKAGES = ("flwr", "torch", "transformers", "numpy")
 
+BASE = "base model"  # the fact of that name
+
 # Sections that say what a site does; others are the coordinator's business, or the machine's.
 _SECTIONS = ("lora", "method", "training", "selection", "evaluation")
 _DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
-_ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
+ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
 
 
 def facts_of(recipe: Recipe, base: Base, public: Sequence[TokenRow]) -> dict[str, str]:
@@ -53,7 +55,7 @@ def settings_of(recipe: Recipe) -> dict[str, str]:
     chosen["data"] = {name: data[name] for name in _DATA}
     chosen["model"] = {"dtype": recipe.model.dtype, "quantization": recipe.model.quantization}
     chosen["federation"] = {"rounds": recipe.federation.rounds}
-    return {name: value for name, value in _flat(chosen, "") if name not in _ON_THIS_MACHINE}
+    return {name: value for name, value in _flat(chosen, "") if name not in ON_THIS_MACHINE}
 
 
 def versions() -> dict[str, str]:
@@ -73,7 +75,7 @@ def model_facts(recipe: Recipe, facts: ModelFacts, tokenizer: Any, fingerprint: 
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in facts.linears}
     keys = [(key_a(module), key_b(module), shapes[module]) for module in adapter_config(facts, recipe.lora).modules]
     return {
-        "base model": fingerprint,
+        BASE: fingerprint,
         "tokenizer": _tokenizer_hash(tokenizer),
         "chat template": _hash(str(getattr(tokenizer, "chat_template", None) or "")),
         "adapter": _hash(json.dumps(keys)),

@@ -5,20 +5,21 @@ FOLDER/policy.yaml                what it allows, see ``site.policy``; need not 
 FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
 FOLDER/clients/                   what its client keeps from round to round
-FOLDER/adapter/                   the result, once the federation has ended
+FOLDER/adapter/, report.html      the result, once the federation has ended, see ``site.result``
+FOLDER/comparison/                what the site's held-out rows say, see ``site.compared``
+FOLDER/invited.yaml               the recipe of the invitation
 """
 
 from __future__ import annotations
 
 import datetime
 import email.utils
+import functools
 import shutil
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,43 +27,32 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bellwether.data.rows import TokenRow
 from bellwether.engine.flower.inbox import Delivery, Inbox
 from bellwether.engine.processes import Work
-from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError, first_line
-from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from bellwether.model.base import Base, load_base
-from bellwether.model.lora import adapter_config
-from bellwether.recipe.consent import code_in
+from bellwether.model.lora import LoraLayers, adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import Prepared, prepare
-from bellwether.site.facts import differing
+from bellwether.site.compared import NO_COMPARISON
+from bellwether.site.facts import BASE, differing
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
 from bellwether.site.papers import Invitation, invited_recipe, read_invitation
 from bellwether.site.policy import as_check, forbidden, read_policy
-from bellwether.site.resident import Holdings, Resident, holdings_of
-from bellwether.store.run_folder import client_folders
-from bellwether.tools.atomic import make_folder, write_atomic, write_folder_atomic
-from bellwether.tools.json_text import from_json, json_lines, read_json, typed
+from bellwether.site.resident import Resident, holdings_of
+from bellwether.site.result import has_ended, keep_result, make_page
+from bellwether.site.terms import Terms, check_own_fields, own_recipe, terms_for
+from bellwether.store.run_folder import ADAPTER, client_folders
+from bellwether.tell.narrate import plain_lines
+from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.json_text import json_lines, read_json
 from bellwether.tools.lock import acquire, release
-from bellwether.tools.words import byte_size, clean
+from bellwether.tools.progress import listening
+from bellwether.tools.words import byte_size
 
 CONSENT, AUTHORITY = "consent.json", "authority.crt"
 FAST, SLOW = 4.0, 300.0  # seconds that a clock may be ahead, and behind; Flower takes 5 and 305
 RETRY = 10.0  # seconds between two tries to reach a coordinator
 SPARE = 100e6  # bytes that must be free on the disk beside what the federation writes
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a site agrees to.
-
-    Args:
-        hash: of everything that was checked.
-        text: in plain words.
-    """
-
-    hash: str
-    text: str
 
 
 def join(
@@ -72,10 +62,12 @@ def join(
     agree: Callable[[Terms], bool],
     tell: Callable[[str], None],
     *,
+    test: Sequence[str] = (),
+    fields: Sequence[str] = (),
     model: str | None = None,
     device: str | None = None,
-) -> None:
-    """Take part in a federation until it ends; go on with one where this site has taken part before.
+) -> Path:
+    """Take part in a federation until it ends, go on with one where this site has taken part before, and make its page.
 
     Args:
         invitation: the coordinator's file.
@@ -83,104 +75,64 @@ def join(
         data: its files of rows.
         agree: shows a person the terms, and returns whether they agree; is not called where they have before.
         tell: is told of what happens, in sentences.
+        test: its files of rows that are never trained on, for the comparison at the end.
+        fields: of the recipe that are the site's own, see ``site.terms.OWN_FIELDS``.
         model: folder of the base model here; None takes the recipe's.
         device: where to compute; None takes the recipe's.
+
+    Returns:
+        The page.
 
     Raises:
         BellwetherError: the site cannot take part, in one sentence that says why.
     """
     invited = read_invitation(invitation)
     _check_own_key(invited, folder)
+    check_own_fields(fields)
     lock = acquire(folder)
     try:
-        recipe = own_recipe(invited_recipe(invited, folder), data, model, device)
-        _check_policy(folder, recipe)
-        prepared = prepare(recipe)
-        (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
-        held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
-        for note in (*prepared.notes, *prepared.warnings):
-            tell(note)
-        base = load_base(recipe.model, prepared.base)
-        holdings = holdings_of(invited.site, recipe, base, _work(invited.site, folder, prepared, base, rows, held_out))
-        _check_facts(invited, holdings)
-        _check_disk(folder, recipe, base)
-        terms = terms_for(invited, recipe, base, len(rows), len(held_out))
-        _agreed(folder, terms, agree)
-        _take_part(invited, folder, holdings, tell)
+        with listening(plain_lines(tell)):
+            recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
+            prepared = _prepared(recipe)
+            for note in (*prepared.notes, *prepared.warnings):
+                tell(note)
+            return _joined(invited, folder, recipe, prepared, agree, tell)
     finally:
         release(folder, lock)
 
 
-def own_recipe(recipe: Recipe, data: Sequence[str], model: str | None, device: str | None) -> Recipe:
-    """Return the recipe as a site runs it: with its own rows, all of them one client's.
+def _joined(
+    invited: Invitation,
+    folder: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    agree: Callable[[Terms], bool],
+    tell: Callable[[str], None],
+) -> Path:
+    """Take part, unless the federation has ended before, and make the page."""
+    ended = has_ended(folder, invited.federation)
 
-    Args:
-        recipe: the federation's.
-        data: files of rows.
-        model: folder of the base model here; None takes the recipe's.
-        device: where to compute; None takes the recipe's.
-    """
-    rows: dict[str, Any] = {"sources": tuple(data), "test_sources": (), "validation_sources": ()}
-    rows |= {"test_rows_per_category": 0, "validation_rows_per_category": 0, "max_rows": None}
-    partition = {"method": "iid", "clients": 1, "clients_per_group": None}
-    place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
-    engine = {"processes": 1, "fuse": 1}
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update=rows),
-            "partition": recipe.partition.model_copy(update=partition),
-            "model": recipe.model.model_copy(update=place),
-            "engine": recipe.engine.model_copy(update=engine),
-            "federation": recipe.federation.model_copy(update={"cohort_size": None}),
-        }
-    )
+    @functools.cache
+    def load() -> Base:
+        base = load_base(recipe.model, prepared.base)
+        if ended:  # else all facts are compared
+            _check_facts({BASE: invited.facts[BASE]}, {BASE: base.fingerprint})
+        return base
 
-
-def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: int) -> Terms:
-    """Return what a site agrees to, in plain words.
-
-    Args:
-        invited: its invitation.
-        recipe: what it will run.
-        base: the base model that it has.
-        rows: how many rows it trains on.
-        held_out: how many it holds out and scores.
-    """
-    config = adapter_config(base, recipe.lora)
-    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
-    numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
-    federation, selection = recipe.federation, recipe.selection
-    share = f"about {federation.fraction:.0%} of" if federation.cohort_size is None else "some of"
-    leaves = [
-        f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
-    ]
-    leaves += ["the number of rows and tokens trained on, and their mean loss"]
-    if selection.surveys:
-        noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
-        leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
-    if held_out:
-        leaves.append(f"sums of scores on the {held_out} rows that are held out here, at each evaluation")
-    lines = [
-        f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
-        f"{invited.site}.",
-        f"Base model: {clean(recipe.model.path)}, weights {base.fingerprint[:16]}; it stays as it is.",
-        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {rows} rows of yours.",
-        f"How often: {federation.rounds} rounds; you are asked in {share} them.",
-        "What leaves this machine each time:",
-        *(f"  - {one}" for one in leaves),
-        "What never leaves it: rows, their text and tokens, the base model, your private keys.",
-        "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
-        "an update can reveal some of the text that it was trained on.",
-        f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
-    ]
-    facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
-    return Terms(terms_of(facts), "\n".join(lines))
+    if ended:
+        tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
+    else:
+        _check_policy(folder, recipe)
+        _take_part(invited, folder, recipe, prepared, load(), agree, tell)
+    return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 
 
-def _own_code(recipe: Recipe) -> str:
-    """Return what else runs of what is installed here, as the end of a sentence."""
-    named = [code.name for code in code_in(recipe)]
-    return f", with {', '.join(map(clean, named))}, which the policy lists" if named else ""
+def _prepared(recipe: Recipe) -> Prepared:
+    """Read and check a site's rows; of those that it holds out beside, all are scored, as test rows."""
+    evaluation = recipe.evaluation.model_copy(update={"part": "test"})  # validation rows are the coordinator's
+    federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
+    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation})
+    return prepare(own, unscored=NO_COMPARISON)
 
 
 def clock_skew(address: str, authority: str) -> float:
@@ -246,8 +198,8 @@ def _check_policy(folder: Path, recipe: Recipe) -> None:
         raise FederationError(f"The policy in {folder} forbids to take part: {'; '.join(found)}.")
 
 
-def _check_facts(invited: Invitation, holdings: Holdings) -> None:
-    found = differing(invited.facts, holdings.facts)
+def _check_facts(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    found = differing(theirs, ours)
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise FederationError(f"This site cannot take part: {'; '.join(found[:3])}{more}; bring it to the same.")
@@ -277,6 +229,12 @@ def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool]) -> None:
     write_atomic(path, json_lines([{"terms": terms.hash, "time": now, "text": terms.text}]))
 
 
+def _agreed_terms(folder: Path) -> str:
+    """Return the terms that a person agreed to, in plain words."""
+    kept: dict[str, str] = read_json(folder / CONSENT, dict[str, str], "restore it")
+    return kept.get("text", "")
+
+
 def _work(
     site: str, folder: Path, prepared: Prepared, base: Base, rows: Sequence[TokenRow], held_out: Sequence[TokenRow]
 ) -> Work:
@@ -295,18 +253,31 @@ def _work(
     )
 
 
-def _take_part(invited: Invitation, folder: Path, holdings: Holdings, tell: Callable[[str], None]) -> None:
-    """Connect, and answer what is asked until the end."""
+def _take_part(
+    invited: Invitation,
+    folder: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    base: Base,
+    agree: Callable[[Terms], bool],
+    tell: Callable[[str], None],
+) -> None:
+    """Agree to the terms, connect, and answer what is asked until the end."""
+    (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
+    held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
+    work = _work(invited.site, folder, prepared, base, rows, held_out)
+    layers = LoraLayers(base.model, work.config)
+    holdings = holdings_of(invited.site, recipe, base, layers, work)
+    _check_facts(invited.facts, holdings.facts)
+    _check_disk(folder, recipe, base)
+    _agreed(folder, terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows)), agree)
     _wait_for_coordinator(invited, tell)
     make_folder(folder)
     write_atomic(folder / AUTHORITY, invited.authority.encode())
 
     def keep(about: bytes, values: bytes) -> None:
-        said = typed(from_json(about), dict[str, str])
-        files = {CONFIG_FILE: said["config"].encode(), WEIGHTS_FILE: values, "README.md": said["card"].encode()}
-        write_folder_atomic(folder / "adapter", files)
-        read_adapter(folder / "adapter")
-        tell(f"The federation has ended; its adapter is in {folder / 'adapter'}.")
+        keep_result(folder, invited.federation, about, values)
+        tell(f"The federation has ended; its adapter is in {folder / ADAPTER}.")
 
     resident = Resident(
         holdings,
@@ -321,6 +292,7 @@ def _take_part(invited: Invitation, folder: Path, holdings: Holdings, tell: Call
     with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY) as inbox:
         tell(f"{invited.site} waits for the coordinator's tasks.")
         resident.serve(_Telling(inbox, tell))
+    layers.detach()
 
 
 def _wait_for_coordinator(invited: Invitation, tell: Callable[[str], None]) -> None:

@@ -70,6 +70,11 @@ def public_word(folder: Path) -> str:
     Raises:
         FederationError: there are none, or they cannot be read.
     """
+    if not (folder / SIGNING).exists():
+        raise FederationError(
+            f"{folder} holds no keys of a site; name the site's own folder with --folder, or make it by bellwether "
+            "site keygen."
+        )
     point = serialization.PublicFormat.CompressedPoint
     own = read_signing(folder / SIGNING).public_key().public_bytes(_RAW, serialization.PublicFormat.Raw)
     flower = _flower_key(folder / FLOWER).public_key().public_bytes(serialization.Encoding.X962, point)

@@ -1,6 +1,7 @@
 """A site's ledger: one line for everything that it was asked and that it sent, each on the disk before it is sent.
 
-ledger.jsonl    time (UTC), way, kind, run, round, client, number of the task, bytes, hash of the content, protection
+ledger.jsonl    time (UTC), way, kind, run, round, client, number of the task, bytes, hash of the content, protection,
+                failure
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Entry:
         bytes: how many bytes travelled.
         content: the SHA-256 of everything in the message.
         protection: what was done to it before it was sent, such as noise; ``none`` where nothing was.
+        failure: why a task was not done, which is all that was sent then; empty where it was done.
     """
 
     __pydantic_config__ = KEPT
@@ -47,6 +49,7 @@ class Entry:
     bytes: Count
     content: str
     protection: str = "none"
+    failure: str = ""
 
 
 class Ledger:
@@ -67,13 +70,14 @@ class Ledger:
         """Return whether a task came already, also before this process began."""
         return number in self._answered
 
-    def note(self, header: Header, parcel: Parcel, protection: str = "none") -> None:
+    def note(self, header: Header, parcel: Parcel, protection: str = "none", failure: str = "") -> None:
         """Write a message down.
 
         Args:
             header: what it is for.
             parcel: the message.
             protection: what was done to it.
+            failure: why the task was not done; empty where it was.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -91,6 +95,7 @@ class Ledger:
             parcel.size,
             content,
             protection,
+            failure,
         )
         append(self._path, entry)
         if header.way == "task":

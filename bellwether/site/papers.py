@@ -41,7 +41,7 @@ from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomi
 from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, plain, read_json, reading, typed
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
-SITES, PARTICIPANTS = "sites.json", "participants.json"
+SITES, PARTICIPANTS, INVITED = "sites.json", "participants.json", "invited.yaml"
 SERVER, INNER = "server", "inner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
@@ -282,19 +282,20 @@ def read_invitation(path: Path) -> Invitation:
     return invitation
 
 
-def invited_recipe(invitation: Invitation, place: Path) -> Recipe:
-    """Return the recipe in an invitation.
+def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in an invitation, with what a site sets of its own.
 
     Args:
         invitation: the invitation.
         place: a folder in which the recipe is put down, for its mistakes to have a file.
+        fields: the site's, such as ``data.columns.response=reply``.
 
     Raises:
-        RecipeError: it is none.
+        RecipeError: it is none, or a field cannot be what the site sets.
     """
-    path = place / RECIPE
+    path = place / INVITED
     write_atomic(path, invitation.recipe.encode())
-    return load_recipe(path)
+    return load_recipe(path, list(fields))
 
 
 def split_address(address: str) -> tuple[str, int]:

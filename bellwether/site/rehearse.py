@@ -33,6 +33,7 @@ from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
 from bellwether.model.base import load_base
+from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Model, Recipe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import Result, run
@@ -299,7 +300,9 @@ def _be_site(job: _Job, environment: Mapping[str, str]) -> None:
 
         tell(f"Process {os.getpid()} begins.")
         try:
-            holdings = holdings_of(job.name, job.recipe, load_base(job.model), job.work)
+            base = load_base(job.model)
+            layers = LoraLayers(base.model, job.work.config)
+            holdings = holdings_of(job.name, job.recipe, base, layers, job.work)
             resident = Resident(
                 holdings,
                 read_signing(job.folder / SIGNING),

@@ -33,6 +33,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
 from bellwether.tools.json_text import from_json, typed
+from bellwether.tools.words import byte_size, duration
 
 POLL = 0.1  # seconds between two looks for a task
 LINGER = 3.0  # seconds in which Flower passes the last answer on
@@ -82,16 +83,16 @@ class Holdings:
     shapes: Mapping[str, tuple[int, int]]
 
 
-def holdings_of(name: str, recipe: Recipe, base: Base, work: Work) -> Holdings:
+def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
     """Return what a site holds.
 
     Args:
         name: its name.
         recipe: what it agreed to run.
         base: the base model that it has loaded.
+        layers: LoRA layers over it.
         work: rows and folders of its clients; they are trained one by one.
     """
-    layers = LoraLayers(base.model, work.config, 1)
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     engine = local_engine(base, layers, work, make_method(work.method))
     return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base, work.public), work.config, shapes)
@@ -150,15 +151,21 @@ class Resident:
             return Parcel(b"", b"", b"")
         assert parcel is not None
         self._ledger.note(header, parcel)
+        failure = ""
         if header.kind == "hello":
             manifest, body = self._hello(parcel), b""
         elif header.kind == "end":
             self._keep(parcel.manifest, parcel.body)
             self.ended, manifest, body = True, b"{}", b""
         else:
-            manifest, body = encode_reply(self._reply(header, parcel), _kind(header))
+            reply = self._reply(header, parcel)
+            failure = reply.failure or ""
+            manifest, body = encode_reply(reply, _kind(header))
+            if not failure:
+                size = byte_size(len(manifest) + len(body))
+                self._tell(f"Round {header.round}: done in {duration(reply.seconds)}; {size} leave this site.")
         answer = sealed(header.answered(), self._key, manifest, body)
-        self._ledger.note(header.answered(), answer, self._protection(header))
+        self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer
 
     def _header(self, parcel: Parcel | None) -> Header:

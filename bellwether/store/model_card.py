@@ -24,8 +24,8 @@ tags:
 
 # {name}
 
-A LoRA adapter (rank {rank}, alpha {alpha}) for `{base}`, tuned on instructions by {clients} in a simulated
-federation of bellwether: the base model stayed frozen, every client trained on its own rows, and a server aggregated
+A LoRA adapter (rank {rank}, alpha {alpha}) for `{base}`, tuned on instructions by {clients} in a {kind}
+of bellwether: the base model stayed frozen, every client trained on its own rows, and a server aggregated
 their adapters ({aggregate}) over {rounds}.
 
 ## How to load it
@@ -61,7 +61,9 @@ Seed {seed}; {environment}.
 """
 
 
-def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environment: Mapping[str, Any]) -> str:
+def model_card(
+    recipe: Recipe, records: Iterable[Record], clients: int, environment: Mapping[str, Any], *, sites: bool = False
+) -> str:
     """Return the card in Markdown, with the header that model hubs read.
 
     Args:
@@ -69,6 +71,7 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         records: its records.
         clients: number of clients in the federation.
         environment: see ``bellwether.store.run_folder.describe_environment``.
+        sites: whether the clients are sites of a real federation, whose sources are their own.
     """
     kept = tuple(records)
     embedded, quoted = recipe.model.path == "starter", json.dumps(recipe.model.path, ensure_ascii=False)
@@ -80,12 +83,13 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
         name=recipe.name,
         rank=recipe.lora.rank,
         alpha=f"{recipe.lora.alpha:g}",
-        clients=counted(clients, "client"),
+        clients=counted(clients, "site" if sites else "client"),
+        kind="federation" if sites else "simulated federation",
         aggregate=_code(recipe.method.name),
         rounds=counted(recipe.federation.rounds, "round"),
         what="adapters with what the method adds to them"
         + (", centroids of clusters of rows and totals" if recipe.selection.surveys else " and totals"),
-        data=_data(recipe, kept),
+        data=_data(recipe, kept, sites),
         scores=_scores([record for record in kept if isinstance(record, EvaluationRecord)]),
         seed=recipe.seed,
         environment=_environment(environment),
@@ -93,17 +97,17 @@ def model_card(recipe: Recipe, records: Iterable[Record], clients: int, environm
     )
 
 
-def _data(recipe: Recipe, records: tuple[Record, ...]) -> str:
+def _data(recipe: Recipe, records: tuple[Record, ...], sites: bool) -> str:
     """Return what it was trained and scored on."""
-    lines = ["Sources: " + ", ".join(f"`{_code(source)}`" for source in recipe.data.sources) + "."]
+    sources = ", ".join(f"`{_code(source)}`" for source in recipe.data.sources)
+    lines = ["Every site trained on rows of its own." if sites else f"Sources: {sources}."]
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     if rounds:
         clients = {part.client for record in rounds for part in record.clients}
         rows, tokens = sum(record.rows_seen for record in rounds), sum(record.tokens for record in rounds)
         lines.append(
-            f"Over all rounds, {counted(len(clients), 'different client')} took part and trained on "
-            f"{counted(rows, 'row')} and "
-            f"{counted(tokens, 'token')}; a row counts each time it was trained on."
+            f"Over all rounds, {counted(len(clients), 'site' if sites else 'different client')} took part and trained "
+            f"on {counted(rows, 'row')} and {counted(tokens, 'token')}; a row counts each time it was trained on."
         )
     return "\n".join(lines)
 

@@ -97,12 +97,12 @@ def comparison_page(compared: Compared) -> Page:
         kind="comparison",
         name=recipe.name,
         summary=_summary(compared),
-        result=_result(compared),
-        tiles=_tiles(compared),
+        result=result_sentence(compared),
+        tiles=score_tiles(compared),
         sections=[
-            _scores(compared),
+            scores_section(compared),
             _learning(compared),
-            *_parts(compared),
+            *part_sections(compared),
             *([holdings(run.description, seed)] if run else []),
             *gains_section(compared.gains, compared.metric),
             *([participation(run.rounds, [one.client for one in run.description.clients], of)] if run else []),
@@ -142,7 +142,7 @@ def _summary(compared: Compared) -> Markup:
     )
 
 
-def _result(compared: Compared) -> Markup:
+def result_sentence(compared: Compared) -> Markup:
     """Return what came out, in one sentence with its uncertainty."""
     metric, reference = compared.metric, compared.reference
     if reference is None or metric.key not in reference.scores:
@@ -192,7 +192,7 @@ def _against(line: Line, metric: Metric, family: int) -> Markup:
     )
 
 
-def _tiles(compared: Compared) -> list[Tile]:
+def score_tiles(compared: Compared) -> list[Tile]:
     """Return a tile for each arm, of the score that speaks for the comparison."""
     metric = compared.metric
     return [
@@ -205,7 +205,7 @@ def _tiles(compared: Compared) -> list[Tile]:
 # Scores -------------------------------------------------------------------------------------------
 
 
-def _scores(compared: Compared) -> Section:
+def scores_section(compared: Compared) -> Section:
     """Return the section with all scores, their intervals and differences."""
     parts: list[Part] = []
     for metric in dict.fromkeys((compared.metric, LOSS)):
@@ -298,7 +298,7 @@ def _curves(
     return Figure(title, chart, note, wide=True)
 
 
-def _parts(compared: Compared) -> list[Section]:
+def part_sections(compared: Compared) -> list[Section]:
     """Return the scores by category, and by group where there are several."""
     sections = []
     for part, one in (("categories", "category"), ("groups", "group")):

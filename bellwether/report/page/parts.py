@@ -131,8 +131,8 @@ class Page:
     """A whole report.
 
     Args:
-        kind: what it reports on, ``run`` or ``comparison``.
-        name: of the recipe.
+        kind: what it reports on, ``run``, ``comparison`` or ``site``.
+        name: of the recipe, or of the site.
         summary: what was run, in one paragraph.
         result: what came out, in one sentence with its uncertainty.
         tiles: the figures that stand out.

@@ -1,0 +1,152 @@
+"""What a site agrees to, and what of a federation's recipe is the site's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bellwether.engine.remote import terms_of
+from bellwether.errors import FederationError
+from bellwether.model.base import Base
+from bellwether.model.lora import adapter_config
+from bellwether.recipe.consent import code_in
+from bellwether.recipe.recipe import Data, Federation, Recipe
+from bellwether.site.facts import ON_THIS_MACHINE
+from bellwether.site.papers import Invitation
+from bellwether.tools.words import byte_size, clean, counted, listed
+
+# How files of rows are read, and where files are whose content the terms name by its hash.
+OWN_FIELDS = (
+    "data.columns",
+    "data.source_columns",
+    "data.encoding",
+    "data.delimiter",
+    "data.skip_bad_rows",
+    "data.split",
+    "data.config",
+    "data.revision",
+    *ON_THIS_MACHINE,
+)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a site agrees to.
+
+    Args:
+        hash: of everything that was checked.
+        text: in plain words.
+    """
+
+    hash: str
+    text: str
+
+
+def check_own_fields(fields: Sequence[str]) -> None:
+    """Refuse fields that a site sets, unless they say how its own files are read, or where they are.
+
+    Args:
+        fields: such as ``data.columns.response=reply``.
+
+    Raises:
+        FederationError: one would change what is agreed, or is none.
+    """
+    for field in fields:
+        name, separator, _ = field.partition("=")
+        if not separator:
+            raise FederationError(
+                f"{field[:80]!r} is not understood; give rows with --data, and fields as FIELD=VALUE."
+            )
+        if not any(f"{name}.".startswith(f"{known}.") for known in OWN_FIELDS):
+            raise FederationError(
+                f"{name[:80]} is the same for all who take part, so a site cannot set it; it may set "
+                f"{listed(OWN_FIELDS)}."
+            )
+
+
+def own_recipe(
+    recipe: Recipe, data: Sequence[str], test: Sequence[str], model: str | None, device: str | None
+) -> Recipe:
+    """Return the recipe as a site runs it: with its own rows, all of them one client's.
+
+    Args:
+        recipe: the federation's.
+        data: files of rows.
+        test: files of rows that are never trained on, for the comparison at the end.
+        model: folder of the base model here; None takes the recipe's.
+        device: where to compute; None takes the recipe's.
+    """
+    rows: dict[str, Any] = {"sources": tuple(data), "test_sources": tuple(test), "validation_sources": ()}
+    # With rows of its own the test takes none of the others, and a number that differs would be noted.
+    rows |= {
+        "test_rows_per_category": Data().test_rows_per_category if test else 0,
+        "validation_rows_per_category": 0,
+        "max_rows": None,
+    }
+    partition = {"method": "iid", "clients": 1, "clients_per_group": None}
+    place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
+    engine = {"processes": 1, "fuse": 1}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=rows),
+            "partition": recipe.partition.model_copy(update=partition),
+            "model": recipe.model.model_copy(update=place),
+            "engine": recipe.engine.model_copy(update=engine),
+        }
+    )
+
+
+def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: int, test: int) -> Terms:
+    """Return what a site agrees to, in plain words.
+
+    Args:
+        invited: its invitation.
+        recipe: what it will run.
+        base: the base model that it has.
+        rows: how many rows it trains on.
+        held_out: how many it holds out of its own and scores for the coordinator.
+        test: how many others it scores at the end, for itself alone.
+    """
+    config = adapter_config(base, recipe.lora)
+    shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
+    numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
+    federation, selection = recipe.federation, recipe.selection
+    leaves = [
+        f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
+    ]
+    leaves += ["the number of rows and tokens trained on, and their mean loss"]
+    if selection.surveys:
+        noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
+        leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
+    if held_out:
+        leaves.append(f"sums of scores on {counted(held_out, 'row')} that you hold out of these, at each evaluation")
+    lines = [
+        f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
+        f"{invited.site}.",
+        f"Base model: {clean(recipe.model.path)}, weights {base.fingerprint[:16]}; it stays as it is.",
+        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours.",
+        f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
+        "What leaves this machine each time:",
+        *(f"  - {one}" for one in leaves),
+        "What never leaves it: rows, their text and tokens, the base model, your private keys"
+        + (f", and anything of the {counted(test, 'test row')}." if test else "."),
+        "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
+        "an update can reveal some of the text that it was trained on.",
+        f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
+    ]
+    facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
+    return Terms(terms_of(facts), "\n".join(lines))
+
+
+def _share(federation: Federation) -> str:
+    """Return in how many of the rounds a site is asked, as the end of a sentence."""
+    if federation.cohort_size is not None:
+        return f"those for which you are drawn, {counted(federation.cohort_size, 'site')} at a time"
+    return "each of them" if federation.fraction == 1 else f"about {federation.fraction:.0%} of them"
+
+
+def _own_code(recipe: Recipe) -> str:
+    """Return what else runs of what is installed here, as the end of a sentence."""
+    named = [code.name for code in code_in(recipe)]
+    return f", with {', '.join(map(clean, named))}, which the policy lists" if named else ""
