@@ -41,7 +41,13 @@ RESULT = "simulation"
 
 def recipe_of(clients: int, folder: Path, processes: int) -> Recipe:
     """Return the recipe that every way runs."""
-    words = [f"partition.clients={clients}", "partition.method=iid", "federation.fraction=1", "federation.rounds=2"]
+    words = [
+        f"partition.clients={clients}",
+        "partition.method=iid",
+        "partition.rows_per_client=null",
+        "federation.fraction=1",
+        "federation.rounds=2",
+    ]
     words += ["training.local_steps=1", "evaluation.every=0", "evaluation.generate=false", "engine.fuse=1"]
     words += ["evaluation.max_rows_per_category=1", "model.threads=1", f"engine.processes={processes}"]
     return load_recipe("default", [*words, f"output.folder={folder}"])
