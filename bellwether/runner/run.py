@@ -231,7 +231,8 @@ def _run_in(
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
         size = cohort_size(recipe.federation, clients)
-        rounds, planned = recipe.federation.rounds, expected(prepared, size) if watch is not _silent else None
+        rounds = recipe.federation.rounds
+        planned = expected(prepared, size) if deployment.here and watch is not _silent else None
         scored = tuple(round for round in range(progress.round + 1, rounds + 1) if is_due(round, recipe))
         tell(RunStarted(recipe.name, str(folder.path), rounds, progress.round, clients, size, scored, planned))
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.

@@ -344,19 +344,23 @@ def _wait_for_coordinator(invited: Invitation, tell: Callable[[str], None]) -> N
 
 
 class _Telling:
-    """Flower's tasks, and a sentence for a person whenever its SuperNode had to be begun again."""
+    """Flower's tasks, and a sentence for a person where its SuperNode had to be begun again since the last of them."""
 
     def __init__(self, inbox: Inbox, tell: Callable[[str], None]) -> None:
-        self._inbox, self._tell, self._starts = inbox, tell, inbox.starts
+        self._inbox, self._tell = inbox, tell
+        self._starts, self._told = inbox.starts, False
 
     def take(self) -> Delivery | None:
         """Return the next message, or None."""
         delivery = self._inbox.take()
-        if self._inbox.starts != self._starts:
-            self._starts = self._inbox.starts
+        begun_again = self._inbox.starts != self._starts
+        if begun_again and not self._told:
             self._tell(
                 "Flower's SuperNode has ended and is begun again (see supernode.log): where it was killed, the "
                 "coordinator lets it come back after 50 s; where another process uses this site's keys, end that one; "
                 "where this site was revoked, ask the coordinator."
             )
+        self._told = begun_again and delivery is None
+        if delivery is not None:
+            self._starts = self._inbox.starts
         return delivery

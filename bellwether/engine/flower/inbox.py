@@ -39,6 +39,9 @@ if os.getppid() == {parent}:
 """
 
 
+SOONEST, LATEST = 5.0, 60.0  # seconds after its beginning that a SuperNode that has ended is begun again
+
+
 class Delivery:
     """One message at a site, which must be answered once.
 
@@ -76,6 +79,7 @@ class Inbox:
         self._folder, self._key, self._superlink, self._authority = folder, key, address, authority
         self._secret = secrets.token_bytes(32)
         self.starts = 0  # of the SuperNode; more than one where it has ended
+        self._patience = SOONEST
         self._begun, self._node = 0.0, self._start()
 
     def __enter__(self) -> Inbox:
@@ -95,8 +99,9 @@ class Inbox:
 
     def take(self) -> Delivery | None:
         """Return the next message, or None where there is none; begin the SuperNode again where it has ended."""
-        if self._node.poll() is not None and time.monotonic() - self._begun > 5:  # seconds
+        if self._node.poll() is not None and time.monotonic() - self._begun > self._patience:
             self._node = self._start()
+            self._patience = min(2 * self._patience, LATEST)
         try:
             client = runtime_client(self._address, self._secret)
             try:
@@ -105,7 +110,10 @@ class Inbox:
                 client.close()
         except LINK_ERRORS:  # it begins, or ends
             return None
-        return _delivery(self._address, token) if token else None
+        if not token:
+            return None
+        self._patience = SOONEST
+        return _delivery(self._address, token)
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Begin the SuperNode, which ends with this process however that ends."""

@@ -41,7 +41,7 @@ from flwr.superlink.main import create_app
 
 from bellwether.engine.certificate import Certificate
 from bellwether.engine.flower.dispatch import Dispatch, acquired
-from bellwether.engine.flower.gate import ForSites
+from bellwether.engine.flower.gate import Doorway, ForSites, Idle
 from bellwether.engine.flower.records import LINK_ERRORS
 from bellwether.errors import FederationError, first_line
 
@@ -106,7 +106,7 @@ class Link:
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
         self._servers = [_serving(app, inside, inner, lifespan="on")]
-        self._servers.append(_serving(self._gate, outside, outer, lifespan="off"))
+        self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio"))
         os.chmod(folder / "flower.db", 0o600)
 
     def expect(self, most: int) -> None:
@@ -162,19 +162,20 @@ class Link:
         Raises:
             FederationError: Flower refuses the key, such as one that was revoked.
         """
-        if name in {node.name for node in self.nodes()}:
-            return
         try:
-            with self._control() as control:
-                control.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+            if name not in {node.name for node in self.nodes()}:
+                with self._control() as control:
+                    control.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
         except LINK_ERRORS as error:
             raise FederationError(
                 f"The key of site {name} cannot be registered ({first_line(error)}): a key that was revoked once, or "
                 "is another site's, is never taken again; let the site make new ones (bellwether site keygen)."
             ) from error
+        self._gate.admit(name, public_key)
 
     def unregister(self, name: str) -> None:
         """Let a site connect no more; one that is not registered stays so."""
+        self._gate.dismiss(name)
         with self._control() as control:
             for node in self.nodes():
                 if node.name == name:
@@ -188,7 +189,7 @@ class Link:
 
     @contextlib.contextmanager
     def dispatch(self) -> Iterator[Dispatch]:
-        """Yield what delivers messages; those that an earlier process has left are given up."""
+        """Yield what delivers messages, and let sites in; messages that an earlier process has left are given up."""
         with self._control() as control:
             for number, run in control.ListRuns(ListRunsRequest()).run_dict.items():
                 if run.status.status != "finished":
@@ -198,6 +199,7 @@ class Link:
             control.StartRun(StartRunRequest(fab=shipped))
         with acquired(self._address, self._secret, TaskType.SERVER_APP, self._inner) as token:
             dispatch = Dispatch(self._address, self._inner, token)
+        self._gate.open()
         try:
             yield dispatch
         finally:
@@ -239,6 +241,7 @@ def _serving(
             "give both in PEM, and such as belong together."
         ) from error
     server = uvicorn.Server(settings)
+    settings.callback_notify, settings.timeout_notify = Idle(server.server_state.connections).drop, 0
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
@@ -250,10 +253,10 @@ def _serving(
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket on which a server can listen."""
-    listening = None
+    listening: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family[0])
+        listening = Doorway(family[0])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(family[4])
         listening.listen(128)
