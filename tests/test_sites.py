@@ -194,6 +194,8 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     first.kill()
     assert first.wait() == -signal.SIGKILL
     assert north.poll() is None, north.said()
+    (supernode,) = family(north.pid)
+    os.kill(supernode, signal.SIGTERM)  # by SIGKILL, Flower would let it come back after 50 s only
     south = site("south")
     again = coordinator()
     finished(again)
@@ -202,6 +204,7 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
         assert "The federation has ended" in out
         assert weights(papers / name) == weights(papers / "federation" / "run")
         assert (papers / name / "adapter" / "README.md").read_bytes()
+    assert "Flower's SuperNode has ended and is begun again" in north.said()[0]
     rounds = [json.loads(line) for line in (papers / "federation" / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2]
     assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)

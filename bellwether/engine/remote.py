@@ -133,6 +133,7 @@ class RemoteEngine:
         expect: is told how many bytes of answers each site may send from now on.
         clock: seconds, of a clock that never goes back.
         pause: waits so many seconds.
+        absent: seconds that a round waits for a site that is not connected.
     """
 
     def __init__(
@@ -147,11 +148,12 @@ class RemoteEngine:
         expect: Callable[[int], None] = lambda most: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        absent: float = ABSENT,
     ) -> None:
         self._deliveries, self._parties, self._key, self._run = deliveries, parties, key, run
         self._facts, self._terms = facts, terms_of(facts)
         self._watch, self._expect, self._clock, self._pause = watch, expect, clock, pause
-        self._deadline = deadline
+        self._deadline, self._absent = deadline, absent
         self._homes = {client: party for party in parties for client in party.clients}
         self._greeted: dict[str, _Asked] = {}  # by message
         self._ready: set[str] = set()
@@ -288,7 +290,7 @@ class RemoteEngine:
         """Return whether a site that is not there is waited for no longer, after so many seconds."""
         if site in self._deliveries.revoked() or site in self._differs:
             return True
-        return passed > ABSENT and site not in {one.party.name for one in self._greeted.values()}
+        return passed > self._absent and site not in {one.party.name for one in self._greeted.values()}
 
     def _greet(self, online: Mapping[str, int]) -> None:
         """Send a hello to those that are there and have not had one since they came."""

@@ -61,6 +61,7 @@ MODULES = (__name__, *LANGUAGE_MODELS)
 
 DAYS = 30  # that certificates of a rehearsal are valid
 START = 600.0  # seconds in which all sites must be there
+PAUSE = 0.3  # seconds between two looks for a message; on one machine they cost little
 STARTS = 3  # times that a site's process is begun without having answered anything in between
 
 
@@ -124,6 +125,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
                 setting.watch,
                 deadline,
                 link.expect,
+                absent=START,  # a site's process that has ended is begun again, or the rehearsal ends
             )
             engine.wait(count, START)
             yield engine
@@ -309,7 +311,7 @@ def _be_site(job: _Job, environment: Mapping[str, str]) -> None:
                 lambda header, task: None,  # it is one's own machine
                 tell,
             )
-            with Inbox(job.folder, job.folder / FLOWER, job.address, job.authority) as inbox:
+            with Inbox(job.folder, job.folder / FLOWER, job.address, job.authority, PAUSE) as inbox:
                 resident.serve(inbox)
         except BellwetherError as error:
             tell(first_line(error))
