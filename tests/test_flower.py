@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.corestate import sql_corestate
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -29,6 +30,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from proxies import proxy
 
 from bellwether.engine.certificate import Certificate
 from bellwether.engine.flower import gate, records
@@ -45,7 +47,8 @@ ROOT = Path(__file__).parents[1]
 def link(tmp_path_factory):
     folder = tmp_path_factory.mktemp("link")
     make_authority(folder, "a test", 1)
-    inner, outer = (make_certificate(folder, stem, ["127.0.0.1"], 1) for stem in ("inner", "outer"))
+    names = ["127.0.0.1", "localhost"]
+    inner, outer = (make_certificate(folder, stem, names, 1) for stem in ("inner", "outer"))
     with Link(folder, inner, outer, "127.0.0.1", 0) as link:
         known = ssl.create_default_context(cadata=inner.authority.read_text())
         # A SuperNode that is refused ends, so none is before it is known who may come.
@@ -353,6 +356,38 @@ def connects(link):
     with contextlib.suppress(OSError), connected(link):
         return True
     return False
+
+
+@pytest.mark.parametrize("lasts", [None, 1.0], ids=["that works", "that cuts what takes long"])
+def test_a_site_works_behind_a_proxy(link, tmp_path, monkeypatch, lasts):
+    with proxy(lasts) as (address, through), link.dispatch() as dispatch:
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        name = f"behind {lasts}"
+        with Fleet(link, tmp_path, name, host="localhost") as site:
+            for _ in range(2):
+                number = dispatch.send(dispatch.online()[name], Parcel(b"h", b"s", b"m", bytes(1000)), 60)
+                time.sleep(lasts or 0)  # the connection that was kept is cut meanwhile
+                site.answer()
+                wait_until(lambda number=number: [one.failure for one in dispatch.arrived([number])] == [""])
+    assert set(through) == {f"localhost:{link.port}"}
+    assert len(through) >= (3 if lasts else 1)
+
+
+def test_an_upload_that_is_cut_and_never_repeated_is_told_and_the_site_can_be_asked_again(link, tmp_path, monkeypatch):
+    monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", 1)
+    with Fleet(link, tmp_path, "cut") as site, link.dispatch() as dispatch:
+        parcel = Parcel(b"h", b"s", b"m", b"body")
+        number = dispatch.send(dispatch.online()["cut"], parcel, 60)
+        site.answer(push=False)
+        come = []
+        wait_until(lambda: come.extend(dispatch.arrived([number])) or come)
+        assert [(one.message, one.parcel) for one in come] == [(number, None)]
+        assert "did not come whole" in come[0].failure
+        again = dispatch.send(dispatch.online()["cut"], parcel, 60)
+        monkeypatch.undo()
+        site.answer()
+        wait_until(lambda: come.extend(dispatch.arrived([again])) or len(come) == 2)
+        assert come[1].parcel == parcel
 
 
 def wait_until(holds):

@@ -39,7 +39,7 @@ METHODS = {
 }
 
 
-# One is enough, in which clients are asked for a survey, too; SCAFFOLD, with a state at both ends, is that which is killed.
+# One is enough, in which clients are asked for a survey, too; SCAFFOLD, with a state at both ends, is in the next test.
 GATE = "fedhds"
 
 

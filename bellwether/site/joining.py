@@ -15,6 +15,7 @@ import email.utils
 import shutil
 import ssl
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,8 @@ def _unreachable(address: str, error: httpx.HTTPError) -> FederationError:
         )
     if isinstance(error, httpx.ProxyError):
         return FederationError(f"The proxy of HTTPS_PROXY lets nobody through to {address} ({said}).")
-    return NotThere(f"Nothing answers at {address} ({said or type(error).__name__})")
+    through = " through the proxy of HTTPS_PROXY" if "https" in urllib.request.getproxies() else ""
+    return NotThere(f"Nothing answers at {address}{through} ({said or type(error).__name__})")
 
 
 def _check_own_key(invited: Invitation, folder: Path) -> None:

@@ -27,13 +27,19 @@ from bellwether.exchange.seal import Parcel
 
 # The SuperNode ends gently when the process that began it is killed, so that the site can come back at once; where the
 # system cannot do so (Linux can), Flower takes it for connected until it has missed its heartbeats, about 50 seconds.
+# Linux tells of it once for each thread of the process that was killed, and a second SIGTERM would end the SuperNode
+# before it has told the SuperLink.
 
 
 # Flower's own pauses between two looks for a message, 3 s and 0.5 s, are cut to what is asked for.
 _SUPERNODE = """\
 import ctypes, os, signal, sys, time, types
+def leave(*_):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    signal.signal(signal.SIGUSR1, leave)
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
 if os.getppid() == {parent}:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import socket
+import sqlite3
 import tempfile
 import threading
 import time
@@ -90,12 +91,15 @@ class Link:
         outer: the certificate of the outer port.
         host: the address on which the outer port listens.
         port: its number; 0 takes any that is free.
+        alone: whether the sites of an earlier process have ended with it, so that they need not be waited for.
 
     Raises:
         FederationError: a port cannot be had, or a certificate cannot be used.
     """
 
-    def __init__(self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int) -> None:
+    def __init__(
+        self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int, *, alone: bool = False
+    ) -> None:
         os.environ["FLWR_HOME"] = str(folder)
         log_to(folder / "flower.log")
         self._secret, self._inner = secrets.token_bytes(32), inner
@@ -103,6 +107,8 @@ class Link:
         inside = _listening("127.0.0.1", 0)
         self.port: int = outside.getsockname()[1]
         self._address = f"127.0.0.1:{inside.getsockname()[1]}"
+        if alone and (folder / "flower.db").exists():
+            _forget_connected(folder / "flower.db")
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
         self._servers = [_serving(app, inside, inner, lifespan="on")]
@@ -217,6 +223,12 @@ class Link:
             yield client
         finally:
             client.close()
+
+
+def _forget_connected(database: Path) -> None:
+    """Let sites come back at once that could not tell that they go; Flower would wait for a minute."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE node SET status = 'offline', online_until = 0 WHERE status = 'online'")
 
 
 def _serving(
