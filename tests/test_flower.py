@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore import sql_mixin
 from flwr.supercore.corestate import sql_corestate
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -33,7 +34,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from proxies import proxy
 
 from bellwether.engine.certificate import Certificate
-from bellwether.engine.flower import gate, records
+from bellwether.engine.flower import dispatch, gate, records
 from bellwether.engine.flower.gate import LARGEST_REQUEST
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
@@ -138,7 +139,6 @@ def test_answers_tell_the_time(outside):
 
 
 def test_the_database_waits_for_its_turn_longer_than_flower_lets_it(link):
-    from flwr.supercore import sql_mixin
     from sqlalchemy import create_engine, event
 
     engine = create_engine("sqlite://")
@@ -388,6 +388,21 @@ def test_an_upload_that_is_cut_and_never_repeated_is_told_and_the_site_can_be_as
         site.answer()
         wait_until(lambda: come.extend(dispatch.arrived([again])) or len(come) == 2)
         assert come[1].parcel == parcel
+
+
+def test_a_coordinator_whose_disk_is_full_says_so_and_that_it_can_go_on(tmp_path, monkeypatch):
+    # SQLite says of a database that may have so many pages what it says of a full disk.
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", (*sql_mixin.SQLITE_PRAGMAS, ("max_page_count", "400")))
+    monkeypatch.setattr(dispatch, "PAUSES", (0.1,))
+    make_authority(tmp_path, "a test", 1)
+    inner, outer = (make_certificate(tmp_path, stem, ["127.0.0.1"], 1) for stem in ("inner", "outer"))
+    link = Link(tmp_path, inner, outer, "127.0.0.1", 0)
+    with link, Fleet(link, tmp_path, "north"), link.dispatch() as sending:
+        small, large = (Parcel(b"h", b"s", b"m", bytes(size)) for size in (1000, 6_000_000))
+        node = sending.online()["north"]
+        assert sending.send(node, small, 60) is not None
+        with pytest.raises(FederationError, match="whether the disk is full; finished rounds are kept, and the same"):
+            sending.send(node, large, 60)
 
 
 def wait_until(holds):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
 
 from bellwether.engine.remote import ABSENT, TIMES, Party, RemoteEngine
-from bellwether.errors import FederationError
+from bellwether.errors import CheckpointError, FederationError
 from bellwether.exchange.codec import encode_reply
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, Update, client_draws
 from bellwether.exchange.seal import Header, Parcel, opened, sealed
@@ -391,6 +392,40 @@ def test_a_task_is_answered_once_also_by_a_site_that_was_begun_again(tmp_path):
     _, manifest = answered(resident("north", tmp_path, engine=engine), parcel)
     assert "it was answered already" in manifest.decode()
     assert not engine.tasks
+
+
+def fill_disk(path):
+    """Let a file be on a disk that is full; return what makes space again."""
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    path.symlink_to("/dev/full")
+    return lambda: aside.replace(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_site_whose_disk_is_full_sends_nothing_and_says_so_and_does_the_task_once_there_is_space(tmp_path):
+    site, engine = resident("north", tmp_path), AddingEngine()
+    answered(site, task_for("north", number="n0"))
+    make_space = fill_disk(tmp_path / "north" / "ledger.jsonl")
+    parcel = task_for("north")
+    with pytest.raises(CheckpointError, match="ledger.jsonl cannot be written, because the disk is full: free some"):
+        site.answer(parcel)
+    make_space()
+    header, manifest = answered(resident("north", tmp_path, engine=engine), parcel)
+    assert (header.number, len(engine.tasks)) == ("n1", 1)
+    assert "rows" in manifest.decode()
+
+
+def test_a_site_whose_disk_is_full_costs_the_others_nothing(tmp_path):
+    engine, post = world(tmp_path)
+
+    def ends(answer):  # as ``site join`` does, once it has said so
+        post.away.add("south")
+        return Came("", None, "its site is not connected any more")
+
+    post.faults["south", "train"] = ends
+    first, second = run(engine, "federation.rounds=2").rounds
+    assert [{one.client for one in record.clients} for record in (first, second)] == [{"a", "b"}] * 2
 
 
 def test_an_end_that_came_before_is_not_listened_to(tmp_path):

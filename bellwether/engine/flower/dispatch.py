@@ -35,6 +35,8 @@ from bellwether.engine.flower.records import LINK_ERRORS, Arrived, arrived, reco
 from bellwether.errors import FederationError, first_line
 from bellwether.exchange.seal import Parcel
 
+PAUSES = 0.2, 1.0, 5.0  # seconds after which the SuperLink in this process, which may be busy, is asked again
+
 T = TypeVar("T")
 
 
@@ -138,7 +140,7 @@ def _tried(ask: Callable[[], T]) -> T:
     Raises:
         FederationError: it does not answer.
     """
-    for seconds in (0.2, 1.0, 5.0):
+    for seconds in PAUSES:
         with contextlib.suppress(*LINK_ERRORS):
             return ask()
         time.sleep(seconds)

@@ -24,6 +24,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from bellwether.engine.flower.records import LINK_ERRORS, parcel_of, record_of, runtime_client
 from bellwether.exchange.seal import Parcel
+from bellwether.tools.atomic import cannot_write
 
 # The SuperNode ends gently when the process that began it is killed, so that the site can come back at once; where the
 # system cannot do so (Linux can), Flower takes it for connected until it has missed its heartbeats, about 50 seconds.
@@ -84,6 +85,9 @@ class Inbox:
         address: the coordinator's, as ``HOST:PORT``.
         authority: the file of the authority by which the coordinator's certificate is known.
         pause: the most seconds between two looks for a message.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, key: Path, address: str, authority: Path, pause: float = PAUSE) -> None:
@@ -134,8 +138,11 @@ class Inbox:
         self._begun, port = time.monotonic(), _free_port()
         self._address = f"127.0.0.1:{port}"
         secret = self._folder / "supernode.secret"
-        with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(self._secret)
+        try:
+            with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(self._secret)
+        except OSError as error:
+            raise cannot_write(secret, error) from error
         code = _SUPERNODE.format(parent=os.getpid(), pause=self._pause)
         words = ["--superlink", self._superlink, "--root-certificates", str(self._authority)]
         words += ["--auth-supernode-private-key", str(self._key), "--host", "127.0.0.1", "--port", str(port)]

@@ -259,7 +259,9 @@ def _serving(
     while thread.is_alive() and not server.started:
         time.sleep(0.02)  # seconds
     if not server.started:
-        raise FederationError("Flower's SuperLink did not start; see flower.log in the federation's folder.")
+        raise FederationError(
+            "Flower's SuperLink did not start: see flower.log in the federation's folder, and whether the disk is full."
+        )
     return server, thread
 
 
