@@ -54,10 +54,14 @@ def test_a_rehearsal_ends_with_the_simulations_adapter_byte_for_byte(bellwether,
     assert "Adapter, scores and records are in rehearsed" in finished(rehearsed)
     assert weights(tmp_path / "rehearsed") == weights(tmp_path / "simulated")
     rounds = [json_lines(tmp_path / name / "rounds.jsonl") for name in ("simulated", "rehearsed")]
+    ledgers = [json_lines(tmp_path / "rehearsed" / "federation" / f"site-{n}" / "ledger.jsonl") for n in (1, 2)]
+    asked = [line for ledger in ledgers for line in ledger if line["kind"] in ("train", "survey")]
     for simulated_round, rehearsed_round in zip(*rounds, strict=True):
-        assert rehearsed_round["bytes_up"] == simulated_round["bytes_up"] > 0
-        assert rehearsed_round["bytes_down"] == simulated_round["bytes_down"] > 0
         assert rehearsed_round["cohort"] == simulated_round["cohort"]
+        for bytes, way in (("bytes_down", "task"), ("bytes_up", "reply")):
+            number = rehearsed_round["round"]
+            travelled = sum(line["bytes"] for line in asked if (line["way"], line["round"]) == (way, number))
+            assert rehearsed_round[bytes] == travelled > simulated_round[bytes] > 0
 
 
 def wait_for(holds, what: str):

@@ -104,6 +104,7 @@ class _Asked:
         since: from when on the site is waited for, by the coordinator's clock.
         sent: how often it was sent.
         lost: why no answer has come to what was sent, as a clause.
+        bytes_down: bytes of all that was sent.
     """
 
     party: Party
@@ -112,6 +113,7 @@ class _Asked:
     since: float = 0.0
     sent: int = 0
     lost: str = ""
+    bytes_down: int = 0
 
 
 def terms_of(facts: Facts) -> str:
@@ -256,7 +258,7 @@ class RemoteEngine:
                 if message is None:
                     gone.append(replace(one, lost="Flower did not take its task"))
                 else:
-                    asked[message] = replace(one, sent=one.sent + 1)
+                    asked[message] = replace(one, sent=one.sent + 1, bytes_down=one.bytes_down + parcel.size)
             elif self._is_given_up(site, self._clock() - one.since):
                 gone.append(one)
             else:
@@ -277,14 +279,17 @@ class RemoteEngine:
                 self._watch(Note(text, warning=True))
                 lost.append(replace(one, since=self._clock(), lost=arrival.failure))
             else:
-                replies.append(self._reply(one, arrival, passed))
+                up = arrival.parcel.size if arrival.parcel is not None else 0
+                reply = self._reply(one, arrival, passed)
+                replies.append(replace(reply, bytes_down=one.bytes_down, bytes_up=up))
         return lost, replies
 
     def _gone(self, one: _Asked, passed: float) -> Reply:
         """Return the reply of a client whose site is not waited for any more."""
         site = one.party.name
         why = "was revoked" if site in self._deliveries.revoked() else self._differs.get(site, "is not connected")
-        return Reply(one.header.client, passed, failure=one.lost or f"its site {why}", reached=one.sent > 0)
+        failure = one.lost or f"its site {why}"
+        return Reply(one.header.client, passed, failure=failure, reached=one.sent > 0, bytes_down=one.bytes_down)
 
     def _is_given_up(self, site: str, passed: float) -> bool:
         """Return whether a site that is not there is waited for no longer, after so many seconds."""
