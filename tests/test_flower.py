@@ -3,10 +3,12 @@
 import base64
 import contextlib
 import importlib.metadata
+import itertools
 import re
 import socket
 import ssl
 import time
+import types
 from pathlib import Path
 
 import httpx
@@ -34,7 +36,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from proxies import proxy
 
 from bellwether.engine.certificate import Certificate
-from bellwether.engine.flower import dispatch, gate, records
+from bellwether.engine.flower import dispatch, gate, inbox, records
 from bellwether.engine.flower.gate import LARGEST_REQUEST
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
@@ -192,6 +194,38 @@ def activation(link, folder: Path, name: str) -> int:
         except httpx.HTTPStatusError as error:
             return error.response.status_code
     return 200
+
+
+def test_a_supernode_that_ends_whenever_it_is_begun_is_begun_less_and_less_often(tmp_path, monkeypatch):
+    clock, begun = [0.0], []
+
+    class Ended:
+        def poll(self):
+            return 1
+
+        def terminate(self):
+            return
+
+        def wait(self, seconds=None):
+            return
+
+    def start(self):
+        begun.append(clock[0])
+        self._begun, self._address = clock[0], "127.0.0.1:1"
+        return Ended()
+
+    monkeypatch.setattr(inbox.Inbox, "_start", start)
+    monkeypatch.setattr(inbox, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(inbox, "runtime_client", refuse)
+    with inbox.Inbox(tmp_path, tmp_path, "127.0.0.1:1", tmp_path) as node:
+        while clock[0] < 300:
+            assert node.take() is None
+            clock[0] += 1
+    assert [round(later - sooner) for sooner, later in itertools.pairwise(begun)] == [6, 11, 21, 41, 61, 61, 61]
+
+
+def refuse(*words, **more):
+    raise OSError
 
 
 class Fleet:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import dolly_rows, json_lines, write_rows
 from forked import family, start
+from test_flower import activation
 from test_rehearsal import finished, wait_for, weights
 
 pytest.importorskip("flwr")
@@ -210,6 +211,46 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)
     everything = b"".join(path.read_bytes() for path in (papers / "federation").rglob("*") if path.is_file())
     assert b"Task 3?" not in everything  # of a site's rows, none is at the coordinator
+
+
+def test_who_is_revoked_while_a_federation_is_served_is_let_in_no_more_at_once(bellwether, papers):
+    from bellwether.engine.certificate import Certificate
+    from bellwether.engine.flower.link import Link
+    from bellwether.site.coordinator import _Roster
+    from bellwether.site.papers import read_federation
+
+    folder = papers / "federation"
+    inner = Certificate(folder / "inner.crt", folder / "inner.key", folder / "ca.crt")
+    with Link(folder, inner, read_federation(folder).outer, "127.0.0.1", 0) as link:
+        roster = _Roster(folder, link)
+        with link.dispatch():
+            assert activation(link, papers, "south") == 200
+            assert roster.revoked() == set()
+            assert bellwether("federation", "revoke", "south").code == 0
+            assert roster.revoked() == {"south"}
+            assert [activation(link, papers, name) for name in ("south", "north")] == [401, 200]
+
+
+class Ends:
+    """An inbox whose SuperNode ends whenever it is begun, until a message comes."""
+
+    starts = 1
+
+    def take(self):
+        self.starts += 1
+        return object() if self.starts == 4 else None
+
+
+def test_a_site_is_told_once_why_flowers_own_process_may_have_ended():
+    from bellwether.site.joining import _Telling
+
+    told = []
+    telling = _Telling(Ends(), told.append)
+    for _ in range(4):
+        telling.take()
+    # Once for what came before the message, and once for what came after it.
+    assert len(told) == 2
+    assert "where this site was revoked, ask the coordinator" in told[0]
 
 
 def serving(papers, *words):
