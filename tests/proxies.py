@@ -4,7 +4,6 @@ import contextlib
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 
@@ -13,7 +12,7 @@ def proxy(lasts: float | None = None, refuses: bool = False) -> Iterator[tuple[s
     """Yield a proxy's address, and the list of what it was asked to connect with.
 
     Args:
-        lasts: seconds after which it cuts a connection; None cuts none.
+        lasts: seconds after which it cuts a connection on which nothing comes; None cuts none.
         refuses: whether it lets nobody through.
     """
     asked: list[str] = []
@@ -44,12 +43,12 @@ def _serve(connection: socket.socket, asked: list[str], lasts: float | None, ref
         host, _, port = target.rpartition(":")
         with socket.create_connection((host, int(port))) as other:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            _pass_on(connection, other, time.monotonic() + (lasts or 600))
+            _pass_on(connection, other, lasts or 600)
 
 
-def _pass_on(one: socket.socket, other: socket.socket, until: float) -> None:
-    while (left := until - time.monotonic()) > 0:
-        for ready in select.select([one, other], [], [], left)[0]:
+def _pass_on(one: socket.socket, other: socket.socket, lasts: float) -> None:
+    while some := select.select([one, other], [], [], lasts)[0]:
+        for ready in some:
             data = ready.recv(65536)
             if not data:
                 return

@@ -27,7 +27,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -216,16 +221,11 @@ def test_a_supernode_that_ends_whenever_it_is_begun_is_begun_less_and_less_often
 
     monkeypatch.setattr(inbox.Inbox, "_start", start)
     monkeypatch.setattr(inbox, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(inbox, "runtime_client", refuse)
     with inbox.Inbox(tmp_path, tmp_path, "127.0.0.1:1", tmp_path) as node:
         while clock[0] < 300:
             assert node.take() is None
             clock[0] += 1
     assert [round(later - sooner) for sooner, later in itertools.pairwise(begun)] == [6, 11, 21, 41, 61, 61, 61]
-
-
-def refuse(*words, **more):
-    raise OSError
 
 
 class Fleet:
@@ -392,19 +392,25 @@ def connects(link):
     return False
 
 
-@pytest.mark.parametrize("lasts", [None, 1.0], ids=["that works", "that cuts what takes long"])
+@pytest.mark.parametrize("lasts", [None, 0.5], ids=["that works", "that cuts what is quiet"])
 def test_a_site_works_behind_a_proxy(link, tmp_path, monkeypatch, lasts):
     with proxy(lasts) as (address, through), link.dispatch() as dispatch:
         monkeypatch.setenv("HTTPS_PROXY", address)
         name = f"behind {lasts}"
         with Fleet(link, tmp_path, name, host="localhost") as site:
-            for _ in range(2):
+
+            def delivered():
                 number = dispatch.send(dispatch.online()[name], Parcel(b"h", b"s", b"m", bytes(1000)), 60)
-                time.sleep(lasts or 0)  # the connection that was kept is cut meanwhile
-                site.answer()
-                wait_until(lambda number=number: [one.failure for one in dispatch.arrived([number])] == [""])
+                time.sleep(2 * (lasts or 0))  # the connection that was kept is cut meanwhile
+                with contextlib.suppress(ObjectPushError):  # cut in mid-answer: the coordinator asks again
+                    site.answer()
+                    wait_until(lambda: [one.failure for one in dispatch.arrived([number])] == [""])
+                    return True
+
+            wait_until(delivered)
+            wait_until(delivered)
     assert set(through) == {f"localhost:{link.port}"}
-    assert len(through) >= (3 if lasts else 1)
+    assert len(through) > (2 if lasts else 0)
 
 
 def test_an_upload_that_is_cut_and_never_repeated_is_told_and_the_site_can_be_asked_again(link, tmp_path, monkeypatch):

@@ -98,6 +98,7 @@ class Inbox:
         self.starts = 0  # of the SuperNode; more than one where it has ended
         self._patience = SOONEST
         self._begun, self._node = 0.0, self._start()
+        self._client = runtime_client(self._address, self._secret)
 
     def __enter__(self) -> Inbox:
         return self
@@ -107,6 +108,7 @@ class Inbox:
 
     def close(self) -> None:
         """End the SuperNode, which tells the SuperLink that it goes."""
+        self._client.close()
         self._node.terminate()
         try:
             self._node.wait(20)  # seconds
@@ -117,14 +119,11 @@ class Inbox:
     def take(self) -> Delivery | None:
         """Return the next message, or None where there is none; begin the SuperNode again where it has ended."""
         if self._node.poll() is not None and time.monotonic() - self._begun > self._patience:
-            self._node = self._start()
+            self._client.close()
+            self._node, self._client = self._start(), runtime_client(self._address, self._secret)
             self._patience = min(2 * self._patience, LATEST)
         try:
-            client = runtime_client(self._address, self._secret)
-            try:
-                token = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
-            finally:
-                client.close()
+            token = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
         except LINK_ERRORS:  # it begins, or ends
             return None
         if not token:
