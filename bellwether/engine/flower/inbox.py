@@ -51,7 +51,7 @@ if os.getppid() == {parent}:
 PAUSE = 3.0  # seconds between two looks for a message, which cost the coordinator about 20 ms each
 
 
-SOONEST, LATEST = 5.0, 60.0  # seconds after its beginning that a SuperNode that has ended is begun again
+SOONEST, LATEST = 5.0, 20.0  # seconds after its beginning that a SuperNode that has ended is begun again
 
 
 class Delivery:
