@@ -2,17 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
 
-from bellwether.engine.remote import ABSENT, Party, RemoteEngine
-from bellwether.errors import FederationError
+from bellwether.engine.remote import ABSENT, TIMES, Party, RemoteEngine
+from bellwether.errors import CheckpointError, FederationError
 from bellwether.exchange.codec import encode_reply
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, Update, client_draws
-from bellwether.exchange.seal import Parcel, opened, sealed
+from bellwether.exchange.seal import Header, Parcel, opened, sealed
 from bellwether.federate import federate
 from bellwether.recipe.recipe import Selection, Training
 from bellwether.site.ledger import Ledger, entries
@@ -41,6 +42,7 @@ class Post:
     clock: list = field(default_factory=lambda: [0.0])
     faults: dict = field(default_factory=dict)
     away: set = field(default_factory=set)
+    back: dict = field(default_factory=dict)  # seconds after which one that is away comes back
     out: set = field(default_factory=set)
     sent: list = field(default_factory=list)
     waiting: dict = field(default_factory=dict)
@@ -62,6 +64,11 @@ class Post:
             self.waiting[message] = answer if isinstance(answer, Came) else Came(message, answer)
         return message
 
+    def pause(self, seconds):
+        self.clock[0] += seconds
+        self.back = {name: left - seconds for name, left in self.back.items() if name in self.away}
+        self.away -= {name for name, left in self.back.items() if left <= 0}
+
     def arrived(self, messages):
         return [replace(self.waiting.pop(one), message=one) for one in messages if one in self.waiting]
 
@@ -80,14 +87,11 @@ def world(folder, events=None, deadline=None, **more):
     """A coordinator's engine with two sites, and the post between them."""
     post = Post({name: resident(name, folder, **more) for name in HOMES})
 
-    def pause(seconds):
-        post.clock[0] += seconds
-
     parties = [Party(name, KEYS[name].public_key(), clients) for name, clients in HOMES.items()]
     watch = (events if events is not None else []).append
     clock = lambda: post.clock[0]  # noqa: E731
     return RemoteEngine(
-        post, parties, KEYS["coordinator"], "fed/1", FACTS, watch, deadline, clock=clock, pause=pause
+        post, parties, KEYS["coordinator"], "fed/1", FACTS, watch, deadline, clock=clock, pause=post.pause
     ), post
 
 
@@ -101,9 +105,29 @@ def test_a_federation_over_sites_gives_what_one_process_gives(tmp_path):
     remote = run(engine, "federation.rounds=3")
     local = federate(federation("federation.rounds=3"), begin())
     assert remote.adapter.fingerprint() == local.adapter.fingerprint()
-    assert [one.bytes_up for one in remote.rounds] == [one.bytes_up for one in local.rounds]
     assert remote.evaluations[-1].clients.keys() == {"a", "c"}
-    assert engine.bytes_up > sum(one.bytes_up for one in remote.rounds)  # what travels has headers, too
+
+
+def travelled(folder, way, round):
+    """The bytes of a round's training by the sites' own ledgers."""
+    lines = [entry for name in HOMES for entry in entries(folder / name)]
+    return sum(line.bytes for line in lines if (line.way, line.kind, line.round) == (way, "train", round))
+
+
+def test_bytes_of_a_record_are_those_that_travelled_refused_and_repeated_ones_too(tmp_path):
+    engine, post = world(tmp_path)
+    post.faults["north", "train"], _ = once(lambda answer: replace(answer, body=answer.body[:-1] + b"\1"))
+    post.faults["south", "train"], given = once(lambda answer: LOST)
+    first, second = run(engine, "federation.rounds=2").rounds
+    assert len(first.left_out) == 1
+    lost = given[0].size
+    assert first.bytes_down == travelled(tmp_path, "task", 1)
+    assert first.bytes_up + lost == travelled(tmp_path, "reply", 1)  # a lost answer has left its site, and did not come
+    assert second.bytes_down == travelled(tmp_path, "task", 2)
+    assert second.bytes_up == travelled(tmp_path, "reply", 2)
+    local = federate(federation("federation.rounds=2"), begin()).rounds[1]
+    for sites, simulated in ((second.bytes_up, local.bytes_up), (second.bytes_down, local.bytes_down)):
+        assert simulated < sites < simulated + 4 * 4000  # what it is for, its signature, its settings
 
 
 def reply_of(client, answer, key, **changes):
@@ -170,6 +194,89 @@ def test_an_answer_counts_once(tmp_path):
     assert {one.client for one in first.clients} == {"a", "b", "c"}
     assert {one.client for one in second.clients} == {"a", "b"}
     assert "its round is '1', where '2' is due" in second.left_out["c"]
+
+
+def once(fault):
+    """A fault of the first answer alone; the list holds all answers, as the site gave them."""
+    given = []
+
+    def do(answer):
+        given.append(answer)
+        return fault(answer) if len(given) == 1 else answer
+
+    return do, given
+
+
+LOST = Came("", None, "its answer did not come whole")
+
+
+def test_an_answer_that_is_lost_on_its_way_is_sent_again_and_not_worked_out_again(tmp_path):
+    events, work = [], AddingEngine()
+    engine, post = world(tmp_path, events, engine=work)
+    post.faults["south", "train"], given = once(lambda answer: LOST)
+    (record,) = run(engine).rounds
+    assert {one.client for one in record.clients} == set(ROWS)
+    assert record.left_out == {}
+    assert given.count(given[0]) == 2  # the very bytes, signature and all
+    assert sum("c" in tasks and isinstance(tasks["c"], TrainTask) for tasks in work.tasks) == 1
+    said = "No answer of south has come (its answer did not come whole); it is asked again."
+    assert [event.text for event in events if getattr(event, "warning", False)] == [said]
+
+
+def test_a_site_that_was_killed_at_work_does_it_when_it_is_back(tmp_path):
+    engine, post = world(tmp_path)
+    north = resident("north", tmp_path)
+
+    def killed(answer):
+        # What it had written down by then, and no more: that the tasks came.
+        lines = (tmp_path / "south" / "ledger.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "south" / "ledger.jsonl").write_text("".join(lines[:-1]))
+        post.sites = {"north": north, "south": resident("south", tmp_path)}
+        post.away.add("south")
+        post.back["south"] = 5.0
+        return Came("", None, "its site is not connected any more")
+
+    post.faults["south", "train"], given = once(killed)
+    (record,) = run(engine).rounds
+    assert record.left_out == {}
+    number = opened(given[0], KEYS["south"].public_key()).number
+    assert [entry.way for entry in entries(tmp_path / "south") if entry.number == number] == ["task", "task", "reply"]
+
+
+def test_a_site_whose_answers_never_come_is_asked_so_often_and_left_out(tmp_path):
+    engine, post = world(tmp_path)
+    post.faults["south", "train"] = lambda answer: LOST
+    (record,) = run(engine).rounds
+    assert record.left_out == dict.fromkeys("cd", "its answer did not come whole")
+    assert sum(name == "south" and b'"train"' in parcel.header for name, parcel in post.sent) == 2 * TIMES
+
+
+def test_a_site_that_goes_away_at_work_is_waited_for_a_moment(tmp_path):
+    engine, post = world(tmp_path)
+
+    def leaves(answer):
+        post.away.add("south")
+        return Came("", None, "its site is not connected any more")
+
+    post.faults["south", "train"] = leaves
+    (record,) = run(engine).rounds
+    assert record.left_out == dict.fromkeys("cd", "its site is not connected any more")
+    assert 2 * ABSENT < post.clock[0] < 2 * ABSENT + 2  # to train, and to score
+
+
+def test_a_site_that_is_revoked_at_work_takes_part_no_more_and_the_round_goes_on(tmp_path):
+    engine, post = world(tmp_path)
+
+    def revoked(answer):
+        post.out.add("south")
+        return answer
+
+    post.faults["south", "train"] = revoked
+    first, second = run(engine, "federation.rounds=2").rounds
+    for record in (first, second):
+        assert {one.client for one in record.clients} == {"a", "b"}
+        assert record.left_out == dict.fromkeys("cd", "its site was revoked")
+    assert post.clock[0] < 5
 
 
 def test_a_silent_site_costs_no_more_than_the_deadline(tmp_path):
@@ -255,7 +362,6 @@ def task_for(site, **changes):
     """A task as the coordinator would send it, but for some fields of its header."""
     from bellwether.engine.remote import terms_of
     from bellwether.exchange.codec import encode_task
-    from bellwether.exchange.seal import Header
 
     task = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
     header = Header("task", "train", "fed/1", 1, "coordinator", site, "a", "n1", terms_of(FACTS))
@@ -299,12 +405,58 @@ def test_a_site_answers_nothing_to_what_is_not_its_coordinators(tmp_path, parcel
     assert list(entries(tmp_path / "north")) == []
 
 
-def test_a_task_is_done_once_also_by_a_site_that_was_begun_again(tmp_path):
+def test_a_task_is_answered_once_also_by_a_site_that_was_begun_again(tmp_path):
     parcel = task_for("north")
     answered(resident("north", tmp_path), parcel)
     engine = AddingEngine()
-    assert resident("north", tmp_path, engine=engine).answer(parcel) == Parcel(b"", b"", b"")
+    _, manifest = answered(resident("north", tmp_path, engine=engine), parcel)
+    assert "it was answered already" in manifest.decode()
     assert not engine.tasks
+
+
+def fill_disk(path):
+    """Let a file be on a disk that is full; return what makes space again."""
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    path.symlink_to("/dev/full")
+    return lambda: aside.replace(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_site_whose_disk_is_full_sends_nothing_and_says_so_and_does_the_task_once_there_is_space(tmp_path):
+    site, engine = resident("north", tmp_path), AddingEngine()
+    answered(site, task_for("north", number="n0"))
+    make_space = fill_disk(tmp_path / "north" / "ledger.jsonl")
+    parcel = task_for("north")
+    with pytest.raises(CheckpointError, match="ledger.jsonl cannot be written, because the disk is full: free some"):
+        site.answer(parcel)
+    make_space()
+    header, manifest = answered(resident("north", tmp_path, engine=engine), parcel)
+    assert (header.number, len(engine.tasks)) == ("n1", 1)
+    assert "rows" in manifest.decode()
+
+
+def test_a_site_whose_disk_is_full_costs_the_others_nothing(tmp_path):
+    engine, post = world(tmp_path)
+
+    def ends(answer):  # as ``site join`` does, once it has said so
+        post.away.add("south")
+        return Came("", None, "its site is not connected any more")
+
+    post.faults["south", "train"] = ends
+    first, second = run(engine, "federation.rounds=2").rounds
+    assert [{one.client for one in record.clients} for record in (first, second)] == [{"a", "b"}] * 2
+
+
+def test_an_end_that_came_before_is_not_listened_to(tmp_path):
+    from bellwether.engine.remote import terms_of
+
+    header = Header("task", "end", "fed/1", 0, "coordinator", "north", "", "n1", terms_of(FACTS))
+    parcel = sealed(header, KEYS["coordinator"], b"{}")
+    answered(resident("north", tmp_path), parcel)
+    site = resident("north", tmp_path)
+    assert site.answer(parcel) == Parcel(b"", b"", b"")
+    assert not site.ended
 
 
 def test_a_site_trains_with_its_own_settings_whatever_a_task_says(tmp_path):
@@ -329,7 +481,6 @@ def test_a_site_trains_with_its_own_settings_whatever_a_task_says(tmp_path):
 def test_a_site_refuses_an_adapter_that_does_not_fit(tmp_path, payload, reason):
     from bellwether.engine.remote import terms_of
     from bellwether.exchange.codec import encode_task
-    from bellwether.exchange.seal import Header
 
     draws = client_draws(Randomness(0), 1, "a")
     header = Header("task", "survey", "fed/1", 1, "coordinator", "north", "a", "n1", terms_of(FACTS))

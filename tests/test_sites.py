@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from conftest import dolly_rows, json_lines, write_rows
-from forked import family, start
+from forked import alive, family, start
+from test_flower import activation
 from test_rehearsal import finished, wait_for, weights
 
 pytest.importorskip("flwr")
@@ -178,8 +179,8 @@ def test_a_site_says_what_is_wrong_with_the_address(bellwether, papers):
 
 
 def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site(papers):
-    def coordinator():
-        words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", "1", "--deadline", "120")
+    def coordinator(quorum):
+        words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", quorum, "--deadline", "120")
         return start(*words, folder=papers)
 
     write_rows(papers / "own-test.jsonl", [{"instruction": "Secret question?", "response": "Secret answer"}] * 3)
@@ -191,14 +192,17 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
     # The site is there before its coordinator, and waits.
     north = site("north", "--test", "own-test.jsonl")
     wait_for(lambda: "waits until the coordinator is there" in north.said()[0] or north.poll() is not None, "waiting")
-    first = coordinator()
+    first = coordinator(1)
     committed = papers / "federation" / "run" / "checkpoints"
     wait_for(lambda: (committed / "0000").exists() or first.poll() is not None, "the beginning")
+    (supernode,) = family(north.pid)
+    os.kill(supernode, signal.SIGTERM)  # by SIGKILL, Flower would let it come back after 50 s only
+    wait_for(lambda: not alive(supernode), "the end of the SuperNode")
     first.kill()
     assert first.wait() == -signal.SIGKILL
     assert north.poll() is None, north.said()
     south = site("south")
-    again = coordinator()
+    again = coordinator(2)
     finished(again)
     for one, name in ((north, "north"), (south, "south")):
         out = finished(one)
@@ -208,12 +212,53 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
         assert "by 2 sites in a federation" in (papers / name / "adapter" / "README.md").read_text()
         assert "3 held-out rows" in out if name == "north" else "held-out rows" in out  # its own fifth
         assert (papers / name / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+    assert "Flower's SuperNode has ended and is begun again" in north.said()[0]
     rounds = [json.loads(line) for line in (papers / "federation" / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2]
-    assert all({client["client"] for client in line["clients"]} >= {"north"} for line in rounds)
+    assert {client["client"] for client in rounds[-1]["clients"]} == {"north", "south"}
     everything = b"".join(path.read_bytes() for path in (papers / "federation").rglob("*") if path.is_file())
     for text in (b"Task 3?", b"Secret question?", b"Secret answer"):
         assert text not in everything, "of a site's rows, none is at the coordinator"
+
+
+def test_who_is_revoked_while_a_federation_is_served_is_let_in_no_more_at_once(bellwether, papers):
+    from bellwether.engine.certificate import Certificate
+    from bellwether.engine.flower.link import Link
+    from bellwether.site.coordinator import _Roster
+    from bellwether.site.papers import read_federation
+
+    folder = papers / "federation"
+    inner = Certificate(folder / "inner.crt", folder / "inner.key", folder / "ca.crt")
+    with Link(folder, inner, read_federation(folder).outer, "127.0.0.1", 0) as link:
+        roster = _Roster(folder, link)
+        with link.dispatch():
+            assert activation(link, papers, "south") == 200
+            assert roster.revoked() == set()
+            assert bellwether("federation", "revoke", "south").code == 0
+            assert roster.revoked() == {"south"}
+            assert [activation(link, papers, name) for name in ("south", "north")] == [401, 200]
+
+
+class Ends:
+    """An inbox whose SuperNode ends whenever it is begun, until a message comes."""
+
+    starts = 1
+
+    def take(self):
+        self.starts += 1
+        return object() if self.starts == 4 else None
+
+
+def test_a_site_is_told_once_why_flowers_own_process_may_have_ended():
+    from bellwether.site.joining import _Telling
+
+    told = []
+    telling = _Telling(Ends(), told.append)
+    for _ in range(4):
+        telling.take()
+    # Once for what came before the message, and once for what came after it.
+    assert len(told) == 2
+    assert "where this site was revoked, ask the coordinator" in told[0]
 
 
 def serving(papers, *words):

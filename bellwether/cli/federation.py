@@ -94,19 +94,21 @@ def make_folder_of_federation(
     if (certificate is None) != (authority is None):
         raise RecipeError("command line: give --certificate and --authority together, or neither.")
     recipe = trusted_recipe(words, fields_of_flags(model, None, rounds, seed, device), trust)
-    from bellwether.engine.certificate import Certificate
+    from bellwether.engine.certificate import Certificate, check_certificate
     from bellwether.runner.prepare import with_absolute_paths
     from bellwether.site.coordinator import measured_facts
     from bellwether.site.keys import expires
     from bellwether.site.papers import make_federation_folder, split_address
 
-    split_address(address)
+    host, _ = split_address(address)
     if folder.exists():
         raise FederationError(f"{folder} exists already; give another folder with --folder, or use this one.")
     recipe = with_absolute_paths(recipe)
     own = (
         Certificate(certificate, certificate, authority) if certificate is not None and authority is not None else None
     )
+    if own is not None:
+        check_certificate(own, host.strip("[]"))
     made = make_federation_folder(folder, recipe, measured_facts(recipe), address, name or (), days, own)
     say(f"Made {folder}, which only you can read; its certificates end on {expires(made.outer.chain):%Y-%m-%d}.")
     say(f"Next: bellwether federation invite SITE PUBLIC_KEY, then bellwether federation serve --folder {folder}")

@@ -2,8 +2,9 @@
 
 A site is asked nothing before it has said hello: it is told what the coordinator works with (the hashes of base,
 tokenizer and adapter, versions, the recipe's settings), and answers what differs at its place. A site that comes late,
-or comes back, says hello then, and takes part from the round on in which it did. Whoever is silent costs no more than
-the deadline, or, where there is none, as long as Flower takes to find that it is gone.
+or comes back, says hello then, and takes part from the round on in which it did. Where an answer is lost on its way, or
+a site goes away while it works, it is sent the same task again. Whoever is silent costs no more than the deadline, or,
+where there is none, as long as Flower takes to find that it is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -32,6 +33,7 @@ POLL = 0.1  # seconds between two looks for answers
 LONGEST_HELLO = 2**20  # bytes
 LONGEST_SURVEY = 2**27  # bytes
 ABSENT = 20.0  # seconds that a round waits for a site that is not connected
+TIMES = 3  # that a site is sent a task, where no answer of its own comes
 LONGEST_WAIT = 7 * 86_400.0  # seconds that a task without a deadline is worth delivering
 
 Facts = Mapping[str, str]
@@ -93,12 +95,25 @@ class Party:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A message that waits for its answer."""
+    """A message that waits for its answer, or to be sent.
+
+    Args:
+        party: the site.
+        header: what the message is for.
+        task: what a client of the site is asked; None for a hello.
+        since: from when on the site is waited for, by the coordinator's clock.
+        sent: how often it was sent.
+        lost: why no answer has come to what was sent, as a clause.
+        bytes_down: bytes of all that was sent.
+    """
 
     party: Party
     header: Header
-    client: str = ""
     task: Task | None = None
+    since: float = 0.0
+    sent: int = 0
+    lost: str = ""
+    bytes_down: int = 0
 
 
 def terms_of(facts: Facts) -> str:
@@ -120,6 +135,7 @@ class RemoteEngine:
         expect: is told how many bytes of answers each site may send from now on.
         clock: seconds, of a clock that never goes back.
         pause: waits so many seconds.
+        absent: seconds that a round waits for a site that is not connected.
     """
 
     def __init__(
@@ -134,11 +150,12 @@ class RemoteEngine:
         expect: Callable[[int], None] = lambda most: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        absent: float = ABSENT,
     ) -> None:
         self._deliveries, self._parties, self._key, self._run = deliveries, parties, key, run
         self._facts, self._terms = facts, terms_of(facts)
         self._watch, self._expect, self._clock, self._pause = watch, expect, clock, pause
-        self._deadline = deadline
+        self._deadline, self._absent = deadline, absent
         self._homes = {client: party for party in parties for client in party.clients}
         self._greeted: dict[str, _Asked] = {}  # by message
         self._ready: set[str] = set()
@@ -185,30 +202,19 @@ class RemoteEngine:
         """
         begun = self._clock()
         deadline = min((one for one in (deadline, self._deadline) if one is not None), default=None)
-        self._expect(2 * sum(map(_most, tasks.values())) + LONGEST_HELLO)
-        waiting, asked = dict(tasks), dict[str, _Asked]()
+        self._expect(TIMES * sum(map(_most, tasks.values())) + LONGEST_HELLO)
+        waiting = [self._asking(client, task, begun) for client, task in tasks.items()]
+        asked: dict[str, _Asked] = {}
         while waiting or asked:
             passed = self._clock() - begun
             if deadline is not None and passed >= deadline:
                 return
-            online = self._deliveries.online() if waiting else {}
-            if waiting:
-                self._greet(online)
-            for client in list(waiting):
-                party = self._homes[client]
-                if party.name in online and party.name in self._ready:
-                    message, one = self._send_task(party, online[party.name], client, waiting.pop(client), deadline)
-                    if message is None:
-                        yield Reply(client, passed, failure="Flower did not take its task", reached=False)
-                    else:
-                        asked[message] = one
-                elif self._is_given_up(party.name, passed):
-                    del waiting[client]
-                    gone = party.name in self._deliveries.revoked()
-                    why = "was revoked" if gone else self._differs.get(party.name, "is not connected")
-                    yield Reply(client, passed, failure=f"its site {why}", reached=False)
-            for arrival in self._hear(list(asked)):
-                yield self._reply(asked.pop(arrival.message), arrival, self._clock() - begun)
+            left = LONGEST_WAIT if deadline is None else deadline - passed
+            waiting, gone = self._send_waiting(waiting, asked, left)
+            lost, replies = self._take_answers(asked, passed)
+            waiting += lost
+            yield from (self._gone(one, passed) for one in gone)
+            yield from replies
             self._pause(POLL)
 
     def end(self, about: bytes = b"{}", values: bytes = b"", seconds: float = 60.0) -> None:
@@ -229,11 +235,67 @@ class RemoteEngine:
             sent -= {arrival.message for arrival in self._deliveries.arrived(sorted(sent))}
             self._pause(POLL)
 
+    def _asking(self, client: str, task: Task, since: float) -> _Asked:
+        """Return what is to be sent for a client."""
+        party = self._homes[client]
+        return _Asked(party, self._header(kind_of(task), party, client, task.round), task, since)
+
+    def _send_waiting(
+        self, waiting: Sequence[_Asked], asked: dict[str, _Asked], seconds: float
+    ) -> tuple[list[_Asked], list[_Asked]]:
+        """Send what waits for its site to those that are there; return what waits still, and what does no longer."""
+        online = self._deliveries.online() if waiting else {}
+        if waiting:
+            self._greet(online)
+        still, gone = [], []
+        for one in waiting:
+            site = one.party.name
+            if site in online and site in self._ready:
+                assert one.task is not None
+                parcel = sealed(one.header, self._key, *encode_task(one.task))
+                self.bytes_down += parcel.size
+                message = self._deliveries.send(online[site], parcel, seconds)
+                if message is None:
+                    gone.append(replace(one, lost="Flower did not take its task"))
+                else:
+                    asked[message] = replace(one, sent=one.sent + 1, bytes_down=one.bytes_down + parcel.size)
+            elif self._is_given_up(site, self._clock() - one.since):
+                gone.append(one)
+            else:
+                still.append(one)
+        return still, gone
+
+    def _take_answers(self, asked: dict[str, _Asked], passed: float) -> tuple[list[_Asked], list[Reply]]:
+        """Take what has come of what was asked; return what has to be sent again, and the replies."""
+        lost, replies = [], []
+        revoked = self._deliveries.revoked()
+        for message, one in list(asked.items()):
+            if one.party.name in revoked:  # whatever it sends from now on is not looked at
+                replies.append(self._gone(asked.pop(message), passed))
+        for arrival in self._hear(list(asked)):
+            one = asked.pop(arrival.message)
+            if arrival.parcel is None and one.sent < TIMES:
+                text = f"No answer of {one.party.name} has come ({arrival.failure}); it is asked again."
+                self._watch(Note(text, warning=True))
+                lost.append(replace(one, since=self._clock(), lost=arrival.failure))
+            else:
+                up = arrival.parcel.size if arrival.parcel is not None else 0
+                reply = self._reply(one, arrival, passed)
+                replies.append(replace(reply, bytes_down=one.bytes_down, bytes_up=up))
+        return lost, replies
+
+    def _gone(self, one: _Asked, passed: float) -> Reply:
+        """Return the reply of a client whose site is not waited for any more."""
+        site = one.party.name
+        why = "was revoked" if site in self._deliveries.revoked() else self._differs.get(site, "is not connected")
+        failure = one.lost or f"its site {why}"
+        return Reply(one.header.client, passed, failure=failure, reached=one.sent > 0, bytes_down=one.bytes_down)
+
     def _is_given_up(self, site: str, passed: float) -> bool:
         """Return whether a site that is not there is waited for no longer, after so many seconds."""
         if site in self._deliveries.revoked() or site in self._differs:
             return True
-        return passed > ABSENT and site not in {one.party.name for one in self._greeted.values()}
+        return passed > self._absent and site not in {one.party.name for one in self._greeted.values()}
 
     def _greet(self, online: Mapping[str, int]) -> None:
         """Send a hello to those that are there and have not had one since they came."""
@@ -275,24 +337,16 @@ class RemoteEngine:
             self._ready.add(name)
             self._watch(Note(f"The site {name} is there."))
 
-    def _send_task(
-        self, party: Party, node: int, client: str, task: Task, deadline: float | None
-    ) -> tuple[str | None, _Asked]:
-        """Send a client's task to its site."""
-        header = self._header(kind_of(task), party, client, task.round)
-        parcel = sealed(header, self._key, *encode_task(task))
-        self.bytes_down += parcel.size
-        return self._deliveries.send(node, parcel, deadline or LONGEST_WAIT), _Asked(party, header, client, task)
-
     def _reply(self, asked: _Asked, arrival: Arrival, seconds: float) -> Reply:
         """Return the reply in a message; where it cannot be believed, one that says why."""
         assert asked.task is not None
+        header = asked.header
         try:
             parcel = self._opened(asked, arrival, _most(asked.task))
             kind = kind_of(asked.task)
-            return decode_reply(parcel.manifest, parcel.body, kind, asked.client, asked.header.round, seconds)
+            return decode_reply(parcel.manifest, parcel.body, kind, header.client, header.round, seconds)
         except UpdateRejected as reason:
-            return Reply(asked.client, seconds, failure=str(reason))
+            return Reply(header.client, seconds, failure=str(reason))
 
     def _opened(self, asked: _Asked, arrival: Arrival, most: int) -> Parcel:
         """Return an answer that is its site's, meant for this message, and no larger than it can be.

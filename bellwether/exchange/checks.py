@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Arrays
-from bellwether.exchange.messages import Payload, Reply, Survey, Update
+from bellwether.exchange.messages import Payload, Reply, Survey, SurveyTask, TrainTask, Update
 from bellwether.exchange.scores import Totals
 from bellwether.tools.words import counted
 
@@ -42,6 +42,13 @@ def payload_bytes(payload: Payload) -> int:
     """Return the bytes of what a client is sent."""
     folded = payload.folded.tensors if payload.folded is not None else {}
     return array_bytes({**payload.adapter.tensors, **payload.arrays}) + (array_bytes(folded) if folded else 0)
+
+
+def task_bytes(task: TrainTask | SurveyTask, reply: Reply) -> int:
+    """Return the bytes that a client was sent: those that travelled, else those of the payload."""
+    if reply.bytes_down is not None:
+        return reply.bytes_down
+    return payload_bytes(task.payload) if reply.reached and task.payload is not None else 0
 
 
 def update_bytes(update: Any) -> int:

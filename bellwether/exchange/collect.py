@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, update_bytes
+from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, task_bytes, update_bytes
 from bellwether.exchange.messages import Reply, TrainTask, Update
 from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
 from bellwether.recipe.recipe import Federation
@@ -56,8 +56,8 @@ class Collection:
             self._watch(Note(text, warning=True))
             return
         self._heard.add(client)
-        self.bytes_down += payload_bytes(self._tasks[client].payload) if reply.reached else 0
-        self.bytes_up += update_bytes(reply.update)
+        self.bytes_down += task_bytes(self._tasks[client], reply)
+        self.bytes_up += update_bytes(reply.update) if reply.bytes_up is None else reply.bytes_up
         try:
             update = self._checked(reply)
         except UpdateRejected as reason:

@@ -177,8 +177,8 @@ class Survey:
 class Reply:
     """What an engine delivers of one client: an update, a survey, scores, or the reason why there is none of these.
 
-    Who answered, how long it took and whether the task came there at all the engine knows itself; everything else is
-    what somebody claims, to be checked before it is used.
+    Who answered, how long it took, whether the task came there at all and what travelled the engine knows itself;
+    everything else is what somebody claims, to be checked before it is used.
 
     Args:
         client: the client that was asked.
@@ -191,6 +191,9 @@ class Reply:
         groups: its totals by group (language or domain), after an ``EvaluateTask``.
         losses: mean loss of each of its optimizer steps, per trained token, after a ``TrainTask``;
             for those who hold the rows, it is not sent.
+        bytes_down: bytes of all messages that brought it the task, as they travelled; None where nothing travels, since
+            client and server are one process, and what would is counted instead.
+        bytes_up: likewise bytes of its answer, also of one that is refused.
     """
 
     client: str
@@ -202,3 +205,5 @@ class Reply:
     groups: Mapping[str, Totals] = field(default_factory=dict)
     losses: Sequence[float] = ()
     survey: Survey | None = None
+    bytes_down: int | None = None
+    bytes_up: int | None = None

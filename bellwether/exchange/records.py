@@ -50,7 +50,8 @@ class SurveyRecord:
         groups: for each client the group of each centroid; -1 is none.
         kept: for each client the numbers of its centroids that were kept.
         bytes_down: bytes of tasks and answers from the server to the cohort.
-        sent: bytes of the centroids that left each client that answered, also of those that were refused.
+        sent: bytes of the centroids that left each client that answered, also of those that were refused; over sites,
+            of the messages that they were in.
     """
 
     centroids: Mapping[str, tuple[tuple[Finite, ...], ...]]
@@ -79,8 +80,9 @@ class RoundRecord:
         rows: rows that the clients have to train on.
         rows_seen: rows trained on, repetitions counted.
         tokens: tokens trained, repetitions counted.
-        bytes_down: bytes from the server to the cohort, those of a survey included.
-        bytes_up: bytes from the cohort to the server, those of a survey included.
+        bytes_down: bytes from the server to the cohort, those of a survey included: over sites, all of bellwether's
+            messages as they travelled; in a simulation, the values of what would, and their names and shapes.
+        bytes_up: likewise bytes from the cohort to the server.
         seconds: wall seconds by phase: survey where there is one, train, aggregate, evaluate.
         duration: how long the round took its clients, in seconds; simulated where speed is simulated.
         adapter: fingerprint of the adapter after the round.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import check_seconds, check_survey, payload_bytes
+from bellwether.exchange.checks import check_seconds, check_survey, task_bytes
 from bellwether.exchange.messages import Reply, SurveyTask
 from bellwether.exchange.records import RoundRecord, SurveyRecord
 from bellwether.method.select.groups import keep
@@ -70,7 +70,6 @@ def survey(
         width: how many dimensions the space has.
     """
     replies = list(ask(tasks))
-    unreached = {reply.client for reply in replies if not reply.reached}
     arrived: dict[str, NDArray[Any]] = {}
     left_out = dict.fromkeys(tasks, "it did not answer")
     duration = 0.0
@@ -90,20 +89,22 @@ def survey(
     least = settings.min_group_centroids
     advance("grouping centroids")
     found = keep(centroids, least, lone=settings.keep_lone, min_samples=settings.min_samples(least))
-    reached = (task.payload for client, task in tasks.items() if client not in unreached)
-    sent_down = sum(payload_bytes(payload) for payload in reached if payload is not None)
+    heard = {reply.client: reply for reply in reversed(replies)}
+    sent_down = sum(task_bytes(task, heard.get(client, Reply(client, 0.0))) for client, task in tasks.items())
+    # Where messages travel, the answers are part of the tasks to train.
+    answers = 0 if any(reply.bytes_down is not None for reply in replies) else sum(map(len, found.numbers.values()))
     record = SurveyRecord(
         {c: tuple(tuple(point) for point in points.astype(float).tolist()) for c, points in centroids.items()},
         {c: tuple(groups) for c, groups in found.groups.items()},
         {c: tuple(numbers) for c, numbers in found.numbers.items()},
-        sent_down + NUMBER_BYTES * sum(map(len, found.numbers.values())),
+        sent_down + NUMBER_BYTES * answers,
         _sent(replies, tasks),
     )
     return Surveyed(found.numbers, left_out, record, duration)
 
 
 def _sent(replies: Sequence[Reply], asked: Collection[str]) -> dict[str, int]:
-    """Return the bytes of each client's first centroids, also where they were refused: they have left it.
+    """Return the bytes of each client's first answer or its centroids, also where they were refused: they have left it.
 
     Clients stand in the order of their names, since they answer in any order.
     """
@@ -111,5 +112,5 @@ def _sent(replies: Sequence[Reply], asked: Collection[str]) -> dict[str, int]:
     for reply in replies:
         points = getattr(reply.survey, "centroids_Cd", None)
         if reply.client in asked and isinstance(points, np.ndarray):
-            found.setdefault(reply.client, int(points.nbytes))
+            found.setdefault(reply.client, int(points.nbytes) if reply.bytes_up is None else reply.bytes_up)
     return dict(sorted(found.items()))

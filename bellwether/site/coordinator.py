@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bellwether.data.rows import Federated, Row
 from bellwether.data.sources import read_rows
-from bellwether.engine.certificate import Certificate
+from bellwether.engine.certificate import Certificate, check_certificate
 from bellwether.engine.flower.dispatch import Dispatch
 from bellwether.engine.flower.link import Link
 from bellwether.engine.flower.records import Arrived
@@ -31,14 +31,13 @@ from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
 from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
-from bellwether.site.keys import SIGNING, expires, read_public, read_signing
+from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing
 from bellwether.site.papers import (
     INNER,
     RUN,
     SITES,
     Federation,
     check_recipe_for_sites,
-    days_left,
     invited,
     participants,
     read_facts,
@@ -93,9 +92,9 @@ def serve(
     federation, recipe = read_federation(folder), read_recipe(folder)
     check_recipe_for_sites(recipe)
     sites = [site.name for site in participants(folder)]
-    for path in (federation.outer.chain, folder / f"{INNER}.crt"):
-        if days_left(path) < 0:
-            raise FederationError(f"The certificate {path} ended on {expires(path):%Y-%m-%d}; make a new one.")
+    for sentence in check_certificates(folder, federation):
+        if watch is not None:
+            watch(Note(sentence, warning=True))
     needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(sites))
 
     def prepare(recipe: Recipe, opened: Opened | None) -> Prepared:
@@ -110,6 +109,25 @@ def serve(
         return run(None, resume=path, watch=watch, deployment=deployment)
     output = recipe.output.model_copy(update={"folder": str(path)})
     return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+
+
+def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
+    """Yield a sentence for each certificate that ends soon.
+
+    Args:
+        folder: the coordinator's.
+        federation: what it is of.
+
+    Raises:
+        FederationError: one has ended, or sites would refuse it.
+    """
+    for path in (federation.outer.chain, federation.outer.authority, folder / f"{INNER}.crt"):
+        left = days_left(path)
+        if left < 0:
+            raise FederationError(f"The certificate {path} ended on {expires(path):%Y-%m-%d}: {RENEW}.")
+        if left < SOON:
+            yield f"The certificate {path} ends in {left} days, on {expires(path):%Y-%m-%d}: {RENEW}."
+    check_certificate(federation.outer, split_address(federation.address)[0].strip("[]"))
 
 
 def prepare_coordinator(recipe: Recipe, sites: Sequence[str], opened: Opened | None) -> Prepared:

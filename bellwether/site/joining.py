@@ -18,6 +18,7 @@ import functools
 import shutil
 import ssl
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -181,7 +182,8 @@ def _unreachable(address: str, error: httpx.HTTPError) -> FederationError:
         )
     if isinstance(error, httpx.ProxyError):
         return FederationError(f"The proxy of HTTPS_PROXY lets nobody through to {address} ({said}).")
-    return NotThere(f"Nothing answers at {address} ({said or type(error).__name__})")
+    through = " through the proxy of HTTPS_PROXY" if "https" in urllib.request.getproxies() else ""
+    return NotThere(f"Nothing answers at {address}{through} ({said or type(error).__name__})")
 
 
 def _check_own_key(invited: Invitation, folder: Path) -> None:
@@ -316,19 +318,23 @@ def _wait_for_coordinator(invited: Invitation, tell: Callable[[str], None]) -> N
 
 
 class _Telling:
-    """Flower's tasks, and a sentence for a person whenever its SuperNode had to be begun again."""
+    """Flower's tasks, and a sentence for a person where its SuperNode had to be begun again since the last of them."""
 
     def __init__(self, inbox: Inbox, tell: Callable[[str], None]) -> None:
-        self._inbox, self._tell, self._starts = inbox, tell, inbox.starts
+        self._inbox, self._tell = inbox, tell
+        self._starts, self._told = inbox.starts, False
 
     def take(self) -> Delivery | None:
         """Return the next message, or None."""
         delivery = self._inbox.take()
-        if self._inbox.starts != self._starts:
-            self._starts = self._inbox.starts
+        begun_again = self._inbox.starts != self._starts
+        if begun_again and not self._told:
             self._tell(
                 "Flower's SuperNode has ended and is begun again (see supernode.log): where it was killed, the "
                 "coordinator lets it come back after 50 s; where another process uses this site's keys, end that one; "
                 "where this site was revoked, ask the coordinator."
             )
+        self._told = begun_again and delivery is None
+        if delivery is not None:
+            self._starts = self._inbox.starts
         return delivery

@@ -26,7 +26,8 @@ from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError
 from bellwether.tools.atomic import cannot_write
 
-YEARS = 365  # days
+SOON = 30  # days before its end from which on a certificate is warned of
+RENEW = "put a new one of the same authority in its place, or begin a federation anew"
 SIGNING, FLOWER = "signing.key", "flower.key"
 _PREFIX, _POINT = "bw1-", 49  # bytes of a compressed point on P-384
 _PEM, _RAW = serialization.Encoding.PEM, serialization.Encoding.Raw
@@ -195,6 +196,25 @@ def expires(path: Path) -> datetime.datetime:
         return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError) as error:
         raise _no_key(path, error) from error
+
+
+def days_left(path: Path) -> int:
+    """Return for how many days a certificate is valid still; negative where it is not.
+
+    Raises:
+        FederationError: the file holds none.
+    """
+    return (expires(path) - datetime.datetime.now(datetime.UTC)).days
+
+
+def read_authority(path: Path) -> str:
+    """Return an authority's certificate as PEM.
+
+    Raises:
+        FederationError: the file holds none.
+    """
+    expires(path)
+    return path.read_text(encoding="ascii")
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:

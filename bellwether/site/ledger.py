@@ -64,10 +64,10 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
-        self._answered = {entry.number for entry in read(self._path, _entry) if entry.way == "task"}
+        self._answered = {entry.number for entry in read(self._path, _entry) if entry.way == "reply"}
 
-    def knows(self, number: str) -> bool:
-        """Return whether a task came already, also before this process began."""
+    def answered(self, number: str) -> bool:
+        """Return whether a task was answered already, also before this process began."""
         return number in self._answered
 
     def note(self, header: Header, parcel: Parcel, protection: str = "none", failure: str = "") -> None:
@@ -98,7 +98,7 @@ class Ledger:
             failure,
         )
         append(self._path, entry)
-        if header.way == "task":
+        if header.way == "reply":
             self._answered.add(header.number)
 
 

@@ -28,12 +28,16 @@ from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.keys import (
+    RENEW,
     SIGNING,
+    SOON,
+    days_left,
     expires,
     make_authority,
     make_certificate,
     make_signing,
     public_hex,
+    read_authority,
     read_public,
     read_signing,
 )
@@ -238,7 +242,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         name,
         key,
         federation.address,
-        Path(federation.authority).read_text(),
+        read_authority(Path(federation.authority)),
         public_hex(read_signing(folder / SIGNING).public_key()),
         (folder / RECIPE).read_text(encoding="utf-8"),
         read_facts(folder),
@@ -331,17 +335,6 @@ def check_recipe_for_sites(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def days_left(path: Path) -> int:
-    """Return for how many days a certificate is valid still; negative where it is not.
-
-    Raises:
-        FederationError: the file holds none.
-    """
-    import datetime
-
-    return (expires(path) - datetime.datetime.now(datetime.UTC)).days
-
-
 def participants(folder: Path) -> list[Invited]:
     """Return the sites that are a run's clients; who they are is settled when this is first asked.
 
@@ -383,8 +376,8 @@ def status(folder: Path) -> Iterator[str]:
     yield f"Federation {federation.identifier[:12]} at {federation.address}."
     for what, path in (("certificate", federation.outer.chain), ("authority", federation.outer.authority)):
         left = days_left(path)
-        when = f"ends in {left} days" if left >= 0 else "HAS ENDED"
-        yield f"Its {what} {when}, on {expires(path):%Y-%m-%d}."
+        when = f"{'ENDS' if left < SOON else 'ends'} in {left} days" if left >= 0 else "HAS ENDED"
+        yield f"Its {what} {when}, on {expires(path):%Y-%m-%d}{f': {RENEW}' if left < SOON else ''}."
     records = round_records(folder / RUN)
     heard = {one.client: record.round for record in records for one in record.clients}
     for site in invited(folder):

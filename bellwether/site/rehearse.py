@@ -108,7 +108,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
         Certificate(folder / f"{n}.crt", folder / f"{n}.key", folder / "ca.crt") for n in ("inner", "outer")
     )
     federation = (folder / "identifier").read_text()
-    with Link(folder, inner, outer, "127.0.0.1", 0) as link:
+    with Link(folder, inner, outer, "127.0.0.1", 0, alone=True) as link:
         parties = []
         for name in names:
             keys = read_public(public_word(folder / name))
@@ -125,6 +125,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
                 setting.watch,
                 deadline,
                 link.expect,
+                absent=START,  # a site's process that has ended is begun again, or the rehearsal ends
             )
             engine.wait(count, START)
             yield engine

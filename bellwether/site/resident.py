@@ -1,8 +1,9 @@
 """A site: one resident process that holds base and tokenised rows, and answers what its coordinator asks.
 
-Nothing is taken on trust: a task must be signed by the coordinator, be meant for this site and run, be new, stand under
-the terms that the site agreed to, and be allowed by its policy. What a recipe says is taken from the site's own copy of
-it, never from a message. Every message is written to the ledger before it counts.
+Nothing is taken on trust: a task must be signed by the coordinator, be meant for this site and run, stand under the
+terms that the site agreed to, and be allowed by its policy. What a recipe says is taken from the site's own copy of it,
+never from a message. Every message is written to the ledger before it counts. A task is answered once: where the
+coordinator asks for it again, since the answer was lost on its way, it gets the very bytes that were sent before.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ class Resident:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
         self._ledger, self._policy, self._tell, self._keep = ledger, policy, tell, keep
         self._terms = terms_of(holdings.facts)
+        self._of: tuple[str, int] = "", 0  # kind and round of those
+        self._sent: dict[str, tuple[Parcel, str]] = {}  # with why there is no result, by the number of the task
         self.ended = False
 
     def serve(self, messages: Messages) -> None:
@@ -151,32 +154,41 @@ class Resident:
             return Parcel(b"", b"", b"")
         assert parcel is not None
         self._ledger.note(header, parcel)
-        failure = ""
+        answer, failure = self._sent.get(header.number) or self._new_answer(header, parcel)
+        self._ledger.note(header.answered(), answer, self._protection(header), failure)
+        return answer
+
+    def _new_answer(self, header: Header, parcel: Parcel) -> tuple[Parcel, str]:
+        """Return the answer to a message that has none yet, and why it has no result; a task's is kept a while."""
+        failure, to_task = "", False
         if header.kind == "hello":
             manifest, body = self._hello(parcel), b""
         elif header.kind == "end":
             self._keep(parcel.manifest, parcel.body)
             self.ended, manifest, body = True, b"{}", b""
         else:
-            reply = self._reply(header, parcel)
+            reply, to_task = self._reply(header, parcel), True
             failure = reply.failure or ""
             manifest, body = encode_reply(reply, _kind(header))
             if not failure:
                 size = byte_size(len(manifest) + len(body))
                 self._tell(f"Round {header.round}: done in {duration(reply.seconds)}; {size} leave this site.")
-        answer = sealed(header.answered(), self._key, manifest, body)
-        self._ledger.note(header.answered(), answer, self._protection(header), failure)
+        answer = sealed(header.answered(), self._key, manifest, body), failure
+        if to_task:  # until tasks of another kind or round come
+            if (header.kind, header.round) != self._of:
+                self._of, self._sent = (header.kind, header.round), {}
+            self._sent[header.number] = answer
         return answer
 
     def _header(self, parcel: Parcel | None) -> Header:
-        """Return what a message is for, once it is the coordinator's, for this site, and new."""
+        """Return what a message is for, once it is the coordinator's, for this site, and no answered hello or end."""
         if parcel is None:
             raise UpdateRejected("it is no message of bellwether's")
         header = opened(parcel, self._coordinator)
         if not header.run.startswith(f"{self._federation}/"):
             raise UpdateRejected("its run belongs to another federation")
         check_meant(header, replace(header, way="task", sender=COORDINATOR, receiver=self._holdings.name))
-        if self._ledger.knows(header.number):
+        if header.kind in ("hello", "end") and self._ledger.answered(header.number):
             raise UpdateRejected("it came before")
         return header
 
@@ -213,6 +225,8 @@ class Resident:
         """
         if header.terms != self._terms:
             raise UpdateRejected("its terms are not those of this site")
+        if self._ledger.answered(header.number):
+            raise UpdateRejected("it was answered already")
         if header.client not in self._holdings.clients:
             raise UpdateRejected(f"{header.client[:80]!r} is no client of this site")
         task = decode_task(parcel.manifest, parcel.body)

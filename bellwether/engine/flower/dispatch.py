@@ -35,6 +35,8 @@ from bellwether.engine.flower.records import LINK_ERRORS, Arrived, arrived, reco
 from bellwether.errors import FederationError, first_line
 from bellwether.exchange.seal import Parcel
 
+PAUSES = 0.2, 1.0, 5.0  # seconds after which the SuperLink in this process, which may be busy, is asked again
+
 T = TypeVar("T")
 
 
@@ -97,7 +99,8 @@ class Dispatch:
         message, answer, run = about.metadata.reply_to_message_id, about.metadata.message_id, self._identity[1]
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._grid.node, run)
         try:
-            parts = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull_object_fn=pull)
+            numbers = [part.object_id for part in iterate_object_tree(tree)]
+            parts = pull_objects(numbers, pull_object_fn=pull, initial_backoff=0.2, backoff_cap=5.0)  # seconds
             received = ConfirmMessageReceivedRequest(node=self._grid.node, run_id=run, message_object_id=answer)
             self._client.ConfirmMessageReceived(received)
             self._come.put(replace(arrived(inflate_object_from_contents(answer, parts)), message=message))
@@ -137,7 +140,7 @@ def _tried(ask: Callable[[], T]) -> T:
     Raises:
         FederationError: it does not answer.
     """
-    for seconds in (0.2, 1.0, 5.0):
+    for seconds in PAUSES:
         with contextlib.suppress(*LINK_ERRORS):
             return ask()
         time.sleep(seconds)

@@ -24,6 +24,9 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from bellwether.engine.flower.records import LINK_ERRORS, parcel_of, record_of, runtime_client
 from bellwether.exchange.seal import Parcel
+from bellwether.tools.atomic import cannot_write
+
+SOONEST, LATEST = 5.0, 20.0  # seconds after its beginning that a SuperNode that has ended is begun again
 
 
 class Delivery:
@@ -56,6 +59,9 @@ class Inbox:
         key: the file of the site's key for Flower.
         address: the coordinator's, as ``HOST:PORT``.
         authority: the file of the authority by which the coordinator's certificate is known.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, key: Path, address: str, authority: Path) -> None:
@@ -63,7 +69,9 @@ class Inbox:
         self._folder, self._key, self._superlink, self._authority = folder, key, address, authority
         self._secret = secrets.token_bytes(32)
         self.starts = 0  # of the SuperNode; more than one where it has ended
+        self._patience = SOONEST
         self._begun, self._node = 0.0, self._start()
+        self._client = runtime_client(self._address, self._secret)
 
     def __enter__(self) -> Inbox:
         return self
@@ -73,6 +81,7 @@ class Inbox:
 
     def close(self) -> None:
         """End the SuperNode, which tells the SuperLink that it goes."""
+        self._client.close()
         self._node.terminate()
         try:
             self._node.wait(20)  # seconds
@@ -82,17 +91,18 @@ class Inbox:
 
     def take(self) -> Delivery | None:
         """Return the next message, or None where there is none; begin the SuperNode again where it has ended."""
-        if self._node.poll() is not None and time.monotonic() - self._begun > 5:  # seconds
-            self._node = self._start()
+        if self._node.poll() is not None and time.monotonic() - self._begun > self._patience:
+            self._client.close()
+            self._node, self._client = self._start(), runtime_client(self._address, self._secret)
+            self._patience = min(2 * self._patience, LATEST)
         try:
-            client = runtime_client(self._address, self._secret)
-            try:
-                token = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
-            finally:
-                client.close()
+            token = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])).token
         except LINK_ERRORS:  # it begins, or ends
             return None
-        return _delivery(self._address, token) if token else None
+        if not token:
+            return None
+        self._patience = SOONEST
+        return _delivery(self._address, token)
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Begin the SuperNode, which ends with this process however that ends."""
@@ -100,8 +110,11 @@ class Inbox:
         self._begun, port = time.monotonic(), _free_port()
         self._address = f"127.0.0.1:{port}"
         secret = self._folder / "supernode.secret"
-        with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(self._secret)
+        try:
+            with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(self._secret)
+        except OSError as error:
+            raise cannot_write(secret, error) from error
         words = ["--superlink", self._superlink, "--root-certificates", str(self._authority)]
         words += ["--auth-supernode-private-key", str(self._key), "--host", "127.0.0.1", "--port", str(port)]
         words += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]

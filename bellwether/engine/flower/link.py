@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import socket
+import sqlite3
 import tempfile
 import threading
 import time
@@ -41,7 +42,7 @@ from flwr.superlink.main import create_app
 
 from bellwether.engine.certificate import Certificate
 from bellwether.engine.flower.dispatch import Dispatch, acquired
-from bellwether.engine.flower.gate import ForSites
+from bellwether.engine.flower.gate import Doorway, ForSites, Idle
 from bellwether.engine.flower.records import LINK_ERRORS
 from bellwether.errors import FederationError, first_line
 
@@ -90,12 +91,15 @@ class Link:
         outer: the certificate of the outer port.
         host: the address on which the outer port listens.
         port: its number; 0 takes any that is free.
+        alone: whether the sites of an earlier process have ended with it, so that they need not be waited for.
 
     Raises:
         FederationError: a port cannot be had, or a certificate cannot be used.
     """
 
-    def __init__(self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int) -> None:
+    def __init__(
+        self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int, *, alone: bool = False
+    ) -> None:
         os.environ["FLWR_HOME"] = str(folder)
         log_to(folder / "flower.log")
         self._secret, self._inner = secrets.token_bytes(32), inner
@@ -103,10 +107,12 @@ class Link:
         inside = _listening("127.0.0.1", 0)
         self.port: int = outside.getsockname()[1]
         self._address = f"127.0.0.1:{inside.getsockname()[1]}"
+        if alone and (folder / "flower.db").exists():
+            _forget_connected(folder / "flower.db")
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
         self._servers = [_serving(app, inside, inner, lifespan="on")]
-        self._servers.append(_serving(self._gate, outside, outer, lifespan="off"))
+        self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio"))
         os.chmod(folder / "flower.db", 0o600)
 
     def expect(self, most: int) -> None:
@@ -162,19 +168,20 @@ class Link:
         Raises:
             FederationError: Flower refuses the key, such as one that was revoked.
         """
-        if name in {node.name for node in self.nodes()}:
-            return
         try:
-            with self._control() as control:
-                control.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+            if name not in {node.name for node in self.nodes()}:
+                with self._control() as control:
+                    control.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
         except LINK_ERRORS as error:
             raise FederationError(
                 f"The key of site {name} cannot be registered ({first_line(error)}): a key that was revoked once, or "
                 "is another site's, is never taken again; let the site make new ones (bellwether site keygen)."
             ) from error
+        self._gate.admit(name, public_key)
 
     def unregister(self, name: str) -> None:
         """Let a site connect no more; one that is not registered stays so."""
+        self._gate.dismiss(name)
         with self._control() as control:
             for node in self.nodes():
                 if node.name == name:
@@ -188,7 +195,7 @@ class Link:
 
     @contextlib.contextmanager
     def dispatch(self) -> Iterator[Dispatch]:
-        """Yield what delivers messages; those that an earlier process has left are given up."""
+        """Yield what delivers messages, and let sites in; messages that an earlier process has left are given up."""
         with self._control() as control:
             for number, run in control.ListRuns(ListRunsRequest()).run_dict.items():
                 if run.status.status != "finished":
@@ -198,6 +205,7 @@ class Link:
             control.StartRun(StartRunRequest(fab=shipped))
         with acquired(self._address, self._secret, TaskType.SERVER_APP, self._inner) as token:
             dispatch = Dispatch(self._address, self._inner, token)
+        self._gate.open()
         try:
             yield dispatch
         finally:
@@ -215,6 +223,12 @@ class Link:
             yield client
         finally:
             client.close()
+
+
+def _forget_connected(database: Path) -> None:
+    """Let sites come back at once that could not tell that they go; Flower would wait for a minute."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE node SET status = 'offline', online_until = 0 WHERE status = 'online'")
 
 
 def _serving(
@@ -239,21 +253,24 @@ def _serving(
             "give both in PEM, and such as belong together."
         ) from error
     server = uvicorn.Server(settings)
+    settings.callback_notify, settings.timeout_notify = Idle(server.server_state.connections).drop, 0
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
         time.sleep(0.02)  # seconds
     if not server.started:
-        raise FederationError("Flower's SuperLink did not start; see flower.log in the federation's folder.")
+        raise FederationError(
+            "Flower's SuperLink did not start: see flower.log in the federation's folder, and whether the disk is full."
+        )
     return server, thread
 
 
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket on which a server can listen."""
-    listening = None
+    listening: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family[0])
+        listening = Doorway(family[0])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(family[4])
         listening.listen(128)

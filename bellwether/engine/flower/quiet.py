@@ -16,9 +16,16 @@ for _name in ("NO_PROXY", "no_proxy"):  # what is on loopback is this machine's 
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
 
+class _Log(logging.FileHandler):
+    """A log that says nothing where it cannot be written, such as on a full disk: more than it is lost there."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+
 def log_to(path: Path) -> None:
     """Let Flower write to a file what it would write to the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _Log(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger in map(logging.getLogger, ("flwr", "uvicorn", "alembic")):
         for old in list(logger.handlers):

@@ -12,6 +12,7 @@ import bellwether.engine.flower.quiet  # noqa: F401
 import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -21,10 +22,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from bellwether.exchange.seal import Parcel
 
-# What Flower itself is asked over HTTP, and may fail in.
-
-
-LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError)
+# What Flower itself is asked over HTTP, and may fail in; the last is told of a disk that is full, too.
+LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError, ObjectPushError)
 
 _ACQUIRE = {"/flwr.proto.Runtime/AcquireTask"}
 

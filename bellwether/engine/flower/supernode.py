@@ -44,13 +44,20 @@ def end_with(parent: int) -> None:
     """End gently once the parent has ended, however it did, so that the site can come back at once.
 
     Where the system cannot do so (Linux can), Flower takes the site for connected until it has missed its heartbeats,
-    about 50 seconds.
+    about 50 seconds. Linux tells of the end once for each thread of the parent, and a second SIGTERM would end the
+    SuperNode before it has told the SuperLink.
 
     Args:
         parent: the number of the process that began this one.
     """
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        signal.signal(signal.SIGUSR1, leave)
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
     if os.getppid() != parent:  # it ended before that was said
         raise SystemExit(1)
 
