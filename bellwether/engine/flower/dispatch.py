@@ -109,12 +109,12 @@ class Dispatch:
 
     def close(self) -> None:
         """End Flower's run."""
+        if self._beat.is_running:  # after the end a beat would be refused
+            self._beat.stop()
         with contextlib.suppress(*LINK_ERRORS):
             self._client.PushTaskOutput(
                 PushTaskOutputRequest(context=self._context, sub_status="completed", details="")
             )
-        if self._beat.is_running:
-            self._beat.stop()
         self._grid.close()
 
 
