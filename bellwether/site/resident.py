@@ -38,6 +38,9 @@ from bellwether.tools.words import byte_size, duration
 
 POLL = 0.1  # seconds between two looks for a task
 LINGER = 3.0  # seconds in which Flower passes the last answer on
+# Times that a task of one kind, round and client is done: a coordinator that was killed redoes its round, and whoever
+# could ask without end would learn of the rows without end.
+MOST_TIMES = 5
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
@@ -229,6 +232,12 @@ class Resident:
             raise UpdateRejected("it was answered already")
         if header.client not in self._holdings.clients:
             raise UpdateRejected(f"{header.client[:80]!r} is no client of this site")
+        _check_round(header, self._holdings.recipe.federation.rounds)
+        if self._ledger.done(header) >= MOST_TIMES:
+            raise UpdateRejected(
+                f"it did {header.kind} for {header.client} in round {header.round} {MOST_TIMES} times already, the most "
+                "that a site does in a federation"
+            )
         task = decode_task(parcel.manifest, parcel.body)
         if kind_of(task) != header.kind or task.round != header.round:
             raise UpdateRejected("the task is not the one that its header names")
@@ -248,6 +257,13 @@ class Resident:
 def _kind(header: Header) -> Kind:
     assert header.kind != "hello" and header.kind != "end"  # noqa: PT018
     return header.kind
+
+
+def _check_round(header: Header, rounds: int) -> None:
+    """Refuse a round that the federation does not have."""
+    first = 0 if header.kind == "evaluate" else 1
+    if not first <= header.round <= rounds:
+        raise UpdateRejected(f"round {header.round} is none of {first} to {rounds}, which this site agreed to")
 
 
 def _with_own_settings(task: Task, recipe: Recipe) -> Task:
