@@ -10,14 +10,14 @@ from test_federate import START, AddingEngine
 from test_remote import FACTS, KEYS, answered, resident, task_for
 
 from bellwether.engine.remote import terms_of
-from bellwether.errors import CheckpointError
+from bellwether.errors import CheckpointError, ModelError, RoundFailed, UpdateRejected
 from bellwether.exchange.codec import encode_task
 from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
-from bellwether.exchange.seal import Header, sealed
+from bellwether.exchange.seal import Header, Parcel, sealed
 from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, entries
 from bellwether.site.resident import MOST_TIMES
-from bellwether.tools.randomness import Randomness
+from bellwether.tools.randomness import Draws, Randomness
 
 TRAIN = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
 SCORE = EvaluateTask(0, Payload(START), Evaluation())
@@ -57,6 +57,100 @@ def test_an_answer_that_is_sent_again_counts_once(tmp_path):
     for _ in range(2 * MOST_TIMES):
         answered(site, task_for("north"))
     assert "rows" in ask(site, TRAIN, number="n2")
+
+
+# What goes wrong ---------------------------------------------------------------------------------
+
+
+class Failing:
+    """An engine of which nothing comes but an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def ask(self, tasks, deadline=None):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("CUDA out of memory at /home/ada"), "its process failed"),
+        (KeyError("/home/ada"), "its process failed"),
+        (ZeroDivisionError(), "its process failed"),
+        (
+            RoundFailed("What my_function said of /home/ada: no"),
+            "its method, or a function that the recipe names, failed",
+        ),
+        (CheckpointError("/home/ada/x.npz is not as it was written"), "what it keeps on its disk cannot be read"),
+        (ModelError("/home/ada/model is none"), "its base model or adapter cannot be used"),
+    ],
+)
+def test_a_task_that_fails_is_answered_in_words_that_say_nothing_of_the_machine_and_the_site_stays(
+    tmp_path, error, told
+):
+    said = []
+    site = resident("north", tmp_path, engine=Failing(error), tell=said.append)
+    answer = ask(site, TRAIN)
+    assert told in answer
+    assert "home" not in answer
+    assert not site.ended
+    own = list(entries(tmp_path / "north"))[-1].failure
+    assert str(error).strip("'") in own
+    assert any(own in line for line in said)
+
+
+@pytest.mark.parametrize("seeds", [{}, {"batch order": 1}, {**TRAIN.draws.seeds, "more": 1}])
+def test_a_task_without_its_draws_is_refused(tmp_path, seeds):
+    assert "its draws are not those" in ask(resident("north", tmp_path), replace(TRAIN, draws=Draws(seeds)))
+
+
+def the_end(number="n1"):
+    header = Header("task", "end", "fed/1", 0, "coordinator", "north", "", number, terms_of(FACTS))
+    return sealed(header, KEYS["coordinator"], b"{}", b"junk")
+
+
+def test_an_end_whose_result_cannot_be_used_is_refused_and_the_site_waits_on(tmp_path):
+    said = []
+    for error in (UpdateRejected("it is no adapter"), KeyError("config")):
+        site = resident("north", tmp_path, tell=said.append, keep=lambda about, values, error=error: throw(error))
+        assert site.answer(the_end()) == Parcel(b"", b"", b"")
+        assert not site.ended
+    assert said == [
+        "The end that came is refused, since its result cannot be used (it is no adapter).",
+        "The end that came is refused, since its result cannot be used (KeyError: 'config').",
+    ]
+    kept = []
+    site = resident("north", tmp_path, keep=lambda about, values: kept.append(values))
+    answered(site, the_end())
+    assert (site.ended, kept) == (True, [b"junk"])
+
+
+def test_a_result_that_the_disk_does_not_take_ends_the_site_with_the_reason(tmp_path):
+    site = resident("north", tmp_path, keep=lambda about, values: throw(CheckpointError("the disk is full")))
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        site.answer(the_end())
+
+
+def throw(error):
+    raise error
+
+
+# What is trained ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"alpha": 4000.0}, {"dropout": 0.9}, {"rslora": True}, {"fan_in_fan_out": True}, {"alpha": 0.0}]
+)
+def test_an_adapter_that_would_be_trained_otherwise_than_agreed_is_refused(tmp_path, change):
+    other = replace(START, config=replace(START.config, **change))
+    said = ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(other)))
+    assert "another alpha, dropout or scaling than this site agreed to" in said
+
+
+def test_names_that_only_peft_reads_may_be_others(tmp_path):
+    named = replace(START, config=replace(START.config, base_model="/elsewhere", target_modules=("q",)))
+    assert "rows" in ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(named)))
 
 
 # The ledger --------------------------------------------------------------------------------------

@@ -20,11 +20,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from bellwether.engine.processes import Work, local_engine
 from bellwether.engine.remote import COORDINATOR, Facts, terms_of
-from bellwether.errors import BellwetherError, UpdateRejected, first_line
+from bellwether.errors import (
+    BellwetherError,
+    CheckpointError,
+    ModelError,
+    NotFinite,
+    RoundFailed,
+    UpdateRejected,
+    first_line,
+)
 from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
 from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
-from bellwether.exchange.messages import Payload, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
 from bellwether.federate import Engine
 from bellwether.method.named import make_method
@@ -157,6 +165,8 @@ class Resident:
             return Parcel(b"", b"", b"")
         assert parcel is not None
         self._ledger.note(header, parcel)
+        if header.kind == "end" and not self._ends(parcel):
+            return Parcel(b"", b"", b"")
         answer, failure = self._sent.get(header.number) or self._new_answer(header, parcel)
         self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer
@@ -167,11 +177,9 @@ class Resident:
         if header.kind == "hello":
             manifest, body = self._hello(parcel), b""
         elif header.kind == "end":
-            self._keep(parcel.manifest, parcel.body)
-            self.ended, manifest, body = True, b"{}", b""
+            manifest, body = b"{}", b""
         else:
-            reply, to_task = self._reply(header, parcel), True
-            failure = reply.failure or ""
+            (reply, failure), to_task = self._reply(header, parcel), True
             manifest, body = encode_reply(reply, _kind(header))
             if not failure:
                 size = byte_size(len(manifest) + len(body))
@@ -195,6 +203,22 @@ class Resident:
             raise UpdateRejected("it came before")
         return header
 
+    def _ends(self, parcel: Parcel) -> bool:
+        """Keep the result that comes with the end, and return whether it is one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            self._keep(parcel.manifest, parcel.body)
+        except CheckpointError:
+            raise
+        except Exception as reason:  # whatever values of others make of those who read them
+            self._tell(f"The end that came is refused, since its result cannot be used ({_detail(reason)}).")
+            return False
+        self.ended = True
+        return True
+
     def _hello(self, parcel: Parcel) -> bytes:
         """Return what differs here from what the coordinator works with."""
         try:
@@ -208,17 +232,18 @@ class Resident:
             self._tell("The coordinator has said hello; this site takes part.")
         return json.dumps({"differs": differs}).encode()
 
-    def _reply(self, header: Header, parcel: Parcel) -> Reply:
-        """Return a client's reply to a task, or why there is none."""
+    def _reply(self, header: Header, parcel: Parcel) -> tuple[Reply, str]:
+        """Return a client's reply to a task, and why it holds no result, in words that stay here."""
         begun = time.perf_counter()
         try:
             task = self._task(header, parcel)
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
             reply = next(iter(self._holdings.engine.ask({header.client: task})))
-        except BellwetherError as reason:
-            self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {first_line(reason)}.")
-            return Reply(header.client, time.perf_counter() - begun, failure=first_line(reason))
-        return reply
+        except Exception as reason:  # a site answers whatever happens to its client, and stays
+            failure = _detail(reason)
+            self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {failure}.")
+            return Reply(header.client, time.perf_counter() - begun, failure=_told(reason)), failure
+        return reply, reply.failure or ""
 
     def _task(self, header: Header, parcel: Parcel) -> Task:
         """Return the task in a message, with the settings of this site's own recipe.
@@ -235,12 +260,13 @@ class Resident:
         _check_round(header, self._holdings.recipe.federation.rounds)
         if self._ledger.done(header) >= MOST_TIMES:
             raise UpdateRejected(
-                f"it did {header.kind} for {header.client} in round {header.round} {MOST_TIMES} times already, the most "
-                "that a site does in a federation"
+                f"it did {header.kind} for {header.client} in round {header.round} {MOST_TIMES} times already, which "
+                "is the most that a site does"
             )
         task = decode_task(parcel.manifest, parcel.body)
         if kind_of(task) != header.kind or task.round != header.round:
             raise UpdateRejected("the task is not the one that its header names")
+        _check_draws(task)
         if task.payload is not None:
             _check_payload(task.payload, self._holdings)
         forbidden = self._policy(header, task)
@@ -257,6 +283,35 @@ class Resident:
 def _kind(header: Header) -> Kind:
     assert header.kind != "hello" and header.kind != "end"  # noqa: PT018
     return header.kind
+
+
+def _detail(reason: Exception) -> str:
+    """Return what went wrong, for this site's own log and ledger."""
+    said = first_line(reason)
+    return said if isinstance(reason, BellwetherError) else f"{type(reason).__name__}: {said}"
+
+
+def _told(reason: Exception) -> str:
+    """Return what a coordinator is told of a failure: no words of this machine, its files, functions or rows."""
+    match reason:
+        case UpdateRejected():  # our own words, of what the coordinator sent or of the policy
+            return first_line(reason)
+        case NotFinite():
+            return "the hidden states or losses of some of its rows are not finite"
+        case ModelError():
+            return "its base model or adapter cannot be used"
+        case CheckpointError():
+            return "what it keeps on its disk cannot be read or written"
+        case RoundFailed():
+            return "its method, or a function that the recipe names, failed"
+        case _:
+            return "its process failed"
+
+
+def _check_draws(task: Task) -> None:
+    """Refuse a task that lacks seeds of what a client draws."""
+    if isinstance(task, TrainTask | SurveyTask) and task.draws.seeds.keys() != {*PURPOSES, SPACE}:
+        raise UpdateRejected("its draws are not those that a client needs")
 
 
 def _check_round(header: Header, rounds: int) -> None:
@@ -276,12 +331,16 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
 
 
 def _check_payload(payload: Payload, holdings: Holdings) -> None:
-    """Refuse an adapter that does not fit this site's base."""
-    for adapter, ranks in ((payload.adapter, holdings.config.rank), (payload.folded, math.inf)):
+    """Refuse an adapter that does not fit this site's base, or that would be trained otherwise than was agreed."""
+    own = holdings.config
+    for adapter in (payload.adapter, payload.folded):
         if adapter is None:
             continue
-        if adapter.config.modules != holdings.config.modules or not 1 <= adapter.config.rank <= ranks:
+        most = math.inf if adapter is payload.folded else own.rank  # what is folded stacks what many rounds gave
+        if adapter.config.modules != own.modules or not 1 <= adapter.config.rank <= most:
             raise UpdateRejected("its adapter is for other modules, or of another rank, than this site agreed to")
+        if adapter is payload.adapter and _trained_as(adapter.config) != _trained_as(own):
+            raise UpdateRejected("its adapter has another alpha, dropout or scaling than this site agreed to")
         due = dict(_shapes(adapter.config, holdings.shapes))
         if adapter.tensors.keys() != due.keys():
             raise UpdateRejected("its adapter has other tensors than its configuration says")
@@ -289,6 +348,11 @@ def _check_payload(payload: Payload, holdings: Holdings) -> None:
             check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
     for name, value in payload.arrays.items():
         check_array(name, value, value.shape, np.dtype(np.float32))
+
+
+def _trained_as(config: AdapterConfig) -> AdapterConfig:
+    """Return what of a configuration decides how it is trained: all but the rank and names for PEFT alone."""
+    return replace(config, rank=1, base_model="", target_modules=())
 
 
 def _shapes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Any]]:
