@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("flwr")
@@ -14,9 +15,13 @@ from bellwether.errors import CheckpointError, ModelError, RoundFailed, UpdateRe
 from bellwether.exchange.codec import encode_task
 from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
 from bellwether.exchange.seal import Header, Parcel, sealed
+from bellwether.method.average import fedavg
+from bellwether.method.flexlora import flexlora
+from bellwether.method.scaffold import scaffold
 from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, entries
-from bellwether.site.resident import MOST_TIMES
+from bellwether.site.resident import MOST_TIMES, kinds_going_on
+from bellwether.store.client_state import METHOD, keep_state
 from bellwether.tools.randomness import Draws, Randomness
 
 TRAIN = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
@@ -151,6 +156,41 @@ def test_an_adapter_that_would_be_trained_otherwise_than_agreed_is_refused(tmp_p
 def test_names_that_only_peft_reads_may_be_others(tmp_path):
     named = replace(START, config=replace(START.config, base_model="/elsewhere", target_modules=("q",)))
     assert "rows" in ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(named)))
+
+
+# What is kept ------------------------------------------------------------------------------------
+
+
+def with_kept(site, folder, rounds, going_on=("train",)):
+    for round in rounds:
+        keep_state(folder / "1-a", METHOD, round, {"control": np.zeros(2)})
+    site._holdings = replace(site._holdings, folders={"a": folder / "1-a"}, going_on=going_on)
+    return site
+
+
+@pytest.mark.parametrize(
+    ("kept", "settled", "going_on", "gone"),
+    [
+        ((), 0, ("train",), False),  # its first round
+        ((1, 2), 2, ("train",), False),
+        ((1, 2), 1, ("train",), False),  # the coordinator went back to an older checkpoint
+        ((), 2, ("evaluate",), False),  # a method that keeps nothing for training
+        ((), 2, ("train",), True),
+        ((1,), 2, ("train",), True),
+        ((2,), 1, ("train",), True),
+    ],
+)
+def test_a_task_that_would_go_on_from_what_is_lost_is_refused(tmp_path, kept, settled, going_on, gone):
+    site = with_kept(resident("north", tmp_path), tmp_path, kept, going_on)
+    said = ask(site, replace(TRAIN, round=3, settled=settled))
+    assert (f"1-a/method/000{settled}.npz has to be restored" in said) == gone
+    assert ("rows" in said) != gone
+    assert str(tmp_path) not in said
+
+
+def test_of_the_methods_scaffold_alone_goes_on_from_what_it_keeps():
+    assert kinds_going_on(scaffold()) == ("train",)
+    assert kinds_going_on(fedavg()) == kinds_going_on(flexlora()) == ()
 
 
 # The ledger --------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,12 +36,14 @@ from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
 from bellwether.federate import Engine
+from bellwether.method.method import Method, as_sent, send_trained
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
+from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.words import byte_size, duration
 
@@ -84,6 +87,8 @@ class Holdings:
         facts: what it works with, see ``site.facts``.
         config: the adapter's configuration, with the largest rank.
         shapes: inputs and outputs of each adapted module.
+        folders: each client's own, with what the method keeps there.
+        going_on: the kinds of tasks that go on from what the method keeps.
     """
 
     name: str
@@ -93,6 +98,8 @@ class Holdings:
     facts: Facts
     config: AdapterConfig
     shapes: Mapping[str, tuple[int, int]]
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    going_on: Collection[str] = ()
 
 
 def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
@@ -106,8 +113,16 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
         work: rows and folders of its clients; they are trained one by one.
     """
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
-    engine = local_engine(base, layers, work, make_method(work.method))
-    return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base, work.public), work.config, shapes)
+    method = make_method(work.method)
+    engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
+    clients, going_on = tuple(work.rows), kinds_going_on(method)
+    return Holdings(name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on)
+
+
+def kinds_going_on(method: Method) -> tuple[str, ...]:
+    """Return the kinds of tasks that go on from what a method keeps at a client."""
+    kinds = {"train": method.finish is not send_trained, "evaluate": method.serves is not as_sent}
+    return tuple(kind for kind, goes_on in kinds.items() if goes_on)
 
 
 class Resident:
@@ -269,6 +284,7 @@ class Resident:
         _check_draws(task)
         if task.payload is not None:
             _check_payload(task.payload, self._holdings)
+        _check_kept(header, task, self._holdings)
         forbidden = self._policy(header, task)
         if forbidden is not None:
             raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
@@ -319,6 +335,18 @@ def _check_round(header: Header, rounds: int) -> None:
     first = 0 if header.kind == "evaluate" else 1
     if not first <= header.round <= rounds:
         raise UpdateRejected(f"round {header.round} is none of {first} to {rounds}, which this site agreed to")
+
+
+def _check_kept(header: Header, task: Task, holdings: Holdings) -> None:
+    """Refuse to go on from what a client kept of the last round that counted, where that is lost."""
+    if isinstance(task, SurveyTask) or not task.settled or header.kind not in holdings.going_on:
+        return
+    folder = holdings.folders[header.client]
+    if task.settled not in kept_rounds(folder, METHOD):
+        raise UpdateRejected(
+            f"what its method kept here of round {task.settled} is gone, and without it another result would come: "
+            f"{folder.name}/{METHOD}/{task.settled:04d}.npz has to be restored"
+        )
 
 
 def _with_own_settings(task: Task, recipe: Recipe) -> Task:
