@@ -22,7 +22,7 @@ from bellwether.exchange.messages import Payload, Reply, TrainTask
 from bellwether.federate import federate, what_is_known
 from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
-from bellwether.method.method import Finished, Method, Pass, State, by_rows, send_trained
+from bellwether.method.method import Finished, Method, Pass, State, by_rows
 from bellwether.method.returned import first_state
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
@@ -337,7 +337,7 @@ def test_a_correction_sees_client_step_rate_start_and_both_sides_arrays(base, la
 def test_a_method_of_ones_own_that_keeps_nothing_leaves_an_empty_file_which_is_no_lost_one(
     base, layers, start, tmp_path
 ):
-    for method, kept in ((fedavg(), []), (replace(fedavg(), finish=lambda trained: send_trained(trained)), [1])):
+    for method, kept in ((fedavg(), []), (replace(fedavg(), finish=lambda trained: Finished(trained.passes[-1])), [1])):
         tasks, folders = {"a": train_task(Payload(start), SGD, "a")}, {"a": tmp_path / "a"}
         list(train_cohort(base, layers, {"a": token_rows(2)}, tasks, method, None, folders))
         assert kept_rounds(folders["a"], METHOD) == kept

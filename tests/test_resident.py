@@ -64,6 +64,25 @@ def test_an_answer_that_is_sent_again_counts_once(tmp_path):
     assert "rows" in ask(site, TRAIN, number="n2")
 
 
+def test_an_answer_that_the_policy_finds_too_large_does_not_leave(tmp_path):
+    said, sizes = [], []
+
+    def limit(header, size):
+        sizes.append(size)
+        return f"{header.kind} is too large"
+
+    site = resident("north", tmp_path, tell=said.append, limit=limit)
+    answer = ask(site, TRAIN)
+    assert "the policy of this site forbids it: train is too large" in answer
+    assert "lora" not in answer
+    assert (
+        said[-1] == "Round 1: nothing leaves this site, since the policy of this site forbids it: train is too large."
+    )
+    _, sent = entries(tmp_path / "north")
+    assert sent.failure.endswith("train is too large")
+    assert sent.bytes < sizes[0]
+
+
 # What goes wrong ---------------------------------------------------------------------------------
 
 

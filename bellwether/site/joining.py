@@ -38,7 +38,7 @@ from bellwether.site.facts import BASE, differing
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
 from bellwether.site.papers import Invitation, invited_recipe, read_invitation
-from bellwether.site.policy import as_check, forbidden, read_policy
+from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
 from bellwether.site.terms import Terms, check_own_fields, own_recipe, terms_for
@@ -290,6 +290,7 @@ def _take_part(
         as_check(read_policy(folder), folder),
         tell,
         keep,
+        as_limit(read_policy(folder), folder),
     )
     with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY) as inbox:
         tell(f"{invited.site} waits for the coordinator's tasks.")

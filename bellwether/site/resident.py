@@ -32,7 +32,7 @@ from bellwether.errors import (
 )
 from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
-from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
+from bellwether.exchange.codec import decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
 from bellwether.federate import Engine
@@ -55,6 +55,9 @@ MOST_TIMES = 5
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
+
+# From such a task and the bytes of its answer to why this site's policy forbids to send it, as a clause; or None.
+Limit = Callable[[Header, int], str | None]
 
 
 class Message(Protocol):
@@ -137,6 +140,7 @@ class Resident:
         policy: says what is forbidden.
         tell: is told of what happens, in sentences.
         keep: keeps the result that comes with the end: what is said of it, and its values.
+        limit: says which answers are too large to be sent.
     """
 
     def __init__(
@@ -149,9 +153,10 @@ class Resident:
         policy: Policy,
         tell: Callable[[str], None],
         keep: Callable[[bytes, bytes], None] = lambda about, values: None,
+        limit: Limit = lambda header, size: None,
     ) -> None:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
-        self._ledger, self._policy, self._tell, self._keep = ledger, policy, tell, keep
+        self._ledger, self._policy, self._tell, self._keep, self._limit = ledger, policy, tell, keep, limit
         self._terms = terms_of(holdings.facts)
         self._of: tuple[str, int] = "", 0  # kind and round of those
         self._sent: dict[str, tuple[Parcel, str]] = {}  # with why there is no result, by the number of the task
@@ -188,23 +193,29 @@ class Resident:
 
     def _new_answer(self, header: Header, parcel: Parcel) -> tuple[Parcel, str]:
         """Return the answer to a message that has none yet, and why it has no result; a task's is kept a while."""
-        failure, to_task = "", False
         if header.kind == "hello":
-            manifest, body = self._hello(parcel), b""
-        elif header.kind == "end":
-            manifest, body = b"{}", b""
-        else:
-            (reply, failure), to_task = self._reply(header, parcel), True
-            manifest, body = encode_reply(reply, _kind(header))
-            if not failure:
-                size = byte_size(len(manifest) + len(body))
-                self._tell(f"Round {header.round}: done in {duration(reply.seconds)}; {size} leave this site.")
-        answer = sealed(header.answered(), self._key, manifest, body), failure
-        if to_task:  # until tasks of another kind or round come
-            if (header.kind, header.round) != self._of:
-                self._of, self._sent = (header.kind, header.round), {}
-            self._sent[header.number] = answer
-        return answer
+            return self._sealed(header, self._hello(parcel)), ""
+        if header.kind == "end":
+            return self._sealed(header, b"{}"), ""
+        reply, failure = self._reply(header, parcel)
+        answer = self._sealed(header, *encode_reply(reply, header.kind))
+        if not failure:
+            forbidden = self._limit(header, answer.size)
+            if forbidden is None:
+                took, size = duration(reply.seconds), byte_size(answer.size)
+                self._tell(f"Round {header.round}: done in {took}; {size} leave this site.")
+            else:
+                failure = f"the policy of this site forbids it: {forbidden}"
+                self._tell(f"Round {header.round}: nothing leaves this site, since {failure}.")
+                refusal = Reply(header.client, reply.seconds, failure=failure)
+                answer = self._sealed(header, *encode_reply(refusal, header.kind))
+        if (header.kind, header.round) != self._of:  # until tasks of another kind or round come
+            self._of, self._sent = (header.kind, header.round), {}
+        self._sent[header.number] = answer, failure
+        return answer, failure
+
+    def _sealed(self, header: Header, manifest: bytes, body: bytes = b"") -> Parcel:
+        return sealed(header.answered(), self._key, manifest, body)
 
     def _header(self, parcel: Parcel | None) -> Header:
         """Return what a message is for, once it is the coordinator's, for this site, and no answered hello or end."""
@@ -294,11 +305,6 @@ class Resident:
         """Return what is done to an answer before it is sent."""
         noise = self._holdings.recipe.selection.noise
         return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
-
-
-def _kind(header: Header) -> Kind:
-    assert header.kind != "hello" and header.kind != "end"  # noqa: PT018
-    return header.kind
 
 
 def _detail(reason: Exception) -> str:
