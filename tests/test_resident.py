@@ -1,5 +1,6 @@
 """A site's resident process against a coordinator that holds the right key and asks for what it should not."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,18 @@ from test_federate import START, AddingEngine
 from test_remote import FACTS, KEYS, answered, resident, task_for
 
 from bellwether.engine.remote import terms_of
-from bellwether.errors import CheckpointError, ModelError, RoundFailed, UpdateRejected
+from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
 from bellwether.exchange.codec import encode_task
-from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
+from bellwether.exchange.messages import NOISE, SPACE, EvaluateTask, Payload, Reply, SurveyTask, TrainTask, client_draws
+from bellwether.exchange.scores import Totals
 from bellwether.exchange.seal import Header, Parcel, sealed
 from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
 from bellwether.method.scaffold import scaffold
-from bellwether.recipe.recipe import Evaluation, Training
+from bellwether.method.select.privacy import release
+from bellwether.recipe.recipe import Evaluation, Selection, Training
 from bellwether.site.ledger import LEDGER, entries
+from bellwether.site.protection import SECRET, lumped, own_secret
 from bellwether.site.resident import MOST_TIMES, kinds_going_on
 from bellwether.store.client_state import METHOD, keep_state
 from bellwether.tools.randomness import Draws, Randomness
@@ -210,6 +214,108 @@ def test_a_task_that_would_go_on_from_what_is_lost_is_refused(tmp_path, kept, se
 def test_of_the_methods_scaffold_alone_goes_on_from_what_it_keeps():
     assert kinds_going_on(scaffold()) == ("train",)
     assert kinds_going_on(fedavg()) == kinds_going_on(flexlora()) == ()
+
+
+# What is protected -------------------------------------------------------------------------------
+
+
+def survey_at(site, secret, kind="survey", number="n1", **changes):
+    """Return the survey that a site of that secret does."""
+    work = AddingEngine()
+    site._holdings = replace(site._holdings, engine=work, secret=secret)
+    task = replace(SurveyTask(1, Payload(START), Selection(), TRAIN.draws), **changes)
+    ask(site, task, kind, number)
+    (asked,) = work.tasks
+    return asked["a"]
+
+
+def test_noise_on_centroids_comes_from_a_secret_of_the_sites_own(tmp_path):
+    site = resident("north", tmp_path)
+    drawn = []
+    for number, secret in enumerate((bytes(32), bytes(31) + b"1")):
+        task = survey_at(site, secret, number=f"n{number}")
+        drawn.append(task.draws.seeds[NOISE])
+        assert {**task.draws.seeds, NOISE: 0} == {**TRAIN.draws.seeds, NOISE: 0}
+    assert len({*drawn, TRAIN.draws.seeds[NOISE]}) == 3
+    centroids_Cd, sizes_C = np.zeros((3, 4)), np.full(3, 5)
+    theirs, ours = (
+        release(centroids_Cd, sizes_C, 5, draws.numpy(NOISE), noise=1.0, norm=1.0)[0]
+        for draws in (TRAIN.draws, task.draws)
+    )
+    assert np.abs(theirs - ours).min() > 1e-3  # so the coordinator cannot take it off
+
+
+def test_a_question_of_a_round_has_one_noise_and_another_question_another(tmp_path):
+    site, secret = resident("north", tmp_path), bytes(32)
+    moved = Payload(START.with_tensors({key: value + np.float32(1) for key, value in START.tensors.items()}))
+    seeds = TRAIN.draws.seeds
+    asked = [
+        {},
+        {"draws": Draws({**seeds, NOISE: 7, "dropout": 8})},  # brings the same centroids
+        {"payload": moved},
+        {"draws": Draws({**seeds, SPACE: 9})},
+        {"round": 2},
+    ]
+    first, again, *others = (
+        survey_at(site, secret, number=f"n{number}", **changes).draws.seeds[NOISE]
+        for number, changes in enumerate(asked)
+    )
+    assert first == again
+    assert len({first, *others}) == 4
+
+
+def test_in_a_rehearsal_noise_is_that_of_the_simulation(tmp_path):
+    assert survey_at(resident("north", tmp_path), None).draws == TRAIN.draws
+
+
+def test_the_secret_is_made_once_and_its_owner_alone_can_read_it(tmp_path):
+    made = own_secret(tmp_path)
+    assert own_secret(tmp_path) == made
+    assert ((tmp_path / SECRET).stat().st_mode & 0o777, len(set(made)) > 4) == (0o600, True)
+    (tmp_path / SECRET).write_bytes(made[:9])
+    with pytest.raises(FederationError, match="has 9 bytes, where 32 are due"):
+        own_secret(tmp_path)
+
+
+def sums(**rows):
+    return {name: Totals(count, 10 * count, 2.0 * count) for name, count in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sent"),
+    [
+        ({"open": 6, "closed": 5}, {"open": 6, "closed": 5}),
+        ({"open": 20, "x": 1, "y": 1, "z": 4}, {"open": 20, "other": 6}),
+        ({"open": 20, "closed": 9, "x": 4}, {"open": 20, "other": 13}),  # the 4 rows of one name are not told apart
+        ({"x": 1, "y": 1}, {"other": 2}),
+        ({"": 2}, {"": 2}),
+        ({"": 2, "x": 4}, {"other": 6}),
+        ({"other": 7, "x": 5, "y": 2}, {"other": 14}),
+        ({}, {}),
+    ],
+)
+def test_categories_of_few_rows_have_no_name(rows, sent):
+    assert lumped(sums(**rows)) == sums(**sent)
+
+
+class Scoring:
+    """An engine whose client has scored rows of one category each."""
+
+    def ask(self, tasks, deadline=None):
+        yield Reply("a", 1.0, totals=sums(**{f"Mrs {n}": 1 for n in range(9)}), groups=sums(de=9))
+
+
+def test_names_of_categories_of_few_rows_leave_no_site_but_that_of_a_rehearsal(tmp_path):
+    site = resident("north", tmp_path, engine=Scoring())
+    assert "Mrs 8" in ask(site, SCORE, "evaluate")
+    site._holdings = replace(site._holdings, secret=bytes(32))
+    said = ask(site, SCORE, "evaluate", "n2")
+    assert "Mrs" not in said
+    fields = json.loads(said)["fields"]
+    assert ({name: one["rows"] for name, one in fields["totals"].items()}, [*fields["groups"]]) == (
+        {"other": 9},
+        ["de"],
+    )
 
 
 # The ledger --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 rounds: 50                    the most rounds of a federation
 minutes_per_day: 120          of work for the coordinator; beyond, tasks are refused until the next day (UTC)
 methods: [fedavg, scaffold]   names of methods
-megabytes_per_round: 20       the most that leaves the site for a round, with its survey and scores, and where it is redone
+megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
 code: [0123...]               SHA-256 of files whose functions a recipe may name
 trust_remote_code: [my-model] models whose own code may be run

@@ -43,6 +43,7 @@ from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
+from bellwether.site.protection import with_own_noise, without_small_names
 from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.words import byte_size, duration
@@ -92,6 +93,8 @@ class Holdings:
         shapes: inputs and outputs of each adapted module.
         folders: each client's own, with what the method keeps there.
         going_on: the kinds of tasks that go on from what the method keeps.
+        secret: what noise on centroids is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
+            protected from the coordinator.
     """
 
     name: str
@@ -103,9 +106,12 @@ class Holdings:
     shapes: Mapping[str, tuple[int, int]]
     folders: Mapping[str, Path] = field(default_factory=dict)
     going_on: Collection[str] = ()
+    secret: bytes | None = None
 
 
-def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
+def holdings_of(
+    name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work, secret: bytes | None = None
+) -> Holdings:
     """Return what a site holds.
 
     Args:
@@ -114,12 +120,13 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
         base: the base model that it has loaded.
         layers: LoRA layers over it.
         work: rows and folders of its clients; they are trained one by one.
+        secret: see ``Holdings``.
     """
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     method = make_method(work.method)
     engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
     clients, going_on = tuple(work.rows), kinds_going_on(method)
-    return Holdings(name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on)
+    return Holdings(name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, secret)
 
 
 def kinds_going_on(method: Method) -> tuple[str, ...]:
@@ -265,6 +272,8 @@ class Resident:
             task = self._task(header, parcel)
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
             reply = next(iter(self._holdings.engine.ask({header.client: task})))
+            if self._holdings.secret is not None:
+                reply = without_small_names(reply)
         except Exception as reason:  # a site answers whatever happens to its client, and stays
             failure = _detail(reason)
             self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {failure}.")
@@ -299,7 +308,9 @@ class Resident:
         forbidden = self._policy(header, task)
         if forbidden is not None:
             raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
-        return _with_own_settings(task, self._holdings.recipe)
+        task = _with_own_settings(task, self._holdings.recipe)
+        secret = self._holdings.secret
+        return with_own_noise(task, header, secret) if isinstance(task, SurveyTask) and secret is not None else task
 
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
