@@ -28,7 +28,7 @@ from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.runner.checks import check_methods
-from bellwether.store.client_state import METHOD, forgotten, keep_state
+from bellwether.store.client_state import METHOD, forgotten, keep_state, kept_rounds
 from bellwether.tools.randomness import Randomness
 
 SGD = recipe.Training(
@@ -332,6 +332,15 @@ def test_a_correction_sees_client_step_rate_start_and_both_sides_arrays(base, la
     assert seen == [("a", number, pytest.approx(rate), both, True) for number, (rate, both) in enumerate(expected)]
     assert sent.tolist() == [1.0, 2.0]
     assert reply.update.client == "a"
+
+
+def test_a_method_of_ones_own_that_keeps_nothing_leaves_an_empty_file_which_is_no_lost_one(
+    base, layers, start, tmp_path
+):
+    for method, kept in ((fedavg(), []), (replace(fedavg(), finish=lambda trained: Finished(trained.passes[-1])), [1])):
+        tasks, folders = {"a": train_task(Payload(start), SGD, "a")}, {"a": tmp_path / "a"}
+        list(train_cohort(base, layers, {"a": token_rows(2)}, tasks, method, None, folders))
+        assert kept_rounds(folders["a"], METHOD) == kept
 
 
 def test_scaffold_at_real_clients_is_the_correction_applied_step_by_step(base, layers, start, tmp_path):

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
+from dataclasses import replace
 
 import pytest
 
@@ -11,10 +12,11 @@ pytest.importorskip("flwr")
 from test_federate import START
 
 from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
+from bellwether.exchange.seal import Header
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, Entry
-from bellwether.site.policy import Policy, forbidden, forbids_task, minutes_worked
+from bellwether.site.policy import Policy, as_limit, forbidden, forbids_task, minutes_worked
 from bellwether.tools.journal import append
 from bellwether.tools.randomness import Randomness
 
@@ -75,10 +77,39 @@ def test_a_task_is_refused_when_the_day_or_the_line_is_full(tmp_path):
     assert reason == "it has worked 31 minutes today, where 30 are allowed"
     assert forbids_task(Policy(minutes_per_day=32), tmp_path, TASK) is None
     reason = forbids_task(Policy(megabytes_per_round=1e-5), tmp_path, TASK)
-    assert reason == "an update has up to 0.0 MB, where 1e-05 are allowed for a round"
+    assert reason == "an update has at least 108 B, and 10 B are allowed for a round"
     assert (
         forbids_task(Policy(megabytes_per_round=1e-5), tmp_path, EvaluateTask(0, Payload(START), Evaluation())) is None
     )
+
+
+def test_what_a_client_is_sent_to_fold_is_no_part_of_its_update():
+    assert forbids_task(Policy(megabytes_per_round=110e-6), None, TASK) is None
+    folding = replace(TASK, payload=Payload(START, folded=START))
+    assert forbids_task(Policy(megabytes_per_round=110e-6), None, folding) is None
+
+
+def test_all_that_leaves_for_a_round_counts_an_answer_that_is_sent_again_once(tmp_path):
+    def sent(kind, number, size, round=1, run="fed/1", failure=""):
+        line = Entry(
+            "2026-11-27T10:00:00+00:00", "reply", kind, run, round, "a", number, size, "0" * 64, "none", failure
+        )
+        append(tmp_path / LEDGER, line)
+
+    limit = as_limit(Policy(megabytes_per_round=0.001), tmp_path)
+    header = Header("task", "train", "fed/2", 1, "coordinator", "north", "a", "9", "0" * 64)
+    assert limit(header, 1000) is None
+    assert limit(header, 1001) == "an answer has 1.0 kB, and 1.0 kB are allowed for a round"
+    sent("hello", "0", 5000)
+    sent("survey", "1", 300)
+    sent("survey", "1", 300)  # again
+    sent("train", "2", 5000, round=2)
+    sent("train", "3", 5000, run="another/1")
+    sent("train", "4", 5000, failure="not done, so little left")
+    assert limit(header, 700) is None
+    reason = "an answer has 701 B, 300 B have left for this round before, and 1.0 kB are allowed for a round"
+    assert limit(header, 701) == reason
+    assert as_limit(Policy(), tmp_path)(header, 10**9) is None
 
 
 @pytest.mark.parametrize(

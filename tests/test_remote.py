@@ -73,14 +73,14 @@ class Post:
         return [replace(self.waiting.pop(one), message=one) for one in messages if one in self.waiting]
 
 
-def resident(name, folder, facts=None, policy=lambda header, task: None, engine=None):
+def resident(name, folder, facts=None, policy=lambda header, task: None, engine=None, tell=lambda text: None, **more):
     recipe = federation().recipe
     (folder / name).mkdir(exist_ok=True)
     shapes = {"q": (2, 2)}
     holdings = Holdings(name, HOMES[name], recipe, engine or AddingEngine(), facts or FACTS, START.config, shapes)
     ledger = Ledger(folder / name)
     key, coordinator = KEYS[name], KEYS["coordinator"].public_key()
-    return Resident(holdings, key, coordinator, "fed", ledger, policy, lambda text: None)
+    return Resident(holdings, key, coordinator, "fed", ledger, policy, tell, **more)
 
 
 def world(folder, events=None, deadline=None, **more):

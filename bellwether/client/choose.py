@@ -27,7 +27,7 @@ from bellwether.client.memory import Memory, recall, remember
 from bellwether.client.score import row_losses
 from bellwether.data.rows import TokenRow
 from bellwether.errors import CheckpointError, NotFinite, RoundFailed, first_line
-from bellwether.exchange.messages import SPACE, Payload, Reply, Survey, SurveyTask, TrainTask
+from bellwether.exchange.messages import NOISE, SPACE, Payload, Reply, Survey, SurveyTask, TrainTask
 from bellwether.method.select import rules, space
 from bellwether.method.select.budget import budget, deal
 from bellwether.method.select.cluster import Clusters, cluster, nearest_first
@@ -295,7 +295,7 @@ def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArra
         clusters.centroids_Cd,
         sizes_C,
         settings.min_cluster_rows,
-        task.draws.numpy("centroid noise"),
+        task.draws.numpy(NOISE),
         noise=settings.noise,
         norm=settings.clip_norm if settings.noise else None,
     )

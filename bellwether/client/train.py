@@ -34,7 +34,7 @@ from bellwether.data.rows import TokenRow
 from bellwether.errors import NotFinite, RoundFailed, first_line
 from bellwether.exchange.adapter import Arrays, Tensors
 from bellwether.exchange.messages import Reply, TrainTask, Update
-from bellwether.method.method import Finished, Method, Pass, Step, Trained
+from bellwether.method.method import Finished, Method, Pass, Step, Trained, send_trained
 from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
@@ -246,7 +246,7 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
         arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
     if finished.own is not None:
         _keep(folders[client.name], task, finished.own)
-    elif client.name in folders and kept_rounds(folders[client.name], METHOD):
+    elif client.name in folders and (method.finish is not send_trained or kept_rounds(folders[client.name], METHOD)):
         _keep(folders[client.name], task, {})  # an empty file is no lost one
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 

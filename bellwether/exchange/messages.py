@@ -20,7 +20,8 @@ from bellwether.recipe.recipe import Evaluation, Selection, Training
 from bellwether.tools.randomness import Draws, Randomness
 
 # What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
-PURPOSES = ("batch order", "dropout", "selection", "centroid noise", "t-SNE", "method")
+NOISE = "centroid noise"
+PURPOSES = ("batch order", "dropout", "selection", NOISE, "t-SNE", "method")
 SPACE = "selection space"
 
 

@@ -1,6 +1,7 @@
 """A site joins a federation: what is its own is checked, then the terms are shown, then it connects and stays.
 
 FOLDER/signing.key, flower.key    the site's keys, see ``site.keys``
+FOLDER/noise.key                  what it draws noise from, see ``site.protection``
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
 FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
@@ -38,7 +39,8 @@ from bellwether.site.facts import BASE, differing
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
 from bellwether.site.papers import Invitation, invited_recipe, read_invitation
-from bellwether.site.policy import as_check, forbidden, read_policy
+from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
+from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
 from bellwether.site.terms import Terms, check_own_fields, own_recipe, terms_for
@@ -269,7 +271,7 @@ def _take_part(
     held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
     work = _work(invited.site, folder, prepared, base, rows, held_out)
     layers = LoraLayers(base.model, work.config)
-    holdings = holdings_of(invited.site, recipe, base, layers, work)
+    holdings = holdings_of(invited.site, recipe, base, layers, work, own_secret(folder))
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
     _agreed(folder, terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows)), agree)
@@ -290,6 +292,7 @@ def _take_part(
         as_check(read_policy(folder), folder),
         tell,
         keep,
+        as_limit(read_policy(folder), folder),
     )
     with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY) as inbox:
         tell(f"{invited.site} waits for the coordinator's tasks.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bellwether.exchange.seal import Header, Parcel
 from bellwether.tools.journal import append, read
-from bellwether.tools.json_text import KEPT, Count, from_json, typed
+from bellwether.tools.json_text import KEPT, Count, from_json_lines, reading, typed
 
 LEDGER = "ledger.jsonl"
 
@@ -64,11 +65,21 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
-        self._answered = {entry.number for entry in read(self._path, _entry) if entry.way == "reply"}
+        self._answered = set[str]()
+        self._done = Counter[tuple[str, str, int, str]]()
+        for entry in read(self._path, _entry):
+            self._count(entry)
 
     def answered(self, number: str) -> bool:
         """Return whether a task was answered already, also before this process began."""
         return number in self._answered
+
+    def done(self, header: Header) -> int:
+        """Return how many tasks of a federation, kind, round and client were done, each number counted once.
+
+        The run within the federation does not count, since its name is the coordinator's to choose.
+        """
+        return self._done[_asked(header)]
 
     def note(self, header: Header, parcel: Parcel, protection: str = "none", failure: str = "") -> None:
         """Write a message down.
@@ -98,18 +109,35 @@ class Ledger:
             failure,
         )
         append(self._path, entry)
-        if header.way == "reply":
-            self._answered.add(header.number)
+        self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
+        if entry.way == "reply" and entry.number not in self._answered:
+            self._answered.add(entry.number)
+            self._done[_asked(entry)] += not entry.failure
+
+
+def federation_of(run: str) -> str:
+    """Return the federation that a run's identifier begins with."""
+    return run.partition("/")[0]
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """Yield all that a site's ledger holds, the oldest first.
+    """Yield all that a site's ledger holds, the oldest first, but for a last line that is still being written.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     path = folder / LEDGER
-    yield from (_entry(from_json(line)) for line in path.read_bytes().splitlines()) if path.exists() else ()
+    if path.exists():
+        with reading(path, "restore it, or remove the line"):
+            content = path.read_bytes()
+            found = from_json_lines(content[: content.rfind(b"\n") + 1], _entry)
+        yield from found
+
+
+def _asked(message: Header | Entry) -> tuple[str, str, int, str]:
+    return federation_of(message.run), message.kind, message.round, message.client
 
 
 def _entry(value: object) -> Entry:

@@ -3,7 +3,7 @@
 rounds: 50                    the most rounds of a federation
 minutes_per_day: 120          of work for the coordinator; beyond, tasks are refused until the next day (UTC)
 methods: [fedavg, scaffold]   names of methods
-megabytes_per_round: 20       the most that leaves the site for a task
+megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
 code: [0123...]               SHA-256 of files whose functions a recipe may name
 trust_remote_code: [my-model] models whose own code may be run
@@ -20,15 +20,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bellwether.errors import FederationError, first_line
-from bellwether.exchange.checks import payload_bytes
-from bellwether.exchange.messages import EvaluateTask, Task
+from bellwether.exchange.checks import array_bytes
+from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
 from bellwether.recipe.consent import TRUST, code_in
 from bellwether.recipe.recipe import Recipe
-from bellwether.site.ledger import entries
+from bellwether.site.ledger import entries, federation_of
 from bellwether.tools.functions import file_of
+from bellwether.tools.words import byte_size
 
 POLICY = "policy.yaml"
+TASKS = ("train", "survey", "evaluate")
 
 
 class Policy(BaseModel):
@@ -98,15 +100,45 @@ def forbids_task(policy: Policy, folder: Path, task: Task) -> str | None:
         task: what it is asked.
     """
     most = policy.megabytes_per_round
-    if most is not None and task.payload is not None and not isinstance(task, EvaluateTask):
-        megabytes = payload_bytes(task.payload) / 1e6
-        if megabytes > most:
-            return f"an update has up to {megabytes:.1f} MB, where {most:g} are allowed for a round"
+    if most is not None and isinstance(task, TrainTask):
+        expected = array_bytes(task.payload.expected)
+        if expected > most * 1e6:
+            return f"an update has at least {byte_size(expected)}, and {byte_size(most * 1e6)} are allowed for a round"
     if policy.minutes_per_day is not None:
         minutes = minutes_worked(folder, datetime.datetime.now(datetime.UTC).date())
         if minutes >= policy.minutes_per_day:
             return f"it has worked {minutes:.0f} minutes today, where {policy.minutes_per_day:g} are allowed"
     return None
+
+
+def forbids_answer(policy: Policy, folder: Path, header: Header, size: int) -> str | None:
+    """Return why a policy forbids to send an answer, or None.
+
+    Args:
+        policy: the site's.
+        folder: the site's, whose ledger says what has left it for this round before.
+        header: what the task was.
+        size: how many bytes the answer has.
+    """
+    most = policy.megabytes_per_round
+    if most is None:
+        return None
+    before = bytes_sent(folder, federation_of(header.run), header.round)
+    if before + size <= most * 1e6:
+        return None
+    gone = f", {byte_size(before)} have left for this round before" if before else ""
+    return f"an answer has {byte_size(size)}{gone}, and {byte_size(most * 1e6)} are allowed for a round"
+
+
+def bytes_sent(folder: Path, federation: str, round: int) -> int:
+    """Return the bytes of the answers to all tasks of a round that were done; one that was sent again counts once."""
+    sizes = {
+        entry.number: entry.bytes
+        for entry in entries(folder)
+        if entry.way == "reply" and not entry.failure and entry.kind in TASKS
+        if (federation_of(entry.run), entry.round) == (federation, round)
+    }
+    return sum(sizes.values())
 
 
 def minutes_worked(folder: Path, day: datetime.date) -> float:
@@ -127,6 +159,15 @@ def as_check(policy: Policy, folder: Path) -> Any:
 
     def check(header: Header, task: Task) -> str | None:
         return forbids_task(policy, folder, task)
+
+    return check
+
+
+def as_limit(policy: Policy, folder: Path) -> Any:
+    """Return the check of answers that ``site.resident`` asks for."""
+
+    def check(header: Header, size: int) -> str | None:
+        return forbids_answer(policy, folder, header, size)
 
     return check
 

@@ -12,7 +12,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,27 +21,44 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from bellwether.engine.processes import Work, local_engine
 from bellwether.engine.remote import COORDINATOR, Facts, terms_of
-from bellwether.errors import BellwetherError, UpdateRejected, first_line
+from bellwether.errors import (
+    BellwetherError,
+    CheckpointError,
+    ModelError,
+    NotFinite,
+    RoundFailed,
+    UpdateRejected,
+    first_line,
+)
 from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
-from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
-from bellwether.exchange.messages import Payload, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.codec import decode_task, encode_reply, kind_of
+from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
 from bellwether.federate import Engine
+from bellwether.method.method import Method, as_sent, send_trained
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
+from bellwether.site.protection import with_own_noise, without_small_names
+from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.words import byte_size, duration
 
 POLL = 0.1  # seconds between two looks for a task
 LINGER = 3.0  # seconds in which Flower passes the last answer on
+# Times that a task of one kind, round and client is done: a coordinator that was killed redoes its round, and whoever
+# could ask without end would learn of the rows without end.
+MOST_TIMES = 5
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
+
+# From such a task and the bytes of its answer to why this site's policy forbids to send it, as a clause; or None.
+Limit = Callable[[Header, int], str | None]
 
 
 class Message(Protocol):
@@ -73,6 +91,10 @@ class Holdings:
         facts: what it works with, see ``site.facts``.
         config: the adapter's configuration, with the largest rank.
         shapes: inputs and outputs of each adapted module.
+        folders: each client's own, with what the method keeps there.
+        going_on: the kinds of tasks that go on from what the method keeps.
+        secret: what noise on centroids is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
+            protected from the coordinator.
     """
 
     name: str
@@ -82,9 +104,14 @@ class Holdings:
     facts: Facts
     config: AdapterConfig
     shapes: Mapping[str, tuple[int, int]]
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    going_on: Collection[str] = ()
+    secret: bytes | None = None
 
 
-def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
+def holdings_of(
+    name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work, secret: bytes | None = None
+) -> Holdings:
     """Return what a site holds.
 
     Args:
@@ -93,10 +120,19 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
         base: the base model that it has loaded.
         layers: LoRA layers over it.
         work: rows and folders of its clients; they are trained one by one.
+        secret: see ``Holdings``.
     """
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
-    engine = local_engine(base, layers, work, make_method(work.method))
-    return Holdings(name, tuple(work.rows), recipe, engine, facts_of(recipe, base, work.public), work.config, shapes)
+    method = make_method(work.method)
+    engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
+    clients, going_on = tuple(work.rows), kinds_going_on(method)
+    return Holdings(name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, secret)
+
+
+def kinds_going_on(method: Method) -> tuple[str, ...]:
+    """Return the kinds of tasks that go on from what a method keeps at a client."""
+    kinds = {"train": method.finish is not send_trained, "evaluate": method.serves is not as_sent}
+    return tuple(kind for kind, goes_on in kinds.items() if goes_on)
 
 
 class Resident:
@@ -111,6 +147,7 @@ class Resident:
         policy: says what is forbidden.
         tell: is told of what happens, in sentences.
         keep: keeps the result that comes with the end: what is said of it, and its values.
+        limit: says which answers are too large to be sent.
     """
 
     def __init__(
@@ -123,9 +160,10 @@ class Resident:
         policy: Policy,
         tell: Callable[[str], None],
         keep: Callable[[bytes, bytes], None] = lambda about, values: None,
+        limit: Limit = lambda header, size: None,
     ) -> None:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
-        self._ledger, self._policy, self._tell, self._keep = ledger, policy, tell, keep
+        self._ledger, self._policy, self._tell, self._keep, self._limit = ledger, policy, tell, keep, limit
         self._terms = terms_of(holdings.facts)
         self._of: tuple[str, int] = "", 0  # kind and round of those
         self._sent: dict[str, tuple[Parcel, str]] = {}  # with why there is no result, by the number of the task
@@ -154,31 +192,37 @@ class Resident:
             return Parcel(b"", b"", b"")
         assert parcel is not None
         self._ledger.note(header, parcel)
+        if header.kind == "end" and not self._ends(parcel):
+            return Parcel(b"", b"", b"")
         answer, failure = self._sent.get(header.number) or self._new_answer(header, parcel)
         self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer
 
     def _new_answer(self, header: Header, parcel: Parcel) -> tuple[Parcel, str]:
         """Return the answer to a message that has none yet, and why it has no result; a task's is kept a while."""
-        failure, to_task = "", False
         if header.kind == "hello":
-            manifest, body = self._hello(parcel), b""
-        elif header.kind == "end":
-            self._keep(parcel.manifest, parcel.body)
-            self.ended, manifest, body = True, b"{}", b""
-        else:
-            reply, to_task = self._reply(header, parcel), True
-            failure = reply.failure or ""
-            manifest, body = encode_reply(reply, _kind(header))
-            if not failure:
-                size = byte_size(len(manifest) + len(body))
-                self._tell(f"Round {header.round}: done in {duration(reply.seconds)}; {size} leave this site.")
-        answer = sealed(header.answered(), self._key, manifest, body), failure
-        if to_task:  # until tasks of another kind or round come
-            if (header.kind, header.round) != self._of:
-                self._of, self._sent = (header.kind, header.round), {}
-            self._sent[header.number] = answer
-        return answer
+            return self._sealed(header, self._hello(parcel)), ""
+        if header.kind == "end":
+            return self._sealed(header, b"{}"), ""
+        reply, failure = self._reply(header, parcel)
+        answer = self._sealed(header, *encode_reply(reply, header.kind))
+        if not failure:
+            forbidden = self._limit(header, answer.size)
+            if forbidden is None:
+                took, size = duration(reply.seconds), byte_size(answer.size)
+                self._tell(f"Round {header.round}: done in {took}; {size} leave this site.")
+            else:
+                failure = f"the policy of this site forbids it: {forbidden}"
+                self._tell(f"Round {header.round}: nothing leaves this site, since {failure}.")
+                refusal = Reply(header.client, reply.seconds, failure=failure)
+                answer = self._sealed(header, *encode_reply(refusal, header.kind))
+        if (header.kind, header.round) != self._of:  # until tasks of another kind or round come
+            self._of, self._sent = (header.kind, header.round), {}
+        self._sent[header.number] = answer, failure
+        return answer, failure
+
+    def _sealed(self, header: Header, manifest: bytes, body: bytes = b"") -> Parcel:
+        return sealed(header.answered(), self._key, manifest, body)
 
     def _header(self, parcel: Parcel | None) -> Header:
         """Return what a message is for, once it is the coordinator's, for this site, and no answered hello or end."""
@@ -191,6 +235,22 @@ class Resident:
         if header.kind in ("hello", "end") and self._ledger.answered(header.number):
             raise UpdateRejected("it came before")
         return header
+
+    def _ends(self, parcel: Parcel) -> bool:
+        """Keep the result that comes with the end, and return whether it is one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            self._keep(parcel.manifest, parcel.body)
+        except CheckpointError:
+            raise
+        except Exception as reason:  # whatever values of others make of those who read them
+            self._tell(f"The end that came is refused, since its result cannot be used ({_detail(reason)}).")
+            return False
+        self.ended = True
+        return True
 
     def _hello(self, parcel: Parcel) -> bytes:
         """Return what differs here from what the coordinator works with."""
@@ -205,17 +265,20 @@ class Resident:
             self._tell("The coordinator has said hello; this site takes part.")
         return json.dumps({"differs": differs}).encode()
 
-    def _reply(self, header: Header, parcel: Parcel) -> Reply:
-        """Return a client's reply to a task, or why there is none."""
+    def _reply(self, header: Header, parcel: Parcel) -> tuple[Reply, str]:
+        """Return a client's reply to a task, and why it holds no result, in words that stay here."""
         begun = time.perf_counter()
         try:
             task = self._task(header, parcel)
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
             reply = next(iter(self._holdings.engine.ask({header.client: task})))
-        except BellwetherError as reason:
-            self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {first_line(reason)}.")
-            return Reply(header.client, time.perf_counter() - begun, failure=first_line(reason))
-        return reply
+            if self._holdings.secret is not None:
+                reply = without_small_names(reply)
+        except Exception as reason:  # a site answers whatever happens to its client, and stays
+            failure = _detail(reason)
+            self._tell(f"Round {header.round}: {header.client} does not {header.kind}: {failure}.")
+            return Reply(header.client, time.perf_counter() - begun, failure=_told(reason)), failure
+        return reply, reply.failure or ""
 
     def _task(self, header: Header, parcel: Parcel) -> Task:
         """Return the task in a message, with the settings of this site's own recipe.
@@ -229,15 +292,25 @@ class Resident:
             raise UpdateRejected("it was answered already")
         if header.client not in self._holdings.clients:
             raise UpdateRejected(f"{header.client[:80]!r} is no client of this site")
+        _check_round(header, self._holdings.recipe.federation.rounds)
+        if self._ledger.done(header) >= MOST_TIMES:
+            raise UpdateRejected(
+                f"it did {header.kind} for {header.client} in round {header.round} {MOST_TIMES} times already, which "
+                "is the most that a site does"
+            )
         task = decode_task(parcel.manifest, parcel.body)
         if kind_of(task) != header.kind or task.round != header.round:
             raise UpdateRejected("the task is not the one that its header names")
+        _check_draws(task)
         if task.payload is not None:
             _check_payload(task.payload, self._holdings)
+        _check_kept(header, task, self._holdings)
         forbidden = self._policy(header, task)
         if forbidden is not None:
             raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
-        return _with_own_settings(task, self._holdings.recipe)
+        task = _with_own_settings(task, self._holdings.recipe)
+        secret = self._holdings.secret
+        return with_own_noise(task, header, secret) if isinstance(task, SurveyTask) and secret is not None else task
 
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
@@ -245,9 +318,52 @@ class Resident:
         return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
 
 
-def _kind(header: Header) -> Kind:
-    assert header.kind != "hello" and header.kind != "end"  # noqa: PT018
-    return header.kind
+def _detail(reason: Exception) -> str:
+    """Return what went wrong, for this site's own log and ledger."""
+    said = first_line(reason)
+    return said if isinstance(reason, BellwetherError) else f"{type(reason).__name__}: {said}"
+
+
+def _told(reason: Exception) -> str:
+    """Return what a coordinator is told of a failure: no words of this machine, its files, functions or rows."""
+    match reason:
+        case UpdateRejected():  # our own words, of what the coordinator sent or of the policy
+            return first_line(reason)
+        case NotFinite():
+            return "the hidden states or losses of some of its rows are not finite"
+        case ModelError():
+            return "its base model or adapter cannot be used"
+        case CheckpointError():
+            return "what it keeps on its disk cannot be read or written"
+        case RoundFailed():
+            return "its method, or a function that the recipe names, failed"
+        case _:
+            return "its process failed"
+
+
+def _check_draws(task: Task) -> None:
+    """Refuse a task that lacks seeds of what a client draws."""
+    if isinstance(task, TrainTask | SurveyTask) and task.draws.seeds.keys() != {*PURPOSES, SPACE}:
+        raise UpdateRejected("its draws are not those that a client needs")
+
+
+def _check_round(header: Header, rounds: int) -> None:
+    """Refuse a round that the federation does not have."""
+    first = 0 if header.kind == "evaluate" else 1
+    if not first <= header.round <= rounds:
+        raise UpdateRejected(f"round {header.round} is none of {first} to {rounds}, which this site agreed to")
+
+
+def _check_kept(header: Header, task: Task, holdings: Holdings) -> None:
+    """Refuse to go on from what a client kept of the last round that counted, where that is lost."""
+    if isinstance(task, SurveyTask) or not task.settled or header.kind not in holdings.going_on:
+        return
+    folder = holdings.folders[header.client]
+    if task.settled not in kept_rounds(folder, METHOD):
+        raise UpdateRejected(
+            f"what its method kept here of round {task.settled} is gone, and without it another result would come: "
+            f"{folder.name}/{METHOD}/{task.settled:04d}.npz has to be restored"
+        )
 
 
 def _with_own_settings(task: Task, recipe: Recipe) -> Task:
@@ -260,12 +376,16 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
 
 
 def _check_payload(payload: Payload, holdings: Holdings) -> None:
-    """Refuse an adapter that does not fit this site's base."""
-    for adapter, ranks in ((payload.adapter, holdings.config.rank), (payload.folded, math.inf)):
+    """Refuse an adapter that does not fit this site's base, or that would be trained otherwise than was agreed."""
+    own = holdings.config
+    for adapter in (payload.adapter, payload.folded):
         if adapter is None:
             continue
-        if adapter.config.modules != holdings.config.modules or not 1 <= adapter.config.rank <= ranks:
+        most = math.inf if adapter is payload.folded else own.rank  # what is folded stacks what many rounds gave
+        if adapter.config.modules != own.modules or not 1 <= adapter.config.rank <= most:
             raise UpdateRejected("its adapter is for other modules, or of another rank, than this site agreed to")
+        if adapter is payload.adapter and _trained_as(adapter.config) != _trained_as(own):
+            raise UpdateRejected("its adapter has another alpha, dropout or scaling than this site agreed to")
         due = dict(_shapes(adapter.config, holdings.shapes))
         if adapter.tensors.keys() != due.keys():
             raise UpdateRejected("its adapter has other tensors than its configuration says")
@@ -273,6 +393,11 @@ def _check_payload(payload: Payload, holdings: Holdings) -> None:
             check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
     for name, value in payload.arrays.items():
         check_array(name, value, value.shape, np.dtype(np.float32))
+
+
+def _trained_as(config: AdapterConfig) -> AdapterConfig:
+    """Return what of a configuration decides how it is trained: all but the rank and names for PEFT alone."""
+    return replace(config, rank=1, base_model="", target_modules=())
 
 
 def _shapes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from bellwether.recipe.consent import code_in
 from bellwether.recipe.recipe import Data, Federation, Recipe
 from bellwether.site.facts import ON_THIS_MACHINE
 from bellwether.site.papers import Invitation
+from bellwether.site.protection import LEAST
 from bellwether.tools.words import byte_size, clean, counted, listed
 
 # How files of rows are read, and where files are whose content the terms name by its hash.
@@ -120,7 +121,10 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
         leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
     if held_out:
-        leaves.append(f"sums of scores on {counted(held_out, 'row')} that you hold out of these, at each evaluation")
+        scored = f"sums of scores on {counted(held_out, 'row')} that you hold out of these, at each evaluation"
+        leaves.append(
+            f"{scored}, with the names of their categories and groups of at least {LEAST} rows, sums for each"
+        )
     lines = [
         f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
         f"{invited.site}.",

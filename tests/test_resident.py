@@ -1,0 +1,334 @@
+"""A site's resident process against a coordinator that holds the right key and asks for what it should not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from test_federate import START, AddingEngine
+from test_remote import FACTS, KEYS, answered, resident, task_for
+
+from bellwether.engine.remote import terms_of
+from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
+from bellwether.exchange.codec import encode_task
+from bellwether.exchange.messages import NOISE, SPACE, EvaluateTask, Payload, Reply, SurveyTask, TrainTask, client_draws
+from bellwether.exchange.scores import Totals
+from bellwether.exchange.seal import Header, Parcel, sealed
+from bellwether.method.average import fedavg
+from bellwether.method.flexlora import flexlora
+from bellwether.method.scaffold import scaffold
+from bellwether.method.select.privacy import release
+from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.site.ledger import LEDGER, entries
+from bellwether.site.protection import SECRET, lumped, own_secret
+from bellwether.site.resident import MOST_TIMES, kinds_going_on
+from bellwether.store.client_state import METHOD, keep_state
+from bellwether.tools.randomness import Draws, Randomness
+
+TRAIN = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
+SCORE = EvaluateTask(0, Payload(START), Evaluation())
+
+
+def ask(site, task, kind="train", number="n1", run="fed/1"):
+    """Return what a site says to a task of the coordinator's, as text."""
+    header = Header("task", kind, run, task.round, "coordinator", "north", "a", number, terms_of(FACTS))
+    _, manifest = answered(site, sealed(header, KEYS["coordinator"], *encode_task(task)))
+    return manifest.decode()
+
+
+# How much is asked -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "kind", "first"), [(TRAIN, "train", 1), (SCORE, "evaluate", 0)])
+def test_a_site_knows_no_rounds_but_those_that_it_agreed_to(tmp_path, task, kind, first):
+    site = resident("north", tmp_path)  # of 3 rounds
+    for round, refused in ((0, first == 1), (1, False), (3, False), (4, True), (10_000, True)):
+        said = ask(site, replace(task, round=round), kind, f"n{round}")
+        assert (f"round {round} is none of {first} to 3" in said) == refused
+
+
+def test_a_task_is_done_so_often_and_no_more_also_by_a_site_that_was_begun_again(tmp_path):
+    work = AddingEngine()
+    for number in range(2 * MOST_TIMES):
+        said = ask(resident("north", tmp_path, engine=work), TRAIN, number=f"n{number}", run=f"fed/{number}")
+    assert len(work.tasks) == MOST_TIMES
+    assert "it did train for a in round 1 5 times already" in said
+    site = resident("north", tmp_path, engine=work)
+    ask(site, replace(TRAIN, round=2), number="another round")
+    assert len(work.tasks) == MOST_TIMES + 1
+
+
+def test_an_answer_that_is_sent_again_counts_once(tmp_path):
+    site = resident("north", tmp_path)
+    for _ in range(2 * MOST_TIMES):
+        answered(site, task_for("north"))
+    assert "rows" in ask(site, TRAIN, number="n2")
+
+
+def test_an_answer_that_the_policy_finds_too_large_does_not_leave(tmp_path):
+    said, sizes = [], []
+
+    def limit(header, size):
+        sizes.append(size)
+        return f"{header.kind} is too large"
+
+    site = resident("north", tmp_path, tell=said.append, limit=limit)
+    answer = ask(site, TRAIN)
+    assert "the policy of this site forbids it: train is too large" in answer
+    assert "lora" not in answer
+    assert (
+        said[-1] == "Round 1: nothing leaves this site, since the policy of this site forbids it: train is too large."
+    )
+    _, sent = entries(tmp_path / "north")
+    assert sent.failure.endswith("train is too large")
+    assert sent.bytes < sizes[0]
+
+
+# What goes wrong ---------------------------------------------------------------------------------
+
+
+class Failing:
+    """An engine of which nothing comes but an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def ask(self, tasks, deadline=None):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("CUDA out of memory at /home/ada"), "its process failed"),
+        (KeyError("/home/ada"), "its process failed"),
+        (ZeroDivisionError(), "its process failed"),
+        (
+            RoundFailed("What my_function said of /home/ada: no"),
+            "its method, or a function that the recipe names, failed",
+        ),
+        (CheckpointError("/home/ada/x.npz is not as it was written"), "what it keeps on its disk cannot be read"),
+        (ModelError("/home/ada/model is none"), "its base model or adapter cannot be used"),
+    ],
+)
+def test_a_task_that_fails_is_answered_in_words_that_say_nothing_of_the_machine_and_the_site_stays(
+    tmp_path, error, told
+):
+    said = []
+    site = resident("north", tmp_path, engine=Failing(error), tell=said.append)
+    answer = ask(site, TRAIN)
+    assert told in answer
+    assert "home" not in answer
+    assert not site.ended
+    own = list(entries(tmp_path / "north"))[-1].failure
+    assert str(error).strip("'") in own
+    assert any(own in line for line in said)
+
+
+@pytest.mark.parametrize("seeds", [{}, {"batch order": 1}, {**TRAIN.draws.seeds, "more": 1}])
+def test_a_task_without_its_draws_is_refused(tmp_path, seeds):
+    assert "its draws are not those" in ask(resident("north", tmp_path), replace(TRAIN, draws=Draws(seeds)))
+
+
+def the_end(number="n1"):
+    header = Header("task", "end", "fed/1", 0, "coordinator", "north", "", number, terms_of(FACTS))
+    return sealed(header, KEYS["coordinator"], b"{}", b"junk")
+
+
+def test_an_end_whose_result_cannot_be_used_is_refused_and_the_site_waits_on(tmp_path):
+    said = []
+    for error in (UpdateRejected("it is no adapter"), KeyError("config")):
+        site = resident("north", tmp_path, tell=said.append, keep=lambda about, values, error=error: throw(error))
+        assert site.answer(the_end()) == Parcel(b"", b"", b"")
+        assert not site.ended
+    assert said == [
+        "The end that came is refused, since its result cannot be used (it is no adapter).",
+        "The end that came is refused, since its result cannot be used (KeyError: 'config').",
+    ]
+    kept = []
+    site = resident("north", tmp_path, keep=lambda about, values: kept.append(values))
+    answered(site, the_end())
+    assert (site.ended, kept) == (True, [b"junk"])
+
+
+def test_a_result_that_the_disk_does_not_take_ends_the_site_with_the_reason(tmp_path):
+    site = resident("north", tmp_path, keep=lambda about, values: throw(CheckpointError("the disk is full")))
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        site.answer(the_end())
+
+
+def throw(error):
+    raise error
+
+
+# What is trained ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"alpha": 4000.0}, {"dropout": 0.9}, {"rslora": True}, {"fan_in_fan_out": True}, {"alpha": 0.0}]
+)
+def test_an_adapter_that_would_be_trained_otherwise_than_agreed_is_refused(tmp_path, change):
+    other = replace(START, config=replace(START.config, **change))
+    said = ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(other)))
+    assert "another alpha, dropout or scaling than this site agreed to" in said
+
+
+def test_names_that_only_peft_reads_may_be_others(tmp_path):
+    named = replace(START, config=replace(START.config, base_model="/elsewhere", target_modules=("q",)))
+    assert "rows" in ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(named)))
+
+
+# What is kept ------------------------------------------------------------------------------------
+
+
+def with_kept(site, folder, rounds, going_on=("train",)):
+    for round in rounds:
+        keep_state(folder / "1-a", METHOD, round, {"control": np.zeros(2)})
+    site._holdings = replace(site._holdings, folders={"a": folder / "1-a"}, going_on=going_on)
+    return site
+
+
+@pytest.mark.parametrize(
+    ("kept", "settled", "going_on", "gone"),
+    [
+        ((), 0, ("train",), False),  # its first round
+        ((1, 2), 2, ("train",), False),
+        ((1, 2), 1, ("train",), False),  # the coordinator went back to an older checkpoint
+        ((), 2, ("evaluate",), False),  # a method that keeps nothing for training
+        ((), 2, ("train",), True),
+        ((1,), 2, ("train",), True),
+        ((2,), 1, ("train",), True),
+    ],
+)
+def test_a_task_that_would_go_on_from_what_is_lost_is_refused(tmp_path, kept, settled, going_on, gone):
+    site = with_kept(resident("north", tmp_path), tmp_path, kept, going_on)
+    said = ask(site, replace(TRAIN, round=3, settled=settled))
+    assert (f"1-a/method/000{settled}.npz has to be restored" in said) == gone
+    assert ("rows" in said) != gone
+    assert str(tmp_path) not in said
+
+
+def test_of_the_methods_scaffold_alone_goes_on_from_what_it_keeps():
+    assert kinds_going_on(scaffold()) == ("train",)
+    assert kinds_going_on(fedavg()) == kinds_going_on(flexlora()) == ()
+
+
+# What is protected -------------------------------------------------------------------------------
+
+
+def survey_at(site, secret, kind="survey", number="n1", **changes):
+    """Return the survey that a site of that secret does."""
+    work = AddingEngine()
+    site._holdings = replace(site._holdings, engine=work, secret=secret)
+    task = replace(SurveyTask(1, Payload(START), Selection(), TRAIN.draws), **changes)
+    ask(site, task, kind, number)
+    (asked,) = work.tasks
+    return asked["a"]
+
+
+def test_noise_on_centroids_comes_from_a_secret_of_the_sites_own(tmp_path):
+    site = resident("north", tmp_path)
+    drawn = []
+    for number, secret in enumerate((bytes(32), bytes(31) + b"1")):
+        task = survey_at(site, secret, number=f"n{number}")
+        drawn.append(task.draws.seeds[NOISE])
+        assert {**task.draws.seeds, NOISE: 0} == {**TRAIN.draws.seeds, NOISE: 0}
+    assert len({*drawn, TRAIN.draws.seeds[NOISE]}) == 3
+    centroids_Cd, sizes_C = np.zeros((3, 4)), np.full(3, 5)
+    theirs, ours = (
+        release(centroids_Cd, sizes_C, 5, draws.numpy(NOISE), noise=1.0, norm=1.0)[0]
+        for draws in (TRAIN.draws, task.draws)
+    )
+    assert np.abs(theirs - ours).min() > 1e-3  # so the coordinator cannot take it off
+
+
+def test_a_question_of_a_round_has_one_noise_and_another_question_another(tmp_path):
+    site, secret = resident("north", tmp_path), bytes(32)
+    moved = Payload(START.with_tensors({key: value + np.float32(1) for key, value in START.tensors.items()}))
+    seeds = TRAIN.draws.seeds
+    asked = [
+        {},
+        {"draws": Draws({**seeds, NOISE: 7, "dropout": 8})},  # brings the same centroids
+        {"payload": moved},
+        {"draws": Draws({**seeds, SPACE: 9})},
+        {"round": 2},
+    ]
+    first, again, *others = (
+        survey_at(site, secret, number=f"n{number}", **changes).draws.seeds[NOISE]
+        for number, changes in enumerate(asked)
+    )
+    assert first == again
+    assert len({first, *others}) == 4
+
+
+def test_in_a_rehearsal_noise_is_that_of_the_simulation(tmp_path):
+    assert survey_at(resident("north", tmp_path), None).draws == TRAIN.draws
+
+
+def test_the_secret_is_made_once_and_its_owner_alone_can_read_it(tmp_path):
+    made = own_secret(tmp_path)
+    assert own_secret(tmp_path) == made
+    assert ((tmp_path / SECRET).stat().st_mode & 0o777, len(set(made)) > 4) == (0o600, True)
+    (tmp_path / SECRET).write_bytes(made[:9])
+    with pytest.raises(FederationError, match="has 9 bytes, where 32 are due"):
+        own_secret(tmp_path)
+
+
+def sums(**rows):
+    return {name: Totals(count, 10 * count, 2.0 * count) for name, count in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sent"),
+    [
+        ({"open": 6, "closed": 5}, {"open": 6, "closed": 5}),
+        ({"open": 20, "x": 1, "y": 1, "z": 4}, {"open": 20, "other": 6}),
+        ({"open": 20, "closed": 9, "x": 4}, {"open": 20, "other": 13}),  # the 4 rows of one name are not told apart
+        ({"x": 1, "y": 1}, {"other": 2}),
+        ({"": 2}, {"": 2}),
+        ({"": 2, "x": 4}, {"other": 6}),
+        ({"other": 7, "x": 5, "y": 2}, {"other": 14}),
+        ({}, {}),
+    ],
+)
+def test_categories_of_few_rows_have_no_name(rows, sent):
+    assert lumped(sums(**rows)) == sums(**sent)
+
+
+class Scoring:
+    """An engine whose client has scored rows of one category each."""
+
+    def ask(self, tasks, deadline=None):
+        yield Reply("a", 1.0, totals=sums(**{f"Mrs {n}": 1 for n in range(9)}), groups=sums(de=9))
+
+
+def test_names_of_categories_of_few_rows_leave_no_site_but_that_of_a_rehearsal(tmp_path):
+    site = resident("north", tmp_path, engine=Scoring())
+    assert "Mrs 8" in ask(site, SCORE, "evaluate")
+    site._holdings = replace(site._holdings, secret=bytes(32))
+    said = ask(site, SCORE, "evaluate", "n2")
+    assert "Mrs" not in said
+    fields = json.loads(said)["fields"]
+    assert ({name: one["rows"] for name, one in fields["totals"].items()}, [*fields["groups"]]) == (
+        {"other": 9},
+        ["de"],
+    )
+
+
+# The ledger --------------------------------------------------------------------------------------
+
+
+def test_a_line_that_is_still_being_written_is_not_read(tmp_path):
+    ask(resident("north", tmp_path), TRAIN)
+    with (tmp_path / "north" / LEDGER).open("a") as file:
+        file.write('{"time": "2026')
+    assert [entry.way for entry in entries(tmp_path / "north")] == ["task", "reply"]
+
+
+def test_a_damaged_line_is_one_sentence(tmp_path):
+    (tmp_path / LEDGER).write_text('{"time": "2026\n')
+    with pytest.raises(CheckpointError, match="cannot be read .line 1: .*; restore it, or remove the line.$"):
+        list(entries(tmp_path))
