@@ -94,6 +94,7 @@ def join(
     try:
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
+            _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
             prepared = _prepared(recipe)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
@@ -123,7 +124,6 @@ def _joined(
     if ended:
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
-        _check_policy(folder, recipe)
         _take_part(invited, folder, recipe, prepared, load(), agree, tell)
     return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 

@@ -1,0 +1,106 @@
+"""What a site does with what its coordinator sends it: invitations, terms, results, and the recipe's own fields."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from conftest import dolly_rows, write_rows
+
+pytest.importorskip("flwr")
+
+FIELDS = ("data.test_rows_per_category=10", "federation.fraction=1")
+CATEGORIES = ("open_qa", "closed_qa")
+
+
+@pytest.fixture
+def invited(bellwether, tiny_recipe, tmp_path):
+    """Return what invites the site ``north`` to a federation of the tiny recipe with some fields."""
+
+    def invite(*fields, folder="federation"):
+        address = ("--address", "127.0.0.1:9", "--folder", folder)
+        done = bellwether("federation", "init", tiny_recipe, *FIELDS, *fields, *address)
+        assert done.code == 0, done.err
+        if not Path("north").exists():
+            assert bellwether("site", "keygen", "--folder", "north").code == 0
+            write_rows(tmp_path / "north.jsonl", dolly_rows(CATEGORIES, 6))
+        word = public_word()
+        done = bellwether("federation", "invite", "north", word, "--folder", folder, "--out", "north.invitation")
+        assert done.code == 0, done.err
+        return json.loads(Path("north.invitation").read_text())
+
+    return invite
+
+
+def public_word():
+    from bellwether.site.keys import public_word as word
+
+    return word(Path("north"))
+
+
+def change(edit=lambda recipe: None, **fields):
+    """Write the invitation anew with another recipe and other fields, as a hostile coordinator could."""
+    path = Path("north.invitation")
+    invitation = json.loads(path.read_text())
+    recipe = yaml.safe_load(invitation["recipe"])
+    edit(recipe)
+    path.write_text(json.dumps({**invitation, "recipe": yaml.safe_dump(recipe), **fields}))
+
+
+def join(bellwether, *words, data="north.jsonl"):
+    return bellwether("site", "join", "north.invitation", "--data", data, "--folder", "north", "--yes", *words)
+
+
+def refused(outcome, sentence):
+    assert outcome.code == 2, outcome.out + outcome.err
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@contextlib.contextmanager
+def taking_part():
+    """Let a site go as far as its tasks, of which none come; yields the residents that would answer them."""
+    residents = []
+    with (
+        mock.patch("bellwether.site.joining._wait_for_coordinator"),
+        mock.patch("bellwether.site.joining.Inbox"),
+        mock.patch("bellwether.site.joining.make_page", return_value=Path("north/report.html")),
+        mock.patch("bellwether.site.resident.Resident.serve", lambda self, messages: residents.append(self)),
+    ):
+        yield residents
+
+
+def end_with(text):
+    """Remember that the federation of the invitation has ended."""
+    from bellwether.site.result import JOINED
+
+    folder = Path("north/adapter")
+    folder.mkdir(exist_ok=True)
+    (folder / JOINED).write_text(json.dumps({"federation": text}) + "\n")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_function_that_the_policy_does_not_list_is_not_imported(bellwether, invited, ended):
+    invitation = invited()
+    Path("left_behind.py").write_text("open('RAN', 'w').close()\ndef loss(logits, targets):\n    return logits\n")
+    change(lambda recipe: recipe["training"].update(loss="left_behind:loss"))
+    if ended:
+        end_with(invitation["federation"])
+    refused(join(bellwether), "names left_behind:loss, of whose file code does not list the SHA-256")
+    assert not Path("RAN").exists()
+
+
+def test_code_of_a_model_that_the_policy_does_not_list_is_not_run(bellwether, invited, tiny_llama):
+    invited()
+    shutil.copytree(tiny_llama, "remote")
+    config = json.loads(Path("remote/config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    Path("remote/config.json").write_text(json.dumps(config))
+    code = "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    Path("remote/configuration_own.py").write_text(f"open({str(Path('RAN').absolute())!r}, 'w').close()\n{code}")
+    change(lambda recipe: recipe["model"].update(path=str(Path("remote").absolute()), trust_remote_code=True))
+    refused(join(bellwether), "would run its own code, and trust_remote_code does not list it")
+    assert not Path("RAN").exists()
