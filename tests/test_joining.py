@@ -104,3 +104,76 @@ def test_code_of_a_model_that_the_policy_does_not_list_is_not_run(bellwether, in
     change(lambda recipe: recipe["model"].update(path=str(Path("remote").absolute()), trust_remote_code=True))
     refused(join(bellwether), "would run its own code, and trust_remote_code does not list it")
     assert not Path("RAN").exists()
+
+
+def half(recipe):
+    recipe["partition"]["client_test_fraction"] = 0.5
+
+
+def asked_half(recipe):
+    recipe["federation"]["fraction"] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("edit", "fields", "sentence"),
+    [
+        (half, {}, "sums of scores on 6 rows that you hold out of these"),
+        (asked_half, {}, "you are asked in about 50% of them."),
+        (lambda recipe: None, {"address": "other.example:1"}, "at other.example:1 as north"),
+    ],
+)
+def test_whatever_the_terms_say_otherwise_is_asked_about_anew(bellwether, invited, edit, fields, sentence):
+    invited()
+    with taking_part() as residents:
+        assert "These terms are agreed to" in join(bellwether).out
+        again = join(bellwether)
+        assert "What leaves this machine" not in again.out
+        change(edit, **fields)
+        words = ("site", "join", "north.invitation", "--data", "north.jsonl", "--folder", "north")
+        done = bellwether(*words)
+        refused(done, "Nobody is there to agree to these terms")
+        assert len(residents) == 2
+        done = join(bellwether)
+        assert sentence in done.out
+        assert "These are other terms than those that were agreed to on 2" in done.out
+        assert "These terms are agreed to" in done.out
+        assert len(residents) == 3
+
+
+def test_a_site_whose_own_rows_have_grown_is_asked_anew(bellwether, invited):
+    invited()
+    with taking_part():
+        join(bellwether)
+        write_rows(Path("north.jsonl"), dolly_rows(CATEGORIES, 7))
+        assert "on 14 rows of yours" in join(bellwether).out
+
+
+def test_a_site_trains_at_the_rank_that_the_recipe_gives_to_it(bellwether, invited):
+    invited("method.name=flexlora", "lora.rank=4", "lora.ranks={north: 2, south: 4}")
+    with taking_part() as residents:
+        done = join(bellwether)
+    assert done.code == 0, done.err
+    # By hand: rank 2; q and v are 16 x 16 in one layer, so 2 x 2 x (16 + 16) numbers.
+    assert "a LoRA adapter of 128 numbers" in done.out
+    (resident,) = residents
+    assert resident._holdings.config.rank == 2
+
+
+def test_a_site_that_the_ranks_do_not_name_has_the_servers(bellwether, invited):
+    invited("method.name=flexlora", "lora.rank=4", "lora.ranks={south: 2}")
+    with taking_part() as residents:
+        assert join(bellwether).code == 0
+    assert residents[0]._holdings.config.rank == 4
+
+
+def test_trackers_and_samplers_are_the_coordinators_and_keep_no_site_away(bellwether, invited):
+    invited()
+    # As a coordinator who has them would invite: no site has wandb's keys or the sampler's file.
+    change(lambda recipe: recipe["output"].update(trackers=["wandb"]))
+    with taking_part() as residents:
+        done = join(bellwether)
+        assert done.code == 0, done.err
+        change(lambda recipe: recipe["federation"].update(sampler="not_here:pick"))
+        done = join(bellwether)
+        assert done.code == 0, done.err
+    assert len(residents) == 2

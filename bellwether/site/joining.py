@@ -41,7 +41,7 @@ from bellwether.site.papers import Invitation, invited_recipe, read_invitation
 from bellwether.site.policy import as_check, forbidden, read_policy
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
-from bellwether.site.terms import Terms, check_own_fields, own_recipe, terms_for
+from bellwether.site.terms import Terms, check_own_fields, own_lora, own_recipe, terms_for
 from bellwether.store.run_folder import ADAPTER, client_folders
 from bellwether.tell.narrate import plain_lines
 from bellwether.tools.atomic import make_folder, write_atomic
@@ -95,7 +95,7 @@ def join(
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
             _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
-            prepared = _prepared(recipe)
+            prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
             return _joined(invited, folder, recipe, prepared, agree, tell)
@@ -128,11 +128,12 @@ def _joined(
     return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 
 
-def _prepared(recipe: Recipe) -> Prepared:
+def _prepared(recipe: Recipe, site: str) -> Prepared:
     """Read and check a site's rows; of those that it holds out beside, all are scored, as test rows."""
     evaluation = recipe.evaluation.model_copy(update={"part": "test"})  # validation rows are the coordinator's
     federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
-    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation})
+    lora = own_lora(recipe.lora, site)
+    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation, "lora": lora})
     return prepare(own, unscored=NO_COMPARISON)
 
 
@@ -219,16 +220,19 @@ def _check_disk(folder: Path, recipe: Recipe, base: Base) -> None:
         )
 
 
-def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool]) -> None:
+def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]) -> None:
     """Make sure that a person has agreed to these very terms."""
     path = folder / CONSENT
     known = read_json(path, dict[str, str], "remove it, to be asked again") if path.exists() else {}
     if known.get("terms") == terms.hash:
         return
+    if known:
+        tell(f"These are other terms than those that were agreed to on {known.get('time', 'an unknown day')[:10]}.")
     if not agree(terms):
         raise FederationError("The terms are not agreed to, so nothing was sent.")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_atomic(path, json_lines([{"terms": terms.hash, "time": now, "text": terms.text}]))
+    tell("These terms are agreed to; other ones would be asked about anew.")
 
 
 def _agreed_terms(folder: Path) -> str:
@@ -272,7 +276,8 @@ def _take_part(
     holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
-    _agreed(folder, terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows)), agree)
+    terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
+    _agreed(folder, terms, agree, tell)
     _wait_for_coordinator(invited, tell)
     make_folder(folder)
     write_atomic(folder / AUTHORITY, invited.authority.encode())
