@@ -177,3 +177,68 @@ def test_trackers_and_samplers_are_the_coordinators_and_keep_no_site_away(bellwe
         done = join(bellwether)
         assert done.code == 0, done.err
     assert len(residents) == 2
+
+
+def result_of(holdings, change=lambda config: config, dtype="float32", fill=0.5, lacks="", **about):
+    """Return the end's two parts, as a coordinator would make them of an adapter for a site's modules."""
+    import numpy as np
+
+    from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, adapter_files, key_a, key_b
+
+    config, tensors = change(holdings.config), {}
+    for module in config.modules:
+        inputs, outputs = holdings.shapes.get(module, (16, 16))
+        tensors[key_a(module)] = np.full((config.rank, inputs), fill, dtype)
+        tensors[key_b(module)] = np.full((outputs, config.rank), fill, dtype)
+    files = adapter_files(Adapter(config, tensors))
+    said = {"card": "# A card\n", "config": files[CONFIG_FILE].decode(), **about}
+    said.pop(lacks, None)
+    return json.dumps(said).encode(), files[WEIGHTS_FILE]
+
+
+def changed(**fields):
+    from dataclasses import replace
+
+    return {"change": lambda config: replace(config, **fields)}
+
+
+BAD_RESULTS = {
+    "no card": ({"lacks": "card"}, "card is missing"),
+    "a card that is no text": ({"card": 7}, "card is 7, not a text"),
+    "a card of half a character": ({"card": "\ud800"}, "surrogates not allowed"),
+    "no configuration": ({"config": "{}"}, "cannot be read"),
+    "another rank": (changed(rank=1, alpha=1.0), "the result has rank 1"),
+    "another scaling": (changed(alpha=4000.0), "and scaling 2000"),
+    "other modules": (changed(modules=("lm_head",), target_modules=()), "for other modules"),
+    "half precision": ({"dtype": "float16"}, "is float16, not float32"),
+    "not finite": ({"fill": float("nan")}, "holds something else than finite floats"),
+}
+
+
+def test_a_result_that_is_no_adapter_as_agreed_is_refused_before_anything_is_written(bellwether, invited):
+    from bellwether.errors import UpdateRejected
+    from bellwether.exchange.adapter import read_adapter
+    from bellwether.site.result import has_ended
+
+    invitation = invited()
+    with taking_part() as residents:
+        assert join(bellwether).code == 0
+    (resident,) = residents
+    holdings = resident._holdings
+    raw = {"{}": (b"{}", b""), "[]": (b"[]", b""), "junk": (b"\xff", b"junk")}
+    raw["junk as values"] = (result_of(holdings)[0], b"junk")
+    raw |= {name: result_of(holdings, **case) for name, (case, _) in BAD_RESULTS.items()}
+    for name, (about, values) in raw.items():
+        with pytest.raises(UpdateRejected) as refusal:
+            resident._keep(about, values)
+        assert BAD_RESULTS.get(name, ("", "cannot be read"))[1] in str(refusal.value), name
+        assert "\n" not in str(refusal.value)
+        assert not Path("north/adapter").exists(), name
+    assert not has_ended(Path("north"), invitation["federation"])
+    about, values = result_of(holdings, **changed(base_model="/of/the/coordinator", dropout=0.9))
+    resident._keep(about, values)
+    kept = read_adapter(Path("north/adapter"))
+    assert kept.config.base_model == holdings.config.base_model
+    assert kept.config.dropout == holdings.config.dropout
+    assert all((value == 0.5).all() for value in kept.tensors.values())
+    assert has_ended(Path("north"), invitation["federation"])

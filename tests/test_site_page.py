@@ -40,6 +40,7 @@ def invited(bellwether, tiny_recipe, tmp_path):
 
 def ended(invitation, run, rounds=(1, 2)):
     """Leave with the site what a federation leaves: its adapter, terms that were agreed to, and a ledger."""
+    from bellwether.exchange.adapter import key_a, key_b, read_adapter
     from bellwether.site.ledger import LEDGER, Entry
     from bellwether.site.result import keep_result
     from bellwether.tools.journal import append
@@ -47,7 +48,10 @@ def ended(invitation, run, rounds=(1, 2)):
     folder, federation = Path("north"), invitation["federation"]
     about = {"card": "# A card\n", "config": (run / "adapter" / "adapter_config.json").read_text()}
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    keep_result(folder, federation, json.dumps(about).encode(), weights)
+    adapter = read_adapter(run / "adapter")
+    sizes = {key: value.shape for key, value in adapter.tensors.items()}
+    shapes = {module: (sizes[key_a(module)][1], sizes[key_b(module)][0]) for module in adapter.config.modules}
+    keep_result(folder, federation, json.dumps(about).encode(), weights, adapter.config, shapes)
     (folder / "consent.json").write_text(json.dumps({"terms": "0", "text": "Terms, as agreed to <here>."}) + "\n")
 
     def message(way, kind, round, size, federation=federation, failure=""):

@@ -283,7 +283,8 @@ def _take_part(
     write_atomic(folder / AUTHORITY, invited.authority.encode())
 
     def keep(about: bytes, values: bytes) -> None:
-        keep_result(folder, invited.federation, about, values)
+        due = adapter_config(base, recipe.lora)  # of the server's rank
+        keep_result(folder, invited.federation, about, values, due, holdings.shapes)
         tell(f"The federation has ended; its adapter is in {folder / ADAPTER}.")
 
     resident = Resident(

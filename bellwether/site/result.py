@@ -9,10 +9,15 @@ The page is made once the federation has ended, also by a process that was begun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+import numpy as np
+
+from bellwether.errors import UpdateRejected, first_line
+from bellwether.exchange.adapter import Adapter, AdapterConfig, adapter_files, decode_adapter, key_a, key_b
+from bellwether.exchange.checks import check_array
 from bellwether.model.base import Base
 from bellwether.recipe.file import dump_recipe
 from bellwether.report.compare_table import make_lines
@@ -46,23 +51,65 @@ def has_ended(folder: Path, federation: str) -> bool:
     return path.exists() and read_json(path, dict[str, str], "remove it").get("federation") == federation
 
 
-def keep_result(folder: Path, federation: str, about: bytes, values: bytes) -> None:
-    """Keep what came with the end of a federation.
+def keep_result(
+    folder: Path,
+    federation: str,
+    about: bytes,
+    values: bytes,
+    due: AdapterConfig,
+    shapes: Mapping[str, tuple[int, int]],
+) -> None:
+    """Keep what came with the end of a federation, once all of it is found to be what this site agreed to.
 
     Args:
         folder: the site's own.
         federation: the federation's identifier.
         about: the adapter's configuration and its card.
         values: its values.
+        due: the configuration that the site's own recipe gives the federation's adapter.
+        shapes: inputs and outputs of each adapted module of the site's base.
 
     Raises:
-        ModelError: it is no adapter.
+        UpdateRejected: it is no such adapter, and nothing is written.
         CheckpointError: it cannot be written.
     """
-    said = typed(from_json(about), dict[str, str])
-    files = {CONFIG_FILE: said["config"].encode(), WEIGHTS_FILE: values, "README.md": said["card"].encode()}
+    try:
+        said: _About = typed(from_json(about), _About)
+        card = said.card.encode()
+        adapter = decode_adapter(said.config.encode(), values)
+    except ValueError as error:
+        raise UpdateRejected(f"the result cannot be read ({first_line(error)})") from error
+    files = {**adapter_files(_as_agreed(adapter, due, shapes)), "README.md": card}
     write_folder_atomic(folder / ADAPTER, {**files, JOINED: json_lines([{"federation": federation}])})
-    read_adapter(folder / ADAPTER)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is said of a result: PEFT's configuration, and the card."""
+
+    config: str
+    card: str
+
+
+def _as_agreed(adapter: Adapter, due: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
+    """Return an adapter under the site's own configuration; refuse one that does not fit it."""
+    config = adapter.config
+    if set(config.modules) != set(due.modules):
+        raise UpdateRejected("the result is for other modules than this site agreed to")
+    # With what was folded into the base before it, an adapter's ranks are added up, and its scaling is 1.
+    added_up = config.rank > due.rank and config.scaling == 1
+    if (config.rank, config.scaling) != (due.rank, due.scaling) and not added_up:
+        raise UpdateRejected(
+            f"the result has rank {config.rank} and scaling {config.scaling:g}, where this site agreed to {due.rank} "
+            f"and {due.scaling:g}"
+        )
+    tensors = {}
+    for module in due.modules:
+        inputs, outputs = shapes[module]
+        for key, shape in ((key_a(module), (config.rank, inputs)), (key_b(module), (outputs, config.rank))):
+            check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
+            tensors[key] = adapter.tensors[key]
+    return Adapter(replace(due, rank=config.rank, alpha=config.alpha, rslora=config.rslora), tensors)
 
 
 def make_page(
