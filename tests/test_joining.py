@@ -242,3 +242,76 @@ def test_a_result_that_is_no_adapter_as_agreed_is_refused_before_anything_is_wri
     assert kept.config.dropout == holdings.config.dropout
     assert all((value == 0.5).all() for value in kept.tensors.values())
     assert has_ended(Path("north"), invitation["federation"])
+
+
+def test_what_a_client_keeps_belongs_to_one_federation(bellwether, invited):
+    folders = []
+    for name in ("first", "second"):
+        invitation = invited(folder=name)
+        with taking_part() as residents:
+            assert join(bellwether).code == 0
+        (folder,) = residents[0]._holdings.engine._folders.values()
+        assert folder == Path("north/clients") / invitation["federation"][:12] / "north"
+        folders.append(folder)
+    assert folders[0] != folders[1]
+
+
+def trained_in_two_rounds(federation):
+    from bellwether.site.ledger import LEDGER, Entry
+    from bellwether.tools.journal import append
+
+    for round in (1, 2):
+        for way in ("task", "reply"):
+            entry = Entry("2026-01-01T00:00:00", way, "train", f"{federation}/run", round, "north", f"{round}", 9, "0")
+            append(Path("north") / LEDGER, entry)
+
+
+def test_a_page_is_of_the_rows_that_were_trained_on(bellwether, invited):
+    invitation = invited()
+    rows = dolly_rows(CATEGORIES, 6)
+    with taking_part() as residents:
+        assert join(bellwether).code == 0
+    trained_in_two_rounds(invitation["federation"])
+    residents[0]._keep(*result_of(residents[0]._holdings))
+    write_rows(Path("part.jsonl"), rows[1::2])
+    write_rows(Path("seen.jsonl"), [*rows[:2], {**rows[0], "instruction": "New?"}])
+    done = join(bellwether, "--test", "seen.jsonl", data="part.jsonl")
+    refused(done, "--data names other rows than those that were trained on in this federation (0 rows more and 6 rows")
+    assert not Path("north/report.html").exists()
+    # The same rows in another order and file are the same rows.
+    write_rows(Path("turned.jsonl"), rows[::-1])
+    done = join(bellwether, "--test", "seen.jsonl", data="turned.jsonl")
+    assert done.code == 0, done.err
+    page = Path("north/report.html").read_text()
+    assert "2 of 3 held-out rows stand among the rows that were trained on as well" in page
+
+
+def test_rows_that_were_trained_on_before_the_files_changed_are_remembered(bellwether, invited):
+    invitation = invited()
+    rows = dolly_rows(CATEGORIES, 6)
+    write_rows(Path("other.jsonl"), rows[4:])
+    with taking_part() as residents:
+        assert join(bellwether, data="other.jsonl").code == 0
+        assert "has trained on" not in join(bellwether).out  # no round has come yet
+        trained_in_two_rounds(invitation["federation"])
+        done = join(bellwether, data="other.jsonl")
+        assert "This site has trained on 4 other rows before" in done.out
+    residents[-1]._keep(*result_of(residents[-1]._holdings))
+    write_rows(Path("seen.jsonl"), rows[:3])
+    done = join(bellwether, "--test", "seen.jsonl", data="other.jsonl")
+    assert done.code == 0, done.err
+    page = Path("north/report.html").read_text()
+    assert "3 of 3 held-out rows stand among the rows that were trained on as well" in page
+    assert "what this site learnt of 4 rows it has no more" in page
+
+
+def test_twins_of_trained_rows_among_those_that_a_client_holds_out_are_told(bellwether, invited):
+    invitation = invited("partition.client_test_fraction=0.3")
+    write_rows(Path("north.jsonl"), dolly_rows(CATEGORIES, 1) * 10)
+    with taking_part() as residents:
+        assert join(bellwether).code == 0
+    trained_in_two_rounds(invitation["federation"])
+    residents[0]._keep(*result_of(residents[0]._holdings))
+    assert join(bellwether).code == 0
+    # By hand: 6 of 20 are held out, of two that stand ten times each.
+    assert "6 of 6 held-out rows stand among the rows that were trained on" in Path("north/report.html").read_text()

@@ -4,7 +4,7 @@ FOLDER/signing.key, flower.key    the site's keys, see ``site.keys``
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
 FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
-FOLDER/clients/                   what its client keeps from round to round
+FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits
 FOLDER/adapter/, report.html      the result, once the federation has ended, see ``site.result``
 FOLDER/comparison/                what the site's held-out rows say, see ``site.compared``
 FOLDER/invited.yaml               the recipe of the invitation
@@ -42,13 +42,14 @@ from bellwether.site.policy import as_check, forbidden, read_policy
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
 from bellwether.site.terms import Terms, check_own_fields, own_lora, own_recipe, terms_for
-from bellwether.store.run_folder import ADAPTER, client_folders
+from bellwether.site.trained import kept_for, note_trained
+from bellwether.store.run_folder import ADAPTER
 from bellwether.tell.narrate import plain_lines
-from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.atomic import make_folder, slug, write_atomic
 from bellwether.tools.json_text import json_lines, read_json
 from bellwether.tools.lock import acquire, release
 from bellwether.tools.progress import listening
-from bellwether.tools.words import byte_size
+from bellwether.tools.words import byte_size, counted
 
 CONSENT, AUTHORITY = "consent.json", "authority.crt"
 FAST, SLOW = 4.0, 300.0  # seconds that a clock may be ahead, and behind; Flower takes 5 and 305
@@ -242,10 +243,14 @@ def _agreed_terms(folder: Path) -> str:
 
 
 def _work(
-    site: str, folder: Path, prepared: Prepared, base: Base, rows: Sequence[TokenRow], held_out: Sequence[TokenRow]
+    invited: Invitation,
+    folder: Path,
+    prepared: Prepared,
+    base: Base,
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
 ) -> Work:
-    recipe = prepared.recipe
-    folders: Mapping[str, Path] = client_folders(folder, [site])
+    recipe, site = prepared.recipe, invited.site
     return Work(
         adapter_config(base, recipe.lora),
         1,
@@ -254,7 +259,7 @@ def _work(
         recipe.method,
         prepared.stop,
         recipe.engine.tokens,
-        folders,
+        {site: kept_for(folder, invited.federation) / slug(site)},
         prepared.public,
     )
 
@@ -271,13 +276,16 @@ def _take_part(
     """Agree to the terms, connect, and answer what is asked until the end."""
     (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
     held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
-    work = _work(invited.site, folder, prepared, base, rows, held_out)
+    work = _work(invited, folder, prepared, base, rows, held_out)
     layers = LoraLayers(base.model, work.config)
     holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
     terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
     _agreed(folder, terms, agree, tell)
+    others = note_trained(folder, invited.federation, (row.row for row in rows))
+    if others:
+        tell(f"This site has trained on {counted(others, 'other row')} before, and what it gives may hold them, too.")
     _wait_for_coordinator(invited, tell)
     make_folder(folder)
     write_atomic(folder / AUTHORITY, invited.authority.encode())

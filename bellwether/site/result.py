@@ -30,6 +30,7 @@ from bellwether.runner.prepare import Prepared, with_absolute_paths
 from bellwether.site.compared import Compared, compare_here, held_out_here
 from bellwether.site.ledger import Entry, entries
 from bellwether.site.papers import RECIPE, Invitation
+from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
 from bellwether.store.run_folder import ADAPTER, describe_environment
 from bellwether.tools.atomic import write_atomic, write_folder_atomic
 from bellwether.tools.json_text import from_json, json_lines, read_json, typed
@@ -136,11 +137,12 @@ def make_page(
     Raises:
         BellwetherError: it cannot be made.
     """
-    write_atomic(folder / RECIPE, dump_recipe(with_absolute_paths(prepared.recipe)).encode())
     mine = [one for one in entries(folder) if one.run.startswith(f"{invited.federation}/")]
     rounds = len({(one.run, one.round) for one in mine if (one.way, one.kind, one.failure) == ("reply", "train", "")})
+    trained = _trained_rows(folder, invited.federation, prepared) if rounds else TrainedRows((), ())
+    write_atomic(folder / RECIPE, dump_recipe(with_absolute_paths(prepared.recipe)).encode())
     scored = held_out_here(prepared)
-    compared = compare_here(folder, scored, rounds, load, tell) if scored.scored.rows else None
+    compared = compare_here(folder, scored, rounds, trained, load, tell) if scored.scored.rows else None
     at_site = AtSite(
         site=invited.site,
         federation=invited.federation,
@@ -160,6 +162,13 @@ def make_page(
     (folder / REPORT).chmod(0o600)
     tell(page.result.striptags())
     return folder / REPORT
+
+
+def _trained_rows(folder: Path, federation: str, prepared: Prepared) -> TrainedRows:
+    """Return which rows this site trained on, once those that it is given now are found to be the same."""
+    trained = read_trained(folder, federation)
+    check_same_rows(trained, (row.row for part in prepared.clients.values() for row in part.rows))
+    return trained
 
 
 def _for_page(compared: Compared) -> ComparedPage:
