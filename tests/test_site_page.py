@@ -352,8 +352,8 @@ def test_where_tuning_alone_diverges_the_page_says_so_and_compares_the_others(be
     done = join(bellwether, "--test", "held-out.jsonl")
     assert done.code == 0, done.err
     page = Path("north/report.html").read_text()
-    assert "The adapter that is tuned here alone has no finite loss, and is left out: its training diverged." in page
-    assert "The arm <bdi>federated</bdi> has" in page
+    assert "The adapter tuned here alone has no finite loss, and is left out: its training diverged." in page
+    assert "The federation&#39;s adapter has" in page
 
 
 def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny_recipe):
@@ -370,7 +370,10 @@ def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny
 def test_a_federation_that_writes_no_answers_is_compared_by_its_loss(bellwether, invited, tiny_run):
     ended(invited("evaluation.generate=false"), tiny_run[0])
     done = join(bellwether, "--test", "held-out.jsonl")
-    assert "The arm federated has a mean loss of" in done.out
+    assert "The federation's adapter has a mean loss of" in done.out
+    assert "the adapter tuned here alone (" in done.out
+    assert "the untuned base (" in done.out
+    assert "arm" not in done.out.splitlines()[-2]
     page = Path("north/report.html").read_text()
     assert "Held 0?" not in page
     assert "Answers side by side" not in page

@@ -54,11 +54,7 @@ NO_COMPARISON = (
 
 # Of the arms, the site's own rows are all rows that there are here.
 _ARMS = {BASE: Arm(trains="nobody"), ALONE: Arm(trains="together"), FEDERATED: Arm(trains="federation")}
-_DOES = {
-    BASE: "The untuned base",
-    ALONE: "The adapter that is tuned here alone",
-    FEDERATED: "The federation's adapter",
-}
+CALLED = {BASE: "untuned base", ALONE: "adapter tuned here alone", FEDERATED: "federation's adapter"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def compare_here(
         for name in left:
             rows = counted(len(prepared.scored.rows), "held-out row")
             tuned = f"An adapter is tuned on this site's rows alone, {length.words}, and"
-            tell(f"{tuned if name == ALONE else _DOES[name] + ' is'} scored on {rows}.")
+            tell(f"{tuned if name == ALONE else f'The {CALLED[name]} is'} scored on {rows}.")
             _do(name, folder, arm_folder(place, name, seed), prepared, length, base, layers)
         layers.detach()
     outcomes = [one for name in arms for one in read_outcomes(arm_folder(place, name, seed), name, seed)]
@@ -124,7 +120,7 @@ def compare_here(
     kept = {name: arm for name, arm in arms.items() if name not in diverged}
     notes = [f"Tuned alone: {length.words}." if rounds else "This site trained in no round, so nothing is tuned alone."]
     notes += _on_trained_rows(prepared, trained)
-    notes += [f"{_DOES[name]} has no finite loss, and is left out: its training diverged." for name in diverged]
+    notes += [f"The {CALLED[name]} has no finite loss, and is left out: its training diverged." for name in diverged]
     return Compared(Comparison(prepared.recipe, kept, [one for one in outcomes if one.arm in kept], ()), tuple(notes))
 
 

@@ -27,7 +27,7 @@ from bellwether.report.page.site import AtSite, HeldOut, Sent, site_page
 from bellwether.report.report import REPORT
 from bellwether.runner.answers import in_turn
 from bellwether.runner.prepare import Prepared, with_absolute_paths
-from bellwether.site.compared import Compared, compare_here, held_out_here
+from bellwether.site.compared import CALLED, Compared, compare_here, held_out_here
 from bellwether.site.ledger import Entry, entries
 from bellwether.site.papers import RECIPE, Invitation
 from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
@@ -153,6 +153,7 @@ def make_page(
         terms=terms,
         sent=_sent(mine),
         compared=_for_page(compared) if compared else None,
+        called=CALLED,
         shown=_shown(scored, compared) if compared else (),
         notes=compared.notes if compared else (),
         environment=describe_environment(),
