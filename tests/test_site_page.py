@@ -38,17 +38,26 @@ def invited(bellwether, tiny_recipe, tmp_path):
     return invite
 
 
-def ended(invitation, run, rounds=(1, 2)):
-    """Leave with the site what a federation leaves: its adapter, terms that were agreed to, and a ledger."""
+def ended(invitation, run, rounds=(1, 2), trained=None):
+    """Leave with the site what a federation leaves: adapter, terms that were agreed to, ledger, and trained rows."""
+    from bellwether.data.rows import Row
+    from bellwether.exchange.adapter import key_a, key_b, read_adapter
     from bellwether.site.ledger import LEDGER, Entry
     from bellwether.site.result import keep_result
+    from bellwether.site.trained import note_trained
     from bellwether.tools.journal import append
 
     folder, federation = Path("north"), invitation["federation"]
     about = {"card": "# A card\n", "config": (run / "adapter" / "adapter_config.json").read_text()}
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    keep_result(folder, federation, json.dumps(about).encode(), weights)
+    adapter = read_adapter(run / "adapter")
+    sizes = {key: value.shape for key, value in adapter.tensors.items()}
+    shapes = {module: (sizes[key_a(module)][1], sizes[key_b(module)][0]) for module in adapter.config.modules}
+    keep_result(folder, federation, json.dumps(about).encode(), weights, adapter.config, shapes)
     (folder / "consent.json").write_text(json.dumps({"terms": "0", "text": "Terms, as agreed to <here>."}) + "\n")
+
+    trained = dolly_rows(CATEGORIES, 6) if trained is None else trained
+    note_trained(folder, federation, [Row(**one) for one in trained])
 
     def message(way, kind, round, size, federation=federation, failure=""):
         entry = Entry("2026-01-01T00:00:00", way, kind, f"{federation}/run", round, "north", f"{round}", size, "0")
@@ -161,7 +170,13 @@ def test_a_site_without_held_out_rows_is_told_so_before_it_begins_and_has_a_page
 
 
 def test_rows_that_a_client_holds_out_serve_where_no_others_are_given(bellwether, invited, tiny_run):
-    ended(invited("partition.client_test_fraction=0.25"), tiny_run[0])
+    invitation = invited("partition.client_test_fraction=0.25")
+    with stopped_before_it_connects():
+        join(bellwether)
+    noted = next(Path("north/clients").glob("*/rows.json"))
+    content = noted.read_bytes()
+    ended(invitation, tiny_run[0])
+    noted.write_bytes(content)
     done = join(bellwether)
     assert "No rows are held out" not in done.out
     assert "is scored on 3 held-out rows" in done.out  # by hand: a quarter of 12
@@ -212,8 +227,12 @@ def test_a_base_that_changed_after_the_end_is_refused(bellwether, invited, tiny_
 
 
 def test_a_site_reads_columns_and_encodings_of_its_own(bellwether, invited, tiny_run, tmp_path):
-    ended(invited(), tiny_run[0])
     rows = dolly_rows(CATEGORIES, 6)
+    ended(
+        invited(),
+        tiny_run[0],
+        trained=[{**one, "instruction": f"Grüße: {one['instruction']}", "context": ""} for one in rows],
+    )
     for name, part in (("north.csv", rows), ("held-out.csv", rows[:2])):
         lines = [
             "frage|antwort|thema",
@@ -227,7 +246,10 @@ def test_a_site_reads_columns_and_encodings_of_its_own(bellwether, invited, tiny
     assert done.code == 0, done.err
     assert "Grüße: Task 0?" in Path("north/report.html").read_text()
     assert "2 of 2 test rows (100%) stand among the training rows as well" in done.out
-    assert "2 of 2 held-out rows stand among the training rows as well" in Path("north/report.html").read_text()
+    assert (
+        "2 of 2 held-out rows stand among the rows that were trained on as well"
+        in Path("north/report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +269,7 @@ def test_words_that_are_no_fields_are_refused(bellwether, invited):
     refused(join(bellwether, "data.columns.answer=x"), "there is no field data.columns.answer")
 
 
-def test_own_fields_leave_the_terms_as_they_are(bellwether, invited, tmp_path):
+def test_own_fields_leave_the_terms_as_they_are_and_test_rows_are_named_in_them(bellwether, invited, tmp_path):
     invited()
     terms = []
     for words in ((), ("data.skip_bad_rows=true", "data.columns.context=''"), ("--test", "held-out.jsonl")):
@@ -257,7 +279,7 @@ def test_own_fields_leave_the_terms_as_they_are(bellwether, invited, tmp_path):
             join(bellwether, *words)
         (line,) = json_lines(agreed)
         terms.append(line["terms"])
-    assert len(set(terms)) == 1
+    assert terms[0] == terms[1] != terms[2]
     assert "and anything of the 6 test rows." in line["text"]
 
 
@@ -330,8 +352,8 @@ def test_where_tuning_alone_diverges_the_page_says_so_and_compares_the_others(be
     done = join(bellwether, "--test", "held-out.jsonl")
     assert done.code == 0, done.err
     page = Path("north/report.html").read_text()
-    assert "The adapter that is tuned here alone has no finite loss, and is left out: its training diverged." in page
-    assert "The arm <bdi>federated</bdi> has" in page
+    assert "The adapter tuned here alone has no finite loss, and is left out: its training diverged." in page
+    assert "The federation&#39;s adapter has" in page
 
 
 def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny_recipe):
@@ -348,7 +370,10 @@ def test_a_coordinator_of_whom_nothing_is_scored_is_told_how_to_change_that(tiny
 def test_a_federation_that_writes_no_answers_is_compared_by_its_loss(bellwether, invited, tiny_run):
     ended(invited("evaluation.generate=false"), tiny_run[0])
     done = join(bellwether, "--test", "held-out.jsonl")
-    assert "The arm federated has a mean loss of" in done.out
+    assert "The federation's adapter has a mean loss of" in done.out
+    assert "the adapter tuned here alone (" in done.out
+    assert "the untuned base (" in done.out
+    assert "arm" not in done.out.splitlines()[-2]
     page = Path("north/report.html").read_text()
     assert "Held 0?" not in page
     assert "Answers side by side" not in page

@@ -197,19 +197,34 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ModelError: a file is missing or broken, a number is not finite, or the adapter is not a plain LoRA one.
     """
-    from safetensors import SafetensorError
-
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no {name}: give a folder with an adapter in PEFT's format.")
     try:
-        stored = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = _read_tensors((folder / WEIGHTS_FILE).read_bytes())
+        return decode_adapter((folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The adapter in {folder} cannot be read: {str(error).rstrip('.')}.") from error
+
+
+def decode_adapter(config: bytes, weights: bytes) -> Adapter:
+    """Return the adapter that the contents of PEFT's two files describe.
+
+    Args:
+        config: of ``adapter_config.json``.
+        weights: of ``adapter_model.safetensors``.
+
+    Raises:
+        ValueError: one is broken, a number is not finite, or the adapter is not a plain LoRA one.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        stored = json.loads(config.decode())
+        tensors = _read_tensors(weights)
         _check_plain_lora(stored, tensors)
         return Adapter(_config(stored, tuple(_modules(tensors))), tensors)
     except (*_BROKEN, SafetensorError) as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ModelError(f"The adapter in {folder} cannot be read: {reason}.") from error
+        raise ValueError(str(error).rstrip(".") or type(error).__name__) from error
 
 
 # What the content of a broken file can raise on its way through a parser.

@@ -27,6 +27,7 @@ from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Recipe
 from bellwether.runner.local import Trained, scored_outcome, train_locally, without_rounds
 from bellwether.runner.prepare import Prepared, prepared_fingerprint
+from bellwether.site.trained import TrainedRows, row_hash
 from bellwether.store.comparison import (
     ADAPTERS,
     INPUTS,
@@ -53,11 +54,7 @@ NO_COMPARISON = (
 
 # Of the arms, the site's own rows are all rows that there are here.
 _ARMS = {BASE: Arm(trains="nobody"), ALONE: Arm(trains="together"), FEDERATED: Arm(trains="federation")}
-_DOES = {
-    BASE: "The untuned base",
-    ALONE: "The adapter that is tuned here alone",
-    FEDERATED: "The federation's adapter",
-}
+CALLED = {BASE: "untuned base", ALONE: "adapter tuned here alone", FEDERATED: "federation's adapter"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,7 @@ def compare_here(
     folder: Path,
     prepared: Prepared,
     rounds: int,
+    trained: TrainedRows,
     load: Callable[[], Base],
     tell: Callable[[str], None],
 ) -> Compared:
@@ -96,6 +94,7 @@ def compare_here(
         folder: the site's own, with the federation's adapter.
         prepared: of ``held_out_here``.
         rounds: in how many rounds this site has trained.
+        trained: the rows that it trained on in them.
         load: loads the base model, where anything is left to do.
         tell: is told of what happens, in sentences.
 
@@ -113,19 +112,32 @@ def compare_here(
         for name in left:
             rows = counted(len(prepared.scored.rows), "held-out row")
             tuned = f"An adapter is tuned on this site's rows alone, {length.words}, and"
-            tell(f"{tuned if name == ALONE else _DOES[name] + ' is'} scored on {rows}.")
+            tell(f"{tuned if name == ALONE else f'The {CALLED[name]} is'} scored on {rows}.")
             _do(name, folder, arm_folder(place, name, seed), prepared, length, base, layers)
         layers.detach()
     outcomes = [one for name in arms for one in read_outcomes(arm_folder(place, name, seed), name, seed)]
     diverged = [one.arm for one in outcomes if not all(math.isfinite(row.loss) for row in one.totals)]
     kept = {name: arm for name, arm in arms.items() if name not in diverged}
     notes = [f"Tuned alone: {length.words}." if rounds else "This site trained in no round, so nothing is tuned alone."]
-    twins = prepared.federated.doubled.get("test", 0)
-    if twins:
-        of = counted(len(prepared.federated.test), "held-out row")
-        notes.append(f"{twins:,} of {of} stand among the training rows as well, and say little of new questions.")
-    notes += [f"{_DOES[name]} has no finite loss, and is left out: its training diverged." for name in diverged]
+    notes += _on_trained_rows(prepared, trained)
+    notes += [f"The {CALLED[name]} has no finite loss, and is left out: its training diverged." for name in diverged]
     return Compared(Comparison(prepared.recipe, kept, [one for one in outcomes if one.arm in kept], ()), tuple(notes))
+
+
+def _on_trained_rows(prepared: Prepared, trained: TrainedRows) -> list[str]:
+    """Return sentences on held-out rows that were trained on, and on rows that were and are here no more."""
+    notes, rows = [], prepared.scored.rows
+    known = {*trained.ever}
+    twins = sum(row_hash(row.row) in known for row in rows)
+    if twins:
+        of = counted(len(rows), "held-out row")
+        notes.append(
+            f"{twins:,} of {of} stand among the rows that were trained on as well, and say little of new ones."
+        )
+    others = len(known - {*trained.now})
+    if others:
+        notes.append(f"The federation was also given what this site learnt of {counted(others, 'row')} it has no more.")
+    return notes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ FOLDER/noise.key                  what it draws noise from, see ``site.protectio
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
 FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
-FOLDER/clients/                   what its client keeps from round to round
+FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits
 FOLDER/adapter/, report.html      the result, once the federation has ended, see ``site.result``
 FOLDER/comparison/                what the site's held-out rows say, see ``site.compared``
 FOLDER/invited.yaml               the recipe of the invitation
@@ -43,14 +43,15 @@ from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
-from bellwether.site.terms import Terms, check_own_fields, own_recipe, terms_for
-from bellwether.store.run_folder import ADAPTER, client_folders
+from bellwether.site.terms import Terms, check_own_fields, own_lora, own_recipe, terms_for
+from bellwether.site.trained import kept_for, note_trained
+from bellwether.store.run_folder import ADAPTER
 from bellwether.tell.narrate import plain_lines
-from bellwether.tools.atomic import make_folder, write_atomic
+from bellwether.tools.atomic import make_folder, slug, write_atomic
 from bellwether.tools.json_text import json_lines, read_json
 from bellwether.tools.lock import acquire, release
 from bellwether.tools.progress import listening
-from bellwether.tools.words import byte_size
+from bellwether.tools.words import byte_size, counted
 
 CONSENT, AUTHORITY = "consent.json", "authority.crt"
 FAST, SLOW = 4.0, 300.0  # seconds that a clock may be ahead, and behind; Flower takes 5 and 305
@@ -96,7 +97,8 @@ def join(
     try:
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
-            prepared = _prepared(recipe)
+            _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
+            prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
             return _joined(invited, folder, recipe, prepared, agree, tell)
@@ -125,16 +127,16 @@ def _joined(
     if ended:
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
-        _check_policy(folder, recipe)
         _take_part(invited, folder, recipe, prepared, load(), agree, tell)
     return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 
 
-def _prepared(recipe: Recipe) -> Prepared:
+def _prepared(recipe: Recipe, site: str) -> Prepared:
     """Read and check a site's rows; of those that it holds out beside, all are scored, as test rows."""
     evaluation = recipe.evaluation.model_copy(update={"part": "test"})  # validation rows are the coordinator's
     federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
-    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation})
+    lora = own_lora(recipe.lora, site)
+    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation, "lora": lora})
     return prepare(own, unscored=NO_COMPARISON)
 
 
@@ -221,16 +223,19 @@ def _check_disk(folder: Path, recipe: Recipe, base: Base) -> None:
         )
 
 
-def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool]) -> None:
+def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]) -> None:
     """Make sure that a person has agreed to these very terms."""
     path = folder / CONSENT
     known = read_json(path, dict[str, str], "remove it, to be asked again") if path.exists() else {}
     if known.get("terms") == terms.hash:
         return
+    if known:
+        tell(f"These are other terms than those that were agreed to on {known.get('time', 'an unknown day')[:10]}.")
     if not agree(terms):
         raise FederationError("The terms are not agreed to, so nothing was sent.")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_atomic(path, json_lines([{"terms": terms.hash, "time": now, "text": terms.text}]))
+    tell("These terms are agreed to; other ones would be asked about anew.")
 
 
 def _agreed_terms(folder: Path) -> str:
@@ -240,10 +245,14 @@ def _agreed_terms(folder: Path) -> str:
 
 
 def _work(
-    site: str, folder: Path, prepared: Prepared, base: Base, rows: Sequence[TokenRow], held_out: Sequence[TokenRow]
+    invited: Invitation,
+    folder: Path,
+    prepared: Prepared,
+    base: Base,
+    rows: Sequence[TokenRow],
+    held_out: Sequence[TokenRow],
 ) -> Work:
-    recipe = prepared.recipe
-    folders: Mapping[str, Path] = client_folders(folder, [site])
+    recipe, site = prepared.recipe, invited.site
     return Work(
         adapter_config(base, recipe.lora),
         1,
@@ -252,7 +261,7 @@ def _work(
         recipe.method,
         prepared.stop,
         recipe.engine.tokens,
-        folders,
+        {site: kept_for(folder, invited.federation) / slug(site)},
         prepared.public,
     )
 
@@ -269,18 +278,23 @@ def _take_part(
     """Agree to the terms, connect, and answer what is asked until the end."""
     (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
     held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
-    work = _work(invited.site, folder, prepared, base, rows, held_out)
+    work = _work(invited, folder, prepared, base, rows, held_out)
     layers = LoraLayers(base.model, work.config)
     holdings = holdings_of(invited.site, recipe, base, layers, work, own_secret(folder))
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
-    _agreed(folder, terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows)), agree)
+    terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
+    _agreed(folder, terms, agree, tell)
+    others = note_trained(folder, invited.federation, (row.row for row in rows))
+    if others:
+        tell(f"This site has trained on {counted(others, 'other row')} before, and what it gives may hold them, too.")
     _wait_for_coordinator(invited, tell)
     make_folder(folder)
     write_atomic(folder / AUTHORITY, invited.authority.encode())
 
     def keep(about: bytes, values: bytes) -> None:
-        keep_result(folder, invited.federation, about, values)
+        due = adapter_config(base, recipe.lora)  # of the server's rank
+        keep_result(folder, invited.federation, about, values, due, holdings.shapes)
         tell(f"The federation has ended; its adapter is in {folder / ADAPTER}.")
 
     resident = Resident(

@@ -9,10 +9,15 @@ The page is made once the federation has ended, also by a process that was begun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+import numpy as np
+
+from bellwether.errors import UpdateRejected, first_line
+from bellwether.exchange.adapter import Adapter, AdapterConfig, adapter_files, decode_adapter, key_a, key_b
+from bellwether.exchange.checks import check_array
 from bellwether.model.base import Base
 from bellwether.recipe.file import dump_recipe
 from bellwether.report.compare_table import make_lines
@@ -22,9 +27,10 @@ from bellwether.report.page.site import AtSite, HeldOut, Sent, site_page
 from bellwether.report.report import REPORT
 from bellwether.runner.answers import in_turn
 from bellwether.runner.prepare import Prepared, with_absolute_paths
-from bellwether.site.compared import Compared, compare_here, held_out_here
+from bellwether.site.compared import CALLED, Compared, compare_here, held_out_here
 from bellwether.site.ledger import Entry, entries
 from bellwether.site.papers import RECIPE, Invitation
+from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
 from bellwether.store.run_folder import ADAPTER, describe_environment
 from bellwether.tools.atomic import write_atomic, write_folder_atomic
 from bellwether.tools.json_text import from_json, json_lines, read_json, typed
@@ -46,23 +52,65 @@ def has_ended(folder: Path, federation: str) -> bool:
     return path.exists() and read_json(path, dict[str, str], "remove it").get("federation") == federation
 
 
-def keep_result(folder: Path, federation: str, about: bytes, values: bytes) -> None:
-    """Keep what came with the end of a federation.
+def keep_result(
+    folder: Path,
+    federation: str,
+    about: bytes,
+    values: bytes,
+    due: AdapterConfig,
+    shapes: Mapping[str, tuple[int, int]],
+) -> None:
+    """Keep what came with the end of a federation, once all of it is found to be what this site agreed to.
 
     Args:
         folder: the site's own.
         federation: the federation's identifier.
         about: the adapter's configuration and its card.
         values: its values.
+        due: the configuration that the site's own recipe gives the federation's adapter.
+        shapes: inputs and outputs of each adapted module of the site's base.
 
     Raises:
-        ModelError: it is no adapter.
+        UpdateRejected: it is no such adapter, and nothing is written.
         CheckpointError: it cannot be written.
     """
-    said = typed(from_json(about), dict[str, str])
-    files = {CONFIG_FILE: said["config"].encode(), WEIGHTS_FILE: values, "README.md": said["card"].encode()}
+    try:
+        said: _About = typed(from_json(about), _About)
+        card = said.card.encode()
+        adapter = decode_adapter(said.config.encode(), values)
+    except ValueError as error:
+        raise UpdateRejected(f"the result cannot be read ({first_line(error)})") from error
+    files = {**adapter_files(_as_agreed(adapter, due, shapes)), "README.md": card}
     write_folder_atomic(folder / ADAPTER, {**files, JOINED: json_lines([{"federation": federation}])})
-    read_adapter(folder / ADAPTER)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is said of a result: PEFT's configuration, and the card."""
+
+    config: str
+    card: str
+
+
+def _as_agreed(adapter: Adapter, due: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
+    """Return an adapter under the site's own configuration; refuse one that does not fit it."""
+    config = adapter.config
+    if set(config.modules) != set(due.modules):
+        raise UpdateRejected("the result is for other modules than this site agreed to")
+    # With what was folded into the base before it, an adapter's ranks are added up, and its scaling is 1.
+    added_up = config.rank > due.rank and config.scaling == 1
+    if (config.rank, config.scaling) != (due.rank, due.scaling) and not added_up:
+        raise UpdateRejected(
+            f"the result has rank {config.rank} and scaling {config.scaling:g}, where this site agreed to {due.rank} "
+            f"and {due.scaling:g}"
+        )
+    tensors = {}
+    for module in due.modules:
+        inputs, outputs = shapes[module]
+        for key, shape in ((key_a(module), (config.rank, inputs)), (key_b(module), (outputs, config.rank))):
+            check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
+            tensors[key] = adapter.tensors[key]
+    return Adapter(replace(due, rank=config.rank, alpha=config.alpha, rslora=config.rslora), tensors)
 
 
 def make_page(
@@ -89,11 +137,12 @@ def make_page(
     Raises:
         BellwetherError: it cannot be made.
     """
-    write_atomic(folder / RECIPE, dump_recipe(with_absolute_paths(prepared.recipe)).encode())
     mine = [one for one in entries(folder) if one.run.startswith(f"{invited.federation}/")]
     rounds = len({(one.run, one.round) for one in mine if (one.way, one.kind, one.failure) == ("reply", "train", "")})
+    trained = _trained_rows(folder, invited.federation, prepared) if rounds else TrainedRows((), ())
+    write_atomic(folder / RECIPE, dump_recipe(with_absolute_paths(prepared.recipe)).encode())
     scored = held_out_here(prepared)
-    compared = compare_here(folder, scored, rounds, load, tell) if scored.scored.rows else None
+    compared = compare_here(folder, scored, rounds, trained, load, tell) if scored.scored.rows else None
     at_site = AtSite(
         site=invited.site,
         federation=invited.federation,
@@ -104,6 +153,7 @@ def make_page(
         terms=terms,
         sent=_sent(mine),
         compared=_for_page(compared) if compared else None,
+        called=CALLED,
         shown=_shown(scored, compared) if compared else (),
         notes=compared.notes if compared else (),
         environment=describe_environment(),
@@ -113,6 +163,13 @@ def make_page(
     (folder / REPORT).chmod(0o600)
     tell(page.result.striptags())
     return folder / REPORT
+
+
+def _trained_rows(folder: Path, federation: str, prepared: Prepared) -> TrainedRows:
+    """Return which rows this site trained on, once those that it is given now are found to be the same."""
+    trained = read_trained(folder, federation)
+    check_same_rows(trained, (row.row for part in prepared.clients.values() for row in part.rows))
+    return trained
 
 
 def _for_page(compared: Compared) -> ComparedPage:

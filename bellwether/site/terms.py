@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from bellwether.errors import FederationError
 from bellwether.model.base import Base
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
-from bellwether.recipe.recipe import Data, Federation, Recipe
+from bellwether.recipe.recipe import Data, Federation, Lora, Recipe
 from bellwether.site.facts import ON_THIS_MACHINE
 from bellwether.site.papers import Invitation
 from bellwether.site.protection import LEAST
@@ -36,8 +36,8 @@ class Terms:
     """What a site agrees to.
 
     Args:
-        hash: of everything that was checked.
-        text: in plain words.
+        hash: of everything that was checked, and of the text.
+        text: in plain words; what it says is what a person agrees to.
     """
 
     hash: str
@@ -88,14 +88,29 @@ def own_recipe(
     partition = {"method": "iid", "clients": 1, "clients_per_group": None}
     place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
     engine = {"processes": 1, "fuse": 1}
+    # Whom it asks, and where it tells of it, is the coordinator's business, and nothing of it is wanted here.
+    federation = {"sampler": Federation().sampler, "availability": None}
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=rows),
             "partition": recipe.partition.model_copy(update=partition),
             "model": recipe.model.model_copy(update=place),
             "engine": recipe.engine.model_copy(update=engine),
+            "federation": recipe.federation.model_copy(update=federation),
+            "output": recipe.output.model_copy(update={"trackers": ()}),
         }
     )
+
+
+def own_lora(lora: Lora, site: str) -> Lora:
+    """Return the adapter as a site trains it: of the rank that the recipe gives to it.
+
+    Args:
+        lora: the federation's, whose ranks may name sites.
+        site: the site's name.
+    """
+    ranks = lora.ranks if isinstance(lora.ranks, Mapping) else {}
+    return lora.model_copy(update={"rank": ranks.get(site, lora.rank), "ranks": None})
 
 
 def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: int, test: int) -> Terms:
@@ -109,7 +124,7 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         held_out: how many it holds out of its own and scores for the coordinator.
         test: how many others it scores at the end, for itself alone.
     """
-    config = adapter_config(base, recipe.lora)
+    config = adapter_config(base, own_lora(recipe.lora, invited.site))
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
     federation, selection = recipe.federation, recipe.selection
@@ -140,7 +155,8 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
-    return Terms(terms_of(facts), "\n".join(lines))
+    text = "\n".join(lines)
+    return Terms(terms_of({**facts, "text": text}), text)
 
 
 def _share(federation: Federation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -142,14 +143,19 @@ def _summary(compared: Compared) -> Markup:
     )
 
 
-def result_sentence(compared: Compared) -> Markup:
-    """Return what came out, in one sentence with its uncertainty."""
+def result_sentence(compared: Compared, called: Mapping[str, str] = MappingProxyType({})) -> Markup:
+    """Return what came out, in one sentence with its uncertainty.
+
+    Args:
+        compared: the comparison.
+        called: what arms are called there, such as ``untuned base``; others are named as arms.
+    """
     metric, reference = compared.metric, compared.reference
     if reference is None or metric.key not in reference.scores:
         ranked = [line for line in compared.of_arms if metric.key in line.scores]
         best = max(ranked, key=lambda line: line.scores[metric.key].mean * metric.better)
-        return Markup("The best {} has the arm {}: {}, with a 95 % interval of {}.").format(
-            metric.name, named(best.name), *_said(best.scores[metric.key], metric)
+        return Markup("The best {} has the {}: {}, with a 95 % interval of {}.").format(
+            metric.name, _called(best.name, called, "arm "), *_said(best.scores[metric.key], metric)
         )
     arms = compared.comparison.arms
     others = [
@@ -159,35 +165,45 @@ def result_sentence(compared: Compared) -> Markup:
         and arms[line.name].trains in ("nobody", "alone", "together")
         and arms[line.name].counts_steps == arms[reference.name].counts_steps  # else its gap is to another arm
     ]
-    text = Markup("The arm {} has a mean {} of {} (95 % interval {})").format(
-        named(reference.name), metric.name, *_said(reference.scores[metric.key], metric)
+    text = Markup("The {} has a mean {} of {} (95 % interval {})").format(
+        _called(reference.name, called, "arm "), metric.name, *_said(reference.scores[metric.key], metric)
     )
     if not others:
         return text + "."
     family = sum(len(line.gaps) for line in compared.lines)
-    return text + ": " + Markup(", ").join(_against(line, metric, family) for line in others[:4]) + "."
+    return (
+        text
+        + ": "
+        + Markup(", ").join(
+            _against(line, _called(line.name, called, "", "the "), metric, family) for line in others[:4]
+        )
+        + "."
+    )
+
+
+def _called(name: str, called: Mapping[str, str], arm: str, other: str = "") -> Markup:
+    """Return what an arm is called in a sentence, behind the first text where that is its name, else the second."""
+    return Markup("{}{}").format(other, called[name]) if name in called else Markup("{}{}").format(arm, named(name))
 
 
 def _said(found: Interval, metric: Metric) -> tuple[str, str]:
     return metric.text(found.mean * metric.scale), metric.range(found)
 
 
-def _against(line: Line, metric: Metric, family: int) -> Markup:
+def _against(line: Line, other: Markup, metric: Metric, family: int) -> Markup:
     """Return how far the federation is from another arm, one difference of a family, as a part of a sentence."""
     gap = line.gaps[metric.key]
     if gap.p > 0.05:
         mean = metric.number(gap.mean * metric.scale, sign=True)
         # The interval is of this difference alone, and may exclude 0 though the adjusted p-value is large.
         why = "" if gap.low <= 0 <= gap.high else f" after Holm's adjustment over the table's {family:,} differences"
-        return Markup("not distinguishable{} from {} ({}, {})").format(
-            why, named(line.name), mean, metric.range(gap, sign=True)
-        )
+        return Markup("not distinguishable{} from {} ({}, {})").format(why, other, mean, metric.range(gap, sign=True))
     size = gap if gap.mean > 0 else Interval(-gap.mean, -gap.high, -gap.low, gap.p)
     return Markup("{} {} {} than {} ({})").format(
         metric.number(size.mean * metric.scale),
         metric.gap,
         "more" if gap.mean > 0 else "less",
-        named(line.name),
+        other,
         metric.range(size),
     )
 

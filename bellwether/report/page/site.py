@@ -68,6 +68,7 @@ class AtSite:
         terms: what it agreed to, in plain words.
         sent: everything that left it, by kind.
         compared: the comparison on its held-out rows; None where it has none.
+        called: what its arms are called in a sentence, by their names.
         shown: some of these rows.
         notes: sentences on how its arms were trained.
         environment: what it ran on.
@@ -82,6 +83,7 @@ class AtSite:
     terms: str
     sent: Sequence[Sent]
     compared: Compared | None
+    called: Mapping[str, str]
     shown: Sequence[HeldOut]
     notes: Sequence[str]
     environment: Mapping[str, Any]
@@ -125,7 +127,7 @@ def _rows(compared: Compared) -> int:
 def _result(at: AtSite) -> Markup:
     """Return what came out, in one sentence."""
     if at.compared is not None:
-        return result_sentence(at.compared)
+        return result_sentence(at.compared, at.called)
     return Markup(
         "The federation has ended. Nothing is compared, since no rows are held out here: give rows that were never "
         "trained on with {}, and join again."
