@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bellwether.data.rows import Federated, Row
@@ -24,6 +25,7 @@ from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
+from bellwether.method.cohort import Sampler, Sampling
 from bellwether.model.base import load_base
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
@@ -34,6 +36,7 @@ from bellwether.site.facts import differing, facts_of
 from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing
 from bellwether.site.papers import (
     INNER,
+    RECIPE,
     RUN,
     SITES,
     Federation,
@@ -46,7 +49,7 @@ from bellwether.site.papers import (
     split_address,
 )
 from bellwether.store.model_card import model_card
-from bellwether.store.run_folder import ADAPTER, CHECKPOINTS, ENVIRONMENT, read_environment
+from bellwether.store.run_folder import ADAPTER, ENVIRONMENT, read_environment
 
 PATIENCE = 86_400.0  # seconds in which the quorum must come
 UNSCORED = (
@@ -92,23 +95,50 @@ def serve(
     federation, recipe = read_federation(folder), read_recipe(folder)
     check_recipe_for_sites(recipe)
     sites = [site.name for site in participants(folder)]
+    staying = _staying(folder)
     for sentence in check_certificates(folder, federation):
         if watch is not None:
             watch(Note(sentence, warning=True))
-    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(sites))
+    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(staying))
 
     def prepare(recipe: Recipe, opened: Opened | None) -> Prepared:
         return prepare_coordinator(recipe, sites, opened)
 
     deployment = Deployment(
-        prepare, lambda setting: _over_link(setting, folder, federation, listen, needed, deadline), here=False
+        prepare,
+        lambda setting: _over_link(setting, folder, federation, listen, needed, deadline),
+        here=False,
+        sampling=lambda sampler: _among_staying(sampler, folder),
     )
     path = folder / RUN
-    begun = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
-    if begun:
+    if (path / RECIPE).is_file():  # it may have been killed while it waited for sites, before it committed anything
         return run(None, resume=path, watch=watch, deployment=deployment)
     output = recipe.output.model_copy(update={"folder": str(path)})
     return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+
+
+def _staying(folder: Path) -> list[str]:
+    """Return the names of a run's sites that are not revoked.
+
+    Raises:
+        FederationError: all are.
+    """
+    names = [site.name for site in participants(folder) if not site.revoked]
+    if not names:
+        raise FederationError(
+            f"All sites of {folder} are revoked; begin a federation anew by bellwether federation init."
+        )
+    return names
+
+
+def _among_staying(sampler: Sampler, folder: Path) -> Sampler:
+    """Return a sampler that draws among the sites that are not revoked by then, so that no quorum counts the others."""
+
+    def sample(sampling: Sampling) -> Sequence[str]:
+        names = _staying(folder)
+        return sampler(replace(sampling, clients=names, known={name: sampling.known[name] for name in names}))
+
+    return sample
 
 
 def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:

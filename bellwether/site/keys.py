@@ -104,6 +104,12 @@ def read_public(word: str) -> SiteKeys:
         ) from error
 
 
+def have_in_common(word: str, other: str) -> bool:
+    """Return whether two words of public keys, which can be written in more than one way, share either key."""
+    one, another = read_public(word), read_public(other)
+    return one.signing == another.signing or one.flower == another.flower
+
+
 def make_signing(path: Path) -> Ed25519PublicKey:
     """Make a key that signs, write it, and return its public half."""
     key = Ed25519PrivateKey.generate()

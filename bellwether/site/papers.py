@@ -33,6 +33,7 @@ from bellwether.site.keys import (
     SOON,
     days_left,
     expires,
+    have_in_common,
     make_authority,
     make_certificate,
     make_signing,
@@ -196,11 +197,16 @@ def read_facts(folder: Path) -> dict[str, str]:
 
 
 def invited(folder: Path) -> list[Invited]:
-    """Return all sites, in the order in which they were invited.
+    """Return all sites, in the order in which they were invited; of a name that has had several keys, the last.
 
     Raises:
         CheckpointError: the list cannot be read.
     """
+    return list({site.name: site for site in _ever_invited(folder)}.values())
+
+
+def _ever_invited(folder: Path) -> list[Invited]:
+    """Return all sites with every key that any of them has had, since a revoked one is never taken again."""
     sites: list[Invited] = read_json(folder / SITES, list[Invited], _REMEDY)
     return sites
 
@@ -223,9 +229,9 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
             "of all a letter or digit."
         )
     read_public(key)
-    sites = invited(folder)
+    sites = _ever_invited(folder)
     for site in sites:
-        if site.key == key and (site.revoked or site.name != name):
+        if have_in_common(site.key, key) and (site.revoked or site.name != name):
             why = "was revoked" if site.revoked else f"is that of {site.name}"
             raise FederationError(f"The key of {name} {why}; let the site make new ones (bellwether site keygen).")
         if site.name == name and site.key != key and not site.revoked:
@@ -236,7 +242,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
                 f"{name} cannot be invited any more, since {folder} is served to others already; invite all sites "
                 "before that (they may join later), or begin a federation anew."
             )
-        write_atomic(folder / SITES, json_lines([[*(s for s in sites if s.name != name), Invited(name, key)]]))
+        write_atomic(folder / SITES, json_lines([[*sites, Invited(name, key)]]))
     return Invitation(
         federation.identifier,
         name,
@@ -256,7 +262,7 @@ def revoke(folder: Path, name: str) -> None:
         FederationError: no such site is invited.
     """
     read_federation(folder)
-    sites = invited(folder)
+    sites = _ever_invited(folder)
     if not any(site.name == name and not site.revoked for site in sites):
         known = ", ".join(site.name for site in sites if not site.revoked) or "nobody"
         raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
