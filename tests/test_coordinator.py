@@ -5,7 +5,9 @@ import dataclasses
 
 import pytest
 from test_federate import AddingEngine, begin, federation
-from test_sites import papers  # noqa: F401
+from test_remote import LOST, once, world
+from test_rehearsal import finished, wait_for, weights
+from test_sites import joining, papers, serving  # noqa: F401
 
 pytest.importorskip("flwr")
 
@@ -16,7 +18,7 @@ from bellwether.method.cohort import make_sampler
 from bellwether.recipe.file import load_recipe
 from bellwether.site import coordinator
 from bellwether.site.keys import make_site_keys
-from bellwether.site.papers import invite, invited, make_federation_folder, participants, revoke
+from bellwether.site.papers import invite, invited, make_federation_folder, note_told, participants, revoke, untold
 
 
 class Killed(BaseException):
@@ -154,3 +156,90 @@ def test_the_quorum_before_the_first_round_is_of_those_who_are_not_revoked(paper
         with pytest.raises(Killed):
             coordinator.serve(papers / "federation")
     assert needed == [2, 1]
+
+
+def test_the_end_is_told_to_sites_that_come_later_and_to_none_twice(tmp_path):
+    engine, post = world(tmp_path)
+    post.away.add("south")
+    post.back["south"] = 3000.0
+    told = []
+    engine.end(seconds=3600.0, absent=3600.0, told=told.append)
+    assert told == ["north", "south"]
+    assert 3000 < post.clock[0] < 3001
+    ends = [name for name, parcel in post.sent if b'"end"' in parcel.header]
+    assert ends == ["north", "south"]
+
+
+def test_the_end_is_told_again_where_the_answer_is_lost_and_not_to_those_who_know(tmp_path):
+    engine, post = world(tmp_path)
+    post.faults["south", "end"], given = once(lambda answer: LOST)
+    told = []
+    engine.end(seconds=60.0, known=["north"], told=told.append)
+    assert (told, len(given)) == (["south"], 2)
+    assert not post.sites["north"].ended
+
+
+def test_a_site_at_work_has_the_time_of_a_task_for_the_end_and_one_that_is_away_a_moment(tmp_path):
+    for away, least in ((False, 1800.0), (True, 20.0)):
+        engine, post = world(tmp_path)
+        post.faults["south", "end"] = lambda answer: None  # it is at work still
+        engine.wait(2, 5)
+        if away:
+            post.away.add("south")
+        begun, told = post.clock[0], []
+        engine.end(seconds=1800.0, told=told.append)
+        assert told == ["north"]
+        assert least <= post.clock[0] - begun < least + 1
+
+
+def test_a_revoked_site_and_one_that_cannot_be_believed_are_not_waited_for_at_the_end(tmp_path):
+    engine, post = world(tmp_path)
+    post.out.add("north")
+    post.faults["south", "end"] = lambda answer: dataclasses.replace(answer, signature=bytes(64))
+    told = []
+    engine.end(seconds=86_400.0, absent=86_400.0, told=told.append)
+    assert told == []
+    assert post.clock[0] < 5
+    assert sum(b'"end"' in parcel.header for _, parcel in post.sent) == 3
+
+
+class Ended:
+    """A federation whose rounds are all done, and what is asked of its engine when it is served again."""
+
+    def __init__(self, folder, monkeypatch):
+        self.asked = []
+        (folder / "run" / "adapter").mkdir(parents=True)
+        (folder / "run" / "checkpoints" / "0002").mkdir(parents=True)
+        monkeypatch.setattr(coordinator, "run", lambda *anything, **more: self.asked.append(more))
+
+
+def test_a_federation_that_all_sites_have_the_result_of_is_served_by_one_sentence(bellwether, papers, monkeypatch):  # noqa: F811
+    folder = papers / "federation"
+    ended = Ended(folder, monkeypatch)
+    assert untold(folder) == ["north", "south"]
+    note_told(folder, "north")
+    coordinator.serve(folder)
+    assert len(ended.asked) == 1  # since south has not got it
+    note_told(folder, "south")
+    outcome = bellwether("federation", "serve")
+    assert outcome.code == 0, outcome.err
+    assert "all sites have it; nothing is left to do." in " ".join((outcome.out + outcome.err).split())
+    assert len(ended.asked) == 1
+    (folder / "told.json").write_text('["north"]')
+    revoke(folder, "south")
+    assert coordinator.serve(folder) is None
+    assert len(ended.asked) == 1
+
+
+@pytest.mark.slow
+def test_a_site_that_missed_the_end_gets_the_result_when_the_federation_is_served_again(bellwether, papers):  # noqa: F811
+    north, first = joining(papers, "north"), serving(papers, "--quorum", "1")
+    finished(north)
+    assert "Without the result are still: south." in finished(first)
+    again = serving(papers)  # whose quorum is 2 sites
+    wait_for(lambda: "that have not got it: south." in again.said()[0] or again.poll() is not None, "the waiting")
+    south = joining(papers, "south")
+    finished(south)
+    finished(again)
+    assert weights(papers / "south") == weights(papers / "north") == weights(papers / "federation" / "run")
+    assert bellwether("federation", "serve").code == 0

@@ -7,6 +7,7 @@ FOLDER/ca.crt, ca.key     the federation's own authority; server.* and inner.* a
 FOLDER/signing.key        signs what the coordinator sends
 FOLDER/sites.json         who is invited and who is revoked
 FOLDER/participants.json  the run's clients, from the first serving on
+FOLDER/told.json          the sites that have said that they have the result
 FOLDER/run/               the run: see ``store.run_folder``
 
 The folder, and everything secret in it, can be read by its owner alone.
@@ -46,7 +47,7 @@ from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomi
 from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, plain, read_json, reading, typed
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
-SITES, PARTICIPANTS, INVITED = "sites.json", "participants.json", "invited.yaml"
+SITES, PARTICIPANTS, TOLD, INVITED = "sites.json", "participants.json", "told.json", "invited.yaml"
 SERVER, INNER = "server", "inner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
@@ -357,6 +358,37 @@ def participants(folder: Path) -> list[Invited]:
     settled: list[str] = read_json(path, list[str], _REMEDY)
     by_name = {site.name: site for site in sites}
     return [by_name[name] for name in settled]
+
+
+def told(folder: Path) -> list[str]:
+    """Return the names of the sites that have said that they have the result.
+
+    Raises:
+        CheckpointError: the list cannot be read.
+    """
+    path = folder / TOLD
+    names: list[str] = read_json(path, list[str], "remove it, to wait for all sites again") if path.exists() else []
+    return names
+
+
+def note_told(folder: Path, name: str) -> None:
+    """Write down that a site has the result.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomic(folder / TOLD, json_lines([[*told(folder), name]]))
+
+
+def untold(folder: Path) -> list[str]:
+    """Return the names of the run's sites that are not revoked and have not said that they have the result.
+
+    Raises:
+        FederationError: nobody is invited.
+        CheckpointError: a list cannot be read.
+    """
+    known = set(told(folder))
+    return [site.name for site in participants(folder) if not site.revoked and site.name not in known]
 
 
 def round_records(run: Path) -> list[RoundRecord]:
