@@ -2,11 +2,17 @@
 
 import contextlib
 import dataclasses
+import datetime
+import ipaddress
+import json
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 from test_federate import AddingEngine, begin, federation
-from test_remote import LOST, once, world
 from test_rehearsal import finished, wait_for, weights
+from test_remote import LOST, once, world
 from test_sites import joining, papers, serving  # noqa: F401
 
 pytest.importorskip("flwr")
@@ -17,7 +23,7 @@ from bellwether.federate import federate
 from bellwether.method.cohort import make_sampler
 from bellwether.recipe.file import load_recipe
 from bellwether.site import coordinator
-from bellwether.site.keys import make_site_keys
+from bellwether.site.keys import days_left, make_site_keys
 from bellwether.site.papers import invite, invited, make_federation_folder, note_told, participants, revoke, untold
 
 
@@ -243,3 +249,79 @@ def test_a_site_that_missed_the_end_gets_the_result_when_the_federation_is_serve
     finished(again)
     assert weights(papers / "south") == weights(papers / "north") == weights(papers / "federation" / "run")
     assert bellwether("federation", "serve").code == 0
+
+
+def test_a_coordinators_folder_that_was_moved_is_served_from_where_it_is(bellwether, papers, monkeypatch):  # noqa: F811
+    kill_while_waiting(papers / "federation", monkeypatch)
+    (papers / "federation").rename(papers / "restored")
+    outcome = bellwether("federation", "status", "--folder", "restored")
+    assert outcome.code == 0, outcome.err
+    assert str(papers / "federation") not in (papers / "restored" / "federation.json").read_text()
+
+    def killed(setting, folder, made, *anything):
+        assert made.outer.chain == papers / "restored" / "server.crt"
+        raise Killed
+
+    monkeypatch.setattr(coordinator, "_over_link", killed)
+    with pytest.raises(Killed):
+        coordinator.serve(papers / "restored")
+
+
+def test_an_invitation_does_not_tell_where_anything_is_at_the_coordinator(bellwether, papers, tiny_llama, dolly_like):  # noqa: F811
+    text = (papers / "north.invitation").read_text()
+    for place in (tiny_llama, dolly_like, papers):
+        assert str(place.parent) not in text
+    path = papers / "federation" / "recipe.yaml"
+    assert str(tiny_llama) in path.read_text()  # the coordinator's own
+    recipe = json.loads(text)["recipe"]
+    assert f"path: ./{tiny_llama.name}" in recipe
+    for model in ("starter", "org/model"):
+        path.write_text(path.read_text().replace(str(tiny_llama), model).replace("starter", model))
+        assert load_recipe(path).model.path == model
+        key = json.loads(text)["key"]
+        assert f"path: {model}\n" in invite(papers / "federation", "north", key).recipe
+
+
+def put_old_certificate(folder, stem, days):
+    """Put a certificate for 127.0.0.1 in the place of a federation's own, begun a year before it ends in some days."""
+    key = serialization.load_pem_private_key((folder / f"{stem}.key").read_bytes(), None)
+    signing = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old")]))
+        .issuer_name(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()).subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(end - datetime.timedelta(days=365))
+        .not_valid_after(end)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(signing, hashes.SHA384())
+    )
+    (folder / f"{stem}.crt").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.mark.parametrize(("days", "anew"), [(-3, 2), (12, 2), (60, 0)])
+def test_certificates_that_end_soon_or_have_ended_are_made_anew_by_the_same_authority(tmp_path, days, anew):
+    folder = tmp_path / "federation"
+    made = make_federation_folder(folder, load_recipe(None), {}, "127.0.0.1:9")
+    kept = {name: (folder / name).read_bytes() for name in ("ca.crt", "ca.key", "server.key", "inner.key")}
+    assert days_left(folder / "ca.crt") > 9 * 365
+    for stem in ("server", "inner"):
+        put_old_certificate(folder, stem, days)
+    said = list(coordinator.check_certificates(folder, made))  # which agrees on TLS with it, as sites do
+    assert sum("was made anew" in one for one in said) == len(said) == anew
+    assert days_left(folder / "server.crt") >= 60 - 1
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+
+
+def test_a_certificate_of_another_authority_is_never_made_anew(tmp_path):
+    folder, other = tmp_path / "federation", tmp_path / "other"
+    made = make_federation_folder(folder, load_recipe(None), {}, "127.0.0.1:9")
+    make_federation_folder(other, load_recipe(None), {}, "127.0.0.1:9")
+    put_old_certificate(other, "server", 12)
+    (folder / "server.crt").write_bytes((other / "server.crt").read_bytes())
+    (folder / "server.key").write_bytes((other / "server.key").read_bytes())
+    with pytest.raises(FederationError, match="Sites would refuse the certificate"):
+        list(coordinator.check_certificates(folder, made))
+    assert (folder / "server.crt").read_bytes() == (other / "server.crt").read_bytes()

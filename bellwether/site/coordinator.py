@@ -33,11 +33,12 @@ from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
 from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
-from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing
+from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing, renew_certificate
 from bellwether.site.papers import (
     INNER,
     RECIPE,
     RUN,
+    SERVER,
     SITES,
     Federation,
     check_recipe_for_sites,
@@ -159,7 +160,7 @@ def _rounds_done(run: Path) -> int:
 
 
 def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
-    """Yield a sentence for each certificate that ends soon.
+    """Yield a sentence for each certificate that ends soon, once those of the federation's own are made anew.
 
     Args:
         folder: the coordinator's.
@@ -168,6 +169,10 @@ def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
     Raises:
         FederationError: one has ended, or sites would refuse it.
     """
+    for stem in (SERVER, INNER):
+        if renew_certificate(folder, stem):
+            path = folder / f"{stem}.crt"
+            yield f"{path} would have ended soon and was made anew: it ends on {expires(path):%Y-%m-%d}."
     for path in (federation.outer.chain, federation.outer.authority, folder / f"{INNER}.crt"):
         left = days_left(path)
         if left < 0:

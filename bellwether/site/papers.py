@@ -27,8 +27,9 @@ from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError, RecipeError
 from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Data, Recipe
 from bellwether.site.keys import (
+    AUTHORITY_DAYS,
     RENEW,
     SIGNING,
     SOON,
@@ -63,7 +64,7 @@ class Federation:
         address: where sites reach it, as ``HOST:PORT``.
         certificate: the file of the outer port's certificate.
         key: the file of its key.
-        authority: the file of the authority by which sites know it.
+        authority: the file of the authority by which sites know it. All three are names in the folder, or elsewhere.
     """
 
     __pydantic_config__ = KEPT
@@ -135,7 +136,7 @@ def make_federation_folder(
         facts: see ``site.facts``.
         address: where sites reach the coordinator, as ``HOST:PORT``.
         names: further host names and addresses for the certificate.
-        days: how long certificates are valid.
+        days: how long certificates are valid; their authority lasts longer, and signs new ones when they end.
         own: an enterprise's certificate for the outer port; None makes one.
 
     Raises:
@@ -152,13 +153,14 @@ def make_federation_folder(
     except OSError as error:
         raise cannot_write(made, error) from error
     try:
-        make_authority(made, "bellwether federation", days)
+        make_authority(made, "bellwether federation", max(days, AUTHORITY_DAYS))
         make_certificate(made, INNER, ["127.0.0.1"], days)
         make_certificate(made, SERVER, list(dict.fromkeys([host.strip("[]"), *names])), days)
         make_signing(made / SIGNING)
-        place = folder.absolute()
-        outer = own or Certificate(place / f"{SERVER}.crt", place / f"{SERVER}.key", place / "ca.crt")
-        paths = (str(path.absolute()) for path in (outer.chain, outer.key, outer.authority))
+        # Names alone of what lies in the folder, which can be moved then.
+        paths = [f"{SERVER}.crt", f"{SERVER}.key", "ca.crt"]
+        if own is not None:
+            paths = [str(path.absolute()) for path in (own.chain, own.key, own.authority)]
         federation = Federation(secrets.token_hex(16), address, *paths)
         write_atomic(made / FEDERATION, json_lines([federation]))
         write_atomic(made / FACTS, json_lines([facts]))
@@ -168,7 +170,7 @@ def make_federation_folder(
     except BaseException:
         remove(made)
         raise
-    return federation
+    return read_federation(folder)
 
 
 def read_federation(folder: Path) -> Federation:
@@ -182,8 +184,9 @@ def read_federation(folder: Path) -> Federation:
         raise FederationError(
             f"{folder} is no folder of a federation; make one by bellwether federation init, or name it with --folder."
         )
-    federation: Federation = read_json(folder / FEDERATION, Federation, _REMEDY)
-    return federation
+    read: Federation = read_json(folder / FEDERATION, Federation, _REMEDY)
+    certificate, key, authority = (str(folder / path) for path in (read.certificate, read.key, read.authority))
+    return replace(read, certificate=certificate, key=key, authority=authority)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -251,8 +254,23 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         federation.address,
         read_authority(Path(federation.authority)),
         public_hex(read_signing(folder / SIGNING).public_key()),
-        (folder / RECIPE).read_text(encoding="utf-8"),
+        dump_recipe(_for_sites(read_recipe(folder))),
         read_facts(folder),
+    )
+
+
+def _for_sites(recipe: Recipe) -> Recipe:
+    """Return a recipe that does not tell where the coordinator's rows, its run and its model's folder are."""
+    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
+    place = Path(recipe.model.path)
+    here = place.is_absolute() or recipe.model.path.startswith("~")
+    model = {"path": f"./{place.name}"} if here else {}  # with a dot, it is no name on the hub
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=rows),
+            "model": recipe.model.model_copy(update=model),
+            "output": recipe.output.model_copy(update={"folder": None}),
+        }
     )
 
 
