@@ -282,6 +282,19 @@ def test_an_invitation_does_not_tell_where_anything_is_at_the_coordinator(bellwe
         assert f"path: {model}\n" in invite(papers / "federation", "north", key).recipe
 
 
+def test_an_invitation_names_files_of_a_selection_without_their_folders(tmp_path):
+    folder, here = tmp_path / "federation", "/srv/private"
+    fields = [
+        "selection.method=hierarchical",
+        "selection.space=shared",
+        f"selection.projection_sources=[{here}/a.jsonl]",
+    ]
+    make_federation_folder(folder, load_recipe(None, fields), {}, "127.0.0.1:9")
+    recipe = invite(folder, "north", keys_of(tmp_path, "north")).recipe
+    assert here not in recipe
+    assert "./a.jsonl" in recipe
+
+
 def put_old_certificate(folder, stem, days):
     """Put a certificate for 127.0.0.1 in the place of a federation's own, begun a year before it ends in some days."""
     key = serialization.load_pem_private_key((folder / f"{stem}.key").read_bytes(), None)

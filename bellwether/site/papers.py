@@ -260,18 +260,26 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
 
 
 def _for_sites(recipe: Recipe) -> Recipe:
-    """Return a recipe that does not tell where the coordinator's rows, its run and its model's folder are."""
+    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
     rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
-    place = Path(recipe.model.path)
-    here = place.is_absolute() or recipe.model.path.startswith("~")
-    model = {"path": f"./{place.name}"} if here else {}  # with a dot, it is no name on the hub
+    selection = recipe.selection
+    public = {
+        "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
+        "projection_sources": tuple(map(_name_alone, selection.projection_sources)),
+    }
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=rows),
-            "model": recipe.model.model_copy(update=model),
+            "model": recipe.model.model_copy(update={"path": _name_alone(recipe.model.path)}),
+            "selection": selection.model_copy(update=public),
             "output": recipe.output.model_copy(update={"folder": None}),
         }
     )
+
+
+def _name_alone(path: str) -> str:
+    """Return the name of a file of this machine, with a dot that tells it from one on the hub; other names stay."""
+    return f"./{Path(path).name}" if Path(path).is_absolute() or path.startswith("~") else path
 
 
 def revoke(folder: Path, name: str) -> None:
