@@ -106,7 +106,8 @@ def test_planted_secrets_are_in_nothing_that_leaves_a_site(bellwether, tiny_reci
     heard = tmp_path / "heard"
     words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", "2", "--deadline", "300")
     coordinator = listening_coordinator(heard, tmp_path, *words)
-    joining = [(f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, "--yes") for name in SECRETS]
+    own = ("--model", tiny_llama, "--yes")
+    joining = [(f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, *own) for name in SECRETS]
     sites = [start("site", "join", *words, folder=tmp_path) for words in joining]
     for process in (coordinator, *sites):
         finished(process)

@@ -23,8 +23,9 @@ ALPACA = (
 
 
 @pytest.fixture
-def invited(bellwether, tiny_recipe, tmp_path):
+def invited(bellwether, tiny_recipe, tiny_llama, tmp_path):
     """Return what invites the site ``north`` to a federation of the tiny recipe with some fields."""
+    (tmp_path / tiny_llama.name).symlink_to(tiny_llama)
 
     def invite(*fields):
         done = bellwether("federation", "init", tiny_recipe, *FIELDS, *fields, "--address", "127.0.0.1:9")

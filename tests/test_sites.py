@@ -30,8 +30,9 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def papers(bellwether, tiny_recipe, tmp_path):
-    """A coordinator's folder, and two invited sites with rows of their own: all in the current folder."""
+def papers(bellwether, tiny_recipe, tiny_llama, tmp_path):
+    """A coordinator's folder, and two invited sites with rows and the base of their own: all in the current folder."""
+    (tmp_path / tiny_llama.name).symlink_to(tiny_llama)
     address = f"127.0.0.1:{free_port()}"
     done = bellwether("federation", "init", tiny_recipe, *FIELDS, "--address", address)
     assert done.code == 0, done.err

@@ -169,7 +169,8 @@ def serve_federation(
 
     with watching(console()) as watcher:
         result = serve(folder, listen=listen, quorum=quorum, deadline=deadline, watch=watcher)
-    show_result(result)
+    if result is not None:  # else it was shown before
+        show_result(result)
 
 
 def show_result(result: Result) -> None:

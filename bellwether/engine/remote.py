@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -32,6 +33,7 @@ COORDINATOR = "coordinator"
 POLL = 0.1  # seconds between two looks for answers
 LONGEST_HELLO = 2**20  # bytes
 LONGEST_SURVEY = 2**27  # bytes
+PARTING = 3600.0  # seconds that sites which are there have for the end, after what they are at
 ABSENT = 20.0  # seconds that a round waits for a site that is not connected
 TIMES = 3  # that a site is sent a task, where no answer of its own comes
 LONGEST_WAIT = 7 * 86_400.0  # seconds that a task without a deadline is worth delivering
@@ -217,22 +219,53 @@ class RemoteEngine:
             yield from replies
             self._pause(POLL)
 
-    def end(self, about: bytes = b"{}", values: bytes = b"", seconds: float = 60.0) -> None:
-        """Tell all sites that are there that the run has ended, and wait for their answers.
+    def end(
+        self,
+        about: bytes = b"{}",
+        values: bytes = b"",
+        seconds: float = PARTING,
+        absent: float = ABSENT,
+        known: Collection[str] = (),
+        told: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Tell the sites that the run has ended, until each has said that it knows.
+
+        A site that comes meanwhile is told, too; one that is at work still is waited for.
 
         Args:
             about: what is said of the result, as JSON.
             values: the result's.
             seconds: how long to wait at most.
+            absent: how long to wait for sites that are not connected.
+            known: names of the sites that know already.
+            told: is given the name of each site once it has said that it knows.
         """
-        online, sent = self._deliveries.online(), set[str]()
-        for party in self._parties:
-            if party.name in online and party.name in self._ready:
-                parcel = sealed(self._header("end", party, "", 0), self._key, about, values)
-                sent.add(self._deliveries.send(online[party.name], parcel, seconds) or "")
-        end, sent = self._clock() + seconds, sent - {""}
-        while sent and self._clock() < end:
-            sent -= {arrival.message for arrival in self._deliveries.arrived(sorted(sent))}
+        begun, left = self._clock(), {party.name: party for party in self._parties if party.name not in known}
+        asked, tried = dict[str, _Asked](), Counter[str]()
+        while True:
+            passed, online = self._clock() - begun, self._deliveries.online()
+            gone = {*self._deliveries.revoked(), *(name for name, times in tried.items() if times == TIMES)}
+            left = {name: party for name, party in left.items() if name not in gone}
+            here = left.keys() & online.keys() - self._differs.keys()
+            if not left or passed >= seconds or (passed >= absent and not here):
+                return
+            self._greet(online)
+            for name in sorted((here & self._ready) - {one.party.name for one in asked.values()}):
+                one = _Asked(left[name], self._header("end", left[name], "", 0))
+                parcel = sealed(one.header, self._key, about, values)
+                asked[self._deliveries.send(online[name], parcel, seconds - passed) or ""] = one
+            asked.pop("", None)  # Flower did not take it
+            for arrival in self._hear(list(asked)):
+                one = asked.pop(arrival.message)
+                try:
+                    self._opened(one, arrival, LONGEST_HELLO)
+                except UpdateRejected as reason:
+                    tried[one.party.name] += 1
+                    text = f"The site {one.party.name} has not said that it knows of the end: {reason}."
+                    self._watch(Note(text, warning=True))
+                else:
+                    left.pop(one.party.name, None)  # it may have been revoked meanwhile
+                    told(one.party.name)
             self._pause(POLL)
 
     def _asking(self, client: str, task: Task, since: float) -> _Asked:

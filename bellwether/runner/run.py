@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,7 @@ def _federate(
     answers = Answers(folder.path, prepared)
     with deployment.engine(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
         federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
+        federation = replace(federation, sample=deployment.sampling(federation.sample))
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:

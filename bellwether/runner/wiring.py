@@ -16,7 +16,7 @@ from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
 from bellwether.exchange.records import EvaluationRecord, Note, Record, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
-from bellwether.method.cohort import client_ranks, clients_together, cohort_size, make_sampler
+from bellwether.method.cohort import Sampler, client_ranks, clients_together, cohort_size, make_sampler
 from bellwether.method.method import Method, State
 from bellwether.method.returned import first_state
 from bellwether.model.base import Base, weights_fingerprint
@@ -68,11 +68,13 @@ class Deployment:
         prepare: reads and checks what this process needs of data and model.
         engine: makes what delivers tasks to the clients.
         here: whether the clients' rows and own folders are on this machine, for the report to show.
+        sampling: makes of the recipe's sampler the one that draws the cohorts.
     """
 
     prepare: Callable[[Recipe, Opened | None], Prepared]
     engine: Callable[[Setting], contextlib.AbstractContextManager[Engine]]
     here: bool = True
+    sampling: Callable[[Sampler], Sampler] = lambda sampler: sampler
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bellwether.data.rows import Federated, Row
@@ -18,12 +19,13 @@ from bellwether.engine.certificate import Certificate, check_certificate
 from bellwether.engine.flower.dispatch import Dispatch
 from bellwether.engine.flower.link import Link
 from bellwether.engine.flower.records import Arrived
-from bellwether.engine.remote import Facts, Party, RemoteEngine
+from bellwether.engine.remote import ABSENT, PARTING, Facts, Party, RemoteEngine
 from bellwether.errors import FederationError
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
+from bellwether.method.cohort import Sampler, Sampling
 from bellwether.model.base import load_base
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
@@ -31,22 +33,28 @@ from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
 from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
-from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing
+from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing, renew_certificate
 from bellwether.site.papers import (
     INNER,
+    RECIPE,
     RUN,
+    SERVER,
     SITES,
     Federation,
     check_recipe_for_sites,
     invited,
+    note_told,
     participants,
     read_facts,
     read_federation,
     read_recipe,
     split_address,
+    told,
+    untold,
 )
 from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import ADAPTER, CHECKPOINTS, ENVIRONMENT, read_environment
+from bellwether.tools.words import listed
 
 PATIENCE = 86_400.0  # seconds in which the quorum must come
 UNSCORED = (
@@ -76,8 +84,10 @@ def serve(
     quorum: int | None = None,
     deadline: float | None = 3600.0,
     watch: Watcher | None = None,
-) -> Result:
+) -> Result | None:
     """Run a federation's recipe over its sites, or go on with it.
+
+    Where all rounds are done, those get the result that have not got it yet, for as long as the quorum may take.
 
     Args:
         folder: the coordinator's, see ``site.papers``.
@@ -86,33 +96,71 @@ def serve(
         deadline: seconds that a site has for a task; None waits until Flower finds it gone.
         watch: is told what happens; None is silent.
 
+    Returns:
+        The run's result; None where it was there already, and all sites have it.
+
     Raises:
         BellwetherError: see ``bellwether.errors``.
     """
     federation, recipe = read_federation(folder), read_recipe(folder)
     check_recipe_for_sites(recipe)
-    sites = [site.name for site in participants(folder)]
+    path, sites = folder / RUN, [site.name for site in participants(folder)]
+    if _rounds_done(path) >= recipe.federation.rounds and (path / ADAPTER).is_dir() and not untold(folder):
+        if watch is not None:
+            watch(Note(f"All rounds are done, the result is in {path}, and all sites have it; nothing is left to do."))
+        return None
+    staying = _staying(folder)
     for sentence in check_certificates(folder, federation):
         if watch is not None:
             watch(Note(sentence, warning=True))
-    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(sites))
+    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(staying))
 
     def prepare(recipe: Recipe, opened: Opened | None) -> Prepared:
         return prepare_coordinator(recipe, sites, opened)
 
     deployment = Deployment(
-        prepare, lambda setting: _over_link(setting, folder, federation, listen, needed, deadline), here=False
+        prepare,
+        lambda setting: _over_link(setting, folder, federation, listen, needed, deadline),
+        here=False,
+        sampling=lambda sampler: _among_staying(sampler, folder),
     )
-    path = folder / RUN
-    begun = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
-    if begun:
+    if (path / RECIPE).is_file():  # it may have been killed while it waited for sites, before it committed anything
         return run(None, resume=path, watch=watch, deployment=deployment)
     output = recipe.output.model_copy(update={"folder": str(path)})
     return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
 
 
+def _staying(folder: Path) -> list[str]:
+    """Return the names of a run's sites that are not revoked.
+
+    Raises:
+        FederationError: all are.
+    """
+    names = [site.name for site in participants(folder) if not site.revoked]
+    if not names:
+        raise FederationError(
+            f"All sites of {folder} are revoked; begin a federation anew by bellwether federation init."
+        )
+    return names
+
+
+def _among_staying(sampler: Sampler, folder: Path) -> Sampler:
+    """Return a sampler that draws among the sites that are not revoked by then, so that no quorum counts the others."""
+
+    def sample(sampling: Sampling) -> Sequence[str]:
+        names = _staying(folder)
+        return sampler(replace(sampling, clients=names, known={name: sampling.known[name] for name in names}))
+
+    return sample
+
+
+def _rounds_done(run: Path) -> int:
+    """Return the number of the last round that was committed; 0 where there is none."""
+    return max((int(one.name) for one in (run / CHECKPOINTS).glob("[0-9]*")), default=0)
+
+
 def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
-    """Yield a sentence for each certificate that ends soon.
+    """Yield a sentence for each certificate that ends soon, once those of the federation's own are made anew.
 
     Args:
         folder: the coordinator's.
@@ -121,6 +169,10 @@ def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
     Raises:
         FederationError: one has ended, or sites would refuse it.
     """
+    for stem in (SERVER, INNER):
+        if renew_certificate(folder, stem):
+            path = folder / f"{stem}.crt"
+            yield f"{path} would have ended soon and was made anew: it ends on {expires(path):%Y-%m-%d}."
     for path in (federation.outer.chain, federation.outer.authority, folder / f"{INNER}.crt"):
         left = days_left(path)
         if left < 0:
@@ -190,16 +242,34 @@ def _over_link(
                 deadline,
                 link.expect,
             )
-            if (setting.folder / ADAPTER).is_dir():
-                setting.watch(Note("All rounds are done; sites that come get the result, which some may have missed."))
-            engine.wait(needed, PATIENCE)
+            over = _rounds_done(setting.folder) >= setting.prepared.recipe.federation.rounds
+            if over:
+                names = listed(untold(folder)) or "nobody"
+                text = f"All rounds are done. The result waits a day for those that have not got it: {names}."
+                setting.watch(Note(f"{text} Ctrl-C ends this, and the same command goes on."))
+            else:
+                engine.wait(needed, PATIENCE)
             yield engine
             adapter, records = newest_result(setting.folder)
             environment = read_environment(setting.folder / ENVIRONMENT, "restore it")
             card = model_card(setting.prepared.recipe, records, len(parties), environment, sites=True)
             files = adapter_files(adapter)
             about = {"card": card, "config": files[CONFIG_FILE].decode()}
-            engine.end(json.dumps(about).encode(), files[WEIGHTS_FILE])
+            with contextlib.suppress(KeyboardInterrupt):  # a person need not wait for the sites to have their result
+                engine.end(
+                    json.dumps(about).encode(),
+                    files[WEIGHTS_FILE],
+                    PATIENCE if over else deadline or PARTING,
+                    PATIENCE if over else ABSENT,
+                    told(folder),
+                    lambda name: note_told(folder, name),
+                )
+            missing = untold(folder)
+            if missing:
+                text = (
+                    f"Without the result are still: {listed(missing)}. To give it to them, serve the federation again."
+                )
+                setting.watch(Note(text, warning=True))
     check_copies(setting.base, [])
 
 

@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError
-from bellwether.tools.atomic import cannot_write
+from bellwether.tools.atomic import cannot_write, write_atomic
 
 SOON = 30  # days before its end from which on a certificate is warned of
 RENEW = "put a new one of the same authority in its place, or begin a federation anew"
+AUTHORITY_DAYS = 3650  # that the authority of a federation is valid, which signs new certificates for its ports
 SIGNING, FLOWER = "signing.key", "flower.key"
 _PREFIX, _POINT = "bw1-", 49  # bytes of a compressed point on P-384
 _PEM, _RAW = serialization.Encoding.PEM, serialization.Encoding.Raw
@@ -104,6 +107,12 @@ def read_public(word: str) -> SiteKeys:
         ) from error
 
 
+def have_in_common(word: str, other: str) -> bool:
+    """Return whether two words of public keys, which can be written in more than one way, share either key."""
+    one, another = read_public(word), read_public(other)
+    return one.signing == another.signing or one.flower == another.flower
+
+
 def make_signing(path: Path) -> Ed25519PublicKey:
     """Make a key that signs, write it, and return its public half."""
     key = Ed25519PrivateKey.generate()
@@ -164,6 +173,59 @@ def make_certificate(folder: Path, stem: str, names: Sequence[str], days: int) -
     Raises:
         FederationError: the authority cannot be read.
     """
+    key = ec.generate_private_key(ec.SECP384R1())
+    alternative = x509.SubjectAlternativeName([_alternative(name) for name in names])
+    built = _signed(folder, key.public_key(), alternative, days)
+    write_private(folder / f"{stem}.key", _private(key))
+    write_private(folder / f"{stem}.crt", built, 0o644)
+    return Certificate(folder / f"{stem}.crt", folder / f"{stem}.key", folder / "ca.crt")
+
+
+def renew_certificate(folder: Path, stem: str) -> bool:
+    """Put a new certificate for the same key and names in the place of one that ends soon, or has ended.
+
+    Args:
+        folder: of ``make_authority``.
+        stem: the name of the certificate's files.
+
+    Returns:
+        Whether there is a new one: not where the old one is good still, or lasts as long as the authority, or where
+        the authority or its key are not those that signed it.
+
+    Raises:
+        FederationError: a file cannot be read.
+        CheckpointError: the certificate cannot be written.
+    """
+    path = folder / f"{stem}.crt"
+    try:
+        old, authority = (x509.load_pem_x509_certificate(one.read_bytes()) for one in (path, folder / "ca.crt"))
+    except (OSError, ValueError) as error:
+        raise _no_key(path, error) from error
+    left = days_left(path)
+    days = min((old.not_valid_after_utc - old.not_valid_before_utc).days, days_left(folder / "ca.crt"))
+    ours = (folder / "ca.key").exists() and _is_of(old, authority)
+    if left >= min(SOON, days // 2) or days <= left or not ours:
+        return False
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    write_atomic(path, _signed(folder, old.public_key(), names, days))
+    return True
+
+
+def _is_of(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether an authority has signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _signed(folder: Path, key: CertificatePublicKeyTypes, names: x509.SubjectAlternativeName, days: int) -> bytes:
+    """Return a port's certificate, in PEM, signed by the authority in a folder.
+
+    Raises:
+        FederationError: the authority cannot be read.
+    """
     try:
         authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
         signing = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
@@ -171,19 +233,16 @@ def make_certificate(folder: Path, stem: str, names: Sequence[str], days: int) -
         raise _no_key(folder / "ca.key", error) from error
     if not isinstance(signing, ec.EllipticCurvePrivateKey):
         raise _no_key(folder / "ca.key", TypeError("another kind of key"))
-    key = ec.generate_private_key(ec.SECP384R1())
     issuer = str(authority.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     built = (
-        _begun("bellwether coordinator", issuer, key.public_key(), days)
-        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in names]), critical=False)
+        _begun("bellwether coordinator", issuer, key, days)
+        .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)
         .sign(signing, hashes.SHA384())
     )
-    write_private(folder / f"{stem}.key", _private(key))
-    write_private(folder / f"{stem}.crt", built.public_bytes(_PEM), 0o644)
-    return Certificate(folder / f"{stem}.crt", folder / f"{stem}.key", folder / "ca.crt")
+    return built.public_bytes(_PEM)
 
 
 def expires(path: Path) -> datetime.datetime:
@@ -246,7 +305,7 @@ def _private(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
-def _begun(name: str, issuer: str, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+def _begun(name: str, issuer: str, key: CertificatePublicKeyTypes, days: int) -> x509.CertificateBuilder:
     """Return the beginning of a certificate, valid from an hour ago, for clocks that are late."""
     now = datetime.datetime.now(datetime.UTC)
     return (

@@ -7,6 +7,7 @@ FOLDER/ca.crt, ca.key     the federation's own authority; server.* and inner.* a
 FOLDER/signing.key        signs what the coordinator sends
 FOLDER/sites.json         who is invited and who is revoked
 FOLDER/participants.json  the run's clients, from the first serving on
+FOLDER/told.json          the sites that have said that they have the result
 FOLDER/run/               the run: see ``store.run_folder``
 
 The folder, and everything secret in it, can be read by its owner alone.
@@ -26,13 +27,15 @@ from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError, RecipeError
 from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Data, Recipe
 from bellwether.site.keys import (
+    AUTHORITY_DAYS,
     RENEW,
     SIGNING,
     SOON,
     days_left,
     expires,
+    have_in_common,
     make_authority,
     make_certificate,
     make_signing,
@@ -45,7 +48,7 @@ from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomi
 from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, plain, read_json, reading, typed
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
-SITES, PARTICIPANTS, INVITED = "sites.json", "participants.json", "invited.yaml"
+SITES, PARTICIPANTS, TOLD, INVITED = "sites.json", "participants.json", "told.json", "invited.yaml"
 SERVER, INNER = "server", "inner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
@@ -61,7 +64,7 @@ class Federation:
         address: where sites reach it, as ``HOST:PORT``.
         certificate: the file of the outer port's certificate.
         key: the file of its key.
-        authority: the file of the authority by which sites know it.
+        authority: the file of the authority by which sites know it. All three are names in the folder, or elsewhere.
     """
 
     __pydantic_config__ = KEPT
@@ -133,7 +136,7 @@ def make_federation_folder(
         facts: see ``site.facts``.
         address: where sites reach the coordinator, as ``HOST:PORT``.
         names: further host names and addresses for the certificate.
-        days: how long certificates are valid.
+        days: how long certificates are valid; their authority lasts longer, and signs new ones when they end.
         own: an enterprise's certificate for the outer port; None makes one.
 
     Raises:
@@ -150,13 +153,14 @@ def make_federation_folder(
     except OSError as error:
         raise cannot_write(made, error) from error
     try:
-        make_authority(made, "bellwether federation", days)
+        make_authority(made, "bellwether federation", max(days, AUTHORITY_DAYS))
         make_certificate(made, INNER, ["127.0.0.1"], days)
         make_certificate(made, SERVER, list(dict.fromkeys([host.strip("[]"), *names])), days)
         make_signing(made / SIGNING)
-        place = folder.absolute()
-        outer = own or Certificate(place / f"{SERVER}.crt", place / f"{SERVER}.key", place / "ca.crt")
-        paths = (str(path.absolute()) for path in (outer.chain, outer.key, outer.authority))
+        # Names alone of what lies in the folder, which can be moved then.
+        paths = [f"{SERVER}.crt", f"{SERVER}.key", "ca.crt"]
+        if own is not None:
+            paths = [str(path.absolute()) for path in (own.chain, own.key, own.authority)]
         federation = Federation(secrets.token_hex(16), address, *paths)
         write_atomic(made / FEDERATION, json_lines([federation]))
         write_atomic(made / FACTS, json_lines([facts]))
@@ -166,7 +170,7 @@ def make_federation_folder(
     except BaseException:
         remove(made)
         raise
-    return federation
+    return read_federation(folder)
 
 
 def read_federation(folder: Path) -> Federation:
@@ -180,8 +184,9 @@ def read_federation(folder: Path) -> Federation:
         raise FederationError(
             f"{folder} is no folder of a federation; make one by bellwether federation init, or name it with --folder."
         )
-    federation: Federation = read_json(folder / FEDERATION, Federation, _REMEDY)
-    return federation
+    read: Federation = read_json(folder / FEDERATION, Federation, _REMEDY)
+    certificate, key, authority = (str(folder / path) for path in (read.certificate, read.key, read.authority))
+    return replace(read, certificate=certificate, key=key, authority=authority)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -196,11 +201,16 @@ def read_facts(folder: Path) -> dict[str, str]:
 
 
 def invited(folder: Path) -> list[Invited]:
-    """Return all sites, in the order in which they were invited.
+    """Return all sites, in the order in which they were invited; of a name that has had several keys, the last.
 
     Raises:
         CheckpointError: the list cannot be read.
     """
+    return list({site.name: site for site in _ever_invited(folder)}.values())
+
+
+def _ever_invited(folder: Path) -> list[Invited]:
+    """Return all sites with every key that any of them has had, since a revoked one is never taken again."""
     sites: list[Invited] = read_json(folder / SITES, list[Invited], _REMEDY)
     return sites
 
@@ -223,9 +233,9 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
             "of all a letter or digit."
         )
     read_public(key)
-    sites = invited(folder)
+    sites = _ever_invited(folder)
     for site in sites:
-        if site.key == key and (site.revoked or site.name != name):
+        if have_in_common(site.key, key) and (site.revoked or site.name != name):
             why = "was revoked" if site.revoked else f"is that of {site.name}"
             raise FederationError(f"The key of {name} {why}; let the site make new ones (bellwether site keygen).")
         if site.name == name and site.key != key and not site.revoked:
@@ -236,7 +246,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
                 f"{name} cannot be invited any more, since {folder} is served to others already; invite all sites "
                 "before that (they may join later), or begin a federation anew."
             )
-        write_atomic(folder / SITES, json_lines([[*(s for s in sites if s.name != name), Invited(name, key)]]))
+        write_atomic(folder / SITES, json_lines([[*sites, Invited(name, key)]]))
     return Invitation(
         federation.identifier,
         name,
@@ -244,9 +254,32 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         federation.address,
         read_authority(Path(federation.authority)),
         public_hex(read_signing(folder / SIGNING).public_key()),
-        (folder / RECIPE).read_text(encoding="utf-8"),
+        dump_recipe(_for_sites(read_recipe(folder))),
         read_facts(folder),
     )
+
+
+def _for_sites(recipe: Recipe) -> Recipe:
+    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
+    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
+    selection = recipe.selection
+    public = {
+        "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
+        "projection_sources": tuple(map(_name_alone, selection.projection_sources)),
+    }
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=rows),
+            "model": recipe.model.model_copy(update={"path": _name_alone(recipe.model.path)}),
+            "selection": selection.model_copy(update=public),
+            "output": recipe.output.model_copy(update={"folder": None}),
+        }
+    )
+
+
+def _name_alone(path: str) -> str:
+    """Return the name of a file of this machine, with a dot that tells it from one on the hub; other names stay."""
+    return f"./{Path(path).name}" if Path(path).is_absolute() or path.startswith("~") else path
 
 
 def revoke(folder: Path, name: str) -> None:
@@ -256,7 +289,7 @@ def revoke(folder: Path, name: str) -> None:
         FederationError: no such site is invited.
     """
     read_federation(folder)
-    sites = invited(folder)
+    sites = _ever_invited(folder)
     if not any(site.name == name and not site.revoked for site in sites):
         known = ", ".join(site.name for site in sites if not site.revoked) or "nobody"
         raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
@@ -351,6 +384,37 @@ def participants(folder: Path) -> list[Invited]:
     settled: list[str] = read_json(path, list[str], _REMEDY)
     by_name = {site.name: site for site in sites}
     return [by_name[name] for name in settled]
+
+
+def told(folder: Path) -> list[str]:
+    """Return the names of the sites that have said that they have the result.
+
+    Raises:
+        CheckpointError: the list cannot be read.
+    """
+    path = folder / TOLD
+    names: list[str] = read_json(path, list[str], "remove it, to wait for all sites again") if path.exists() else []
+    return names
+
+
+def note_told(folder: Path, name: str) -> None:
+    """Write down that a site has the result.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomic(folder / TOLD, json_lines([[*told(folder), name]]))
+
+
+def untold(folder: Path) -> list[str]:
+    """Return the names of the run's sites that are not revoked and have not said that they have the result.
+
+    Raises:
+        FederationError: nobody is invited.
+        CheckpointError: a list cannot be read.
+    """
+    known = set(told(folder))
+    return [site.name for site in participants(folder) if not site.revoked and site.name not in known]
 
 
 def round_records(run: Path) -> list[RoundRecord]:

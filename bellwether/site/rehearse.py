@@ -130,7 +130,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
             engine.wait(count, START)
             yield engine
             processes.leave()
-            engine.end()
+            engine.end(seconds=60.0, absent=0.0)  # whoever has ended is not begun again
     check_copies(setting.base, [])
 
 
