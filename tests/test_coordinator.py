@@ -5,6 +5,8 @@ import dataclasses
 import datetime
 import ipaddress
 import json
+import signal
+import time
 
 import pytest
 from cryptography import x509
@@ -242,8 +244,17 @@ def test_a_site_that_missed_the_end_gets_the_result_when_the_federation_is_serve
     north, first = joining(papers, "north"), serving(papers, "--quorum", "1")
     finished(north)
     assert "Without the result are still: south." in finished(first)
-    again = serving(papers)  # whose quorum is 2 sites
-    wait_for(lambda: "that have not got it: south." in again.said()[0] or again.poll() is not None, "the waiting")
+
+    def served_again():
+        process = serving(papers)  # whose quorum is 2 sites
+        wait_for(lambda: "have not got it: south." in process.said()[0] or process.poll() is not None, "the waiting")
+        return process
+
+    interrupted = served_again()
+    time.sleep(1)
+    interrupted.send_signal(signal.SIGINT)
+    assert "Without the result are still: south." in finished(interrupted)
+    again = served_again()
     south = joining(papers, "south")
     finished(south)
     finished(again)
