@@ -17,8 +17,9 @@ CATEGORIES = ("open_qa", "closed_qa")
 
 
 @pytest.fixture
-def invited(bellwether, tiny_recipe, tmp_path):
+def invited(bellwether, tiny_recipe, tiny_llama, tmp_path):
     """Return what invites the site ``north`` to a federation of the tiny recipe with some fields."""
+    (tmp_path / tiny_llama.name).symlink_to(tiny_llama)
 
     def invite(*fields, folder="federation"):
         address = ("--address", "127.0.0.1:9", "--folder", folder)
