@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -59,15 +60,15 @@ def browser(width: int = DESKTOP[0], height: int = DESKTOP[1], downloads: Path |
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if downloads is not None:
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    os.environ["SE_OFFLINE"], os.environ["SE_AVOID_STATS"] = "true", "true"
-    for name in ("no_proxy", "NO_PROXY"):  # the driver listens on this machine, whatever the proxy
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost,127.0.0.1")))
-    driver = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
-    try:
-        resize(driver, width, height)
-        yield driver
-    finally:
-        driver.quit()
+    here = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))  # the driver's place
+    own = {"SE_OFFLINE": "true", "SE_AVOID_STATS": "true", "no_proxy": here, "NO_PROXY": here}
+    with mock.patch.dict(os.environ, own):
+        driver = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
+        try:
+            resize(driver, width, height)
+            yield driver
+        finally:
+            driver.quit()
 
 
 def resize(driver: Any, width: int, height: int) -> None:
