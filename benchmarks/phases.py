@@ -118,12 +118,14 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
     from bellwether.client import score
     from bellwether.engine.local import LocalEngine
     from bellwether.exchange.messages import TrainTask
+    from bellwether.runner import prepare as preparing
     from bellwether.runner import run as runner
     from bellwether.runner import wiring
     from bellwether.store.run_folder import RunFolder
 
     functions = {
-        (runner, "prepare"): DATA,
+        (preparing, "load_federated"): DATA,
+        (preparing, "prepare_with"): DATA,
         (runner, "prepared_fingerprint"): DATA,
         (wiring, "weights_fingerprint"): BASE,
         (wiring, "score"): LOSS,

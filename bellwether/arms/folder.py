@@ -44,13 +44,13 @@ def with_threads(recipe: Recipe, folder: Path, jobs: int) -> Recipe:
     Raises:
         CheckpointError: the recipe in the folder cannot be read.
     """
-    if recipe.model.threads:
-        return recipe
     import torch
 
     kept = folder / RECIPE
-    threads = _kept(kept).model.threads if kept.exists() else max(1, torch.get_num_threads() // jobs)
-    return with_overrides(recipe, {"model.threads": threads})
+    begun = _kept(kept).model.threads if kept.exists() else None  # also where it is not asked for: before it is held
+    if recipe.model.threads:
+        return recipe
+    return with_overrides(recipe, {"model.threads": begun or max(1, torch.get_num_threads() // jobs)})
 
 
 def _kept(path: Path) -> Recipe:
