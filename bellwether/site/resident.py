@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -386,7 +386,7 @@ def _check_payload(payload: Payload, holdings: Holdings) -> None:
             raise UpdateRejected("its adapter is for other modules, or of another rank, than this site agreed to")
         if adapter is payload.adapter and _trained_as(adapter.config) != _trained_as(own):
             raise UpdateRejected("its adapter has another alpha, dropout or scaling than this site agreed to")
-        due = dict(_shapes(adapter.config, holdings.shapes))
+        due = tensor_shapes(adapter.config, holdings.shapes)
         if adapter.tensors.keys() != due.keys():
             raise UpdateRejected("its adapter has other tensors than its configuration says")
         for key, shape in due.items():
@@ -400,8 +400,15 @@ def _trained_as(config: AdapterConfig) -> AdapterConfig:
     return replace(config, rank=1, base_model="", target_modules=())
 
 
-def _shapes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Any]]:
+def tensor_shapes(config: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Return the shape of each of an adapter's tensors, by its key.
+
+    Args:
+        config: its configuration.
+        shapes: inputs and outputs of each adapted module.
+    """
+    due: dict[str, tuple[int, int]] = {}
     for module in config.modules:
         inputs, outputs = shapes[module]
-        yield key_a(module), (config.rank, inputs)
-        yield key_b(module), (outputs, config.rank)
+        due |= {key_a(module): (config.rank, inputs), key_b(module): (outputs, config.rank)}
+    return due

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bellwether.errors import UpdateRejected, first_line
-from bellwether.exchange.adapter import Adapter, AdapterConfig, adapter_files, decode_adapter, key_a, key_b
+from bellwether.exchange.adapter import Adapter, AdapterConfig, adapter_files, decode_adapter
 from bellwether.exchange.checks import check_array
 from bellwether.model.base import Base
 from bellwether.recipe.file import dump_recipe
@@ -30,6 +30,7 @@ from bellwether.runner.prepare import Prepared, with_absolute_paths
 from bellwether.site.compared import CALLED, Compared, compare_here, held_out_here
 from bellwether.site.ledger import Entry, entries
 from bellwether.site.papers import RECIPE, Invitation
+from bellwether.site.resident import tensor_shapes
 from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
 from bellwether.store.run_folder import ADAPTER, describe_environment
 from bellwether.tools.atomic import write_atomic, write_folder_atomic
@@ -104,13 +105,11 @@ def _as_agreed(adapter: Adapter, due: AdapterConfig, shapes: Mapping[str, tuple[
             f"the result has rank {config.rank} and scaling {config.scaling:g}, where this site agreed to {due.rank} "
             f"and {due.scaling:g}"
         )
-    tensors = {}
-    for module in due.modules:
-        inputs, outputs = shapes[module]
-        for key, shape in ((key_a(module), (config.rank, inputs)), (key_b(module), (outputs, config.rank))):
-            check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
-            tensors[key] = adapter.tensors[key]
-    return Adapter(replace(due, rank=config.rank, alpha=config.alpha, rslora=config.rslora), tensors)
+    own = replace(due, rank=config.rank, alpha=config.alpha, rslora=config.rslora)
+    expected = tensor_shapes(own, shapes)
+    for key, shape in expected.items():
+        check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
+    return Adapter(own, {key: adapter.tensors[key] for key in expected})
 
 
 def make_page(
