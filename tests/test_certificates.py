@@ -16,9 +16,10 @@ from test_sites import FIELDS, free_port, papers, refused  # noqa: F401
 from bellwether.engine.certificate import Certificate, check_certificate
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
+from bellwether.site.federation_folder import read_federation
+from bellwether.site.invitation import read_invitation
 from bellwether.site.joining import clock_skew
 from bellwether.site.keys import make_authority, make_certificate
-from bellwether.site.papers import read_federation, read_invitation
 
 DAY = datetime.timedelta(days=1)
 

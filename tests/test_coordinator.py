@@ -25,8 +25,17 @@ from bellwether.federate import federate
 from bellwether.method.cohort import make_sampler
 from bellwether.recipe.file import load_recipe
 from bellwether.site import coordinator
+from bellwether.site.federation_folder import (
+    invite,
+    invited,
+    make_federation_folder,
+    note_told,
+    participants,
+    revoke,
+    status,
+    untold,
+)
 from bellwether.site.keys import days_left, make_site_keys
-from bellwether.site.papers import invite, invited, make_federation_folder, note_told, participants, revoke, untold
 
 
 class Killed(BaseException):
@@ -333,6 +342,8 @@ def test_certificates_that_end_soon_or_have_ended_are_made_anew_by_the_same_auth
     assert days_left(folder / "ca.crt") > 9 * 365
     for stem in ("server", "inner"):
         put_old_certificate(folder, stem, days)
+    foretold = [one for one in status(folder) if "federation serve makes it anew" in one]
+    assert len(foretold) == bool(anew)
     said = list(coordinator.check_certificates(folder, made))  # which agrees on TLS with it, as sites do
     assert sum("was made anew" in one for one in said) == len(said) == anew
     assert days_left(folder / "server.crt") >= 60 - 1

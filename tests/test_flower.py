@@ -22,6 +22,7 @@ from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE,
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore import sql_mixin
 from flwr.supercore.corestate import sql_corestate
+from flwr.supercore.heartbeat import make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -171,6 +172,21 @@ def test_a_run_begins_again_after_one_that_nobody_ended(link):
         assert dict(first.online()) == {}
         with link.dispatch() as second:
             assert dict(second.online()) == {}
+
+
+def test_a_heartbeat_for_a_task_that_flower_gave_up_disturbs_nobody(link, monkeypatch):
+    def client_of(token, address=link._address):
+        return records.runtime_client(address, token=token, authority=link._inner.authority.read_bytes())
+
+    taken = []
+    monkeypatch.setattr(dispatch, "heartbeat", lambda client: taken.append(client) or records.heartbeat(client))
+    with link.dispatch():
+        (client,) = taken
+        assert records.heartbeat(client).heartbeat_fn()
+        assert records.heartbeat(client_of("of no task")).heartbeat_fn()
+        with pytest.raises(httpx.HTTPStatusError, match="401"):  # which Flower's own function lets through
+            make_task_heartbeat_fn_http(client_of("of no task"))()
+        assert not records.heartbeat(client_of("of no task", "127.0.0.1:1")).heartbeat_fn()
 
 
 def test_a_certificate_that_is_none_is_refused(link, tmp_path):

@@ -80,7 +80,7 @@ def end_with(text):
 
     folder = Path("north/adapter")
     folder.mkdir(exist_ok=True)
-    (folder / JOINED).write_text(json.dumps({"federation": text}) + "\n")
+    (folder / JOINED).write_text(json.dumps({"federation": text, "rounds": 2}) + "\n")
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -192,7 +192,7 @@ def result_of(holdings, change=lambda config: config, dtype="float32", fill=0.5,
         tensors[key_a(module)] = np.full((config.rank, inputs), fill, dtype)
         tensors[key_b(module)] = np.full((outputs, config.rank), fill, dtype)
     files = adapter_files(Adapter(config, tensors))
-    said = {"card": "# A card\n", "config": files[CONFIG_FILE].decode(), **about}
+    said = {"card": "# A card\n", "config": files[CONFIG_FILE].decode(), "rounds": 2, **about}
     said.pop(lacks, None)
     return json.dumps(said).encode(), files[WEIGHTS_FILE]
 
@@ -207,6 +207,7 @@ BAD_RESULTS = {
     "no card": ({"lacks": "card"}, "card is missing"),
     "a card that is no text": ({"card": 7}, "card is 7, not a text"),
     "a card of half a character": ({"card": "\ud800"}, "surrogates not allowed"),
+    "rounds that are no number": ({"rounds": "all"}, "rounds is 'all', input should be a valid integer"),
     "no configuration": ({"config": "{}"}, "cannot be read"),
     "another rank": (changed(rank=1, alpha=1.0), "the result has rank 1"),
     "another scaling": (changed(alpha=4000.0), "and scaling 2000"),

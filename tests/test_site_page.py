@@ -39,7 +39,7 @@ def invited(bellwether, tiny_recipe, tiny_llama, tmp_path):
     return invite
 
 
-def ended(invitation, run, rounds=(1, 2), trained=None):
+def ended(invitation, run, rounds=(1, 2), trained=None, counted=None):
     """Leave with the site what a federation leaves: adapter, terms that were agreed to, ledger, and trained rows."""
     from bellwether.data.rows import Row
     from bellwether.exchange.adapter import key_a, key_b, read_adapter
@@ -50,6 +50,7 @@ def ended(invitation, run, rounds=(1, 2), trained=None):
 
     folder, federation = Path("north"), invitation["federation"]
     about = {"card": "# A card\n", "config": (run / "adapter" / "adapter_config.json").read_text()}
+    about["rounds"] = len(rounds) if counted is None else counted
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     adapter = read_adapter(run / "adapter")
     sizes = {key: value.shape for key, value in adapter.tensors.items()}
@@ -95,6 +96,16 @@ def test_a_site_compares_as_a_comparison_of_its_rows_alone_does(bellwether, invi
         assert mine["totals"] == theirs["totals"]
         assert mine["answers"] == theirs["answers"]
     assert outcomes("north/comparison/alone")["totals"] != outcomes("north/comparison/base")["totals"]
+
+
+@pytest.mark.parametrize(("counted", "passes"), [(1, "1 pass"), (99, "2 passes")])
+def test_a_site_tunes_alone_for_as_many_rounds_as_counted_and_for_no_more_than_it_trained(
+    bellwether, invited, tiny_run, counted, passes
+):
+    ended(invited(), tiny_run[0], counted=counted)
+    done = join(bellwether, "--test", "held-out.jsonl")
+    assert done.code == 0, done.err
+    assert f"with {passes} over its rows, as in its " in done.out
 
 
 def test_the_federations_loss_on_the_sites_rows_is_that_of_peft(bellwether, invited, tiny_run, tiny_llama):

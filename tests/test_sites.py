@@ -226,7 +226,7 @@ def test_who_is_revoked_while_a_federation_is_served_is_let_in_no_more_at_once(b
     from bellwether.engine.certificate import Certificate
     from bellwether.engine.flower.link import Link
     from bellwether.site.coordinator import _Roster
-    from bellwether.site.papers import read_federation
+    from bellwether.site.federation_folder import read_federation
 
     folder = papers / "federation"
     inner = Certificate(folder / "inner.crt", folder / "inner.key", folder / "ca.crt")

@@ -13,8 +13,8 @@ from bellwether.federate import federate
 from bellwether.site import joining
 from bellwether.site import resident as residents
 from bellwether.site.coordinator import PATIENCE
+from bellwether.site.invitation import Invitation
 from bellwether.site.ledger import entries
-from bellwether.site.papers import Invitation
 
 HOUR = 3600.0
 END = Header("task", "end", "fed/1", 0, "coordinator", "north", "", "n1", terms_of(FACTS))

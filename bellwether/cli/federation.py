@@ -97,8 +97,9 @@ def make_folder_of_federation(
     from bellwether.engine.certificate import Certificate, check_certificate
     from bellwether.runner.prepare import with_absolute_paths
     from bellwether.site.coordinator import measured_facts
+    from bellwether.site.federation_folder import make_federation_folder
+    from bellwether.site.invitation import split_address
     from bellwether.site.keys import expires
-    from bellwether.site.papers import make_federation_folder, split_address
 
     host, _ = split_address(address)
     if folder.exists():
@@ -123,7 +124,8 @@ def invite_site(
 ) -> None:
     """Write an invitation for a site, whose key alone it serves."""
     require_flower()
-    from bellwether.site.papers import invite, write_invitation
+    from bellwether.site.federation_folder import invite
+    from bellwether.site.invitation import write_invitation
 
     path = out or Path(f"{site}.invitation")
     invitation = invite(folder, site, public_key)
@@ -137,7 +139,7 @@ def revoke_site(
 ) -> None:
     """Revoke a site's key for good; a federation that is being served knows at once."""
     require_flower()
-    from bellwether.site.papers import revoke
+    from bellwether.site.federation_folder import revoke
 
     revoke(folder, site)
     say(f"{site} is revoked; its key is never taken again.")
@@ -147,7 +149,7 @@ def revoke_site(
 def show_status(folder: FolderFlag = Path("federation")) -> None:
     """Show who is invited, until when certificates are valid, and how far the run has come."""
     require_flower()
-    from bellwether.site.papers import status
+    from bellwether.site.federation_folder import status
 
     for line in status(folder):
         say(line)

@@ -221,7 +221,7 @@ class RemoteEngine:
 
     def end(
         self,
-        about: bytes = b"{}",
+        about: Callable[[str], bytes] = lambda name: b"{}",
         values: bytes = b"",
         seconds: float = PARTING,
         absent: float = ABSENT,
@@ -233,7 +233,7 @@ class RemoteEngine:
         A site that comes meanwhile is told, too; one that is at work still is waited for.
 
         Args:
-            about: what is said of the result, as JSON.
+            about: gives what a site is told of the result, as JSON, by its name.
             values: the result's.
             seconds: how long to wait at most.
             absent: how long to wait for sites that are not connected.
@@ -252,7 +252,7 @@ class RemoteEngine:
             self._greet(online)
             for name in sorted((here & self._ready) - {one.party.name for one in asked.values()}):
                 one = _Asked(left[name], self._header("end", left[name], "", 0))
-                parcel = sealed(one.header, self._key, about, values)
+                parcel = sealed(one.header, self._key, about(name), values)
                 asked[self._deliveries.send(online[name], parcel, seconds - passed) or ""] = one
             asked.pop("", None)  # Flower did not take it
             for arrival in self._hear(list(asked)):

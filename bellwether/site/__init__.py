@@ -1,1 +1,1 @@
-"""A real federation: coordinator, sites, their keys and papers."""
+"""A real federation: coordinator, sites, their keys, folders and invitations."""

@@ -93,7 +93,7 @@ def compare_here(
     Args:
         folder: the site's own, with the federation's adapter.
         prepared: of ``held_out_here``.
-        rounds: in how many rounds this site has trained.
+        rounds: in how many rounds what this site trained was counted.
         trained: the rows that it trained on in them.
         load: loads the base model, where anything is left to do.
         tell: is told of what happens, in sentences.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from bellwether.engine.flower.records import Arrived
 from bellwether.engine.remote import ABSENT, PARTING, Facts, Party, RemoteEngine
 from bellwether.errors import FederationError
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
-from bellwether.exchange.records import Note, Watcher
+from bellwether.exchange.records import Note, RoundRecord, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
 from bellwether.method.cohort import Sampler, Sampling
@@ -33,24 +34,33 @@ from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
 from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
-from bellwether.site.keys import RENEW, SIGNING, SOON, days_left, expires, read_public, read_signing, renew_certificate
-from bellwether.site.papers import (
+from bellwether.site.federation_folder import (
     INNER,
     RECIPE,
     RUN,
     SERVER,
     SITES,
     Federation,
-    check_recipe_for_sites,
     invited,
     note_told,
     participants,
     read_facts,
     read_federation,
     read_recipe,
-    split_address,
     told,
     untold,
+)
+from bellwether.site.invitation import check_recipe_for_sites, split_address
+from bellwether.site.keys import (
+    RENEW,
+    SIGNING,
+    SOON,
+    can_renew,
+    days_left,
+    expires,
+    read_public,
+    read_signing,
+    renew_certificate,
 )
 from bellwether.store.model_card import model_card
 from bellwether.store.run_folder import ADAPTER, CHECKPOINTS, ENVIRONMENT, read_environment
@@ -90,7 +100,7 @@ def serve(
     Where all rounds are done, those get the result that have not got it yet, for as long as the quorum may take.
 
     Args:
-        folder: the coordinator's, see ``site.papers``.
+        folder: the coordinator's, see ``site.federation_folder``.
         listen: the address of this machine on which the port is opened.
         quorum: sites that must be there before the first round; None takes ``federation.quorum`` of the invited.
         deadline: seconds that a site has for a task; None waits until Flower finds it gone.
@@ -170,7 +180,8 @@ def check_certificates(folder: Path, federation: Federation) -> Iterator[str]:
         FederationError: one has ended, or sites would refuse it.
     """
     for stem in (SERVER, INNER):
-        if renew_certificate(folder, stem):
+        if can_renew(folder, stem):
+            renew_certificate(folder, stem)
             path = folder / f"{stem}.crt"
             yield f"{path} would have ended soon and was made anew: it ends on {expires(path):%Y-%m-%d}."
     for path in (federation.outer.chain, federation.outer.authority, folder / f"{INNER}.crt"):
@@ -254,10 +265,16 @@ def _over_link(
             environment = read_environment(setting.folder / ENVIRONMENT, "restore it")
             card = model_card(setting.prepared.recipe, records, len(parties), environment, sites=True)
             files = adapter_files(adapter)
-            about = {"card": card, "config": files[CONFIG_FILE].decode()}
+            rounds = [one for one in records if isinstance(one, RoundRecord) and one.failure is None]
+            counted = Counter(one.client for record in rounds for one in record.clients)
+
+            def about(site: str) -> bytes:
+                said = {"card": card, "config": files[CONFIG_FILE].decode(), "rounds": counted[site]}
+                return json.dumps(said).encode()
+
             with contextlib.suppress(KeyboardInterrupt):  # a person need not wait for the sites to have their result
                 engine.end(
-                    json.dumps(about).encode(),
+                    about,
                     files[WEIGHTS_FILE],
                     PATIENCE if over else deadline or PARTING,
                     PATIENCE if over else ABSENT,

@@ -36,9 +36,9 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.site.compared import NO_COMPARISON
 from bellwether.site.facts import BASE, differing
+from bellwether.site.invitation import Invitation, invited_recipe, read_invitation
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
-from bellwether.site.papers import Invitation, invited_recipe, read_invitation
 from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of

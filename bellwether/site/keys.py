@@ -181,34 +181,58 @@ def make_certificate(folder: Path, stem: str, names: Sequence[str], days: int) -
     return Certificate(folder / f"{stem}.crt", folder / f"{stem}.key", folder / "ca.crt")
 
 
-def renew_certificate(folder: Path, stem: str) -> bool:
-    """Put a new certificate for the same key and names in the place of one that ends soon, or has ended.
+def can_renew(folder: Path, stem: str) -> bool:
+    """Return whether a certificate ends soon, or has ended, and can be made anew.
 
     Args:
         folder: of ``make_authority``.
         stem: the name of the certificate's files.
 
     Returns:
-        Whether there is a new one: not where the old one is good still, or lasts as long as the authority, or where
-        the authority or its key are not those that signed it.
+        False where it is good still, or lasts as long as the authority, or where the authority or its key are not
+        those that signed it.
+
+    Raises:
+        FederationError: a file cannot be read.
+    """
+    old, authority = _certificate(folder / f"{stem}.crt"), _certificate(folder / "ca.crt")
+    left, days = days_left(folder / f"{stem}.crt"), _days_of_new(folder, old)
+    ours = (folder / "ca.key").exists() and _is_of(old, authority)
+    return left < min(SOON, days // 2) and left < days and ours
+
+
+def renew_certificate(folder: Path, stem: str) -> None:
+    """Put a new certificate for the same key and names in the place of one that can be made anew.
+
+    Args:
+        folder: of ``make_authority``.
+        stem: the name of the certificate's files.
 
     Raises:
         FederationError: a file cannot be read.
         CheckpointError: the certificate cannot be written.
     """
     path = folder / f"{stem}.crt"
+    old = _certificate(path)
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    write_atomic(path, _signed(folder, old.public_key(), names, _days_of_new(folder, old)))
+
+
+def _days_of_new(folder: Path, old: x509.Certificate) -> int:
+    """Return for how many days a certificate in the place of another would be valid."""
+    return min((old.not_valid_after_utc - old.not_valid_before_utc).days, days_left(folder / "ca.crt"))
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    """Return the first certificate in a file.
+
+    Raises:
+        FederationError: the file holds none.
+    """
     try:
-        old, authority = (x509.load_pem_x509_certificate(one.read_bytes()) for one in (path, folder / "ca.crt"))
+        return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _no_key(path, error) from error
-    left = days_left(path)
-    days = min((old.not_valid_after_utc - old.not_valid_before_utc).days, days_left(folder / "ca.crt"))
-    ours = (folder / "ca.key").exists() and _is_of(old, authority)
-    if left >= min(SOON, days // 2) or days <= left or not ours:
-        return False
-    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    write_atomic(path, _signed(folder, old.public_key(), names, days))
-    return True
 
 
 def _is_of(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -251,10 +275,7 @@ def expires(path: Path) -> datetime.datetime:
     Raises:
         FederationError: the file holds none.
     """
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError) as error:
-        raise _no_key(path, error) from error
+    return _certificate(path).not_valid_after_utc
 
 
 def days_left(path: Path) -> int:

@@ -101,7 +101,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
     clients = list(setting.prepared.clients)
     if not 1 <= count <= len(clients):
         raise RecipeError(f"--sites is {count}, but the recipe has {len(clients)} clients; give 1 to {len(clients)}.")
-    folder = _papers(setting.folder / FOLDER, count)
+    folder = _folder_of_sites(setting.folder / FOLDER, count)
     names = [f"site-{number + 1}" for number in range(count)]
     shares = {name: tuple(clients[number::count]) for number, name in enumerate(names)}
     inner, outer = (
@@ -134,7 +134,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
     check_copies(setting.base, [])
 
 
-def _papers(folder: Path, count: int) -> Path:
+def _folder_of_sites(folder: Path, count: int) -> Path:
     """Return the folder of keys and certificates, which is made as a whole where it is missing."""
     if folder.is_dir():
         found = len(list(folder.glob("site-*")))

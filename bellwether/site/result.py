@@ -28,8 +28,9 @@ from bellwether.report.report import REPORT
 from bellwether.runner.answers import in_turn
 from bellwether.runner.prepare import Prepared, with_absolute_paths
 from bellwether.site.compared import CALLED, Compared, compare_here, held_out_here
+from bellwether.site.federation_folder import RECIPE
+from bellwether.site.invitation import Invitation
 from bellwether.site.ledger import Entry, entries
-from bellwether.site.papers import RECIPE, Invitation
 from bellwether.site.resident import tensor_shapes
 from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
 from bellwether.store.run_folder import ADAPTER, describe_environment
@@ -50,7 +51,25 @@ def has_ended(folder: Path, federation: str) -> bool:
         CheckpointError: what is there cannot be read.
     """
     path = folder / ADAPTER / JOINED
-    return path.exists() and read_json(path, dict[str, str], "remove it").get("federation") == federation
+    return path.exists() and _read_joined(folder).federation == federation
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The federation that an adapter is of, and in how many of its rounds what this site sent was counted."""
+
+    federation: str
+    rounds: int
+
+
+def _read_joined(folder: Path) -> _Joined:
+    """Return what the adapter that a site has is of.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    joined: _Joined = read_json(folder / ADAPTER / JOINED, _Joined, "remove it")
+    return joined
 
 
 def keep_result(
@@ -66,7 +85,7 @@ def keep_result(
     Args:
         folder: the site's own.
         federation: the federation's identifier.
-        about: the adapter's configuration and its card.
+        about: the adapter's configuration, its card, and in how many rounds this site was counted.
         values: its values.
         due: the configuration that the site's own recipe gives the federation's adapter.
         shapes: inputs and outputs of each adapted module of the site's base.
@@ -82,15 +101,16 @@ def keep_result(
     except ValueError as error:
         raise UpdateRejected(f"the result cannot be read ({first_line(error)})") from error
     files = {**adapter_files(_as_agreed(adapter, due, shapes)), "README.md": card}
-    write_folder_atomic(folder / ADAPTER, {**files, JOINED: json_lines([{"federation": federation}])})
+    write_folder_atomic(folder / ADAPTER, {**files, JOINED: json_lines([_Joined(federation, said.rounds)])})
 
 
 @dataclass(frozen=True)
 class _About:
-    """What is said of a result: PEFT's configuration, and the card."""
+    """What is said of a result: PEFT's configuration, the card, and in how many rounds this site was counted."""
 
     config: str
     card: str
+    rounds: int
 
 
 def _as_agreed(adapter: Adapter, due: AdapterConfig, shapes: Mapping[str, tuple[int, int]]) -> Adapter:
@@ -137,7 +157,8 @@ def make_page(
         BellwetherError: it cannot be made.
     """
     mine = [one for one in entries(folder) if one.run.startswith(f"{invited.federation}/")]
-    rounds = len({(one.run, one.round) for one in mine if (one.way, one.kind, one.failure) == ("reply", "train", "")})
+    sent = {(one.run, one.round) for one in mine if (one.way, one.kind, one.failure) == ("reply", "train", "")}
+    rounds = max(0, min(_read_joined(folder).rounds, len(sent)))  # what came too late for its round is in no adapter
     trained = _trained_rows(folder, invited.federation, prepared) if rounds else TrainedRows((), ())
     write_atomic(folder / RECIPE, dump_recipe(with_absolute_paths(prepared.recipe)).encode())
     scored = held_out_here(prepared)

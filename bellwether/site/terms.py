@@ -13,7 +13,7 @@ from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
 from bellwether.recipe.recipe import Data, Federation, Lora, Recipe
 from bellwether.site.facts import ON_THIS_MACHINE
-from bellwether.site.papers import Invitation
+from bellwether.site.invitation import Invitation
 from bellwether.site.protection import LEAST
 from bellwether.tools.words import byte_size, clean, counted, listed
 

@@ -23,7 +23,6 @@ from flwr.proto.runtime_pb2 import (
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
@@ -31,7 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from bellwether.engine.certificate import Certificate
-from bellwether.engine.flower.records import LINK_ERRORS, Arrived, arrived, record_of, runtime_client
+from bellwether.engine.flower.records import LINK_ERRORS, Arrived, arrived, heartbeat, record_of, runtime_client
 from bellwether.errors import FederationError, first_line
 from bellwether.exchange.seal import Parcel
 
@@ -53,7 +52,7 @@ class Dispatch:
         self._grid = HttpGrid(address, False, inner.authority.read_bytes(), token=token)
         self._grid._retry_invoker = None  # it would interrupt this process where a task is not its own any more
         self._client = self._grid._runtime_client
-        self._beat = HeartbeatSender(make_task_heartbeat_fn_http(self._client))
+        self._beat = heartbeat(self._client)
         self._beat.start()
         given = self._client.PullTaskInput(PullTaskInputRequest())
         self._identity = given.task_id, given.run.run_id, given.context.node_id

@@ -18,11 +18,11 @@ from bellwether.engine.flower.quiet import log_to
 from flwr.app import Message
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from bellwether.engine.flower.records import LINK_ERRORS, parcel_of, record_of, runtime_client
+from bellwether.engine.flower.records import LINK_ERRORS, heartbeat, parcel_of, record_of, runtime_client
 from bellwether.exchange.seal import Parcel
 from bellwether.tools.atomic import cannot_write
 
@@ -132,7 +132,7 @@ class Inbox:
 def _delivery(address: str, token: str) -> Delivery | None:
     """Return the message of a task, or None where it cannot be had any more."""
     client = runtime_client(address, token=token)
-    beat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    beat = heartbeat(client)
     beat.start()
     try:
         return Delivery(client, beat)

@@ -11,7 +11,9 @@ import bellwether.engine.flower.quiet  # noqa: F401
 # isort: split
 import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.error import FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
@@ -93,3 +95,25 @@ def runtime_client(
         else SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
     )
     return RuntimeHttpClient.from_server_address(address, authority is None, authority, [name, own])
+
+
+def heartbeat(client: RuntimeHttpClient) -> HeartbeatSender:
+    """Return what tells Flower from now and then that a task is being worked at, once it is started.
+
+    Where Flower has given the task up (this machine slept for a minute, say), its own function for that interrupts the
+    whole process, or ends its thread by a traceback; here nothing happens, and whoever next asks for the task is told.
+
+    Args:
+        client: of the task.
+    """
+
+    def beat() -> bool:
+        try:
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        except httpx.TransportError:
+            return False  # it is tried again
+        except httpx.HTTPStatusError:
+            return True
+        return True
+
+    return HeartbeatSender(beat)

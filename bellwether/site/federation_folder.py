@@ -15,7 +15,6 @@ The folder, and everything secret in it, can be read by its owner alone.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -24,15 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bellwether.engine.certificate import Certificate
-from bellwether.errors import FederationError, RecipeError
+from bellwether.errors import FederationError
 from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
-from bellwether.recipe.recipe import Data, Recipe
+from bellwether.recipe.recipe import Recipe
+from bellwether.site.invitation import Invitation, for_sites, split_address
 from bellwether.site.keys import (
     AUTHORITY_DAYS,
     RENEW,
     SIGNING,
     SOON,
+    can_renew,
     days_left,
     expires,
     have_in_common,
@@ -45,13 +46,12 @@ from bellwether.site.keys import (
     read_signing,
 )
 from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomic
-from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, plain, read_json, reading, typed
+from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, read_json, reading, typed
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
-SITES, PARTICIPANTS, TOLD, INVITED = "sites.json", "participants.json", "told.json", "invited.yaml"
+SITES, PARTICIPANTS, TOLD = "sites.json", "participants.json", "told.json"
 SERVER, INNER = "server", "inner"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
 _REMEDY = "restore it, or begin a federation anew by bellwether federation init"
 
 
@@ -90,33 +90,6 @@ class Invited:
     name: str
     key: str
     revoked: bool = False
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What a site needs to join, and to know what it agrees to.
-
-    Args:
-        federation: the federation's identifier.
-        site: the site's name in it.
-        key: the site's public keys, for which alone the invitation is.
-        address: the coordinator's, as ``HOST:PORT``.
-        authority: the authority's certificate, in PEM.
-        coordinator: the key that verifies what the coordinator sends, in hexadecimal digits.
-        recipe: what is run, as YAML.
-        facts: what the site must have in common with the coordinator.
-    """
-
-    __pydantic_config__ = KEPT
-
-    federation: str
-    site: str
-    key: str
-    address: str
-    authority: str
-    coordinator: str
-    recipe: str
-    facts: Mapping[str, str]
 
 
 def make_federation_folder(
@@ -254,32 +227,9 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         federation.address,
         read_authority(Path(federation.authority)),
         public_hex(read_signing(folder / SIGNING).public_key()),
-        dump_recipe(_for_sites(read_recipe(folder))),
+        dump_recipe(for_sites(read_recipe(folder))),
         read_facts(folder),
     )
-
-
-def _for_sites(recipe: Recipe) -> Recipe:
-    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
-    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
-    selection = recipe.selection
-    public = {
-        "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
-        "projection_sources": tuple(map(_name_alone, selection.projection_sources)),
-    }
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update=rows),
-            "model": recipe.model.model_copy(update={"path": _name_alone(recipe.model.path)}),
-            "selection": selection.model_copy(update=public),
-            "output": recipe.output.model_copy(update={"folder": None}),
-        }
-    )
-
-
-def _name_alone(path: str) -> str:
-    """Return the name of a file of this machine, with a dot that tells it from one on the hub; other names stay."""
-    return f"./{Path(path).name}" if Path(path).is_absolute() or path.startswith("~") else path
 
 
 def revoke(folder: Path, name: str) -> None:
@@ -295,77 +245,6 @@ def revoke(folder: Path, name: str) -> None:
         raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
     changed = [replace(site, revoked=True) if site.name == name else site for site in sites]
     write_atomic(folder / SITES, json_lines([changed]))
-
-
-def write_invitation(path: Path, invitation: Invitation) -> None:
-    """Write an invitation to a file that a site can be sent.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    write_atomic(path, (json.dumps(plain(invitation), indent=1) + "\n").encode())
-
-
-def read_invitation(path: Path) -> Invitation:
-    """Return an invitation.
-
-    Raises:
-        FederationError: there is no such file.
-        CheckpointError: it holds something else.
-    """
-    if not path.is_file():
-        raise FederationError(f"{path} is no file; give the invitation that the coordinator has sent.")
-    invitation: Invitation = read_json(path, Invitation, "ask the coordinator for it again")
-    return invitation
-
-
-def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in an invitation, with what a site sets of its own.
-
-    Args:
-        invitation: the invitation.
-        place: a folder in which the recipe is put down, for its mistakes to have a file.
-        fields: the site's, such as ``data.columns.response=reply``.
-
-    Raises:
-        RecipeError: it is none, or a field cannot be what the site sets.
-    """
-    path = place / INVITED
-    write_atomic(path, invitation.recipe.encode())
-    return load_recipe(path, list(fields))
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of an address.
-
-    Raises:
-        FederationError: it is none.
-    """
-    host, _, port = address.rpartition(":")
-    if not _HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise FederationError(f"{address[:80]!r} is no address; give HOST:PORT, such as fed.example.org:8443.")
-    return host, int(port)
-
-
-def check_recipe_for_sites(recipe: Recipe) -> None:
-    """Refuse what makes sense for simulated clients only.
-
-    Raises:
-        RecipeError: fields that have no place in a federation of sites.
-    """
-    federation, problems = recipe.federation, []
-    if federation.availability is not None:
-        problems.append("federation.availability simulates clients, and sites are real; set it to null.")
-    if recipe.lora.ranks is not None and not isinstance(recipe.lora.ranks, Mapping):
-        problems.append("lora.ranks draws ranks for simulated clients; name sites in it, such as {hospital: 4}.")
-    if recipe.data.unseen_categories:
-        problems.append(
-            "data.unseen_categories holds rows of a simulation back, and sites have their own; leave it out."
-        )
-    if recipe.compare is not None:
-        problems.append("compare has no place in a federation of sites; leave it out.")
-    if problems:
-        raise RecipeError(problems)
 
 
 def participants(folder: Path) -> list[Invited]:
@@ -441,7 +320,8 @@ def status(folder: Path) -> Iterator[str]:
     for what, path in (("certificate", federation.outer.chain), ("authority", federation.outer.authority)):
         left = days_left(path)
         when = f"{'ENDS' if left < SOON else 'ends'} in {left} days" if left >= 0 else "HAS ENDED"
-        yield f"Its {what} {when}, on {expires(path):%Y-%m-%d}{f': {RENEW}' if left < SOON else ''}."
+        remedy = f": {_remedy(folder, path)}" if left < SOON else ""
+        yield f"Its {what} {when}, on {expires(path):%Y-%m-%d}{remedy}."
     records = round_records(folder / RUN)
     heard = {one.client: record.round for record in records for one in record.clients}
     for site in invited(folder):
@@ -450,3 +330,9 @@ def status(folder: Path) -> Iterator[str]:
     rounds = read_recipe(folder).federation.rounds
     failed = sum(record.failure is not None for record in records)
     yield f"{len(records)} of {rounds} rounds are done" + (f", {failed} of them failed." if failed else ".")
+
+
+def _remedy(folder: Path, path: Path) -> str:
+    """Return what is to be done about a certificate that ends soon."""
+    own = path == folder / f"{SERVER}.crt" and can_renew(folder, SERVER)
+    return "bellwether federation serve makes it anew when it is next begun" if own else RENEW

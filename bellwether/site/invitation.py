@@ -1,0 +1,139 @@
+"""What a site is sent to join by, and the recipe in it, which is for sites."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bellwether.errors import FederationError, RecipeError
+from bellwether.recipe.file import load_recipe
+from bellwether.recipe.recipe import Data, Recipe
+from bellwether.tools.atomic import write_atomic
+from bellwether.tools.json_text import KEPT, plain, read_json
+
+INVITED = "invited.yaml"
+_HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What a site needs to join, and to know what it agrees to.
+
+    Args:
+        federation: the federation's identifier.
+        site: the site's name in it.
+        key: the site's public keys, for which alone the invitation is.
+        address: the coordinator's, as ``HOST:PORT``.
+        authority: the authority's certificate, in PEM.
+        coordinator: the key that verifies what the coordinator sends, in hexadecimal digits.
+        recipe: what is run, as YAML.
+        facts: what the site must have in common with the coordinator.
+    """
+
+    __pydantic_config__ = KEPT
+
+    federation: str
+    site: str
+    key: str
+    address: str
+    authority: str
+    coordinator: str
+    recipe: str
+    facts: Mapping[str, str]
+
+
+def for_sites(recipe: Recipe) -> Recipe:
+    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
+    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
+    selection = recipe.selection
+    public = {
+        "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
+        "projection_sources": tuple(map(_name_alone, selection.projection_sources)),
+    }
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=rows),
+            "model": recipe.model.model_copy(update={"path": _name_alone(recipe.model.path)}),
+            "selection": selection.model_copy(update=public),
+            "output": recipe.output.model_copy(update={"folder": None}),
+        }
+    )
+
+
+def _name_alone(path: str) -> str:
+    """Return the name of a file of this machine, with a dot that tells it from one on the hub; other names stay."""
+    return f"./{Path(path).name}" if Path(path).is_absolute() or path.startswith("~") else path
+
+
+def write_invitation(path: Path, invitation: Invitation) -> None:
+    """Write an invitation to a file that a site can be sent.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    write_atomic(path, (json.dumps(plain(invitation), indent=1) + "\n").encode())
+
+
+def read_invitation(path: Path) -> Invitation:
+    """Return an invitation.
+
+    Raises:
+        FederationError: there is no such file.
+        CheckpointError: it holds something else.
+    """
+    if not path.is_file():
+        raise FederationError(f"{path} is no file; give the invitation that the coordinator has sent.")
+    invitation: Invitation = read_json(path, Invitation, "ask the coordinator for it again")
+    return invitation
+
+
+def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in an invitation, with what a site sets of its own.
+
+    Args:
+        invitation: the invitation.
+        place: a folder in which the recipe is put down, for its mistakes to have a file.
+        fields: the site's, such as ``data.columns.response=reply``.
+
+    Raises:
+        RecipeError: it is none, or a field cannot be what the site sets.
+    """
+    path = place / INVITED
+    write_atomic(path, invitation.recipe.encode())
+    return load_recipe(path, list(fields))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    Raises:
+        FederationError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not _HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise FederationError(f"{address[:80]!r} is no address; give HOST:PORT, such as fed.example.org:8443.")
+    return host, int(port)
+
+
+def check_recipe_for_sites(recipe: Recipe) -> None:
+    """Refuse what makes sense for simulated clients only.
+
+    Raises:
+        RecipeError: fields that have no place in a federation of sites.
+    """
+    federation, problems = recipe.federation, []
+    if federation.availability is not None:
+        problems.append("federation.availability simulates clients, and sites are real; set it to null.")
+    if recipe.lora.ranks is not None and not isinstance(recipe.lora.ranks, Mapping):
+        problems.append("lora.ranks draws ranks for simulated clients; name sites in it, such as {hospital: 4}.")
+    if recipe.data.unseen_categories:
+        problems.append(
+            "data.unseen_categories holds rows of a simulation back, and sites have their own; leave it out."
+        )
+    if recipe.compare is not None:
+        problems.append("compare has no place in a federation of sites; leave it out.")
+    if problems:
+        raise RecipeError(problems)
