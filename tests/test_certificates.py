@@ -2,7 +2,10 @@
 
 import datetime
 import ipaddress
+import ssl
+import time
 
+import httpx
 import pytest
 
 pytest.importorskip("flwr")
@@ -14,12 +17,13 @@ from cryptography.x509.oid import NameOID
 from test_sites import FIELDS, free_port, papers, refused  # noqa: F401
 
 from bellwether.engine.certificate import Certificate, check_certificate
+from bellwether.engine.flower.inbox import Inbox
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
-from bellwether.site.federation_folder import read_federation
+from bellwether.site.federation_folder import CLIENTS, read_federation
 from bellwether.site.invitation import read_invitation
 from bellwether.site.joining import clock_skew
-from bellwether.site.keys import make_authority, make_certificate
+from bellwether.site.keys import FLOWER, make_authority, make_certificate, read_public
 
 DAY = datetime.timedelta(days=1)
 
@@ -110,6 +114,59 @@ def test_a_certificate_that_sites_would_refuse_is_refused_before_anything_is_mad
     outcome = made(bellwether, tiny_recipe, chain, root, address)
     refused(outcome, f"Sites would refuse the certificate {chain} at {address.partition(':')[0]} ({reason}")
     assert not (tmp_path / "federation").exists()
+
+
+@pytest.fixture
+def asking(bellwether, tiny_recipe, tmp_path, enterprise):
+    """Return what a site shows where a federation that asks for it has invited it, and a link that asks, too."""
+    chain, root = enterprise.issue(tmp_path)
+    words = ("--address", f"127.0.0.1:{free_port()}", "--client-authority", root)
+    outcome = bellwether("federation", "init", tiny_recipe, *FIELDS, *words)
+    assert outcome.code == 0, outcome.err
+    key = bellwether("site", "keygen", "--folder", "north").out.strip()
+    assert bellwether("federation", "invite", "north", key).code == 0
+    return chain
+
+
+def test_a_site_that_lacks_the_certificate_that_is_asked_for_is_told_before_it_connects(bellwether, asking, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    Enterprise().issue(foreign)
+    (tmp_path / "no-key.pem").write_bytes((tmp_path / "root.pem").read_bytes())
+
+    def joined(*words):
+        return bellwether("site", "join", "north.invitation", "--data", "rows.jsonl", "--folder", "north", *words)
+
+    refused(joined(), "asks sites for a certificate of their own: give it by --certificate")
+    refused(joined("--certificate", foreign / "chain-and-key.pem"), "The coordinator would refuse the certificate ")
+    refused(joined("--certificate", "no-key.pem"), "no-key.pem cannot be used as this site's certificate")
+    refused(joined("--certificate", "missing.pem"), "missing.pem cannot be used as this site's certificate")
+    refused(joined("--certificate", asking), "rows.jsonl")  # which it comes to then
+
+
+@pytest.mark.integration
+def test_a_coordinator_that_asks_for_certificates_hears_only_sites_that_show_theirs(tmp_path, asking):
+    folder = tmp_path / "federation"
+    federation, invitation = read_federation(folder), read_invitation(tmp_path / "north.invitation")
+    inner = Certificate(folder / "inner.crt", folder / "inner.key", folder / "ca.crt")
+    authority = tmp_path / "authority.crt"
+    authority.write_text(invitation.authority)
+    with (
+        Link(folder, inner, federation.outer, "127.0.0.1", 0, clients=folder / CLIENTS) as link,
+        link.dispatch() as sent,
+    ):
+        address = f"127.0.0.1:{link.port}"
+        known = ssl.create_default_context(cadata=invitation.authority)
+        with pytest.raises(httpx.TransportError), httpx.Client(verify=known) as client:
+            client.get(f"https://{address}/v1/fleet/")
+        assert abs(clock_skew(address, invitation.authority, asking)) < 2
+        link.register("north", read_public(invitation.key).flower)
+        with Inbox(tmp_path / "north", tmp_path / "north" / FLOWER, address, authority, asking) as inbox:
+            end = time.monotonic() + 300
+            while not sent.online() and time.monotonic() < end:
+                inbox.take()
+                time.sleep(0.2)
+            assert list(sent.online()) == ["north"]
 
 
 def test_a_key_of_another_certificate_or_no_certificate_is_refused(tmp_path, enterprise):

@@ -81,6 +81,10 @@ def make_folder_of_federation(
     authority: Annotated[
         Path | None, typer.Option("--authority", help="Your own authority's certificate, in PEM.")
     ] = None,
+    client_authority: Annotated[
+        Path | None,
+        typer.Option("--client-authority", help="Authority, in PEM, of certificates that sites have to show."),
+    ] = None,
     model: ModelFlag = None,
     rounds: RoundsFlag = None,
     seed: SeedFlag = None,
@@ -99,7 +103,7 @@ def make_folder_of_federation(
     from bellwether.site.coordinator import measured_facts
     from bellwether.site.federation_folder import make_federation_folder
     from bellwether.site.invitation import split_address
-    from bellwether.site.keys import expires
+    from bellwether.site.keys import expires, read_authority
 
     host, _ = split_address(address)
     if folder.exists():
@@ -110,7 +114,8 @@ def make_folder_of_federation(
     )
     if own is not None:
         check_certificate(own, host.strip("[]"))
-    made = make_federation_folder(folder, recipe, measured_facts(recipe), address, name or (), days, own)
+    clients = "" if client_authority is None else read_authority(client_authority)
+    made = make_federation_folder(folder, recipe, measured_facts(recipe), address, name or (), days, own, clients)
     say(f"Made {folder}, which only you can read; its certificates end on {expires(made.outer.chain):%Y-%m-%d}.")
     say(f"Next: bellwether federation invite SITE PUBLIC_KEY, then bellwether federation serve --folder {folder}")
 

@@ -52,6 +52,10 @@ def join_federation(
     folder: FolderFlag = Path("site"),
     model: Annotated[str | None, typer.Option("--model", help="The base model's folder here.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", help="This site's own, with its key, in PEM, where the coordinator asks for it."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Agree to the terms, which are shown, without being asked.")
     ] = False,
@@ -65,7 +69,18 @@ def join_federation(
         sys.stdout.flush()
         return yes or _agrees()
 
-    page = join(invitation, folder, data, agree, say, test=test or (), fields=fields or (), model=model, device=device)
+    page = join(
+        invitation,
+        folder,
+        data,
+        agree,
+        say,
+        test=test or (),
+        fields=fields or (),
+        model=model,
+        device=device,
+        shown=certificate,
+    )
     say(f"The page of this site, which stays here: {page}")
 
 

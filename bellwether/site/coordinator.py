@@ -35,6 +35,7 @@ from bellwether.runner.run import Result, run
 from bellwether.runner.wiring import Deployment, Setting, check_copies, newest_result
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.federation_folder import (
+    CLIENTS,
     INNER,
     RECIPE,
     RUN,
@@ -239,7 +240,8 @@ def _over_link(
         )
     inner = Certificate(folder / f"{INNER}.crt", folder / f"{INNER}.key", folder / "ca.crt")
     _, port = split_address(federation.address)
-    with Link(folder, inner, federation.outer, listen, port) as link:
+    clients = folder / CLIENTS
+    with Link(folder, inner, federation.outer, listen, port, clients=clients if clients.exists() else None) as link:
         roster = _Roster(folder, link)
         parties = [Party(site.name, read_public(site.key).signing, (site.name,)) for site in participants(folder)]
         with link.dispatch() as dispatch:

@@ -4,6 +4,7 @@ FOLDER/recipe.yaml        what all sites are asked to run
 FOLDER/facts.json         hashes and versions that sites must have in common with the coordinator
 FOLDER/federation.json    its identifier and address
 FOLDER/ca.crt, ca.key     the federation's own authority; server.* and inner.* are signed by it
+FOLDER/clients.crt        the authority of the certificates that sites have to show, where they have to
 FOLDER/signing.key        signs what the coordinator sends
 FOLDER/sites.json         who is invited and who is revoked
 FOLDER/participants.json  the run's clients, from the first serving on
@@ -50,7 +51,7 @@ from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, read_j
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
 SITES, PARTICIPANTS, TOLD = "sites.json", "participants.json", "told.json"
-SERVER, INNER = "server", "inner"
+SERVER, INNER, CLIENTS = "server", "inner", "clients.crt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REMEDY = "restore it, or begin a federation anew by bellwether federation init"
 
@@ -100,6 +101,7 @@ def make_federation_folder(
     names: Sequence[str] = (),
     days: int = 365,
     own: Certificate | None = None,
+    clients: str = "",
 ) -> Federation:
     """Make a coordinator's folder, as a whole or not at all.
 
@@ -111,6 +113,7 @@ def make_federation_folder(
         names: further host names and addresses for the certificate.
         days: how long certificates are valid; their authority lasts longer, and signs new ones when they end.
         own: an enterprise's certificate for the outer port; None makes one.
+        clients: the certificate of the authority, in PEM, that signs what sites have to show; empty asks for nothing.
 
     Raises:
         FederationError: the folder exists, or the address is none.
@@ -139,6 +142,8 @@ def make_federation_folder(
         write_atomic(made / FACTS, json_lines([facts]))
         write_atomic(made / RECIPE, dump_recipe(recipe).encode())
         write_atomic(made / SITES, json_lines([[]]))
+        if clients:
+            write_atomic(made / CLIENTS, clients.encode())
         os.rename(made, folder)
     except BaseException:
         remove(made)
@@ -229,6 +234,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         public_hex(read_signing(folder / SIGNING).public_key()),
         dump_recipe(for_sites(read_recipe(folder))),
         read_facts(folder),
+        read_authority(folder / CLIENTS) if (folder / CLIENTS).exists() else "",
     )
 
 

@@ -31,6 +31,7 @@ class Invitation:
         coordinator: the key that verifies what the coordinator sends, in hexadecimal digits.
         recipe: what is run, as YAML.
         facts: what the site must have in common with the coordinator.
+        clients: the authority of the certificates that sites have to show, in PEM; empty where they have to show none.
     """
 
     __pydantic_config__ = KEPT
@@ -43,6 +44,7 @@ class Invitation:
     coordinator: str
     recipe: str
     facts: Mapping[str, str]
+    clients: str = ""
 
 
 def for_sites(recipe: Recipe) -> Recipe:

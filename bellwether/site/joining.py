@@ -27,6 +27,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bellwether.data.rows import TokenRow
+from bellwether.engine.certificate import check_shown, show
 from bellwether.engine.flower.inbox import Delivery, Inbox
 from bellwether.engine.processes import Work
 from bellwether.errors import FederationError, first_line
@@ -70,6 +71,7 @@ def join(
     fields: Sequence[str] = (),
     model: str | None = None,
     device: str | None = None,
+    shown: Path | None = None,
 ) -> Path:
     """Take part in a federation until it ends, go on with one where this site has taken part before, and make its page.
 
@@ -83,6 +85,7 @@ def join(
         fields: of the recipe that are the site's own, see ``site.terms.OWN_FIELDS``.
         model: folder of the base model here; None takes the recipe's.
         device: where to compute; None takes the recipe's.
+        shown: the file of the certificate that this site shows, where the coordinator asks for one.
 
     Returns:
         The page.
@@ -93,6 +96,7 @@ def join(
     invited = read_invitation(invitation)
     _check_own_key(invited, folder)
     check_own_fields(fields)
+    _check_shown(invited, shown)
     lock = acquire(folder)
     try:
         with listening(plain_lines(tell)):
@@ -101,7 +105,7 @@ def join(
             prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
-            return _joined(invited, folder, recipe, prepared, agree, tell)
+            return _joined(invited, folder, recipe, prepared, agree, tell, shown)
     finally:
         release(folder, lock)
 
@@ -113,6 +117,7 @@ def _joined(
     prepared: Prepared,
     agree: Callable[[Terms], bool],
     tell: Callable[[str], None],
+    shown: Path | None,
 ) -> Path:
     """Take part, unless the federation has ended before, and make the page."""
     ended = has_ended(folder, invited.federation)
@@ -127,7 +132,7 @@ def _joined(
     if ended:
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
-        _take_part(invited, folder, recipe, prepared, load(), agree, tell)
+        _take_part(invited, folder, recipe, prepared, load(), agree, tell, shown)
     return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
 
 
@@ -140,12 +145,13 @@ def _prepared(recipe: Recipe, site: str) -> Prepared:
     return prepare(own, unscored=NO_COMPARISON)
 
 
-def clock_skew(address: str, authority: str) -> float:
+def clock_skew(address: str, authority: str, shown: Path | None = None) -> float:
     """Return by how many seconds this machine's clock is ahead of the coordinator's, to a second.
 
     Args:
         address: the coordinator's, as ``HOST:PORT``.
         authority: the certificate of its authority, in PEM.
+        shown: the file of the certificate that this site shows; None shows none.
 
     Raises:
         NotThere: nothing answers; it may later.
@@ -153,6 +159,8 @@ def clock_skew(address: str, authority: str) -> float:
     """
     try:
         known = ssl.create_default_context(cadata=authority)
+        if shown is not None:
+            show(known, shown)
         with httpx.Client(verify=known, timeout=20) as client:
             begun = time.time()
             answer = client.get(f"https://{address}/v1/fleet/")
@@ -184,6 +192,8 @@ def _unreachable(address: str, error: httpx.HTTPError) -> FederationError:
         return FederationError(
             f"The name in {address} is not known here ({said}): check it with the coordinator, and this machine's DNS."
         )
+    if "alert" in said:
+        return FederationError(f"What answers at {address} refuses this site's own certificate, or none ({said}).")
     if isinstance(error, httpx.ProxyError):
         return FederationError(f"The proxy of HTTPS_PROXY lets nobody through to {address} ({said}).")
     through = " through the proxy of HTTPS_PROXY" if "https" in urllib.request.getproxies() else ""
@@ -196,6 +206,21 @@ def _check_own_key(invited: Invitation, folder: Path) -> None:
             f"The invitation of {invited.site} is for another key than the one in {folder}; name the right folder with "
             "--folder, or send the coordinator the word that bellwether site keygen shows."
         )
+
+
+def _check_shown(invited: Invitation, shown: Path | None) -> None:
+    """Refuse to connect without the certificate that the coordinator asks for."""
+    if shown is None and invited.clients:
+        raise FederationError(
+            f"The coordinator at {invited.address} asks sites for a certificate of their own: give it by --certificate "
+            "FILE, with its key, in PEM."
+        )
+    if shown is not None and not invited.clients:
+        raise FederationError(
+            f"The coordinator at {invited.address} asks for no certificate of a site's own; leave out --certificate."
+        )
+    if shown is not None:
+        check_shown(shown, invited.clients)
 
 
 def _check_policy(folder: Path, recipe: Recipe) -> None:
@@ -274,6 +299,7 @@ def _take_part(
     base: Base,
     agree: Callable[[Terms], bool],
     tell: Callable[[str], None],
+    shown: Path | None,
 ) -> None:
     """Agree to the terms, connect, and answer what is asked until the end."""
     (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
@@ -288,7 +314,7 @@ def _take_part(
     others = note_trained(folder, invited.federation, (row.row for row in rows))
     if others:
         tell(f"This site has trained on {counted(others, 'other row')} before, and what it gives may hold them, too.")
-    _wait_for_coordinator(invited, tell)
+    _wait_for_coordinator(invited, tell, shown)
     make_folder(folder)
     write_atomic(folder / AUTHORITY, invited.authority.encode())
 
@@ -308,18 +334,18 @@ def _take_part(
         keep,
         as_limit(read_policy(folder), folder),
     )
-    with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY) as inbox:
+    with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY, shown) as inbox:
         tell(f"{invited.site} waits for the coordinator's tasks.")
         resident.serve(_Telling(inbox, tell))
     layers.detach()
 
 
-def _wait_for_coordinator(invited: Invitation, tell: Callable[[str], None]) -> None:
+def _wait_for_coordinator(invited: Invitation, tell: Callable[[str], None], shown: Path | None = None) -> None:
     """Wait until the coordinator answers, and compare the clocks."""
     told = False
     while True:
         try:
-            skew = clock_skew(invited.address, invited.authority)
+            skew = clock_skew(invited.address, invited.authority, shown)
             break
         except NotThere as error:
             if not told:

@@ -288,13 +288,16 @@ def days_left(path: Path) -> int:
 
 
 def read_authority(path: Path) -> str:
-    """Return an authority's certificate as PEM.
+    """Return an authority's certificate, or the certificates of all authorities in a file, as PEM.
 
     Raises:
         FederationError: the file holds none.
     """
-    expires(path)
-    return path.read_text(encoding="ascii")
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _no_key(path, error) from error
+    return "".join(one.public_bytes(_PEM).decode() for one in found)
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -59,14 +59,16 @@ class Inbox:
         key: the file of the site's key for Flower.
         address: the coordinator's, as ``HOST:PORT``.
         authority: the file of the authority by which the coordinator's certificate is known.
+        shown: the file of the certificate that the site shows where the coordinator asks for one; None has none.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, key: Path, address: str, authority: Path) -> None:
+    def __init__(self, folder: Path, key: Path, address: str, authority: Path, shown: Path | None = None) -> None:
         log_to(folder / "flower.log")
         self._folder, self._key, self._superlink, self._authority = folder, key, address, authority
+        self._shown = "" if shown is None else str(shown)
         self._secret = secrets.token_bytes(32)
         self.starts = 0  # of the SuperNode; more than one where it has ended
         self._patience = SOONEST
@@ -120,7 +122,7 @@ class Inbox:
         words += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
         with (self._folder / "supernode.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "bellwether.engine.flower.supernode", str(os.getpid()), *words],
+                [sys.executable, "-m", "bellwether.engine.flower.supernode", str(os.getpid()), self._shown, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sqlite3
+import ssl
 import tempfile
 import threading
 import time
@@ -98,7 +99,15 @@ class Link:
     """
 
     def __init__(
-        self, folder: Path, inner: Certificate, outer: Certificate, host: str, port: int, *, alone: bool = False
+        self,
+        folder: Path,
+        inner: Certificate,
+        outer: Certificate,
+        host: str,
+        port: int,
+        *,
+        clients: Path | None = None,
+        alone: bool = False,
     ) -> None:
         os.environ["FLWR_HOME"] = str(folder)
         log_to(folder / "flower.log")
@@ -112,7 +121,8 @@ class Link:
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
         self._servers = [_serving(app, inside, inner, lifespan="on")]
-        self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio"))
+        asked = {} if clients is None else {"ssl_ca_certs": str(clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio", **asked))
         os.chmod(folder / "flower.db", 0o600)
 
     def expect(self, most: int) -> None:

@@ -1,6 +1,8 @@
 """A site's SuperNode: Flower's own program, which ends with the process that began it, and finds messages sooner.
 
-python -m bellwether.engine.flower.supernode PARENT WORDS...
+python -m bellwether.engine.flower.supernode PARENT CERTIFICATE WORDS...
+
+CERTIFICATE is the file of the certificate that the site shows where the coordinator asks for one, or empty.
 """
 
 from __future__ import annotations
@@ -8,16 +10,22 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import ssl
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 # Before anything of Flower's.
 import bellwether.engine.flower.quiet  # noqa: F401
 
 # isort: split
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from bellwether.engine.certificate import show
 
 IDLE = 3.0  # seconds that Flower waits between two looks for a message
 SOON = 0.2  # seconds of the first such wait after a message
@@ -62,7 +70,21 @@ def end_with(parent: int) -> None:
         raise SystemExit(1)
 
 
+def showing(shown: Path) -> type[FleetHttpClient]:
+    """Return Flower's client of a SuperLink, which shows a certificate where it is asked for one."""
+
+    class Showing(FleetHttpClient):  # type: ignore[misc]  # Flower has no types here
+        def __init__(self, *words: Any, verify: ssl.SSLContext, **more: Any) -> None:
+            show(verify, shown)
+            super().__init__(*words, verify=verify, **more)
+
+    return Showing
+
+
 if __name__ == "__main__":
     end_with(int(sys.argv.pop(1)))
+    certificate = sys.argv.pop(1)
+    if certificate:
+        fleet_http_connection.FleetHttpClient = showing(Path(certificate))
     start_client_internal.time = SimpleNamespace(sleep=Pauses().sleep)  # what it takes of that module
     flower_supernode()
