@@ -305,7 +305,7 @@ def test_a_supernode_waits_as_its_own_program_asks_for_and_not_longer(monkeypatc
     assert re.findall(r"\btime\.(\w.*)", source) == ["sleep(3)", "sleep(0.5)", "sleep(0.5)"]
     waited = []
     monkeypatch.setattr(supernode.time, "sleep", waited.append)
-    pauses = supernode.Pauses()
+    pauses = supernode.Waits()
     for asked in (*[3] * 40, 0.5, 3):
         pauses.sleep(asked)
     assert waited[0] == waited[-1] == 0.2

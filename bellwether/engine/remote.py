@@ -27,10 +27,11 @@ from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import LONGEST_HEADER, AnyKind, Header, Parcel, check_meant, opened, sealed
 from bellwether.tools.json_text import from_json, typed
+from bellwether.tools.pauses import Pauses
 
 COORDINATOR = "coordinator"
 
-POLL = 0.1  # seconds between two looks for answers
+POLL, LATEST = 0.1, 1.0  # seconds between two looks for answers, after one came and when none has for a while
 LONGEST_HELLO = 2**20  # bytes
 LONGEST_SURVEY = 2**27  # bytes
 PARTING = 3600.0  # seconds that sites which are there have for the end, after what they are at
@@ -179,7 +180,7 @@ class RemoteEngine:
         Raises:
             FederationError: they did not come in time, with what differs at those that came.
         """
-        end = self._clock() + seconds
+        end, pauses = self._clock() + seconds, Pauses(POLL, LATEST)
         while len(self._ready) < sites:
             if self._clock() > end:
                 why = "".join(f" {name} {reason}." for name, reason in sorted(self._differs.items()))
@@ -189,7 +190,7 @@ class RemoteEngine:
                 )
             self._greet(self._deliveries.online())
             self._hear([])
-            self._pause(POLL)
+            self._pause(pauses.next())
 
     def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
         """Give every client its task, by its site; yield the replies as they come.
@@ -206,7 +207,7 @@ class RemoteEngine:
         deadline = min((one for one in (deadline, self._deadline) if one is not None), default=None)
         self._expect(TIMES * sum(map(_most, tasks.values())) + LONGEST_HELLO)
         waiting = [self._asking(client, task, begun) for client, task in tasks.items()]
-        asked: dict[str, _Asked] = {}
+        asked, pauses = dict[str, _Asked](), Pauses(POLL, LATEST)
         while waiting or asked:
             passed = self._clock() - begun
             if deadline is not None and passed >= deadline:
@@ -217,7 +218,9 @@ class RemoteEngine:
             waiting += lost
             yield from (self._gone(one, passed) for one in gone)
             yield from replies
-            self._pause(POLL)
+            if replies:
+                pauses.begin()
+            self._pause(min(pauses.next(), max(POLL, left)))  # not beyond the deadline
 
     def end(
         self,
@@ -241,7 +244,7 @@ class RemoteEngine:
             told: is given the name of each site once it has said that it knows.
         """
         begun, left = self._clock(), {party.name: party for party in self._parties if party.name not in known}
-        asked, tried = dict[str, _Asked](), Counter[str]()
+        asked, tried, pauses = dict[str, _Asked](), Counter[str](), Pauses(POLL, LATEST)
         while True:
             passed, online = self._clock() - begun, self._deliveries.online()
             gone = {*self._deliveries.revoked(), *(name for name, times in tried.items() if times == TIMES)}
@@ -266,7 +269,8 @@ class RemoteEngine:
                 else:
                     left.pop(one.party.name, None)  # it may have been revoked meanwhile
                     told(one.party.name)
-            self._pause(POLL)
+                pauses.begin()
+            self._pause(pauses.next())
 
     def _asking(self, client: str, task: Task, since: float) -> _Asked:
         """Return what is to be sent for a client."""

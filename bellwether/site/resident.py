@@ -46,9 +46,10 @@ from bellwether.site.ledger import Ledger
 from bellwether.site.protection import with_own_noise, without_small_names
 from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
+from bellwether.tools.pauses import Pauses
 from bellwether.tools.words import byte_size, duration
 
-POLL = 0.1  # seconds between two looks for a task
+POLL, LATEST = 0.1, 1.0  # seconds between two looks for a task, after one came and when none has for a while
 LINGER = 3.0  # seconds in which Flower passes the last answer on
 # Times that a task of one kind, round and client is done: a coordinator that was killed redoes its round, and whoever
 # could ask without end would learn of the rows without end.
@@ -171,12 +172,14 @@ class Resident:
 
     def serve(self, messages: Messages) -> None:
         """Answer messages until the coordinator says that the run has ended."""
+        pauses = Pauses(POLL, LATEST)
         while not self.ended:
             message = messages.take()
             if message is None:
-                time.sleep(POLL)
+                time.sleep(pauses.next())
                 continue
             message.answer(self.answer(message.parcel))
+            pauses.begin()
         time.sleep(LINGER)
 
     def answer(self, parcel: Parcel | None) -> Parcel:

@@ -26,26 +26,25 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from bellwether.engine.certificate import show
+from bellwether.tools.pauses import Pauses
 
 IDLE = 3.0  # seconds that Flower waits between two looks for a message
 SOON = 0.2  # seconds of the first such wait after a message
-SLOWER = 1.2  # times as long is each next one
 
 
-class Pauses:
+class Waits:
     """Waits as Flower's loop asks for, shorter after a message: the next one of a round mostly comes soon."""
 
     def __init__(self) -> None:
-        self._next = SOON
+        self._pauses = Pauses(SOON, IDLE)
 
     def sleep(self, seconds: float) -> None:
         """Wait; Flower asks for less than ``IDLE`` while it has a message in hand."""
         if seconds < IDLE:
-            self._next = SOON
+            self._pauses.begin()
             time.sleep(min(seconds, SOON))
         else:
-            time.sleep(min(seconds, self._next))
-            self._next = min(seconds, self._next * SLOWER)
+            time.sleep(self._pauses.next())
 
 
 def end_with(parent: int) -> None:
@@ -86,5 +85,5 @@ if __name__ == "__main__":
     certificate = sys.argv.pop(1)
     if certificate:
         fleet_http_connection.FleetHttpClient = showing(Path(certificate))
-    start_client_internal.time = SimpleNamespace(sleep=Pauses().sleep)  # what it takes of that module
+    start_client_internal.time = SimpleNamespace(sleep=Waits().sleep)  # what it takes of that module
     flower_supernode()
