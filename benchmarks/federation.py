@@ -124,7 +124,8 @@ def be_site(job: Job, environment: Mapping[str, str]) -> None:
         enter(job.network)
     folder = job.folder / job.name
     config, shapes = config_of(job.megabytes)
-    holdings = Holdings(job.name, (job.name,), job.recipe, Echo(job.seconds), FACTS, config, shapes)
+    folders = {job.name: folder / job.name}
+    holdings = Holdings(job.name, (job.name,), job.recipe, Echo(job.seconds), FACTS, config, shapes, folders)
     coordinator = read_signing(job.folder / SIGNING).public_key()
     with (folder / "site.log").open("a", buffering=1) as log:
         key = read_signing(folder / SIGNING)

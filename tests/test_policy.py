@@ -89,7 +89,7 @@ def test_what_a_client_is_sent_to_fold_is_no_part_of_its_update():
     assert forbids_task(Policy(megabytes_per_round=110e-6), None, folding) is None
 
 
-def test_all_that_leaves_for_a_round_counts_an_answer_that_is_sent_again_once(tmp_path):
+def test_all_that_leaves_for_a_round_counts_an_answer_as_often_as_it_is_sent(tmp_path):
     def sent(kind, number, size, round=1, run="fed/1", failure=""):
         line = Entry(
             "2026-11-27T10:00:00+00:00", "reply", kind, run, round, "a", number, size, "0" * 64, "none", failure
@@ -101,8 +101,8 @@ def test_all_that_leaves_for_a_round_counts_an_answer_that_is_sent_again_once(tm
     assert limit(header, 1000) is None
     assert limit(header, 1001) == "an answer has 1.0 kB, and 1.0 kB are allowed for a round"
     sent("hello", "0", 5000)
-    sent("survey", "1", 300)
-    sent("survey", "1", 300)  # again
+    sent("survey", "1", 100)
+    sent("survey", "1", 200)  # again
     sent("train", "2", 5000, round=2)
     sent("train", "3", 5000, run="another/1")
     sent("train", "4", 5000, failure="not done, so little left")

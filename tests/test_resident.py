@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from test_federate import START, AddingEngine
-from test_remote import FACTS, KEYS, answered, resident, task_for
+from test_remote import FACTS, KEYS, answered, resident
 
 from bellwether.engine.remote import terms_of
 from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
@@ -23,8 +23,9 @@ from bellwether.method.scaffold import scaffold
 from bellwether.method.select.privacy import release
 from bellwether.recipe.recipe import Evaluation, Selection, Training
 from bellwether.site.ledger import LEDGER, entries
+from bellwether.site.policy import Policy, as_limit
 from bellwether.site.protection import SECRET, lumped, own_secret
-from bellwether.site.resident import MOST_TIMES, kinds_going_on
+from bellwether.site.resident import MOST_TASKS, kinds_going_on
 from bellwether.store.client_state import METHOD, keep_state
 from bellwether.tools.randomness import Draws, Randomness
 
@@ -50,22 +51,74 @@ def test_a_site_knows_no_rounds_but_those_that_it_agreed_to(tmp_path, task, kind
         assert (f"round {round} is none of {first} to 3" in said) == refused
 
 
-def test_a_task_is_done_so_often_and_no_more_also_by_a_site_that_was_begun_again(tmp_path):
+def other(number):
+    """Return a task that differs from others by its weights."""
+    tensors = {key: np.full_like(value, number) for key, value in START.tensors.items()}
+    return replace(TRAIN, payload=Payload(replace(START, tensors=tensors)))
+
+
+def test_so_many_different_tasks_are_done_and_no_more_also_by_a_site_that_was_begun_again(tmp_path):
     work = AddingEngine()
-    for number in range(2 * MOST_TIMES):
-        said = ask(resident("north", tmp_path, engine=work), TRAIN, number=f"n{number}", run=f"fed/{number}")
-    assert len(work.tasks) == MOST_TIMES
-    assert "it did train for a in round 1 5 times already" in said
+    for number in range(2 * MOST_TASKS):
+        said = ask(resident("north", tmp_path, engine=work), other(number), number=f"n{number}", run=f"fed/{number}")
+    assert len(work.tasks) == MOST_TASKS
+    assert "a was asked to train in round 1 in 5 other ways already" in said
     site = resident("north", tmp_path, engine=work)
+    assert "rows" in ask(site, other(0), number="as at first")
+    assert len(work.tasks) == MOST_TASKS + 1  # not the last one that was answered, so that it is done anew
     ask(site, replace(TRAIN, round=2), number="another round")
-    assert len(work.tasks) == MOST_TIMES + 1
+    assert len(work.tasks) == MOST_TASKS + 2
 
 
-def test_an_answer_that_is_sent_again_counts_once(tmp_path):
+def test_tasks_that_fail_count_too(tmp_path):
+    class Diverging(AddingEngine):
+        def ask(self, tasks, deadline=None):
+            self.tasks.append(tasks)
+            yield from (Reply(client, 0.0, failure="its losses are not finite") for client in tasks)
+
+    work = Diverging()
+    for number in range(2 * MOST_TASKS):
+        ask(resident("north", tmp_path, engine=work), other(number), number=f"n{number}")
+    assert len(work.tasks) == MOST_TASKS
+
+
+def test_a_coordinator_that_redoes_its_round_again_and_again_gets_what_was_trained_once(tmp_path):
+    work = AddingEngine()
+    said = [
+        ask(resident("north", tmp_path, engine=work), TRAIN, number=f"n{number}", run=f"fed/{number}")
+        for number in range(3 * MOST_TASKS)
+    ]
+    assert len(work.tasks) == 1
+    assert len(set(said)) == 1
+    assert "rows" in said[0]
+
+
+def test_a_site_whose_rows_are_others_now_trains_on_them(tmp_path):
+    work = AddingEngine()
+    for rows in ("0", "1"):
+        site = resident("north", tmp_path, engine=work)
+        site._holdings = replace(site._holdings, rows=rows)
+        ask(site, TRAIN, number=rows)
+    assert len(work.tasks) == 2
+
+
+@pytest.mark.parametrize("cut", [slice(0, -1), slice(0, 40)], ids=["its end", "most of it"])
+def test_a_kept_answer_that_is_damaged_is_told(tmp_path, cut):
     site = resident("north", tmp_path)
-    for _ in range(2 * MOST_TIMES):
-        answered(site, task_for("north"))
-    assert "rows" in ask(site, TRAIN, number="n2")
+    ask(site, TRAIN)
+    path = tmp_path / "north" / "a" / "answers" / "train"
+    path.write_bytes(path.read_bytes()[cut])
+    with pytest.raises(CheckpointError, match="train is damaged; remove it, to do the task anew"):
+        ask(site, TRAIN, number="again")
+
+
+def test_what_is_sent_again_counts_again_for_the_policy(tmp_path):
+    limit = as_limit(Policy(megabytes_per_round=0.001), tmp_path / "north")
+    site = resident("north", tmp_path, limit=limit)
+    said = [ask(site, TRAIN, number=f"n{number}") for number in range(9)]
+    sent = [entry.bytes for entry in entries(tmp_path / "north") if entry.way == "reply" and not entry.failure]
+    assert 0 < sum(sent) <= 1000 < sum(sent) + sent[0]
+    assert "the policy of this site forbids it: an answer has " in said[-1]
 
 
 def test_an_answer_that_the_policy_finds_too_large_does_not_leave(tmp_path):
@@ -308,6 +361,8 @@ class Scoring:
 def test_names_of_categories_of_few_rows_leave_no_site_but_that_of_a_rehearsal(tmp_path):
     site = resident("north", tmp_path, engine=Scoring())
     assert "Mrs 8" in ask(site, SCORE, "evaluate")
+    (tmp_path / "real").mkdir()
+    site = resident("north", tmp_path / "real", engine=Scoring())
     site._holdings = replace(site._holdings, secret=bytes(32))
     said = ask(site, SCORE, "evaluate", "n2")
     assert "Mrs" not in said

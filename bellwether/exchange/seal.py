@@ -131,6 +131,11 @@ def opened(parcel: Parcel, key: Ed25519PublicKey) -> Header:
     return header
 
 
+def content_of(parcel: Parcel) -> str:
+    """Return the hash of everything in a message, in hexadecimal digits, as its header has it once it was opened."""
+    return _content(parcel.manifest, parcel.body)
+
+
 def check_meant(header: Header, wanted: Header) -> None:
     """Refuse a message that is meant for something else, such as one of an earlier round.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LEDGER
         self._answered = set[str]()
-        self._done = Counter[tuple[str, str, int, str]]()
+        self._asked: dict[tuple[str, str, int, str], dict[str, None]] = {}
         for entry in read(self._path, _entry):
             self._count(entry)
 
@@ -74,12 +73,17 @@ class Ledger:
         """Return whether a task was answered already, also before this process began."""
         return number in self._answered
 
-    def done(self, header: Header) -> int:
-        """Return how many tasks of a federation, kind, round and client were done, each number counted once.
+    def place(self, header: Header, content: str) -> int:
+        """Return how many other tasks of a federation, kind, round and client came before a task first did.
 
-        The run within the federation does not count, since its name is the coordinator's to choose.
+        The run within the federation does not count, since its name is the coordinator's to choose; nor does whether a
+        task was done, since a failure tells something, too.
+
+        Args:
+            header: the task's, which was noted.
+            content: see ``Entry``.
         """
-        return self._done[_asked(header)]
+        return list(self._asked[_asked(header)]).index(content)
 
     def note(self, header: Header, parcel: Parcel, protection: str = "none", failure: str = "") -> None:
         """Write a message down.
@@ -112,9 +116,10 @@ class Ledger:
         self._count(entry)
 
     def _count(self, entry: Entry) -> None:
-        if entry.way == "reply" and entry.number not in self._answered:
+        if entry.way == "reply":
             self._answered.add(entry.number)
-            self._done[_asked(entry)] += not entry.failure
+        else:
+            self._asked.setdefault(_asked(entry), {})[entry.content] = None
 
 
 def federation_of(run: str) -> str:

@@ -131,14 +131,13 @@ def forbids_answer(policy: Policy, folder: Path, header: Header, size: int) -> s
 
 
 def bytes_sent(folder: Path, federation: str, round: int) -> int:
-    """Return the bytes of the answers to all tasks of a round that were done; one that was sent again counts once."""
-    sizes = {
-        entry.number: entry.bytes
+    """Return the bytes of all answers to tasks of a round that were done, each as often as it was sent."""
+    return sum(
+        entry.bytes
         for entry in entries(folder)
         if entry.way == "reply" and not entry.failure and entry.kind in TASKS
         if (federation_of(entry.run), entry.round) == (federation, round)
-    }
-    return sum(sizes.values())
+    )
 
 
 def minutes_worked(folder: Path, day: datetime.date) -> float:

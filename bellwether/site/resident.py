@@ -2,12 +2,13 @@
 
 Nothing is taken on trust: a task must be signed by the coordinator, be meant for this site and run, stand under the
 terms that the site agreed to, and be allowed by its policy. What a recipe says is taken from the site's own copy of it,
-never from a message. Every message is written to the ledger before it counts. A task is answered once: where the
-coordinator asks for it again, since the answer was lost on its way, it gets the very bytes that were sent before.
+never from a message. Every message is written to the ledger before it counts. A task is done once: where the same is
+asked again, since the answer was lost on its way or the coordinator redoes its round, the same is sent again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -32,18 +33,20 @@ from bellwether.errors import (
 )
 from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
-from bellwether.exchange.codec import decode_task, encode_reply, kind_of
+from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
-from bellwether.exchange.seal import Header, Parcel, check_meant, opened, sealed
+from bellwether.exchange.seal import Header, Parcel, check_meant, content_of, opened, sealed
 from bellwether.federate import Engine
 from bellwether.method.method import Method, as_sent, send_trained
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Recipe
+from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
 from bellwether.site.protection import with_own_noise, without_small_names
+from bellwether.site.trained import row_hash
 from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.pauses import Pauses
@@ -51,9 +54,9 @@ from bellwether.tools.words import byte_size, duration
 
 POLL, LATEST = 0.1, 1.0  # seconds between two looks for a task, after one came and when none has for a while
 LINGER = 3.0  # seconds in which Flower passes the last answer on
-# Times that a task of one kind, round and client is done: a coordinator that was killed redoes its round, and whoever
-# could ask without end would learn of the rows without end.
-MOST_TIMES = 5
+# Different tasks of one kind, round and client that are done. An honest coordinator asks one, or another where it goes
+# back to an older checkpoint; whoever could ask without end would learn of the rows without end.
+MOST_TASKS = 5
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
@@ -94,6 +97,7 @@ class Holdings:
         shapes: inputs and outputs of each adapted module.
         folders: each client's own, with what the method keeps there.
         going_on: the kinds of tasks that go on from what the method keeps.
+        rows: a hash of the rows.
         secret: what noise on centroids is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
             protected from the coordinator.
     """
@@ -107,6 +111,7 @@ class Holdings:
     shapes: Mapping[str, tuple[int, int]]
     folders: Mapping[str, Path] = field(default_factory=dict)
     going_on: Collection[str] = ()
+    rows: str = ""
     secret: bytes | None = None
 
 
@@ -127,7 +132,10 @@ def holdings_of(
     method = make_method(work.method)
     engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
     clients, going_on = tuple(work.rows), kinds_going_on(method)
-    return Holdings(name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, secret)
+    rows = hashlib.sha256(json.dumps([[row_hash(one.row) for one in rows] for rows in work.rows.values()]).encode())
+    return Holdings(
+        name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, rows.hexdigest(), secret
+    )
 
 
 def kinds_going_on(method: Method) -> tuple[str, ...]:
@@ -166,8 +174,6 @@ class Resident:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
         self._ledger, self._policy, self._tell, self._keep, self._limit = ledger, policy, tell, keep, limit
         self._terms = terms_of(holdings.facts)
-        self._of: tuple[str, int] = "", 0  # kind and round of those
-        self._sent: dict[str, tuple[Parcel, str]] = {}  # with why there is no result, by the number of the task
         self.ended = False
 
     def serve(self, messages: Messages) -> None:
@@ -197,32 +203,44 @@ class Resident:
         self._ledger.note(header, parcel)
         if header.kind == "end" and not self._ends(parcel):
             return Parcel(b"", b"", b"")
-        answer, failure = self._sent.get(header.number) or self._new_answer(header, parcel)
+        answer, failure = self._answered(header, parcel)
         self._ledger.note(header.answered(), answer, self._protection(header), failure)
         return answer
 
-    def _new_answer(self, header: Header, parcel: Parcel) -> tuple[Parcel, str]:
-        """Return the answer to a message that has none yet, and why it has no result; a task's is kept a while."""
+    def _answered(self, header: Header, parcel: Parcel) -> tuple[Parcel, str]:
+        """Return the answer to a message, and why it has no result."""
         if header.kind == "hello":
             return self._sealed(header, self._hello(parcel)), ""
         if header.kind == "end":
             return self._sealed(header, b"{}"), ""
+        folder, question = self._holdings.folders.get(header.client), self._question(header, parcel)
+        kept = kept_answer(folder, header.kind, question) if folder is not None else None
+        if kept is not None:
+            self._tell(f"Round {header.round}: {header.client} is asked to {header.kind} as before.")
+            return self._within_limit(header, header.kind, self._sealed(header, *kept))
         reply, failure = self._reply(header, parcel)
-        answer = self._sealed(header, *encode_reply(reply, header.kind))
-        if not failure:
-            forbidden = self._limit(header, answer.size)
-            if forbidden is None:
-                took, size = duration(reply.seconds), byte_size(answer.size)
-                self._tell(f"Round {header.round}: done in {took}; {size} leave this site.")
-            else:
-                failure = f"the policy of this site forbids it: {forbidden}"
-                self._tell(f"Round {header.round}: nothing leaves this site, since {failure}.")
-                refusal = Reply(header.client, reply.seconds, failure=failure)
-                answer = self._sealed(header, *encode_reply(refusal, header.kind))
-        if (header.kind, header.round) != self._of:  # until tasks of another kind or round come
-            self._of, self._sent = (header.kind, header.round), {}
-        self._sent[header.number] = answer, failure
-        return answer, failure
+        manifest, body = encode_reply(reply, header.kind)
+        if failure:
+            return self._sealed(header, manifest, body), failure
+        if folder is not None:
+            keep_answer(folder, header.kind, question, manifest, body)
+        return self._within_limit(header, header.kind, self._sealed(header, manifest, body), reply.seconds)
+
+    def _question(self, header: Header, parcel: Parcel) -> bytes:
+        """Return the hash of a task, whatever its number and run are, and of what it is done with."""
+        asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel)
+        return question_of(*asked, self._terms, self._holdings.rows)
+
+    def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float = 0.0) -> tuple[Parcel, str]:
+        """Return an answer, or that the policy forbids to send it, and why."""
+        forbidden = self._limit(header, answer.size)
+        if forbidden is None:
+            self._tell(f"Round {header.round}: done in {duration(seconds)}; {byte_size(answer.size)} leave this site.")
+            return answer, ""
+        failure = f"the policy of this site forbids it: {forbidden}"
+        self._tell(f"Round {header.round}: nothing leaves this site, since {failure}.")
+        refusal = Reply(header.client, seconds, failure=failure)
+        return self._sealed(header, *encode_reply(refusal, kind)), failure
 
     def _sealed(self, header: Header, manifest: bytes, body: bytes = b"") -> Parcel:
         return sealed(header.answered(), self._key, manifest, body)
@@ -291,15 +309,13 @@ class Resident:
         """
         if header.terms != self._terms:
             raise UpdateRejected("its terms are not those of this site")
-        if self._ledger.answered(header.number):
-            raise UpdateRejected("it was answered already")
         if header.client not in self._holdings.clients:
             raise UpdateRejected(f"{header.client[:80]!r} is no client of this site")
         _check_round(header, self._holdings.recipe.federation.rounds)
-        if self._ledger.done(header) >= MOST_TIMES:
+        if self._ledger.place(header, content_of(parcel)) >= MOST_TASKS:
             raise UpdateRejected(
-                f"it did {header.kind} for {header.client} in round {header.round} {MOST_TIMES} times already, which "
-                "is the most that a site does"
+                f"{header.client} was asked to {header.kind} in round {header.round} in {MOST_TASKS} other ways "
+                "already, which is the most that a site does"
             )
         task = decode_task(parcel.manifest, parcel.body)
         if kind_of(task) != header.kind or task.round != header.round:
