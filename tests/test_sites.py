@@ -57,6 +57,41 @@ def test_secrets_are_their_owners_alone(papers):
         assert (papers / path).read_bytes() not in (papers / "north.invitation").read_bytes()
 
 
+def test_keys_are_made_as_a_whole_in_a_folder_of_the_sites_own(bellwether, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "rows.jsonl").write_text("")
+    refused(bellwether("site", "keygen", "--folder", "shared"), "shared holds other things, and others than you can re")
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    shared.chmod(0o700)
+    word = bellwether("site", "keygen", "--folder", "shared").out.strip()
+    refused(bellwether("site", "keygen", "--folder", "shared"), "shared holds keys already")
+    # Killed between the two files, of which the second tells that there are keys.
+    (shared / "signing.key").unlink()
+    anew = bellwether("site", "keygen", "--folder", "shared")
+    assert anew.code == 0, anew.err
+    assert anew.out.strip() != word
+
+
+def test_a_secret_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    from bellwether.errors import CheckpointError
+    from bellwether.site import keys
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keys.os, "fsync", full)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            keys.write_private(tmp_path / "noise.key", bytes(32))
+    assert list(tmp_path.iterdir()) == []
+    keys.write_private(tmp_path / "noise.key", bytes(32))
+    with pytest.raises(CheckpointError, match="File exists"):
+        keys.write_private(tmp_path / "noise.key", bytes(16))
+    assert (tmp_path / "noise.key").read_bytes() == bytes(32)
+    assert stat.S_IMODE((tmp_path / "noise.key").stat().st_mode) == 0o600
+
+
 def test_the_certificate_is_what_openssl_takes_for_that_address(papers):
     import subprocess
 

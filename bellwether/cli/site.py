@@ -24,12 +24,9 @@ FolderFlag = Annotated[Path, typer.Option("--folder", help="The site's own folde
 def make_keys(folder: FolderFlag = Path("site")) -> None:
     """Make a site's keys, which never leave it, and show the word that the coordinator needs of them."""
     require_flower()
-    from bellwether.site.keys import make_site_keys
-    from bellwether.tools.atomic import make_folder
+    from bellwether.site.keys import make_site_folder, make_site_keys
 
-    made = make_folder(folder)
-    made.chmod(0o700)
-    say(make_site_keys(made))
+    say(make_site_keys(make_site_folder(folder)))
     complain("send this word, which is no secret, to the coordinator in a way that shows that it is yours.")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import errno
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError
-from bellwether.tools.atomic import cannot_write, write_atomic
+from bellwether.tools.atomic import TEMPORARY, cannot_write, make_folder, remove, sync_folder, write_atomic
 
 SOON = 30  # days before its end from which on a certificate is warned of
 RENEW = "put a new one of the same authority in its place, or begin a federation anew"
@@ -49,6 +50,25 @@ class SiteKeys:
     flower: bytes
 
 
+def make_site_folder(folder: Path) -> Path:
+    """Return a site's own folder, which its owner alone can read; it is made where it is missing.
+
+    Raises:
+        FederationError: others can read it, and it holds other things.
+        CheckpointError: it cannot be made.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        mode = folder.stat().st_mode & 0o777
+        if os.name == "posix" and mode & 0o077:
+            raise FederationError(
+                f"{folder} holds other things, and others than you can read it (mode {mode:o}); give a new folder with "
+                f"--folder, or make it yours alone by chmod 700 {folder}."
+            )
+        return folder
+    make_folder(folder).chmod(0o700)
+    return folder
+
+
 def make_site_keys(folder: Path) -> str:
     """Make a site's keys, and return their public half as one word.
 
@@ -59,12 +79,13 @@ def make_site_keys(folder: Path) -> str:
         FederationError: there are keys already.
         CheckpointError: they cannot be written.
     """
-    if (folder / SIGNING).exists() or (folder / FLOWER).exists():
+    if (folder / SIGNING).exists():
         raise FederationError(f"{folder} holds keys already; give another folder with --folder, or use these.")
+    remove(folder / FLOWER)  # of a process that was killed in between; nobody knows of it
     signing, flower = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
-    write_private(folder / SIGNING, _private(signing))
     openssh = serialization.PrivateFormat.OpenSSH
     write_private(folder / FLOWER, flower.private_bytes(_PEM, openssh, serialization.NoEncryption()))
+    write_private(folder / SIGNING, _private(signing))  # the last, by which keys are there
     return public_word(folder)
 
 
@@ -301,17 +322,24 @@ def read_authority(path: Path) -> str:
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a new file that its owner alone can read, forced to the disk.
+    """Write a new file that its owner alone can read, whole or not at all, forced to the disk.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it is there already, or cannot be written.
     """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    remove(temporary)
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
+        remove(temporary)
         raise cannot_write(path, error) from error
 
 
