@@ -288,6 +288,7 @@ def _work(
         recipe.engine.tokens,
         {site: kept_for(folder, invited.federation) / slug(site)},
         prepared.public,
+        own_secret(folder),
     )
 
 
@@ -306,7 +307,7 @@ def _take_part(
     held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
     work = _work(invited, folder, prepared, base, rows, held_out)
     layers = LoraLayers(base.model, work.config)
-    holdings = holdings_of(invited.site, recipe, base, layers, work, own_secret(folder))
+    holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
     terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
