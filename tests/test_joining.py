@@ -149,6 +149,52 @@ def test_a_site_whose_own_rows_have_grown_is_asked_anew(bellwether, invited):
         assert "on 14 rows of yours" in join(bellwether).out
 
 
+COLUMNS = [
+    {"columns": {"category": "response"}},
+    {"columns": {"group": "instruction", "instruction": "response"}},
+    {"source_columns": [{"source": "north.jsonl", "category": "response"}]},
+    {"encoding": "utf-16"},
+    {"delimiter": "x", "split": "test", "config": "x", "revision": "x", "skip_bad_rows": True},
+    {"unseen_categories": ["open_qa"], "max_rows": 3},
+]
+
+
+def test_an_invitation_does_not_say_how_the_sites_files_are_read_nor_which_of_its_rows_are_taken(bellwether, invited):
+    invited("partition.client_test_fraction=0.5")
+    write_rows(Path("north.jsonl"), dolly_rows(CATEGORIES, 12))
+    with taking_part() as residents:
+        done = join(bellwether)
+        # By hand: half of 12 rows of each category are held out, so both have at least 5 there.
+        assert (
+            "sums of scores on 12 rows that you hold out of these, at each evaluation, and for each of their "
+            "categories (of column category) and groups (of column language or domain), by name where they have at "
+            "least 5 rows: closed_qa, open_qa"
+        ) in done.out
+        for data in COLUMNS:
+            change(lambda recipe, data=data: recipe["data"].update(data))
+            assert "What leaves this machine" not in join(bellwether).out
+        change(lambda recipe: recipe["partition"].update(rows_per_client=[1, 1]))
+        assert "What leaves this machine" not in join(bellwether).out
+    assert len(residents) == len(COLUMNS) + 2
+    for resident in residents:
+        engine = resident._holdings.engine
+        assert {row.category for row in engine._held_out["north"]} == set(CATEGORIES)
+        assert {row.group for row in engine._held_out["north"]} == {""}
+        assert len(engine._rows["north"]) == 12
+
+
+def test_terms_name_the_columns_and_the_names_that_leave(bellwether, invited):
+    invited("partition.client_test_fraction=0.5")
+    rows = [{**row, "ward": f"W{number % 2}", "who": f"N{number}"} for number, row in enumerate(dolly_rows(("x",), 20))]
+    write_rows(Path("north.jsonl"), rows)
+    with taking_part():
+        done = join(bellwether, "data.columns.category=who", "data.columns.group=ward")
+        assert "(of column who) and groups (of column ward), by name where they have at least 5 rows: W" in done.out
+        assert "N1" not in done.out
+        done = join(bellwether, "data.columns.category=who", "data.columns.group=''")
+        assert "groups (of no column), without their names, since none has 5 rows" in done.out
+
+
 def test_a_site_trains_at_the_rank_that_the_recipe_gives_to_it(bellwether, invited):
     invited("method.name=flexlora", "lora.rank=4", "lora.ranks={north: 2, south: 4}")
     with taking_part() as residents:

@@ -27,7 +27,8 @@ BASE = "base model"  # the fact of that name
 
 # Sections that say what a site does; others are the coordinator's business, or the machine's.
 _SECTIONS = ("lora", "method", "training", "selection", "evaluation")
-_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
+# Of the section ``data`` what all who take part have in common.
+AGREED_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
 ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
 
 
@@ -52,7 +53,7 @@ def settings_of(recipe: Recipe) -> dict[str, str]:
     """Return the fields of a recipe that say what a site does."""
     chosen: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
     data = recipe.data.model_dump(mode="json")
-    chosen["data"] = {name: data[name] for name in _DATA}
+    chosen["data"] = {name: data[name] for name in AGREED_DATA}
     chosen["model"] = {"dtype": recipe.model.dtype, "quantization": recipe.model.quantization}
     chosen["federation"] = {"rounds": recipe.federation.rounds}
     return {name: value for name, value in _flat(chosen, "") if name not in ON_THIS_MACHINE}

@@ -15,6 +15,8 @@ from bellwether.tools.atomic import write_atomic
 from bellwether.tools.json_text import KEPT, plain, read_json
 
 INVITED = "invited.yaml"
+# Of the recipe's section ``data``, how files of rows are read, which is each site's own.
+OWN_DATA = ("columns", "source_columns", "encoding", "delimiter", "skip_bad_rows", "split", "config", "revision")
 _HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
 
 
@@ -48,8 +50,8 @@ class Invitation:
 
 
 def for_sites(recipe: Recipe) -> Recipe:
-    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
-    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
+    """Return a recipe that tells nothing of the coordinator's rows and its run, and of other files the name alone."""
+    rows = {name: getattr(Data(), name) for name in ("sources", "test_sources", "validation_sources", *OWN_DATA)}
     selection = recipe.selection
     public = {
         "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
@@ -95,6 +97,9 @@ def read_invitation(path: Path) -> Invitation:
 def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = ()) -> Recipe:
     """Return the recipe in an invitation, with what a site sets of its own.
 
+    How a site's files are read is said by the site alone: what an invitation says of it does not count, since names of
+    categories and groups leave the site, and columns decide which these are.
+
     Args:
         invitation: the invitation.
         place: a folder in which the recipe is put down, for its mistakes to have a file.
@@ -105,7 +110,8 @@ def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = 
     """
     path = place / INVITED
     write_atomic(path, invitation.recipe.encode())
-    return load_recipe(path, list(fields))
+    usual = Data().model_dump(mode="json")
+    return load_recipe(path, [*(f"data.{name}={json.dumps(usual[name])}" for name in OWN_DATA), *fields])
 
 
 def split_address(address: str) -> tuple[str, int]:

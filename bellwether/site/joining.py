@@ -310,7 +310,7 @@ def _take_part(
     holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
-    terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
+    terms = terms_for(invited, recipe, base, len(rows), held_out, len(prepared.scored.rows))
     _agreed(folder, terms, agree, tell)
     others = note_trained(folder, invited.federation, (row.row for row in rows))
     if others:
