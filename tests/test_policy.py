@@ -38,9 +38,24 @@ def test_code_runs_only_where_its_very_file_is_listed(tmp_path, monkeypatch):
     assert forbidden(Policy(code=(listed,)), recipe) == []
     (tmp_path / "own_loss_of_a_test.py").write_text(f"{OWN}# changed\n")
     assert forbidden(Policy(code=(listed,)), recipe)
+    (tmp_path / "theirs").mkdir()
     trusting = load_recipe(None, ["model.path=theirs", "model.trust_remote_code=true"])
     assert "would run its own code" in forbidden(Policy(), trusting)[0]
     assert forbidden(Policy(trust_remote_code=("theirs",)), trusting) == []
+
+
+def test_code_of_a_model_on_the_hub_runs_at_the_very_commit_alone_that_is_listed():
+    commit, other = "0123456789" * 4, "f" * 40
+    policy = Policy(trust_remote_code=("org/model", f"org/model@{commit}", "org/model@main", "org/model@v2"))
+
+    def at(revision):
+        fields = ["model.path=org/model", "model.trust_remote_code=true", f"model.revision={revision}"]
+        return forbidden(policy, load_recipe(None, fields))
+
+    assert at(f"'{commit}'") == []
+    assert "does not list it as org/model@ffff" in at(other)[0]
+    for revision in ("null", "main", "v2", "refs/pr/7", f"{commit[:12]}abc"):
+        assert "its code can change, unless model.revision is a commit of 40 digits" in at(revision)[0]
 
 
 def test_noise_has_a_floor_where_centroids_leave_the_site():
