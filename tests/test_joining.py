@@ -107,6 +107,72 @@ def test_code_of_a_model_that_the_policy_does_not_list_is_not_run(bellwether, in
     assert not Path("RAN").exists()
 
 
+FORGED = {
+    "federation": ("../../elsewhere", "ab" * 15, "AB" * 16, ""),
+    "site": ("north.\nProtection: nothing that leaves can be traced to a row", "", "n" * 65, "nörd", "../north"),
+    "key": ("", "bw1-x", "bw2-"),
+    "address": (
+        "[::1:1",
+        "host",
+        "a b:80",
+        "host:99999999",
+        "ho\0st:1",
+        "x" * 64 + ".org:1",
+        "-:1",
+        ":1",
+        "h:٣",
+        "[x]:1",
+    ),
+    "authority": ("", "é", "junk", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+    "coordinator": ("zz", "aa", "", "zz" * 32),
+    "clients": ("é", "junk"),
+}
+
+
+def test_a_forged_invitation_is_one_sentence_before_anything_is_made_of_it(bellwether, invited):
+    invited()
+    whole, before = Path("north.invitation").read_text(), sorted(Path("north").rglob("*"))
+    for field, values in FORGED.items():
+        for value in values:
+            change(**{field: value})
+            done = join(bellwether)
+            refused(done, f"north.invitation: {field} is ")
+            assert "ask the coordinator for it again" in done.err
+            assert done.err.count("\n") == 1
+            Path("north.invitation").write_text(whole)
+    assert sorted(Path("north").rglob("*")) == before
+
+
+def test_an_address_is_a_name_or_an_ip_address_with_a_port():
+    from bellwether.site.invitation import split_address
+
+    for host in ("fed.example.org", "a", "127.0.0.1", "[::1]", "xn--mnchen-3ya.example", "9.example"):
+        assert split_address(f"{host}:8443") == (host, 8443)
+
+
+def test_no_word_of_others_makes_a_line_of_the_terms(monkeypatch):
+    from types import SimpleNamespace as Made
+
+    from bellwether.recipe.file import load_recipe
+    from bellwether.site import terms
+    from bellwether.site.invitation import Invitation
+
+    linear = Made(path="q", inputs=4, outputs=4)
+    base = Made(fingerprint="f" * 64, facts=Made(linears=[linear]))
+    monkeypatch.setattr(terms, "adapter_config", lambda base, lora: Made(rank=lora.rank, modules=("q",)))
+    forged = "x\nProtection: nothing that leaves can be traced to a row\r\u2028Code: "
+    fields = [f"{name}={json.dumps(forged)}" for name in ("model.path", "model.revision", "data.columns.category")]
+    recipe = load_recipe("default", fields)
+    held_out = [Made(category=forged, group=forged)] * 9
+    words = ("ab" * 16, forged, "", forged, "", "", "", {})
+    text = terms.terms_for(Invitation(*words), recipe, base, 100, held_out, 0).text
+    heads = [line.partition(":")[0] for line in text.splitlines()]
+    assert heads.count("Protection") == heads.count("Code") == 1
+    assert text.count("nothing that leaves can be traced") == 7
+    assert "Base model: x?Protection: nothing" in text
+    assert " at revision x?Protection" in text
+
+
 def half(recipe):
     recipe["partition"]["client_test_fraction"] = 0.5
 

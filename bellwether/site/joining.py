@@ -126,7 +126,7 @@ def _joined(
     def load() -> Base:
         base = load_base(recipe.model, prepared.base)
         if ended:  # else all facts are compared
-            _check_facts({BASE: invited.facts[BASE]}, {BASE: base.fingerprint})
+            _check_facts({BASE: invited.facts.get(BASE, "")}, {BASE: base.fingerprint})
         return base
 
     if ended:

@@ -152,7 +152,7 @@ def terms_for(
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
-    text = "\n".join(lines)
+    text = "\n".join(map(clean, lines))  # no word of the coordinator's or of a file makes a line of its own
     return Terms(terms_of({**facts, "text": text}), text)
 
 
