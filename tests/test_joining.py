@@ -207,6 +207,25 @@ def test_whatever_the_terms_say_otherwise_is_asked_about_anew(bellwether, invite
         assert len(residents) == 3
 
 
+def test_each_federation_of_a_folder_has_terms_of_its_own(bellwether, invited):
+    pages = []
+    invitations = {}
+    for name in ("first", "second"):
+        invited(folder=name)
+        invitations[name] = Path("north.invitation").read_text()
+    with taking_part(), mock.patch("bellwether.site.joining.make_page") as made:
+        made.side_effect = lambda invited, folder, prepared, terms, *more: pages.append(terms) or Path("page")
+        said = []
+        for name in ("first", "second", "first"):
+            Path("north.invitation").write_text(invitations[name])
+            said.append(join(bellwether).out)
+    assert ["These terms are agreed to" in one for one in said] == [True, True, False]
+    assert "other terms than those" not in "".join(said)
+    assert pages[0] == pages[2] != pages[1]
+    for name, page in zip(invitations, pages, strict=False):
+        assert json.loads(invitations[name])["federation"][:12] in page
+
+
 def test_a_site_whose_own_rows_have_grown_is_asked_anew(bellwether, invited):
     invited()
     with taking_part():

@@ -3,9 +3,9 @@
 FOLDER/signing.key, flower.key    the site's keys, see ``site.keys``
 FOLDER/noise.key                  what it draws noise from, see ``site.protection``
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
-FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
-FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits
+FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits, and in
+                                  consent.json the terms that a person agreed to
 FOLDER/adapter/, report.html      the result, once the federation has ended, see ``site.result``
 FOLDER/comparison/                what the site's held-out rows say, see ``site.compared``
 FOLDER/invited.yaml               the recipe of the invitation
@@ -133,7 +133,7 @@ def _joined(
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
         _take_part(invited, folder, recipe, prepared, load(), agree, tell, shown)
-    return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
+    return make_page(invited, folder, prepared, _agreed_terms(folder, invited.federation), load, tell)
 
 
 def _prepared(recipe: Recipe, site: str) -> Prepared:
@@ -248,9 +248,11 @@ def _check_disk(folder: Path, recipe: Recipe, base: Base) -> None:
         )
 
 
-def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]) -> None:
-    """Make sure that a person has agreed to these very terms."""
-    path = folder / CONSENT
+def _agreed(
+    folder: Path, federation: str, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]
+) -> None:
+    """Make sure that a person has agreed to these very terms of a federation."""
+    path = kept_for(folder, federation) / CONSENT
     known = read_json(path, dict[str, str], "remove it, to be asked again") if path.exists() else {}
     if known.get("terms") == terms.hash:
         return
@@ -259,13 +261,14 @@ def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Ca
     if not agree(terms):
         raise FederationError("The terms are not agreed to, so nothing was sent.")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    make_folder(path.parent)
     write_atomic(path, json_lines([{"terms": terms.hash, "time": now, "text": terms.text}]))
     tell("These terms are agreed to; other ones would be asked about anew.")
 
 
-def _agreed_terms(folder: Path) -> str:
-    """Return the terms that a person agreed to, in plain words."""
-    kept: dict[str, str] = read_json(folder / CONSENT, dict[str, str], "restore it")
+def _agreed_terms(folder: Path, federation: str) -> str:
+    """Return the terms of a federation that a person agreed to, in plain words."""
+    kept: dict[str, str] = read_json(kept_for(folder, federation) / CONSENT, dict[str, str], "restore it")
     return kept.get("text", "")
 
 
@@ -311,7 +314,7 @@ def _take_part(
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
     terms = terms_for(invited, recipe, base, len(rows), held_out, len(prepared.scored.rows))
-    _agreed(folder, terms, agree, tell)
+    _agreed(folder, invited.federation, terms, agree, tell)
     others = note_trained(folder, invited.federation, (row.row for row in rows))
     if others:
         tell(f"This site has trained on {counted(others, 'other row')} before, and what it gives may hold them, too.")
