@@ -170,6 +170,10 @@ def clock_skew(address: str, authority: str, shown: Path | None = None) -> float
         raise FederationError(f"The authority in the invitation cannot be read ({first_line(error)}).") from error
     except (KeyError, ValueError) as error:
         raise FederationError(f"What answers at {address} is no coordinator of bellwether's.") from error
+    except httpx.InvalidURL as error:
+        raise FederationError(
+            f"{address}, or the proxy of HTTPS_PROXY, is no address ({first_line(error)}); mend it."
+        ) from error
     except httpx.HTTPError as error:
         raise _unreachable(address, error) from error
     return middle - (theirs + 0.5)
