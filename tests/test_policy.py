@@ -64,8 +64,8 @@ def test_noise_has_a_floor_where_centroids_leave_the_site():
     assert forbidden(Policy(noise=0.5), load_recipe(None, [])) == []
 
 
-def entry(time: str, way: str, number: str) -> Entry:
-    return Entry(f"2026-11-27T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
+def entry(time: str, way: str, number: str, day: int = 27) -> Entry:
+    return Entry(f"2026-11-{day}T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
 
 
 def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
@@ -80,6 +80,18 @@ def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
         append(tmp_path / LEDGER, line)
     assert minutes_worked(tmp_path, datetime.date(2026, 11, 27)) == 7.5
     assert minutes_worked(tmp_path, datetime.date(2026, 11, 28)) == 0
+
+
+def test_a_task_over_midnight_counts_on_each_day_for_what_it_took_there(tmp_path):
+    for line in (
+        entry("23:50:00.000", "task", "1"),
+        entry("20:00:00.000", "reply", "1", day=29),
+        entry("20:00:30.000", "task", "2", day=29),
+        entry("20:01:00.000", "reply", "2", day=29),
+    ):
+        append(tmp_path / LEDGER, line)
+    by_day = [minutes_worked(tmp_path, datetime.date(2026, 11, day)) for day in (26, 27, 28, 29, 30)]
+    assert by_day == [0, 10, 24 * 60, 20 * 60 + 0.5, 0]
 
 
 def test_a_task_is_refused_when_the_day_or_the_line_is_full(tmp_path):

@@ -1,7 +1,7 @@
 """What a site allows, from its own ``policy.yaml``; what is not mentioned there is allowed, code of others never.
 
 rounds: 50                    the most rounds of a federation
-minutes_per_day: 120          of work for the coordinator; beyond, tasks are refused until the next day (UTC)
+minutes_per_day: 120          of work for the coordinator; beyond, no task begins until the next day (UTC); none is cut
 methods: [fedavg, scaffold]   names of methods
 megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
@@ -164,15 +164,18 @@ def bytes_sent(folder: Path, federation: str, round: int) -> int:
 
 
 def minutes_worked(folder: Path, day: datetime.date) -> float:
-    """Return for how long a site has worked at tasks on a day, in UTC: from each task to its reply."""
+    """Return for how long a site has worked at tasks on a day, in UTC: from each task to its reply, as far as in it."""
+    first = datetime.datetime.combine(day, datetime.time(), datetime.UTC)
+    last = first + datetime.timedelta(days=1)
     begun: dict[str, datetime.datetime] = {}
     seconds = 0.0
     for entry in entries(folder):
         time = datetime.datetime.fromisoformat(entry.time)
-        if time.date() == day and entry.way == "task":
+        if entry.way == "task":
             begun[entry.number] = time
-        elif entry.way == "reply" and entry.number in begun:
-            seconds += (time - begun.pop(entry.number)).total_seconds()
+        elif entry.number in begun:
+            within = min(time, last) - max(begun.pop(entry.number), first)
+            seconds += max(0.0, within.total_seconds())
     return seconds / 60
 
 
