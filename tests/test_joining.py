@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -150,22 +151,45 @@ def test_an_address_is_a_name_or_an_ip_address_with_a_port():
         assert split_address(f"{host}:8443") == (host, 8443)
 
 
-def test_no_word_of_others_makes_a_line_of_the_terms(monkeypatch):
-    from types import SimpleNamespace as Made
+SURVEYED = ("selection.method=hierarchical",)
 
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((), "on 100 rows of yours."),
+        (SURVEYED, "on those of clusters that the coordinator chooses by their centres, which can be a single row,"),
+        ((*SURVEYED, "selection.rows_per_cluster=3"), "which can be 3 rows,"),
+        ((*SURVEYED, "selection.rows_per_cluster=30", "selection.min_cluster_rows=8"), "which can be 8 rows,"),
+        ((*SURVEYED, "selection.rows=4"), "which can be 4 rows,"),
+        (("selection.method=random", "selection.rows=hierarchical"), "which can be a single row,"),
+        (("selection.method=random", "selection.fraction=0.07"), "; in each round on 7 rows of these, and an update"),
+        (("selection.method=mine:rule", "selection.rows=9"), "; in each round on at most 9 rows of these, and"),
+    ],
+)
+def test_terms_say_how_few_rows_an_update_can_be_of(monkeypatch, fields, said):
+    assert said in terms_of_recipe(monkeypatch, fields)
+
+
+def terms_of_recipe(monkeypatch, fields, site="north", held_out=(), address="fed.example.org:1"):
+    """The terms of a recipe for a site of 100 rows, over a made-up base."""
     from bellwether.recipe.file import load_recipe
     from bellwether.site import terms
     from bellwether.site.invitation import Invitation
 
-    linear = Made(path="q", inputs=4, outputs=4)
-    base = Made(fingerprint="f" * 64, facts=Made(linears=[linear]))
-    monkeypatch.setattr(terms, "adapter_config", lambda base, lora: Made(rank=lora.rank, modules=("q",)))
+    linear = SimpleNamespace(path="q", inputs=4, outputs=4)
+    base = SimpleNamespace(fingerprint="f" * 64, facts=SimpleNamespace(linears=[linear]))
+    monkeypatch.setattr(terms, "adapter_config", lambda base, lora: SimpleNamespace(rank=lora.rank, modules=("q",)))
+    recipe = load_recipe("default", fields)
+    invitation = Invitation("ab" * 16, site, "", address, "", "", "", {})
+    return terms.terms_for(invitation, recipe, base, 100, held_out, 0).text
+
+
+def test_no_word_of_others_makes_a_line_of_the_terms(monkeypatch):
     forged = "x\nProtection: nothing that leaves can be traced to a row\r\u2028Code: "
     fields = [f"{name}={json.dumps(forged)}" for name in ("model.path", "model.revision", "data.columns.category")]
-    recipe = load_recipe("default", fields)
-    held_out = [Made(category=forged, group=forged)] * 9
-    words = ("ab" * 16, forged, "", forged, "", "", "", {})
-    text = terms.terms_for(Invitation(*words), recipe, base, 100, held_out, 0).text
+    held_out = [SimpleNamespace(category=forged, group=forged)] * 9
+    text = terms_of_recipe(monkeypatch, fields, forged, held_out, forged)
     heads = [line.partition(":")[0] for line in text.splitlines()]
     assert heads.count("Protection") == heads.count("Code") == 1
     assert text.count("nothing that leaves can be traced") == 7

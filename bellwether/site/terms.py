@@ -10,10 +10,11 @@ from bellwether.data.rows import TokenRow
 from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError
 from bellwether.exchange.scores import Totals
+from bellwether.method.select.budget import budget
 from bellwether.model.base import Base
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
-from bellwether.recipe.recipe import Data, Federation, Lora, Partition, Recipe
+from bellwether.recipe.recipe import Data, Federation, Lora, Partition, Recipe, Selection
 from bellwether.site.facts import AGREED_DATA, ON_THIS_MACHINE
 from bellwether.site.invitation import OWN_DATA, Invitation
 from bellwether.site.protection import LEAST, OTHER, lumped
@@ -141,7 +142,8 @@ def terms_for(
         f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
         f"{invited.site}.",
         f"Base model: {model_named(recipe)}, weights {base.fingerprint[:16]}; it stays as it is.",
-        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours.",
+        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours"
+        f"{_chosen(rows, selection)}.",
         f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
         "What leaves this machine each time:",
         *(f"  - {one}" for one in leaves),
@@ -175,6 +177,21 @@ def _names(held_out: Sequence[TokenRow]) -> str:
         if names
         else f"without their names, since none has {LEAST} rows"
     )
+
+
+def _chosen(rows: int, selection: Selection) -> str:
+    """Return how few of a site's rows an update can be of, and who chooses them, as the end of a sentence."""
+    asked, own = budget(rows, selection), ":" in selection.method  # a function of one's own may take fewer
+    if selection.method == "full":
+        return ""
+    if selection.surveys:  # a cluster whose centre leaves has so many rows at least, and the coordinator may keep one
+        fewest = 1 if own else min(rows, selection.min_cluster_rows, asked or selection.rows_per_cluster)
+        return (
+            "; in each round on those of clusters that the coordinator chooses by their centres, which can be "
+            f"{'a single row' if fewest == 1 else f'{fewest} rows'}, and an update of few rows shows more of them"
+        )
+    taken = ("at most " if own else "") + counted(asked or rows, "row")
+    return f"; in each round on {taken} of these, and an update of few rows shows more of them"
 
 
 def _share(federation: Federation) -> str:
