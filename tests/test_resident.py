@@ -11,6 +11,7 @@ pytest.importorskip("flwr")
 from test_federate import START, AddingEngine
 from test_remote import FACTS, KEYS, answered, resident, task_for
 
+from bellwether.cli.say import say
 from bellwether.engine.remote import terms_of
 from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
 from bellwether.exchange.adapter import Adapter
@@ -86,6 +87,31 @@ def test_an_answer_that_the_policy_finds_too_large_does_not_leave(tmp_path):
     _, sent = entries(tmp_path / "north")
     assert sent.failure.endswith("train is too large")
     assert sent.bytes < sizes[0]
+
+
+def hello(site, facts, number="h1"):
+    """Return what a site says to a hello of the coordinator's with some facts."""
+    header = Header("task", "hello", "fed/1", 0, "coordinator", "north", "", number, terms_of(FACTS))
+    _, manifest = answered(site, sealed(header, KEYS["coordinator"], json.dumps(facts).encode()))
+    return json.loads(manifest)["differs"]
+
+
+def test_a_hello_draws_no_fact_of_the_site_out_and_writes_no_line_of_its_log(tmp_path):
+    said = []
+    site = resident("north", tmp_path, tell=said.append, facts={**FACTS, "own path": "/home/ada"})
+    assert hello(site, {}) == [f"{name} is missing at the coordinator" for name in (*FACTS, "own path")]
+    forged = {f"x{number}\nThe coordinator has said hello": "1\n2" for number in range(1000)}
+    answers = hello(site, forged, "h2")
+    assert len(answers) == 10
+    assert answers[0] == "x0?The coordinator has said hello is missing here"
+    assert hello(site, {**FACTS, "own path": "1\n2"}, "h3") == ["own path is /home/ada here and 1?2 at the coordinator"]
+    assert not any("\n" in line for line in said)
+    assert "/home/ada" not in "".join(said[:-1])
+
+
+def test_a_sentence_is_one_line_of_the_command_whatever_is_in_it(capsys):
+    say("Round 1: it fails.\nThe federation has ended.\r\x1b[2J")
+    assert capsys.readouterr().out == "Round 1: it fails. The federation has ended.\\r\\x1b[2J\n"
 
 
 # What goes wrong ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from bellwether.model.lora import adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import proxy_facts
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import clean, cut
 
 # Flower's link does not compare versions itself, and the others decide the last bits of what is trained.
 _PACKAGES = ("flwr", "torch", "transformers", "numpy")
@@ -86,17 +87,26 @@ def model_facts(recipe: Recipe, facts: ModelFacts, tokenizer: Any, fingerprint: 
 def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
     """Return a clause for each fact that is another one here than at the coordinator.
 
+    The clauses are for both: none tells the coordinator the value of a fact of which it has said none itself, nor a
+    person here anything but one line.
+
     Args:
-        theirs: the coordinator's.
+        theirs: the coordinator's, whatever it may have sent.
         ours: this site's.
     """
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return [f"{name} is {_short(ours, name)} here and {_short(theirs, name)} at the coordinator" for name in names]
+    return [_differs(name, ours.get(name), theirs.get(name)) for name in names]
 
 
-def _short(facts: Mapping[str, str], name: str) -> str:
-    value = facts.get(name, "missing")
-    return f"{value[:12]}…" if len(value) > 40 else value
+def _differs(name: str, ours: str | None, theirs: str | None) -> str:
+    named = cut(clean(name))
+    if ours is None or theirs is None:
+        return f"{named} is missing {'here' if ours is None else 'at the coordinator'}"
+    return f"{named} is {_short(ours)} here and {_short(theirs)} at the coordinator"
+
+
+def _short(value: str) -> str:
+    return clean(f"{value[:12]}…" if len(value) > 40 else value)
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -52,6 +52,7 @@ from bellwether.tools.words import byte_size, duration
 
 POLL, LATEST = 0.1, 1.0  # seconds between two looks for a task, after one came and when none has for a while
 LINGER = 3.0  # seconds in which Flower passes the last answer on
+MOST_TOLD = 10  # facts that differ, of which coordinator and person are told
 # Times that a task of one kind, round and client is done: a coordinator that was killed redoes its round, and whoever
 # could ask without end would learn of the rows without end.
 MOST_TIMES = 5
@@ -254,12 +255,13 @@ class Resident:
         return True
 
     def _hello(self, parcel: Parcel) -> bytes:
-        """Return what differs here from what the coordinator works with."""
+        """Return what differs here from what the coordinator works with, of much the beginning."""
         try:
             theirs = typed(from_json(parcel.manifest), dict[str, str])
             differs = differing(theirs, self._holdings.facts)
         except ValueError as error:
             differs = [f"the hello cannot be read ({first_line(error)})"]
+        differs = differs[:MOST_TOLD]
         for one in differs:
             self._tell(f"This site takes no part yet: {one}.")
         if not differs:

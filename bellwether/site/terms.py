@@ -129,6 +129,10 @@ def terms_for(
         f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
     ]
     leaves += ["the number of rows and tokens trained on, and their mean loss"]
+    leaves += [
+        "which versions and settings here are others than the coordinator's; how long a task took; and where one "
+        "fails, of what kind the failure was"
+    ]
     if selection.surveys:
         noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
         leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
