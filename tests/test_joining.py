@@ -13,6 +13,8 @@ from conftest import dolly_rows, write_rows
 
 pytest.importorskip("flwr")
 
+from bellwether.errors import FederationError
+
 FIELDS = ("data.test_rows_per_category=10", "federation.fraction=1")
 CATEGORIES = ("open_qa", "closed_qa")
 
@@ -195,6 +197,39 @@ def test_no_word_of_others_makes_a_line_of_the_terms(monkeypatch):
     assert text.count("nothing that leaves can be traced") == 7
     assert "Base model: x?Protection: nothing" in text
     assert " at revision x?Protection" in text
+
+
+def test_models_that_come_from_the_hub_are_named_before_anything_of_them_comes(bellwether, invited):
+    invited()
+    change(lambda recipe: recipe["model"].update(path="nobody/none", revision="v2"))
+    with mock.patch("bellwether.site.joining._prepared", side_effect=FederationError("nothing came yet.")):
+        done = join(bellwether)
+    refused(done, "nothing came yet.")
+    assert "The base model nobody/none at revision v2 comes from the Hugging Face hub, as far as" in done.out
+    change(lambda recipe: recipe["model"].update(path="./tiny", revision=None))
+    change(lambda recipe: recipe["selection"].update(SURVEY_OF_A_PROXY))
+    with mock.patch("bellwether.site.joining._prepared", side_effect=FederationError("nothing came yet.")):
+        done = join(bellwether)
+    assert "The proxy nobody/proxy comes from the Hugging Face hub" in done.out
+    assert "The public text nobody/rows comes from the Hugging Face hub" in done.out
+    assert "The base model" not in done.out
+
+
+def test_the_size_of_weights_on_the_hub_is_told_before_the_terms(bellwether, invited, tiny_llama):
+    invited()
+    with taking_part(), mock.patch("bellwether.site.joining.on_hub", return_value=True):
+        out = join(bellwether).out
+    size = (tiny_llama / "model.safetensors").stat().st_size
+    told = f"The weights of ./tiny have {size / 1000:.1f} kB"
+    assert 0 <= out.find(told) < out.find("You are asked to take part")
+
+
+SURVEY_OF_A_PROXY = {
+    "method": "hierarchical",
+    "features": "proxy",
+    "proxy": "nobody/proxy",
+    "projection_sources": ["nobody/rows"],
+}
 
 
 def half(recipe):

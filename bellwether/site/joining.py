@@ -32,6 +32,7 @@ from bellwether.engine.flower.inbox import Delivery, Inbox
 from bellwether.engine.processes import Work
 from bellwether.errors import FederationError, first_line
 from bellwether.model.base import Base, load_base
+from bellwether.model.folder import on_hub, weight_files
 from bellwether.model.lora import LoraLayers, adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import Prepared, prepare
@@ -44,7 +45,7 @@ from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
-from bellwether.site.terms import Terms, check_own_fields, own_lora, own_recipe, terms_for
+from bellwether.site.terms import Terms, check_own_fields, from_the_hub, model_named, own_lora, own_recipe, terms_for
 from bellwether.site.trained import kept_for, note_trained
 from bellwether.store.run_folder import ADAPTER
 from bellwether.tell.narrate import plain_lines
@@ -102,6 +103,10 @@ def join(
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
             _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
+            for name in from_the_hub(recipe):
+                tell(
+                    f"{name} comes from the Hugging Face hub, as far as it is not here yet, before the terms are shown."
+                )
             prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
@@ -124,6 +129,9 @@ def _joined(
 
     @functools.cache
     def load() -> Base:
+        if on_hub(recipe.model):
+            size = sum(weight_files(prepared.base.folder, recipe.model).values())
+            tell(f"The weights of {model_named(recipe)} have {byte_size(size)}; what of them is not here comes now.")
         base = load_base(recipe.model, prepared.base)
         if ended:  # else all facts are compared
             _check_facts({BASE: invited.facts.get(BASE, "")}, {BASE: base.fingerprint})

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bellwether.data.rows import TokenRow
+from bellwether.data.sources import is_hub_name
 from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError
 from bellwether.exchange.scores import Totals
 from bellwether.method.select.budget import budget
 from bellwether.model.base import Base
+from bellwether.model.folder import on_hub
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
-from bellwether.recipe.recipe import Data, Federation, Lora, Partition, Recipe, Selection
+from bellwether.recipe.recipe import Data, Federation, Lora, Model, Partition, Recipe, Selection
 from bellwether.site.facts import AGREED_DATA, ON_THIS_MACHINE
 from bellwether.site.invitation import OWN_DATA, Invitation
 from bellwether.site.protection import LEAST, OTHER, lumped
@@ -203,6 +205,16 @@ def _share(federation: Federation) -> str:
     if federation.cohort_size is not None:
         return f"those for which you are drawn, {counted(federation.cohort_size, 'site')} at a time"
     return "each of them" if federation.fraction == 1 else f"about {federation.fraction:.0%} of them"
+
+
+def from_the_hub(recipe: Recipe) -> list[str]:
+    """Return what of a recipe is a name on the Hugging Face hub, each as the beginning of a sentence."""
+    selection, found = recipe.selection, []
+    if on_hub(recipe.model):
+        found.append(f"The base model {model_named(recipe)}")
+    if selection.proxy is not None and on_hub(Model(path=selection.proxy)):
+        found.append(f"The proxy {clean(selection.proxy)}")
+    return found + [f"The public text {clean(one)}" for one in selection.projection_sources if is_hub_name(one)]
 
 
 def model_named(recipe: Recipe) -> str:
