@@ -220,3 +220,22 @@ def test_a_certificate_that_has_ended_is_told_by_status_and_refused_at_serve(bel
     replace_with(papers, -0.01)
     assert "Its certificate HAS ENDED, on " in bellwether("federation", "status").out
     refused(bellwether("federation", "serve"), "server.crt ended on ")
+
+
+@pytest.mark.parametrize("name", ["münchen.example", "a b", "", "x\n.example", "-"])
+def test_a_name_that_no_certificate_can_have_is_one_sentence(tmp_path, name):
+    make_authority(tmp_path, "x", 10)
+    with pytest.raises(FederationError, match="is no name of a host for a certificate; give it in ASCII"):
+        make_certificate(tmp_path, "server", [name], 5)
+    assert not (tmp_path / "server.crt").exists()
+    make_certificate(tmp_path, "server", ["*.example.org", "xn--mnchen-3ya.example", "a_b", "::1"], 5)
+
+
+def test_a_proxy_or_an_address_that_is_no_url_is_one_sentence(tmp_path, monkeypatch):
+    make_authority(tmp_path, "x", 10)
+    authority = (tmp_path / "ca.crt").read_text()
+    with pytest.raises(FederationError, match="is no address"):
+        clock_skew("é" * 70 + ".org:1", authority)
+    monkeypatch.setenv("HTTPS_PROXY", "http://[::1:1")
+    with pytest.raises(FederationError, match="or the proxy of HTTPS_PROXY, is no address"):
+        clock_skew("fed.example.org:1", authority)

@@ -62,9 +62,9 @@ def adapter(base):
 class Client:
     """One client called ``a`` with its chooser, in a folder."""
 
-    def __init__(self, base, layers, adapter, folder, rows, public=()):
+    def __init__(self, base, layers, adapter, folder, rows, public=(), secret=None):
         self.base, self.layers, self.adapter, self.rows, self.folder = base, layers, adapter, rows, folder
-        self.chooser = Chooser(base, layers, {"a": folder}, public)
+        self.chooser = Chooser(base, layers, {"a": folder}, public, secret)
 
     def survey(self, round=1, adapter=None, held=None, seed=SEED, **selection):
         settings = recipe.Selection(**{**DEFAULTS, **selection})
@@ -97,8 +97,8 @@ def layers(base, adapter):
 
 @pytest.fixture
 def make(base, layers, adapter, tmp_path):
-    def client(rows=None, public=(), folder="a"):
-        return Client(base, layers, adapter, tmp_path / folder, rows or topic_rows(8, 7, 6), public)
+    def client(rows=None, public=(), folder="a", secret=None):
+        return Client(base, layers, adapter, tmp_path / folder, rows or topic_rows(8, 7, 6), public, secret)
 
     return client
 
@@ -293,6 +293,37 @@ def test_noise_of_a_round_repeats_byte_for_byte_and_does_not_touch_the_choice(ma
     chosen = one.choose(kept=[0, 1], **noisy)
     two.survey(round=2, clip_norm=1.0)
     assert two.choose(round=2, kept=[0, 1], clip_norm=1.0) == chosen
+
+
+SECRET = b"s" * 32
+NOISY = {"clip_norm": 1.0, "noise": 2.0, "space": "shared", "dimensions": 4}
+
+
+def test_noise_of_a_secret_is_on_the_very_centroids_whatever_the_question_says(make, adapter, base):
+    client, quiet = make(secret=SECRET), make(folder="quiet")
+
+    def noise(seed=SEED, adapter=adapter):
+        true = quiet.survey(**{**NOISY, "noise": 0.0}, seed=seed, adapter=adapter).survey.centroids_Cd
+        return client.survey(**NOISY, seed=seed, adapter=adapter).survey.centroids_Cd, true
+
+    first, _ = noise()
+    moved = adapter.with_tensors({key: value + np.float32(1e-6) for key, value in adapter.tensors.items()})
+    # The remembered points answer for a moved adapter: the same centroids, so the same answer.
+    np.testing.assert_array_equal(noise(adapter=moved)[0], first)
+    # An update to fold in, tiny and then large, with a question about another space between: points are made anew.
+    big = random_adapter(base, rank=2, seed=9, dtype="float32", dropout=0.0)
+    answers = []
+    for alpha in (1e-12, 1e4):
+        folded = Payload(adapter, folded=replace(big, config=replace(big.config, alpha=alpha)))
+        noise(seed=SEED + 1)
+        answers.append(noise(adapter=folded))
+    (small, small_true), (large, large_true) = answers
+    assert np.abs(small_true - large_true).max() > 1e-3
+    # By another noise on each, a difference of answers is no difference of centroids.
+    both = min(len(small), len(large))
+    assert np.abs((small[:both] - large[:both]) - (small_true[:both] - large_true[:both])).min() > 1e-3
+    theirs = make(folder="theirs").survey(**NOISY).survey.centroids_Cd
+    assert np.abs(theirs - first).min() > 1e-3  # nor is it that of the seed which came
 
 
 # What is remembered -------------------------------------------------------------------------------

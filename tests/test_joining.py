@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from conftest import dolly_rows, write_rows
 
 pytest.importorskip("flwr")
+
+from bellwether.errors import FederationError
 
 FIELDS = ("data.test_rows_per_category=10", "federation.fraction=1")
 CATEGORIES = ("open_qa", "closed_qa")
@@ -107,6 +110,128 @@ def test_code_of_a_model_that_the_policy_does_not_list_is_not_run(bellwether, in
     assert not Path("RAN").exists()
 
 
+FORGED = {
+    "federation": ("../../elsewhere", "ab" * 15, "AB" * 16, ""),
+    "site": ("north.\nProtection: nothing that leaves can be traced to a row", "", "n" * 65, "nörd", "../north"),
+    "key": ("", "bw1-x", "bw2-"),
+    "address": (
+        "[::1:1",
+        "host",
+        "a b:80",
+        "host:99999999",
+        "ho\0st:1",
+        "x" * 64 + ".org:1",
+        "-:1",
+        ":1",
+        "h:٣",
+        "[x]:1",
+    ),
+    "authority": ("", "é", "junk", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+    "coordinator": ("zz", "aa", "", "zz" * 32),
+    "clients": ("é", "junk"),
+}
+
+
+def test_a_forged_invitation_is_one_sentence_before_anything_is_made_of_it(bellwether, invited):
+    invited()
+    whole, before = Path("north.invitation").read_text(), sorted(Path("north").rglob("*"))
+    for field, values in FORGED.items():
+        for value in values:
+            change(**{field: value})
+            done = join(bellwether)
+            refused(done, f"north.invitation: {field} is ")
+            assert "ask the coordinator for it again" in done.err
+            assert done.err.count("\n") == 1
+            Path("north.invitation").write_text(whole)
+    assert sorted(Path("north").rglob("*")) == before
+
+
+def test_an_address_is_a_name_or_an_ip_address_with_a_port():
+    from bellwether.site.invitation import split_address
+
+    for host in ("fed.example.org", "a", "127.0.0.1", "[::1]", "xn--mnchen-3ya.example", "9.example"):
+        assert split_address(f"{host}:8443") == (host, 8443)
+
+
+SURVEYED = ("selection.method=hierarchical",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((), "on 100 rows of yours."),
+        (SURVEYED, "on those of clusters that the coordinator chooses by their centres, which can be a single row,"),
+        ((*SURVEYED, "selection.rows_per_cluster=3"), "which can be 3 rows,"),
+        ((*SURVEYED, "selection.rows_per_cluster=30", "selection.min_cluster_rows=8"), "which can be 8 rows,"),
+        ((*SURVEYED, "selection.rows=4"), "which can be 4 rows,"),
+        (("selection.method=random", "selection.rows=hierarchical"), "which can be a single row,"),
+        (("selection.method=random", "selection.fraction=0.07"), "; in each round on 7 rows of these, and an update"),
+        (("selection.method=mine:rule", "selection.rows=9"), "; in each round on at most 9 rows of these, and"),
+    ],
+)
+def test_terms_say_how_few_rows_an_update_can_be_of(monkeypatch, fields, said):
+    assert said in terms_of_recipe(monkeypatch, fields)
+
+
+def terms_of_recipe(monkeypatch, fields, site="north", held_out=(), address="fed.example.org:1"):
+    """The terms of a recipe for a site of 100 rows, over a made-up base."""
+    from bellwether.recipe.file import load_recipe
+    from bellwether.site import terms
+    from bellwether.site.invitation import Invitation
+
+    linear = SimpleNamespace(path="q", inputs=4, outputs=4)
+    base = SimpleNamespace(fingerprint="f" * 64, facts=SimpleNamespace(linears=[linear]))
+    monkeypatch.setattr(terms, "adapter_config", lambda base, lora: SimpleNamespace(rank=lora.rank, modules=("q",)))
+    recipe = load_recipe("default", fields)
+    invitation = Invitation("ab" * 16, site, "", address, "", "", "", {})
+    return terms.terms_for(invitation, recipe, base, 100, held_out, 0).text
+
+
+def test_no_word_of_others_makes_a_line_of_the_terms(monkeypatch):
+    forged = "x\nProtection: nothing that leaves can be traced to a row\r\u2028Code: "
+    fields = [f"{name}={json.dumps(forged)}" for name in ("model.path", "model.revision", "data.columns.category")]
+    held_out = [SimpleNamespace(category=forged, group=forged)] * 9
+    text = terms_of_recipe(monkeypatch, fields, forged, held_out, forged)
+    heads = [line.partition(":")[0] for line in text.splitlines()]
+    assert heads.count("Protection") == heads.count("Code") == 1
+    assert text.count("nothing that leaves can be traced") == 7
+    assert "Base model: x?Protection: nothing" in text
+    assert " at revision x?Protection" in text
+
+
+def test_models_that_come_from_the_hub_are_named_before_anything_of_them_comes(bellwether, invited):
+    invited()
+    change(lambda recipe: recipe["model"].update(path="nobody/none", revision="v2"))
+    with mock.patch("bellwether.site.joining._prepared", side_effect=FederationError("nothing came yet.")):
+        done = join(bellwether)
+    refused(done, "nothing came yet.")
+    assert "The base model nobody/none at revision v2 comes from the Hugging Face hub, as far as" in done.out
+    change(lambda recipe: recipe["model"].update(path="./tiny", revision=None))
+    change(lambda recipe: recipe["selection"].update(SURVEY_OF_A_PROXY))
+    with mock.patch("bellwether.site.joining._prepared", side_effect=FederationError("nothing came yet.")):
+        done = join(bellwether)
+    assert "The proxy nobody/proxy comes from the Hugging Face hub" in done.out
+    assert "The public text nobody/rows comes from the Hugging Face hub" in done.out
+    assert "The base model" not in done.out
+
+
+def test_the_size_of_weights_on_the_hub_is_told_before_the_terms(bellwether, invited, tiny_llama):
+    invited()
+    with taking_part(), mock.patch("bellwether.site.joining.on_hub", return_value=True):
+        out = join(bellwether).out
+    size = (tiny_llama / "model.safetensors").stat().st_size
+    told = f"The weights of ./tiny have {size / 1000:.1f} kB"
+    assert 0 <= out.find(told) < out.find("You are asked to take part")
+
+
+SURVEY_OF_A_PROXY = {
+    "method": "hierarchical",
+    "features": "proxy",
+    "proxy": "nobody/proxy",
+    "projection_sources": ["nobody/rows"],
+}
+
+
 def half(recipe):
     recipe["partition"]["client_test_fraction"] = 0.5
 
@@ -141,12 +266,77 @@ def test_whatever_the_terms_say_otherwise_is_asked_about_anew(bellwether, invite
         assert len(residents) == 3
 
 
+def test_each_federation_of_a_folder_has_terms_of_its_own(bellwether, invited):
+    pages = []
+    invitations = {}
+    for name in ("first", "second"):
+        invited(folder=name)
+        invitations[name] = Path("north.invitation").read_text()
+    with taking_part(), mock.patch("bellwether.site.joining.make_page") as made:
+        made.side_effect = lambda invited, folder, prepared, terms, *more: pages.append(terms) or Path("page")
+        said = []
+        for name in ("first", "second", "first"):
+            Path("north.invitation").write_text(invitations[name])
+            said.append(join(bellwether).out)
+    assert ["These terms are agreed to" in one for one in said] == [True, True, False]
+    assert "other terms than those" not in "".join(said)
+    assert pages[0] == pages[2] != pages[1]
+    for name, page in zip(invitations, pages, strict=False):
+        assert json.loads(invitations[name])["federation"][:12] in page
+
+
 def test_a_site_whose_own_rows_have_grown_is_asked_anew(bellwether, invited):
     invited()
     with taking_part():
         join(bellwether)
         write_rows(Path("north.jsonl"), dolly_rows(CATEGORIES, 7))
         assert "on 14 rows of yours" in join(bellwether).out
+
+
+COLUMNS = [
+    {"columns": {"category": "response"}},
+    {"columns": {"group": "instruction", "instruction": "response"}},
+    {"source_columns": [{"source": "north.jsonl", "category": "response"}]},
+    {"encoding": "utf-16"},
+    {"delimiter": "x", "split": "test", "config": "x", "revision": "x", "skip_bad_rows": True},
+    {"unseen_categories": ["open_qa"], "max_rows": 3},
+]
+
+
+def test_an_invitation_does_not_say_how_the_sites_files_are_read_nor_which_of_its_rows_are_taken(bellwether, invited):
+    invited("partition.client_test_fraction=0.5")
+    write_rows(Path("north.jsonl"), dolly_rows(CATEGORIES, 12))
+    with taking_part() as residents:
+        done = join(bellwether)
+        # By hand: half of 12 rows of each category are held out, so both have at least 5 there.
+        assert (
+            "sums of scores on 12 rows that you hold out of these, at each evaluation, and for each of their "
+            "categories (of column category) and groups (of column language or domain), by name where they have at "
+            "least 5 rows: closed_qa, open_qa"
+        ) in done.out
+        for data in COLUMNS:
+            change(lambda recipe, data=data: recipe["data"].update(data))
+            assert "What leaves this machine" not in join(bellwether).out
+        change(lambda recipe: recipe["partition"].update(rows_per_client=[1, 1]))
+        assert "What leaves this machine" not in join(bellwether).out
+    assert len(residents) == len(COLUMNS) + 2
+    for resident in residents:
+        engine = resident._holdings.engine
+        assert {row.category for row in engine._held_out["north"]} == set(CATEGORIES)
+        assert {row.group for row in engine._held_out["north"]} == {""}
+        assert len(engine._rows["north"]) == 12
+
+
+def test_terms_name_the_columns_and_the_names_that_leave(bellwether, invited):
+    invited("partition.client_test_fraction=0.5")
+    rows = [{**row, "ward": f"W{number % 2}", "who": f"N{number}"} for number, row in enumerate(dolly_rows(("x",), 20))]
+    write_rows(Path("north.jsonl"), rows)
+    with taking_part():
+        done = join(bellwether, "data.columns.category=who", "data.columns.group=ward")
+        assert "(of column who) and groups (of column ward), by name where they have at least 5 rows: W" in done.out
+        assert "N1" not in done.out
+        done = join(bellwether, "data.columns.category=who", "data.columns.group=''")
+        assert "groups (of no column), without their names, since none has 5 rows" in done.out
 
 
 def test_a_site_trains_at_the_rank_that_the_recipe_gives_to_it(bellwether, invited):

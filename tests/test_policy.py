@@ -38,9 +38,24 @@ def test_code_runs_only_where_its_very_file_is_listed(tmp_path, monkeypatch):
     assert forbidden(Policy(code=(listed,)), recipe) == []
     (tmp_path / "own_loss_of_a_test.py").write_text(f"{OWN}# changed\n")
     assert forbidden(Policy(code=(listed,)), recipe)
+    (tmp_path / "theirs").mkdir()
     trusting = load_recipe(None, ["model.path=theirs", "model.trust_remote_code=true"])
     assert "would run its own code" in forbidden(Policy(), trusting)[0]
     assert forbidden(Policy(trust_remote_code=("theirs",)), trusting) == []
+
+
+def test_code_of_a_model_on_the_hub_runs_at_the_very_commit_alone_that_is_listed():
+    commit, other = "0123456789" * 4, "f" * 40
+    policy = Policy(trust_remote_code=("org/model", f"org/model@{commit}", "org/model@main", "org/model@v2"))
+
+    def at(revision):
+        fields = ["model.path=org/model", "model.trust_remote_code=true", f"model.revision={revision}"]
+        return forbidden(policy, load_recipe(None, fields))
+
+    assert at(f"'{commit}'") == []
+    assert "does not list it as org/model@ffff" in at(other)[0]
+    for revision in ("null", "main", "v2", "refs/pr/7", f"{commit[:12]}abc"):
+        assert "its code can change, unless model.revision is a commit of 40 digits" in at(revision)[0]
 
 
 def test_noise_has_a_floor_where_centroids_leave_the_site():
@@ -49,8 +64,8 @@ def test_noise_has_a_floor_where_centroids_leave_the_site():
     assert forbidden(Policy(noise=0.5), load_recipe(None, [])) == []
 
 
-def entry(time: str, way: str, number: str) -> Entry:
-    return Entry(f"2026-11-27T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
+def entry(time: str, way: str, number: str, day: int = 27) -> Entry:
+    return Entry(f"2026-11-{day}T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
 
 
 def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
@@ -65,6 +80,18 @@ def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
         append(tmp_path / LEDGER, line)
     assert minutes_worked(tmp_path, datetime.date(2026, 11, 27)) == 7.5
     assert minutes_worked(tmp_path, datetime.date(2026, 11, 28)) == 0
+
+
+def test_a_task_over_midnight_counts_on_each_day_for_what_it_took_there(tmp_path):
+    for line in (
+        entry("23:50:00.000", "task", "1"),
+        entry("20:00:00.000", "reply", "1", day=29),
+        entry("20:00:30.000", "task", "2", day=29),
+        entry("20:01:00.000", "reply", "2", day=29),
+    ):
+        append(tmp_path / LEDGER, line)
+    by_day = [minutes_worked(tmp_path, datetime.date(2026, 11, day)) for day in (26, 27, 28, 29, 30)]
+    assert by_day == [0, 10, 24 * 60, 20 * 60 + 0.5, 0]
 
 
 def test_a_task_is_refused_when_the_day_or_the_line_is_full(tmp_path):

@@ -11,21 +11,23 @@ pytest.importorskip("flwr")
 from test_federate import START, AddingEngine
 from test_remote import FACTS, KEYS, answered, resident
 
+from bellwether.cli.say import say
 from bellwether.engine.remote import terms_of
 from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
+from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.codec import encode_task
-from bellwether.exchange.messages import NOISE, SPACE, EvaluateTask, Payload, Reply, SurveyTask, TrainTask, client_draws
+from bellwether.exchange.messages import EvaluateTask, Payload, Reply, TrainTask, client_draws
 from bellwether.exchange.scores import Totals
 from bellwether.exchange.seal import Header, Parcel, sealed
 from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
 from bellwether.method.scaffold import scaffold
-from bellwether.method.select.privacy import release
-from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.recipe.method import FedAvg, FlexLora, OwnMethod
+from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, entries
 from bellwether.site.policy import Policy, as_limit
 from bellwether.site.protection import SECRET, lumped, own_secret
-from bellwether.site.resident import MOST_TASKS, kinds_going_on
+from bellwether.site.resident import MOST_TASKS, kinds_going_on, tensor_shapes
 from bellwether.store.client_state import METHOD, keep_state
 from bellwether.tools.randomness import Draws, Randomness
 
@@ -140,6 +142,31 @@ def test_an_answer_that_the_policy_finds_too_large_does_not_leave(tmp_path):
     assert sent.bytes < sizes[0]
 
 
+def hello(site, facts, number="h1"):
+    """Return what a site says to a hello of the coordinator's with some facts."""
+    header = Header("task", "hello", "fed/1", 0, "coordinator", "north", "", number, terms_of(FACTS))
+    _, manifest = answered(site, sealed(header, KEYS["coordinator"], json.dumps(facts).encode()))
+    return json.loads(manifest)["differs"]
+
+
+def test_a_hello_draws_no_fact_of_the_site_out_and_writes_no_line_of_its_log(tmp_path):
+    said = []
+    site = resident("north", tmp_path, tell=said.append, facts={**FACTS, "own path": "/home/ada"})
+    assert hello(site, {}) == [f"{name} is missing at the coordinator" for name in (*FACTS, "own path")]
+    forged = {f"x{number}\nThe coordinator has said hello": "1\n2" for number in range(1000)}
+    answers = hello(site, forged, "h2")
+    assert len(answers) == 10
+    assert answers[0] == "x0?The coordinator has said hello is missing here"
+    assert hello(site, {**FACTS, "own path": "1\n2"}, "h3") == ["own path is /home/ada here and 1?2 at the coordinator"]
+    assert not any("\n" in line for line in said)
+    assert "/home/ada" not in "".join(said[:-1])
+
+
+def test_a_sentence_is_one_line_of_the_command_whatever_is_in_it(capsys):
+    say("Round 1: it fails.\nThe federation has ended.\r\x1b[2J")
+    assert capsys.readouterr().out == "Round 1: it fails. The federation has ended.\\r\\x1b[2J\n"
+
+
 # What goes wrong ---------------------------------------------------------------------------------
 
 
@@ -234,6 +261,47 @@ def test_names_that_only_peft_reads_may_be_others(tmp_path):
     assert "rows" in ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(named)))
 
 
+OWN = OwnMethod(name="mine:folding")
+
+
+@pytest.mark.parametrize("method", [FedAvg(), FlexLora()])
+@pytest.mark.parametrize("alpha", [1.0, 1e-12])
+def test_an_update_to_fold_is_refused_where_the_method_folds_none(tmp_path, method, alpha):
+    folded = replace(START, config=replace(START.config, alpha=alpha))
+    said = ask(working_by(method, tmp_path), replace(TRAIN, payload=Payload(START, folded=folded)))
+    assert f"an update to fold into the base, which the method {method.name} does not do" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True),
+        ({"rank": 2, "alpha": 2.0}, True),  # as updates are stacked
+        ({"base_model": "elsewhere"}, True),
+        ({"rank": 2, "alpha": 1.5}, False),
+        ({"alpha": 1e-12}, False),
+        ({"alpha": 1e4}, False),
+        ({"rslora": True}, False),
+        ({"dropout": 0.5}, False),
+        ({"fan_in_fan_out": True}, False),
+    ],
+)
+def test_a_method_of_ones_own_folds_in_the_scalings_that_methods_have_alone(tmp_path, change, taken):
+    config = replace(START.config, **change)
+    shapes = tensor_shapes(config, {"q": (2, 2)})
+    folded = Adapter(config, {key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
+    said = ask(working_by(OWN, tmp_path), replace(TRAIN, payload=Payload(START, folded=folded)))
+    assert ("rows" in said) == taken
+    assert ("what it folds into the base has another alpha" in said) != taken
+
+
+def working_by(method, folder):
+    site = resident("north", folder)
+    recipe = site._holdings.recipe.model_copy(update={"method": method})
+    site._holdings = replace(site._holdings, recipe=recipe)
+    return site
+
+
 # What is kept ------------------------------------------------------------------------------------
 
 
@@ -270,55 +338,6 @@ def test_of_the_methods_scaffold_alone_goes_on_from_what_it_keeps():
 
 
 # What is protected -------------------------------------------------------------------------------
-
-
-def survey_at(site, secret, kind="survey", number="n1", **changes):
-    """Return the survey that a site of that secret does."""
-    work = AddingEngine()
-    site._holdings = replace(site._holdings, engine=work, secret=secret)
-    task = replace(SurveyTask(1, Payload(START), Selection(), TRAIN.draws), **changes)
-    ask(site, task, kind, number)
-    (asked,) = work.tasks
-    return asked["a"]
-
-
-def test_noise_on_centroids_comes_from_a_secret_of_the_sites_own(tmp_path):
-    site = resident("north", tmp_path)
-    drawn = []
-    for number, secret in enumerate((bytes(32), bytes(31) + b"1")):
-        task = survey_at(site, secret, number=f"n{number}")
-        drawn.append(task.draws.seeds[NOISE])
-        assert {**task.draws.seeds, NOISE: 0} == {**TRAIN.draws.seeds, NOISE: 0}
-    assert len({*drawn, TRAIN.draws.seeds[NOISE]}) == 3
-    centroids_Cd, sizes_C = np.zeros((3, 4)), np.full(3, 5)
-    theirs, ours = (
-        release(centroids_Cd, sizes_C, 5, draws.numpy(NOISE), noise=1.0, norm=1.0)[0]
-        for draws in (TRAIN.draws, task.draws)
-    )
-    assert np.abs(theirs - ours).min() > 1e-3  # so the coordinator cannot take it off
-
-
-def test_a_question_of_a_round_has_one_noise_and_another_question_another(tmp_path):
-    site, secret = resident("north", tmp_path), bytes(32)
-    moved = Payload(START.with_tensors({key: value + np.float32(1) for key, value in START.tensors.items()}))
-    seeds = TRAIN.draws.seeds
-    asked = [
-        {},
-        {"draws": Draws({**seeds, NOISE: 7, "dropout": 8})},  # brings the same centroids
-        {"payload": moved},
-        {"draws": Draws({**seeds, SPACE: 9})},
-        {"round": 2},
-    ]
-    first, again, *others = (
-        survey_at(site, secret, number=f"n{number}", **changes).draws.seeds[NOISE]
-        for number, changes in enumerate(asked)
-    )
-    assert first == again
-    assert len({first, *others}) == 4
-
-
-def test_in_a_rehearsal_noise_is_that_of_the_simulation(tmp_path):
-    assert survey_at(resident("north", tmp_path), None).draws == TRAIN.draws
 
 
 def test_the_secret_is_made_once_and_its_owner_alone_can_read_it(tmp_path):

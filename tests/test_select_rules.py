@@ -8,7 +8,7 @@ import pytest
 
 from bellwether.errors import DataError, ModelError, RecipeError
 from bellwether.method.select.budget import deal
-from bellwether.method.select.privacy import release
+from bellwether.method.select.privacy import own_noise, release, with_noise
 from bellwether.method.select.rules import k_center, longest, middle_loss, random_rows
 from bellwether.method.select.space import clip_rows, random_projection
 from benchmarks.measure import agreement, expected_cover, topics_covered
@@ -128,38 +128,55 @@ CENTROIDS = np.array([[3.0, 4.0], [0.6, 0.0], [0.0, 9.0]])
 
 
 def test_centroids_of_few_rows_stay_at_home():
-    released, numbers = release(CENTROIDS, [5, 4, 17], 5, draw(0), noise=0, norm=None)
+    released, numbers = release(CENTROIDS, [5, 4, 17], 5, norm=None)
     assert numbers == [0, 2]
     np.testing.assert_array_equal(released, CENTROIDS[[0, 2]])
-    nothing, numbers = release(CENTROIDS, [1, 1, 1], 5, draw(0), noise=1.0, norm=1.0)
+    nothing, numbers = release(CENTROIDS, [1, 1, 1], 5, norm=1.0)
     assert nothing.shape == (0, 2)
     assert numbers == []
+    assert with_noise(nothing, draw(0), noise=1.0, norm=1.0).shape == (0, 2)
 
 
 def test_a_norm_brings_centroids_into_its_ball():
-    released, _ = release(CENTROIDS, [9, 9, 9], 2, draw(0), noise=0, norm=1.0)
+    released, _ = release(CENTROIDS, [9, 9, 9], 2, norm=1.0)
     np.testing.assert_allclose(released, [[0.6, 0.8], [0.6, 0.0], [0.0, 1.0]])
 
 
 def test_noise_has_the_stated_standard_deviation():
     zeros = np.zeros((20, 1000))
-    released, _ = release(zeros, [9] * 20, 5, draw(0), noise=0.5, norm=3.0)
+    released = with_noise(zeros, draw(0), noise=0.5, norm=3.0)
     assert released.std() == pytest.approx(0.5 * 2 * 3.0, rel=0.02)
     assert abs(released.mean()) < 0.1
-    again, _ = release(zeros, [9] * 20, 5, draw(0), noise=0.5, norm=3.0)
+    again = with_noise(zeros, draw(0), noise=0.5, norm=3.0)
     np.testing.assert_array_equal(released, again)
+    assert with_noise(zeros, draw(0), noise=0, norm=None) is zeros
 
 
 def test_noise_without_a_norm_is_refused():
     with pytest.raises(RecipeError, match=r"Noise of 0.1 on centroids has no scale, .* set the norm"):
-        release(CENTROIDS, [9, 9, 9], 2, draw(0), noise=0.1, norm=None)
+        with_noise(CENTROIDS, draw(0), noise=0.1, norm=None)
+
+
+def test_the_very_same_centroids_get_the_same_noise_of_a_secret_and_all_others_another():
+    def noise_on(centroids, secret=b"1" * 32, noise=1.0, norm=2.0):
+        return with_noise(centroids, own_noise(secret, centroids, noise, norm), noise, norm) - centroids
+
+    centroids = np.array(CENTROIDS)
+    np.testing.assert_array_equal(noise_on(centroids), noise_on(centroids.copy()))
+    moved, fewer = centroids.copy(), centroids[:2]
+    moved[2, 1] = np.nextafter(9.0, 10)
+    others = [noise_on(centroids, b"2" * 32), noise_on(moved), noise_on(centroids.T.copy()).T, noise_on(fewer)]
+    # With noise of twice the size and the same draws, 2 x answer 1 - answer 2 would be the centroids.
+    others.append(noise_on(centroids, noise=2.0) / 2)
+    for other in others:
+        assert np.abs(other[:2] - noise_on(centroids)[:2]).min() > 1e-6
 
 
 def test_means_of_rows_clipped_before_the_projection_need_no_further_clipping():
     generator = draw(0)
     rows = clip_rows(generator.normal(size=(40, 32)) * 5, 2.0) @ random_projection(32, 4, generator)
     means = np.array([np.average(rows, axis=0, weights=generator.random(40)), rows[0]])
-    released, _ = release(means, [40, 40], 5, draw(0), noise=0, norm=2.0)
+    released, _ = release(means, [40, 40], 5, norm=2.0)
     np.testing.assert_allclose(released, means, rtol=1e-12)
 
 

@@ -45,7 +45,7 @@ def ended(invitation, run, rounds=(1, 2), trained=None, counted=None):
     from bellwether.exchange.adapter import key_a, key_b, read_adapter
     from bellwether.site.ledger import LEDGER, Entry
     from bellwether.site.result import keep_result
-    from bellwether.site.trained import note_trained
+    from bellwether.site.trained import kept_for, note_trained
     from bellwether.tools.journal import append
 
     folder, federation = Path("north"), invitation["federation"]
@@ -56,10 +56,10 @@ def ended(invitation, run, rounds=(1, 2), trained=None, counted=None):
     sizes = {key: value.shape for key, value in adapter.tensors.items()}
     shapes = {module: (sizes[key_a(module)][1], sizes[key_b(module)][0]) for module in adapter.config.modules}
     keep_result(folder, federation, json.dumps(about).encode(), weights, adapter.config, shapes)
-    (folder / "consent.json").write_text(json.dumps({"terms": "0", "text": "Terms, as agreed to <here>."}) + "\n")
-
     trained = dolly_rows(CATEGORIES, 6) if trained is None else trained
     note_trained(folder, federation, [Row(**one) for one in trained])
+    agreed = kept_for(folder, federation) / "consent.json"
+    agreed.write_text(json.dumps({"terms": "0", "text": "Terms, as agreed to <here>."}) + "\n")
 
     def message(way, kind, round, size, federation=federation, failure=""):
         entry = Entry("2026-01-01T00:00:00", way, kind, f"{federation}/run", round, "north", f"{round}", size, "0")
@@ -272,7 +272,7 @@ def test_a_field_that_would_change_what_is_agreed_is_refused_by_its_name(bellwet
     refused(
         join(bellwether, field), f"{field.partition('=')[0]} is the same for all who take part, so a site cannot set it"
     )
-    assert not Path("north/consent.json").exists()
+    assert not [*Path("north").rglob("consent.json")]
 
 
 def test_words_that_are_no_fields_are_refused(bellwether, invited):
@@ -282,10 +282,10 @@ def test_words_that_are_no_fields_are_refused(bellwether, invited):
 
 
 def test_own_fields_leave_the_terms_as_they_are_and_test_rows_are_named_in_them(bellwether, invited, tmp_path):
-    invited()
+    invitation = invited()
     terms = []
     for words in ((), ("data.skip_bad_rows=true", "data.columns.context=''"), ("--test", "held-out.jsonl")):
-        agreed = tmp_path / "north" / "consent.json"
+        agreed = tmp_path / "north" / "clients" / invitation["federation"][:12] / "consent.json"
         agreed.unlink(missing_ok=True)
         with stopped_before_it_connects():
             join(bellwether, *words)

@@ -163,7 +163,7 @@ def test_a_site_that_cannot_take_part_is_told_why_before_it_connects(bellwether,
     assert "What never leaves it: rows" in outcome.out
     # By hand: rank 2; q and v are 16 x 16 in one layer, so 2 x 2 x (16 + 16) numbers.
     assert "Trained: a LoRA adapter of 128 numbers, by fedavg, on 14 rows of yours." in outcome.out
-    assert not (papers / "north" / "consent.json").exists()
+    assert not [*(papers / "north").rglob("consent.json")]
 
 
 @pytest.mark.parametrize(

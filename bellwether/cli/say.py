@@ -9,7 +9,8 @@ from typing import Any
 
 def say(text: str) -> None:
     """Write a sentence to stdout, on one line, at once."""
-    sys.stdout.write(f"{printable(text)}\n")
+    line = text.replace("\n", " ")
+    sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
 
 

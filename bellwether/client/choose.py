@@ -31,7 +31,7 @@ from bellwether.exchange.messages import NOISE, SPACE, Payload, Reply, Survey, S
 from bellwether.method.select import rules, space
 from bellwether.method.select.budget import budget, deal
 from bellwether.method.select.cluster import Clusters, cluster, nearest_first
-from bellwether.method.select.privacy import release
+from bellwether.method.select.privacy import own_noise, release, with_noise
 from bellwether.model.base import Base
 from bellwether.model.features import pooled_states
 from bellwether.model.lora import LoraLayers
@@ -57,6 +57,7 @@ class Chooser:
         layers: LoRA layers over it; slot 0 is overwritten.
         folders: each client's own folder, by its name; made where it is missing.
         public: rows of public text that the shared projection is fitted on; none draws a random one.
+        secret: what noise on centroids is drawn from; None draws it from the seed that the task brings.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Chooser:
         layers: LoraLayers,
         folders: Mapping[str, Path],
         public: Sequence[TokenRow] = (),
+        secret: bytes | None = None,
     ) -> None:
-        self._base, self._layers = base, layers
+        self._base, self._layers, self._secret = base, layers, secret
         self._folders, self._public = folders, public
         self._proxy = functools.cache(self._load_proxy)
         self._projection = functools.cache(self._make_projection)
@@ -91,7 +93,7 @@ class Chooser:
         settings, least = task.selection, task.selection.min_cluster_rows
         advance("clustering rows")
         clusters = cluster(memory.points_Nd, least, settings.min_samples(least), settings.whole_client)
-        released_Cd, numbers = _released(client, clusters, task)
+        released_Cd, numbers = _released(clusters, task, self._secret)
         remember(
             self._folders[client], replace(memory, surveyed=task.round, clusters=clusters, released=tuple(numbers))
         )
@@ -287,18 +289,14 @@ def _clipped(features_NF: NDArray[Any], settings: Selection) -> NDArray[Any]:
     return features_NF if settings.clip_norm is None else space.clip_rows(features_NF, settings.clip_norm)
 
 
-def _released(client: str, clusters: Clusters, task: SurveyTask) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the centroids that may leave a client, and the numbers of their clusters."""
+def _released(clusters: Clusters, task: SurveyTask, secret: bytes | None) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the centroids that leave a client, with the noise that is asked for, and the numbers of their clusters."""
     settings = task.selection
     sizes_C = np.bincount(clusters.labels_N[clusters.labels_N >= 0], minlength=len(clusters.centroids_Cd))
-    return release(
-        clusters.centroids_Cd,
-        sizes_C,
-        settings.min_cluster_rows,
-        task.draws.numpy(NOISE),
-        noise=settings.noise,
-        norm=settings.clip_norm if settings.noise else None,
-    )
+    noise, norm = settings.noise, settings.clip_norm if settings.noise else None
+    released_Cd, numbers = release(clusters.centroids_Cd, sizes_C, settings.min_cluster_rows, norm)
+    draw = task.draws.numpy(NOISE) if secret is None else own_noise(secret, released_Cd, noise, norm)
+    return with_noise(released_Cd, draw, noise, norm), numbers
 
 
 def _require_finite(what: str, values: NDArray[Any]) -> None:

@@ -32,6 +32,7 @@ class LocalEngine:
         tokens: tokens that run through the base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
+        secret: what noise on centroids is drawn from; None draws it from the seed that a task brings.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class LocalEngine:
         tokens: int | None = None,
         folders: Mapping[str, Path] = MappingProxyType({}),
         public: Sequence[TokenRow] = (),
+        secret: bytes | None = None,
     ) -> None:
         self._base, self._layers = base, layers
         self._rows, self._held_out, self._method, self._folders = rows, held_out, method, folders
-        self._chooser = Chooser(base, layers, folders, public)
+        self._chooser = Chooser(base, layers, folders, public, secret)
         self._stop, self._tokens = stop, tokens
 
     def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:

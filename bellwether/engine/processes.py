@@ -50,6 +50,8 @@ class Work:
         tokens: tokens that run through a base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
+        secret: what noise on centroids is drawn from, where clients are a site's; None draws it from a task's seed, as
+            everywhere where nothing is protected from the server.
     """
 
     config: AdapterConfig
@@ -61,6 +63,7 @@ class Work:
     tokens: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     public: Sequence[TokenRow] = ()
+    secret: bytes | None = field(default=None, repr=False)
 
 
 def local_engine(base: Base, layers: LoraLayers, work: Work, method: Method) -> LocalEngine:
@@ -73,7 +76,7 @@ def local_engine(base: Base, layers: LoraLayers, work: Work, method: Method) -> 
         method: that of ``work``.
     """
     rows = (work.rows, work.held_out)
-    return LocalEngine(base, layers, *rows, method, work.stop, work.tokens, work.folders, work.public)
+    return LocalEngine(base, layers, *rows, method, work.stop, work.tokens, work.folders, work.public, work.secret)
 
 
 class ProcessEngine:

@@ -111,9 +111,9 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
     """
     path = folder.path
     names = _listed_weights(path)
-    on_hub = folder.name == settings.path and _on_hub(settings)
+    hub = folder.name == settings.path and on_hub(settings)
     # The list of shards is a small file, which is here before they are.
-    if on_hub and not all((path / name).exists() for name in names):
+    if hub and not all((path / name).exists() for name in names):
         return _sizes_on_hub(settings)
     if names:
         return {name: _whole_size(path / name) for name in names}
@@ -123,7 +123,7 @@ def weight_files(folder: ModelFolder, settings: recipe.Model) -> dict[str, int]:
             f"{path} has its weights in {pickles[0]}, a format that can run code when it is read; "
             f"save the model as {WEIGHTS} (save_pretrained does so)."
         )
-    if _on_hub(settings):
+    if on_hub(settings):
         return _sizes_on_hub(settings)
     raise ModelError(f"{path} holds no weights; there has to be {WEIGHTS}, or its shards with {WEIGHTS_INDEX}.")
 
@@ -134,7 +134,7 @@ def with_weights(folder: ModelFolder, settings: recipe.Model) -> ModelFolder:
     Raises:
         ModelError: there are none, or they are not whole.
     """
-    if _on_hub(settings):
+    if on_hub(settings):
         folder = replace(folder, path=_download(settings, weights=True))
     weight_files(folder, settings)
     return folder
@@ -250,7 +250,7 @@ def _model_folder(name: str, path: Path) -> ModelFolder:
     return ModelFolder(name, path, read_json(path / "config.json"))
 
 
-def _on_hub(settings: recipe.Model) -> bool:
+def on_hub(settings: recipe.Model) -> bool:
     """Return whether a model is a name on the hub rather than the embedded one, a folder or a file."""
     return settings.path != "starter" and not Path(settings.path).expanduser().exists()
 

@@ -19,6 +19,7 @@ from bellwether.model.lora import adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import proxy_facts
 from bellwether.tools.version import VERSION
+from bellwether.tools.words import clean, cut
 
 # Flower's link does not compare versions itself, and the others decide the last bits of what is trained.
 _PACKAGES = ("flwr", "torch", "transformers", "numpy")
@@ -27,7 +28,8 @@ BASE = "base model"  # the fact of that name
 
 # Sections that say what a site does; others are the coordinator's business, or the machine's.
 _SECTIONS = ("lora", "method", "training", "selection", "evaluation")
-_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
+# Of the section ``data`` what all who take part have in common.
+AGREED_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
 ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")
 
 
@@ -52,7 +54,7 @@ def settings_of(recipe: Recipe) -> dict[str, str]:
     """Return the fields of a recipe that say what a site does."""
     chosen: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in _SECTIONS}
     data = recipe.data.model_dump(mode="json")
-    chosen["data"] = {name: data[name] for name in _DATA}
+    chosen["data"] = {name: data[name] for name in AGREED_DATA}
     chosen["model"] = {"dtype": recipe.model.dtype, "quantization": recipe.model.quantization}
     chosen["federation"] = {"rounds": recipe.federation.rounds}
     return {name: value for name, value in _flat(chosen, "") if name not in ON_THIS_MACHINE}
@@ -85,17 +87,26 @@ def model_facts(recipe: Recipe, facts: ModelFacts, tokenizer: Any, fingerprint: 
 def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
     """Return a clause for each fact that is another one here than at the coordinator.
 
+    The clauses are for both: none tells the coordinator the value of a fact of which it has said none itself, nor a
+    person here anything but one line.
+
     Args:
-        theirs: the coordinator's.
+        theirs: the coordinator's, whatever it may have sent.
         ours: this site's.
     """
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return [f"{name} is {_short(ours, name)} here and {_short(theirs, name)} at the coordinator" for name in names]
+    return [_differs(name, ours.get(name), theirs.get(name)) for name in names]
 
 
-def _short(facts: Mapping[str, str], name: str) -> str:
-    value = facts.get(name, "missing")
-    return f"{value[:12]}…" if len(value) > 40 else value
+def _differs(name: str, ours: str | None, theirs: str | None) -> str:
+    named = cut(clean(name))
+    if ours is None or theirs is None:
+        return f"{named} is missing {'here' if ours is None else 'at the coordinator'}"
+    return f"{named} is {_short(ours)} here and {_short(theirs)} at the coordinator"
+
+
+def _short(value: str) -> str:
+    return clean(f"{value[:12]}…" if len(value) > 40 else value)
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

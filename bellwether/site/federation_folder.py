@@ -17,7 +17,6 @@ The folder, and everything secret in it, can be read by its owner alone.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from bellwether.errors import FederationError
 from bellwether.exchange.records import RoundRecord
 from bellwether.recipe.file import dump_recipe, load_recipe
 from bellwether.recipe.recipe import Recipe
-from bellwether.site.invitation import Invitation, for_sites, split_address
+from bellwether.site.invitation import SITE_NAME, Invitation, for_sites, split_address
 from bellwether.site.keys import (
     AUTHORITY_DAYS,
     RENEW,
@@ -52,7 +51,6 @@ from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, read_j
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
 SITES, PARTICIPANTS, TOLD = "sites.json", "participants.json", "told.json"
 SERVER, INNER, CLIENTS = "server", "inner", "clients.crt"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REMEDY = "restore it, or begin a federation anew by bellwether federation init"
 
 
@@ -205,7 +203,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
         FederationError: the name or the key cannot be taken.
     """
     federation = read_federation(folder)
-    if not _NAME.fullmatch(name):
+    if not SITE_NAME.fullmatch(name):
         raise FederationError(
             f"{name[:40]!r} is no name for a site: give 1 to 64 letters, digits, dots, dashes and underscores, first "
             "of all a letter or digit."

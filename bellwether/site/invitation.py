@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from bellwether.errors import FederationError, RecipeError
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Data, Recipe
+from bellwether.site.keys import read_public
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.json_text import KEPT, plain, read_json
+from bellwether.tools.words import shown
 
 INVITED = "invited.yaml"
-_HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+")
+# Of the recipe's section ``data``, how files of rows are read, which is each site's own.
+OWN_DATA = ("columns", "source_columns", "encoding", "delimiter", "skip_bad_rows", "split", "config", "revision")
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PORT = re.compile(r"[0-9]{1,5}")
+_REMEDY = "ask the coordinator for it again"
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class Invitation:
 
 
 def for_sites(recipe: Recipe) -> Recipe:
-    """Return a recipe that does not tell where the coordinator's rows and its run are, and of other files the name."""
-    rows = {"sources": Data().sources, "source_columns": (), "test_sources": (), "validation_sources": ()}
+    """Return a recipe that tells nothing of the coordinator's rows and its run, and of other files the name alone."""
+    rows = {name: getattr(Data(), name) for name in ("sources", "test_sources", "validation_sources", *OWN_DATA)}
     selection = recipe.selection
     public = {
         "proxy": None if selection.proxy is None else _name_alone(selection.proxy),
@@ -80,20 +90,57 @@ def write_invitation(path: Path, invitation: Invitation) -> None:
 
 
 def read_invitation(path: Path) -> Invitation:
-    """Return an invitation.
+    """Return an invitation, of which all but the recipe is what it must be.
 
     Raises:
-        FederationError: there is no such file.
+        FederationError: there is no such file, or a field of it cannot be what it is for.
         CheckpointError: it holds something else.
     """
     if not path.is_file():
         raise FederationError(f"{path} is no file; give the invitation that the coordinator has sent.")
-    invitation: Invitation = read_json(path, Invitation, "ask the coordinator for it again")
+    invitation: Invitation = read_json(path, Invitation, _REMEDY)
+    for field, is_right, wanted in (
+        ("federation", _is_hexadecimal(invitation.federation, 16), "32 hexadecimal digits"),
+        ("site", SITE_NAME.fullmatch(invitation.site), "a name of 1 to 64 letters, digits, dots, dashes, underscores"),
+        ("key", _is_key(invitation.key), "a word of public keys"),
+        ("address", _is_address(invitation.address), "HOST:PORT"),
+        ("authority", _is_pem(invitation.authority), "a certificate in PEM"),
+        ("coordinator", _is_hexadecimal(invitation.coordinator, 32), "64 hexadecimal digits"),
+        ("clients", not invitation.clients or _is_pem(invitation.clients), "a certificate in PEM"),
+    ):
+        if not is_right:
+            value = shown(getattr(invitation, field))
+            raise FederationError(f"{path}: {field} is {value}, not {wanted}; {_REMEDY}.")
     return invitation
+
+
+def _is_hexadecimal(text: str, length: int) -> bool:
+    """Return whether a text is so many bytes in hexadecimal digits."""
+    return re.fullmatch(rf"[0-9a-f]{{{2 * length}}}", text) is not None
+
+
+def _is_key(word: str) -> bool:
+    """Return whether a word is a site's public keys."""
+    try:
+        read_public(word)
+    except FederationError:
+        return False
+    return True
+
+
+def _is_pem(text: str) -> bool:
+    """Return whether a text holds certificates, and nothing but ASCII, which is all that the ssl module takes."""
+    try:
+        return text.isascii() and bool(x509.load_pem_x509_certificates(text.encode()))
+    except ValueError:
+        return False
 
 
 def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = ()) -> Recipe:
     """Return the recipe in an invitation, with what a site sets of its own.
+
+    How a site's files are read is said by the site alone: what an invitation says of it does not count, since names of
+    categories and groups leave the site, and columns decide which these are.
 
     Args:
         invitation: the invitation.
@@ -105,7 +152,8 @@ def invited_recipe(invitation: Invitation, place: Path, fields: Sequence[str] = 
     """
     path = place / INVITED
     write_atomic(path, invitation.recipe.encode())
-    return load_recipe(path, list(fields))
+    usual = Data().model_dump(mode="json")
+    return load_recipe(path, [*(f"data.{name}={json.dumps(usual[name])}" for name in OWN_DATA), *fields])
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -115,9 +163,25 @@ def split_address(address: str) -> tuple[str, int]:
         FederationError: it is none.
     """
     host, _, port = address.rpartition(":")
-    if not _HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) < 65_536:
+    if not _is_address(address):
         raise FederationError(f"{address[:80]!r} is no address; give HOST:PORT, such as fed.example.org:8443.")
     return host, int(port)
+
+
+def _is_address(address: str) -> bool:
+    """Return whether a text is a host, by its name or an IP address, and a port."""
+    host, _, port = address.rpartition(":")
+    return _is_host(host) and _PORT.fullmatch(port) is not None and 0 < int(port) < 65_536
+
+
+def _is_host(host: str) -> bool:
+    """Return whether a text names a host: labels with dots between, an IPv4 address, or an IPv6 one in brackets."""
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return "%" not in host and ipaddress.ip_address(host[1:-1]).version == 6
+        except ValueError:
+            return False
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def check_recipe_for_sites(recipe: Recipe) -> None:

@@ -3,9 +3,9 @@
 FOLDER/signing.key, flower.key    the site's keys, see ``site.keys``
 FOLDER/noise.key                  what it draws noise from, see ``site.protection``
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
-FOLDER/consent.json               the terms that a person agreed to
 FOLDER/ledger.jsonl               everything that came and was sent
-FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits
+FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits, and in
+                                  consent.json the terms that a person agreed to
 FOLDER/adapter/, report.html      the result, once the federation has ended, see ``site.result``
 FOLDER/comparison/                what the site's held-out rows say, see ``site.compared``
 FOLDER/invited.yaml               the recipe of the invitation
@@ -32,6 +32,7 @@ from bellwether.engine.flower.inbox import Delivery, Inbox
 from bellwether.engine.processes import Work
 from bellwether.errors import FederationError, first_line
 from bellwether.model.base import Base, load_base
+from bellwether.model.folder import on_hub, weight_files
 from bellwether.model.lora import LoraLayers, adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import Prepared, prepare
@@ -44,7 +45,7 @@ from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import has_ended, keep_result, make_page
-from bellwether.site.terms import Terms, check_own_fields, own_lora, own_recipe, terms_for
+from bellwether.site.terms import Terms, check_own_fields, from_the_hub, model_named, own_lora, own_recipe, terms_for
 from bellwether.site.trained import kept_for, note_trained
 from bellwether.store.run_folder import ADAPTER
 from bellwether.tell.narrate import plain_lines
@@ -102,6 +103,10 @@ def join(
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
             _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
+            for name in from_the_hub(recipe):
+                tell(
+                    f"{name} comes from the Hugging Face hub, as far as it is not here yet, before the terms are shown."
+                )
             prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
@@ -124,16 +129,19 @@ def _joined(
 
     @functools.cache
     def load() -> Base:
+        if on_hub(recipe.model):
+            size = sum(weight_files(prepared.base.folder, recipe.model).values())
+            tell(f"The weights of {model_named(recipe)} have {byte_size(size)}; what of them is not here comes now.")
         base = load_base(recipe.model, prepared.base)
         if ended:  # else all facts are compared
-            _check_facts({BASE: invited.facts[BASE]}, {BASE: base.fingerprint})
+            _check_facts({BASE: invited.facts.get(BASE, "")}, {BASE: base.fingerprint})
         return base
 
     if ended:
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
         _take_part(invited, folder, recipe, prepared, load(), agree, tell, shown)
-    return make_page(invited, folder, prepared, _agreed_terms(folder), load, tell)
+    return make_page(invited, folder, prepared, _agreed_terms(folder, invited.federation), load, tell)
 
 
 def _prepared(recipe: Recipe, site: str) -> Prepared:
@@ -170,6 +178,10 @@ def clock_skew(address: str, authority: str, shown: Path | None = None) -> float
         raise FederationError(f"The authority in the invitation cannot be read ({first_line(error)}).") from error
     except (KeyError, ValueError) as error:
         raise FederationError(f"What answers at {address} is no coordinator of bellwether's.") from error
+    except httpx.InvalidURL as error:
+        raise FederationError(
+            f"{address}, or the proxy of HTTPS_PROXY, is no address ({first_line(error)}); mend it."
+        ) from error
     except httpx.HTTPError as error:
         raise _unreachable(address, error) from error
     return middle - (theirs + 0.5)
@@ -248,9 +260,11 @@ def _check_disk(folder: Path, recipe: Recipe, base: Base) -> None:
         )
 
 
-def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]) -> None:
-    """Make sure that a person has agreed to these very terms."""
-    path = folder / CONSENT
+def _agreed(
+    folder: Path, federation: str, terms: Terms, agree: Callable[[Terms], bool], tell: Callable[[str], None]
+) -> None:
+    """Make sure that a person has agreed to these very terms of a federation."""
+    path = kept_for(folder, federation) / CONSENT
     known = read_json(path, dict[str, str], "remove it, to be asked again") if path.exists() else {}
     if known.get("terms") == terms.hash:
         return
@@ -259,13 +273,14 @@ def _agreed(folder: Path, terms: Terms, agree: Callable[[Terms], bool], tell: Ca
     if not agree(terms):
         raise FederationError("The terms are not agreed to, so nothing was sent.")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    make_folder(path.parent)
     write_atomic(path, json_lines([{"terms": terms.hash, "time": now, "text": terms.text}]))
     tell("These terms are agreed to; other ones would be asked about anew.")
 
 
-def _agreed_terms(folder: Path) -> str:
-    """Return the terms that a person agreed to, in plain words."""
-    kept: dict[str, str] = read_json(folder / CONSENT, dict[str, str], "restore it")
+def _agreed_terms(folder: Path, federation: str) -> str:
+    """Return the terms of a federation that a person agreed to, in plain words."""
+    kept: dict[str, str] = read_json(kept_for(folder, federation) / CONSENT, dict[str, str], "restore it")
     return kept.get("text", "")
 
 
@@ -288,6 +303,7 @@ def _work(
         recipe.engine.tokens,
         {site: kept_for(folder, invited.federation) / slug(site)},
         prepared.public,
+        own_secret(folder),
     )
 
 
@@ -306,11 +322,11 @@ def _take_part(
     held_out = [row for tokenised in prepared.held_out.values() for row in tokenised.rows]
     work = _work(invited, folder, prepared, base, rows, held_out)
     layers = LoraLayers(base.model, work.config)
-    holdings = holdings_of(invited.site, recipe, base, layers, work, own_secret(folder))
+    holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
-    terms = terms_for(invited, recipe, base, len(rows), len(held_out), len(prepared.scored.rows))
-    _agreed(folder, terms, agree, tell)
+    terms = terms_for(invited, recipe, base, len(rows), held_out, len(prepared.scored.rows))
+    _agreed(folder, invited.federation, terms, agree, tell)
     others = note_trained(folder, invited.federation, (row.row for row in rows))
     if others:
         tell(f"This site has trained on {counted(others, 'other row')} before, and what it gives may hold them, too.")

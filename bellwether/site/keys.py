@@ -13,6 +13,7 @@ import datetime
 import errno
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from bellwether.engine.certificate import Certificate
 from bellwether.errors import FederationError
 from bellwether.tools.atomic import TEMPORARY, cannot_write, make_folder, remove, sync_folder, write_atomic
+from bellwether.tools.words import shown
 
 SOON = 30  # days before its end from which on a certificate is warned of
 RENEW = "put a new one of the same authority in its place, or begin a federation anew"
@@ -192,7 +194,7 @@ def make_certificate(folder: Path, stem: str, names: Sequence[str], days: int) -
         days: how long it is valid.
 
     Raises:
-        FederationError: the authority cannot be read.
+        FederationError: the authority cannot be read, or a name is none.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     alternative = x509.SubjectAlternativeName([_alternative(name) for name in names])
@@ -372,10 +374,19 @@ def _begun(name: str, issuer: str, key: CertificatePublicKeyTypes, days: int) ->
 
 
 def _alternative(name: str) -> x509.GeneralName:
-    """Return a name of a host as a certificate has it."""
+    """Return a name of a host as a certificate has it.
+
+    Raises:
+        FederationError: it is none.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}", name):
+            raise FederationError(
+                f"{shown(name)} is no name of a host for a certificate; give it in ASCII, such as "
+                "xn--mnchen-3ya.example for münchen.example."
+            ) from None
         return x509.DNSName(name)
 
 

@@ -1,18 +1,19 @@
 """What a site allows, from its own ``policy.yaml``; what is not mentioned there is allowed, code of others never.
 
 rounds: 50                    the most rounds of a federation
-minutes_per_day: 120          of work for the coordinator; beyond, tasks are refused until the next day (UTC)
+minutes_per_day: 120          of work for the coordinator; beyond, no task begins until the next day (UTC); none is cut
 methods: [fedavg, scaffold]   names of methods
 megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
 code: [0123...]               SHA-256 of files whose functions a recipe may name
-trust_remote_code: [my-model] models whose own code may be run
+trust_remote_code: [my-model] models whose own code may be run: folders here, or on the hub as org/model@COMMIT
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from bellwether.errors import FederationError, first_line
 from bellwether.exchange.checks import array_bytes
 from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
+from bellwether.model.folder import on_hub
 from bellwether.recipe.consent import TRUST, code_in
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Model, Recipe
 from bellwether.site.ledger import entries, federation_of
 from bellwether.tools.functions import file_of
 from bellwether.tools.words import byte_size
 
 POLICY = "policy.yaml"
 TASKS = ("train", "survey", "evaluate")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Policy(BaseModel):
@@ -84,11 +87,30 @@ def forbidden(policy: Policy, recipe: Recipe) -> list[str]:
         found.append(f"selection.noise is {noise:g}, where at least {policy.noise:g} is asked for")
     for code in code_in(recipe):
         if code.field == TRUST:
-            if code.name not in policy.trust_remote_code:
-                found.append(f"the model {code.name} would run its own code, and trust_remote_code does not list it")
+            listed = _with_commit(recipe.model)
+            if listed not in policy.trust_remote_code:
+                what = f"the model {code.name} would run its own code, and trust_remote_code does not list it"
+                found.append(what + _how(recipe.model))
         elif _hash_of(code.name) not in policy.code:
             found.append(f"{code.field} names {code.name}, of whose file code does not list the SHA-256")
     return found
+
+
+def _with_commit(model: Model) -> str | None:
+    """Return how a policy lists a model whose code may be run; None where its code could change."""
+    if not on_hub(model):
+        return model.path
+    fixed = model.revision is not None and _COMMIT.fullmatch(model.revision)
+    return f"{model.path}@{model.revision}" if fixed else None
+
+
+def _how(model: Model) -> str:
+    """Return how a model on the hub would have to be listed, as the end of a sentence."""
+    if not on_hub(model):
+        return ""
+    if _with_commit(model) is None:
+        return f"; its code can change, unless model.revision is a commit of 40 digits, and that is {model.revision}"
+    return f" as {_with_commit(model)}"
 
 
 def forbids_task(policy: Policy, folder: Path, task: Task) -> str | None:
@@ -141,15 +163,18 @@ def bytes_sent(folder: Path, federation: str, round: int) -> int:
 
 
 def minutes_worked(folder: Path, day: datetime.date) -> float:
-    """Return for how long a site has worked at tasks on a day, in UTC: from each task to its reply."""
+    """Return for how long a site has worked at tasks on a day, in UTC: from each task to its reply, as far as in it."""
+    first = datetime.datetime.combine(day, datetime.time(), datetime.UTC)
+    last = first + datetime.timedelta(days=1)
     begun: dict[str, datetime.datetime] = {}
     seconds = 0.0
     for entry in entries(folder):
         time = datetime.datetime.fromisoformat(entry.time)
-        if time.date() == day and entry.way == "task":
+        if entry.way == "task":
             begun[entry.number] = time
-        elif entry.way == "reply" and entry.number in begun:
-            seconds += (time - begun.pop(entry.number)).total_seconds()
+        elif entry.number in begun:
+            within = min(time, last) - max(begun.pop(entry.number), first)
+            seconds += max(0.0, within.total_seconds())
     return seconds / 60
 
 

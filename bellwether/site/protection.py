@@ -7,27 +7,21 @@ FOLDER/noise.key    the secret that noise on centroids is drawn from; it never l
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bellwether.errors import FederationError
-from bellwether.exchange.messages import NOISE, SPACE, Reply, SurveyTask
+from bellwether.exchange.messages import Reply
 from bellwether.exchange.scores import Totals, add_up
-from bellwether.exchange.seal import Header
 from bellwether.site.keys import write_private
-from bellwether.site.ledger import federation_of
 from bellwether.tools.json_text import reading
 
 SECRET = "noise.key"
 BYTES = 32  # of the secret
 LEAST = 5  # held-out rows whose category or group is named
 OTHER = "other"  # the name of all others
-SHAPING = (SPACE, "t-SNE")  # draws that decide where centroids lie
 
 
 def own_secret(folder: Path) -> bytes:
@@ -48,26 +42,6 @@ def own_secret(folder: Path) -> bytes:
     if len(secret) != BYTES:
         raise FederationError(f"{path} has {len(secret)} bytes, where {BYTES} are due; restore it, or remove it.")
     return secret
-
-
-def with_own_noise(task: SurveyTask, header: Header, secret: bytes) -> SurveyTask:
-    """Return a survey whose noise the site draws itself, since who knows the seed can take noise off again.
-
-    The same question of a round gets the same noise, so that asking again tells nothing new; a question that would
-    bring other centroids gets another noise, so that a difference of two answers tells nothing either.
-
-    Args:
-        task: as it came, with a seed of the coordinator's.
-        header: what it is for.
-        secret: the site's.
-    """
-    payload = task.payload
-    adapters = () if payload is None else (payload.adapter, payload.folded)
-    sent = [adapter.fingerprint() for adapter in adapters if adapter is not None]
-    others = sorted((purpose, seed) for purpose, seed in task.draws.seeds.items() if purpose in SHAPING)
-    question = json.dumps([federation_of(header.run), task.round, header.client, sent, others]).encode()
-    seed = int.from_bytes(hmac.digest(secret, question, hashlib.sha256)[:8], "big") >> 1
-    return replace(task, draws=replace(task.draws, seeds={**task.draws.seeds, NOISE: seed}))
 
 
 def without_small_names(reply: Reply) -> Reply:

@@ -31,7 +31,7 @@ from bellwether.errors import (
     UpdateRejected,
     first_line,
 )
-from bellwether.exchange.adapter import AdapterConfig, key_a, key_b
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
 from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
@@ -41,11 +41,12 @@ from bellwether.method.method import Method, as_sent, send_trained
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
+from bellwether.recipe.method import OwnMethod
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
-from bellwether.site.protection import with_own_noise, without_small_names
+from bellwether.site.protection import without_small_names
 from bellwether.site.trained import row_hash
 from bellwether.store.client_state import METHOD, kept_rounds
 from bellwether.tools.json_text import from_json, typed
@@ -54,6 +55,7 @@ from bellwether.tools.words import byte_size, duration
 
 POLL, LATEST = 0.1, 1.0  # seconds between two looks for a task, after one came and when none has for a while
 LINGER = 3.0  # seconds in which Flower passes the last answer on
+MOST_TOLD = 10  # facts that differ, of which coordinator and person are told
 # Different tasks of one kind, round and client that are done. An honest coordinator asks one, or another where it goes
 # back to an older checkpoint; whoever could ask without end would learn of the rows without end.
 MOST_TASKS = 5
@@ -115,9 +117,7 @@ class Holdings:
     secret: bytes | None = None
 
 
-def holdings_of(
-    name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work, secret: bytes | None = None
-) -> Holdings:
+def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work: Work) -> Holdings:
     """Return what a site holds.
 
     Args:
@@ -125,8 +125,7 @@ def holdings_of(
         recipe: what it agreed to run.
         base: the base model that it has loaded.
         layers: LoRA layers over it.
-        work: rows and folders of its clients; they are trained one by one.
-        secret: see ``Holdings``.
+        work: rows, folders and secret of its clients; they are trained one by one.
     """
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     method = make_method(work.method)
@@ -134,7 +133,7 @@ def holdings_of(
     clients, going_on = tuple(work.rows), kinds_going_on(method)
     rows = hashlib.sha256(json.dumps([[row_hash(one.row) for one in rows] for rows in work.rows.values()]).encode())
     return Holdings(
-        name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, rows.hexdigest(), secret
+        name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, rows.hexdigest(), work.secret
     )
 
 
@@ -274,12 +273,13 @@ class Resident:
         return True
 
     def _hello(self, parcel: Parcel) -> bytes:
-        """Return what differs here from what the coordinator works with."""
+        """Return what differs here from what the coordinator works with, of much the beginning."""
         try:
             theirs = typed(from_json(parcel.manifest), dict[str, str])
             differs = differing(theirs, self._holdings.facts)
         except ValueError as error:
             differs = [f"the hello cannot be read ({first_line(error)})"]
+        differs = differs[:MOST_TOLD]
         for one in differs:
             self._tell(f"This site takes no part yet: {one}.")
         if not differs:
@@ -327,9 +327,7 @@ class Resident:
         forbidden = self._policy(header, task)
         if forbidden is not None:
             raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
-        task = _with_own_settings(task, self._holdings.recipe)
-        secret = self._holdings.secret
-        return with_own_noise(task, header, secret) if isinstance(task, SurveyTask) and secret is not None else task
+        return _with_own_settings(task, self._holdings.recipe)
 
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
@@ -397,6 +395,7 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
 def _check_payload(payload: Payload, holdings: Holdings) -> None:
     """Refuse an adapter that does not fit this site's base, or that would be trained otherwise than was agreed."""
     own = holdings.config
+    _check_folded(payload.folded, holdings)
     for adapter in (payload.adapter, payload.folded):
         if adapter is None:
             continue
@@ -412,6 +411,23 @@ def _check_payload(payload: Payload, holdings: Holdings) -> None:
             check_array(key, adapter.tensors[key], shape, np.dtype(np.float32))
     for name, value in payload.arrays.items():
         check_array(name, value, value.shape, np.dtype(np.float32))
+
+
+def _check_folded(folded: Adapter | None, holdings: Holdings) -> None:
+    """Refuse an update to fold into the base where the method folds none, or in another scaling than methods have it.
+
+    A method of one's own can fold, in the adapter's own scaling or, once several rounds are stacked, in that of 1.
+    """
+    if folded is None:
+        return
+    name = holdings.recipe.method.name
+    if not isinstance(holdings.recipe.method, OwnMethod):
+        raise UpdateRejected(f"it brings an update to fold into the base, which the method {name} does not do")
+    own, its = holdings.config, folded.config
+    if (its.alpha, its.rslora) not in ((own.alpha, own.rslora), (float(its.rank), False)) or _trained_as(
+        replace(its, alpha=own.alpha, rslora=own.rslora)
+    ) != _trained_as(own):
+        raise UpdateRejected("what it folds into the base has another alpha, dropout or scaling than was agreed to")
 
 
 def _trained_as(config: AdapterConfig) -> AdapterConfig:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from bellwether.data.rows import TokenRow
+from bellwether.data.sources import is_hub_name
 from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError
+from bellwether.exchange.scores import Totals
+from bellwether.method.select.budget import budget
 from bellwether.model.base import Base
+from bellwether.model.folder import on_hub
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
-from bellwether.recipe.recipe import Data, Federation, Lora, Recipe
-from bellwether.site.facts import ON_THIS_MACHINE
-from bellwether.site.invitation import Invitation
-from bellwether.site.protection import LEAST
+from bellwether.recipe.recipe import Data, Federation, Lora, Model, Partition, Recipe, Selection
+from bellwether.site.facts import AGREED_DATA, ON_THIS_MACHINE
+from bellwether.site.invitation import OWN_DATA, Invitation
+from bellwether.site.protection import LEAST, OTHER, lumped
 from bellwether.tools.words import byte_size, clean, counted, listed
 
 # How files of rows are read, and where files are whose content the terms name by its hash.
-OWN_FIELDS = (
-    "data.columns",
-    "data.source_columns",
-    "data.encoding",
-    "data.delimiter",
-    "data.skip_bad_rows",
-    "data.split",
-    "data.config",
-    "data.revision",
-    *ON_THIS_MACHINE,
-)
+OWN_FIELDS = (*(f"data.{name}" for name in OWN_DATA), *ON_THIS_MACHINE)
+
+# Columns that labels of rows come from where a site names none.
+_USUAL = {"category": "category", "group": "language or domain"}
 
 
 @dataclass(frozen=True)
@@ -78,22 +76,21 @@ def own_recipe(
         model: folder of the base model here; None takes the recipe's.
         device: where to compute; None takes the recipe's.
     """
-    rows: dict[str, Any] = {"sources": tuple(data), "test_sources": tuple(test), "validation_sources": ()}
+    rows = {name: getattr(recipe.data, name) for name in (*AGREED_DATA, *OWN_DATA, "seed")}
+    rows |= {"sources": tuple(data), "test_sources": tuple(test)}
     # With rows of its own the test takes none of the others, and a number that differs would be noted.
-    rows |= {
-        "test_rows_per_category": Data().test_rows_per_category if test else 0,
-        "validation_rows_per_category": 0,
-        "max_rows": None,
-    }
-    partition = {"method": "iid", "clients": 1, "clients_per_group": None}
-    place = {"path": model or recipe.model.path, "device": device or recipe.model.device}
+    rows["test_rows_per_category"] = Data().test_rows_per_category if test else 0
+    held_out = recipe.partition.client_test_fraction
+    place: dict[str, str | None] = {"device": device or recipe.model.device}
+    if model is not None:  # which is the same is told by its weights, and a revision on the hub is none of a folder's
+        place |= {"path": model, "revision": None}
     engine = {"processes": 1, "fuse": 1}
     # Whom it asks, and where it tells of it, is the coordinator's business, and nothing of it is wanted here.
     federation = {"sampler": Federation().sampler, "availability": None}
     return recipe.model_copy(
         update={
-            "data": recipe.data.model_copy(update=rows),
-            "partition": recipe.partition.model_copy(update=partition),
+            "data": Data().model_copy(update=rows),
+            "partition": Partition(method="iid", clients=1, client_test_fraction=held_out),
             "model": recipe.model.model_copy(update=place),
             "engine": recipe.engine.model_copy(update=engine),
             "federation": recipe.federation.model_copy(update=federation),
@@ -113,7 +110,9 @@ def own_lora(lora: Lora, site: str) -> Lora:
     return lora.model_copy(update={"rank": ranks.get(site, lora.rank), "ranks": None})
 
 
-def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: int, test: int) -> Terms:
+def terms_for(
+    invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: Sequence[TokenRow], test: int
+) -> Terms:
     """Return what a site agrees to, in plain words.
 
     Args:
@@ -121,7 +120,7 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         recipe: what it will run.
         base: the base model that it has.
         rows: how many rows it trains on.
-        held_out: how many it holds out of its own and scores for the coordinator.
+        held_out: those that it holds out of its own and scores for the coordinator.
         test: how many others it scores at the end, for itself alone.
     """
     config = adapter_config(base, own_lora(recipe.lora, invited.site))
@@ -132,31 +131,73 @@ def terms_for(invited: Invitation, recipe: Recipe, base: Base, rows: int, held_o
         f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
     ]
     leaves += ["the number of rows and tokens trained on, and their mean loss"]
+    leaves += [
+        "which versions and settings here are others than the coordinator's; how long a task took; and where one "
+        "fails, of what kind the failure was"
+    ]
     if selection.surveys:
         noise = f"with noise of {selection.noise:g}" if selection.noise else "without noise"
         leaves.append(f"before it, the centres of clusters of your rows' hidden states, {noise}")
     if held_out:
-        scored = f"sums of scores on {counted(held_out, 'row')} that you hold out of these, at each evaluation"
         leaves.append(
-            f"{scored}, with the names of their categories and groups of at least {LEAST} rows, sums for each"
+            f"sums of scores on {counted(len(held_out), 'row')} that you hold out of these, at each evaluation, and "
+            f"for each of their categories (of {_column(recipe.data, 'category')}) and groups (of "
+            f"{_column(recipe.data, 'group')}), {_names(held_out)}"
         )
     lines = [
         f"You are asked to take part in the federation {invited.federation[:12]} at {clean(invited.address)} as "
         f"{invited.site}.",
-        f"Base model: {clean(recipe.model.path)}, weights {base.fingerprint[:16]}; it stays as it is.",
-        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours.",
+        f"Base model: {model_named(recipe)}, weights {base.fingerprint[:16]}; it stays as it is.",
+        f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours"
+        f"{_chosen(rows, selection)}.",
         f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
         "What leaves this machine each time:",
         *(f"  - {one}" for one in leaves),
-        "What never leaves it: rows, their text and tokens, the base model, your private keys"
+        "What never leaves it: rows, their text and tokens beside those names, the base model, your private keys"
         + (f", and anything of the {counted(test, 'test row')}." if test else "."),
         "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
         "an update can reveal some of the text that it was trained on.",
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
-    text = "\n".join(lines)
+    text = "\n".join(map(clean, lines))  # no word of the coordinator's or of a file makes a line of its own
     return Terms(terms_of({**facts, "text": text}), text)
+
+
+def _column(data: Data, label: str) -> str:
+    """Return which of a site's columns labels of its rows are taken from, in words."""
+    others = (getattr(one, label) for one in data.source_columns)
+    found = [getattr(data.columns, label), *(one for one in others if one is not None)]
+    named = dict.fromkeys(clean(_USUAL[label] if one is None else one) for one in found if one != "")
+    return f"column {' or '.join(named)}" if named else "no column"
+
+
+def _names(held_out: Sequence[TokenRow]) -> str:
+    """Return which names of categories and groups leave with sums of scores, in words."""
+    names: list[str] = []
+    for labels in ((row.category for row in held_out), (row.group for row in held_out)):
+        sums = lumped({label: Totals(rows, 0, 0.0) for label, rows in Counter(labels).items()})
+        names += sorted(sums.keys() - {"", OTHER})
+    return (
+        f"by name where they have at least {LEAST} rows: {clean(listed(names))}"
+        if names
+        else f"without their names, since none has {LEAST} rows"
+    )
+
+
+def _chosen(rows: int, selection: Selection) -> str:
+    """Return how few of a site's rows an update can be of, and who chooses them, as the end of a sentence."""
+    asked, own = budget(rows, selection), ":" in selection.method  # a function of one's own may take fewer
+    if selection.method == "full":
+        return ""
+    if selection.surveys:  # a cluster whose centre leaves has so many rows at least, and the coordinator may keep one
+        fewest = 1 if own else min(rows, selection.min_cluster_rows, asked or selection.rows_per_cluster)
+        return (
+            "; in each round on those of clusters that the coordinator chooses by their centres, which can be "
+            f"{'a single row' if fewest == 1 else f'{fewest} rows'}, and an update of few rows shows more of them"
+        )
+    taken = ("at most " if own else "") + counted(asked or rows, "row")
+    return f"; in each round on {taken} of these, and an update of few rows shows more of them"
 
 
 def _share(federation: Federation) -> str:
@@ -164,6 +205,22 @@ def _share(federation: Federation) -> str:
     if federation.cohort_size is not None:
         return f"those for which you are drawn, {counted(federation.cohort_size, 'site')} at a time"
     return "each of them" if federation.fraction == 1 else f"about {federation.fraction:.0%} of them"
+
+
+def from_the_hub(recipe: Recipe) -> list[str]:
+    """Return what of a recipe is a name on the Hugging Face hub, each as the beginning of a sentence."""
+    selection, found = recipe.selection, []
+    if on_hub(recipe.model):
+        found.append(f"The base model {model_named(recipe)}")
+    if selection.proxy is not None and on_hub(Model(path=selection.proxy)):
+        found.append(f"The proxy {clean(selection.proxy)}")
+    return found + [f"The public text {clean(one)}" for one in selection.projection_sources if is_hub_name(one)]
+
+
+def model_named(recipe: Recipe) -> str:
+    """Return which base model a recipe names, and which of its states on the hub, for a person."""
+    revision = recipe.model.revision
+    return clean(recipe.model.path) + (f" at revision {clean(revision)}" if revision else "")
 
 
 def _own_code(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ and a client that trains alone all see the same numbers.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,6 +32,16 @@ def derive_seed(seed: int, purpose: str, *, round: int = 0, client: str = "") ->
     parts = (str(seed), str(round), client, purpose)
     text = "".join(f"{len(part.encode())}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def secret_draw(secret: bytes, purpose: bytes) -> np.random.Generator:
+    """Return a fresh NumPy generator that nobody can repeat who does not know a secret.
+
+    Args:
+        secret: random bytes that never leave where they were drawn.
+        purpose: all that the draw depends on beside.
+    """
+    return np.random.default_rng(int.from_bytes(hmac.digest(secret, purpose, hashlib.sha256), "big"))
 
 
 @dataclass(frozen=True)
