@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib
 import importlib.metadata
 import itertools
 import re
@@ -19,8 +20,10 @@ pytest.importorskip("flwr")
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
+from flwr.proto.control_pb2 import StopRunRequest, UnregisterNodeRequest
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore import sql_mixin
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.corestate import sql_corestate
 from flwr.supercore.heartbeat import make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import (
@@ -129,6 +132,69 @@ def test_sites_reach_nothing_but_their_own_part(outside, path):
         assert outside.request(method, path).status_code == 404
 
 
+CONTROL = ["list-nodes", "unregister-node", "register-node", "list-runs", "stop-run", "start-run"]
+OPEN = [*(f"/v1/control/{name}" for name in CONTROL), "/v1/fleet/activate-node", "/v1/runtime/acquire-task"]
+
+
+@pytest.mark.parametrize("path", [*OPEN, "/health", "/docs", "/openapi.json"])
+def test_others_on_the_coordinators_machine_are_given_nothing_at_the_inner_port(link, path):
+    known = ssl.create_default_context(cadata=link._inner.authority.read_text())
+    with httpx.Client(verify=known, base_url=f"https://{link._address}") as other:
+        for shown in ({}, {"authorization": "Bearer x"}, {"authorization": f"Bearer {link._secret.hex()}"}):
+            answer = other.post(path, headers={"content-type": "application/protobuf", **shown})
+            assert (answer.status_code, answer.content) == (401, b"")
+
+
+def test_others_on_the_coordinators_machine_end_no_run_and_strike_off_no_site(link, tmp_path):
+    link.register("stays here", site_keys(tmp_path, "stays").flower)
+    (number,) = [node.number for node in link.nodes() if node.name == "stays here"]
+    control = ControlHttpClient.from_server_address(link._address, False, link._inner.authority.read_bytes(), [])
+    with link.dispatch() as dispatch, contextlib.closing(control):
+        for ask in (
+            lambda: control.UnregisterNode(UnregisterNodeRequest(node_id=number)),
+            lambda: control.StopRun(StopRunRequest(run_id=dispatch._identity[1])),
+        ):
+            with pytest.raises(httpx.HTTPStatusError, match="401"):
+                ask()
+        assert "stays here" in {node.name for node in link.nodes()}
+        assert dispatch.online() is not None
+
+
+def test_a_body_of_somebody_else_on_the_coordinators_machine_is_not_read(link):
+    known = ssl.create_default_context(cadata=link._inner.authority.read_text())
+    host, port = link._address.split(":")
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    with known.wrap_socket(plain, server_hostname=host) as slow:
+        slow.sendall(b"POST /v1/control/stop-run HTTP/1.1\r\nhost: here\r\ncontent-length: 1000000\r\n\r\n")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def test_others_on_a_sites_machine_are_given_nothing_at_the_supernodes_port(monkeypatch):
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode import main
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    from bellwether.engine.flower import supernode
+
+    program, secret, port = (
+        importlib.import_module("flwr.supernode.cli.flower_supernode"),
+        bytes(32),
+        inbox._free_port(),
+    )
+    monkeypatch.setattr(main, "create_app", supernode.for_owner(main.create_app))
+    given = {"superexec_auth_secret": secret, "runtime_ssl_certfile": None, "runtime_ssl_keyfile": None}
+    config = types.SimpleNamespace(host="127.0.0.1", port=port, **given)
+    server, thread = program._start_supernode_http_api(config, NodeStateFactory(ObjectStoreFactory()))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as other:
+            for path in ("/health", "/docs", "/openapi.json", "/v1/runtime/acquire-task"):
+                assert other.get(path).status_code == 401
+            assert other.get("/health", headers={"authorization": records.owners_word(secret)}).status_code == 200
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 def test_a_request_without_a_sites_signature_is_refused(outside):
     answer = outside.post("/v1/fleet/pull-messages", content=b"", headers={"content-type": "application/protobuf"})
     assert answer.status_code == 401
@@ -176,7 +242,7 @@ def test_a_run_begins_again_after_one_that_nobody_ended(link):
 
 def test_a_heartbeat_for_a_task_that_flower_gave_up_disturbs_nobody(link, monkeypatch):
     def client_of(token, address=link._address):
-        return records.runtime_client(address, token=token, authority=link._inner.authority.read_bytes())
+        return records.runtime_client(address, link._secret, token, link._inner.authority.read_bytes())
 
     taken = []
     monkeypatch.setattr(dispatch, "heartbeat", lambda client: taken.append(client) or records.heartbeat(client))

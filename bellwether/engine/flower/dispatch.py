@@ -45,13 +45,15 @@ class Dispatch:
     Args:
         address: the SuperLink's inner port.
         inner: its certificate.
+        secret: the inner port's.
         token: Flower's, for the one task.
     """
 
-    def __init__(self, address: str, inner: Certificate, token: str) -> None:
-        self._grid = HttpGrid(address, False, inner.authority.read_bytes(), token=token)
-        self._grid._retry_invoker = None  # it would interrupt this process where a task is not its own any more
-        self._client = self._grid._runtime_client
+    def __init__(self, address: str, inner: Certificate, secret: bytes, token: str) -> None:
+        self._grid = HttpGrid(address, False, token=token)
+        # Its own would show no secret, and interrupt this process where a task is not its own any more.
+        self._client = runtime_client(address, secret, token, inner.authority.read_bytes())
+        self._grid._client = self._client
         self._beat = heartbeat(self._client)
         self._beat.start()
         given = self._client.PullTaskInput(PullTaskInputRequest())

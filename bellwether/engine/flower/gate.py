@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hmac
 import socket
 import time
 from typing import Any
@@ -18,6 +19,8 @@ import bellwether.engine.flower.quiet  # noqa: F401
 
 # isort: split
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+
+from bellwether.engine.flower.records import owners_word
 
 LARGEST_REQUEST = 2**23  # bytes that a site may send at once; Flower cuts arrays into pieces of 5 MiB
 SLOWEST_REQUEST = 120.0  # seconds that a site may take for a request
@@ -83,6 +86,30 @@ class ForSites:
             await send(message)
 
         await self._app(scope, again, noted)
+
+
+class ForOwner:
+    """An inner port of Flower's, all of it for the one process that has its secret: of anybody else nothing is read.
+
+    Whoever has an account on the machine reaches loopback, and Flower asks nobody there who may end a run or strike a
+    site off.
+
+    Args:
+        app: SuperLink or SuperNode, as ASGI application.
+        secret: the port's, see ``records.Owner``.
+    """
+
+    def __init__(self, app: Any, secret: bytes) -> None:
+        self._app, self._word = app, owners_word(secret).encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request, as ASGI asks for."""
+        if scope["type"] != "lifespan":
+            shown = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(shown, self._word):
+                await _refuse(send, 401)
+                return
+        await self._app(scope, receive, send)
 
 
 class Doorway(socket.socket):

@@ -104,7 +104,7 @@ class Inbox:
         if not token:
             return None
         self._patience = SOONEST
-        return _delivery(self._address, token)
+        return _delivery(self._address, self._secret, token)
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Begin the SuperNode, which ends with this process however that ends."""
@@ -131,9 +131,9 @@ class Inbox:
             )
 
 
-def _delivery(address: str, token: str) -> Delivery | None:
+def _delivery(address: str, secret: bytes, token: str) -> Delivery | None:
     """Return the message of a task, or None where it cannot be had any more."""
-    client = runtime_client(address, token=token)
+    client = runtime_client(address, secret, token)
     beat = heartbeat(client)
     beat.start()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from bellwether.exchange.seal import Parcel
@@ -84,17 +87,36 @@ def arrived(message: Message) -> Arrived:
     return Arrived(about, parcel, "" if parcel is not None else "it sent no parcel")
 
 
-def runtime_client(
-    address: str, secret: bytes = b"", token: str = "", authority: bytes | None = None
-) -> RuntimeHttpClient:
-    """Return a client of the interface for tasks, which is authorised by the secret, or by the token of a task."""
+class Owner:
+    """Shows with each request that it comes from whoever has the secret of an inner port, see ``gate.ForOwner``.
+
+    Args:
+        secret: the inner port's.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._shown = owners_word(secret)
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Add the word to a request, as Flower's clients ask for."""
+        context.request.headers["authorization"] = self._shown
+        return call_next(context)
+
+
+def owners_word(secret: bytes) -> str:
+    """Return what is shown to an inner port; the secret cannot be had from it, since a site shows it without TLS."""
+    return f"Bearer {hmac.digest(secret, b'bellwether inner port', hashlib.sha256).hex()}"
+
+
+def runtime_client(address: str, secret: bytes, token: str = "", authority: bytes | None = None) -> RuntimeHttpClient:
+    """Return a client of the interface for tasks, which is authorised by the secret, or by it and a task's token."""
     name = RuntimeVersionHttpInterceptor(component_name="SuperExec")
     own = (
         RuntimeTokenHttpInterceptor(token)
         if token
         else SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
     )
-    return RuntimeHttpClient.from_server_address(address, authority is None, authority, [name, own])
+    return RuntimeHttpClient.from_server_address(address, authority is None, authority, [Owner(secret), name, own])
 
 
 def heartbeat(client: RuntimeHttpClient) -> HeartbeatSender:

@@ -13,6 +13,7 @@ import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,12 @@ from typing import Any
 import bellwether.engine.flower.quiet  # noqa: F401
 
 # isort: split
-from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode import fleet_http_connection, main, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from bellwether.engine.certificate import show
+from bellwether.engine.flower.gate import ForOwner
 from bellwether.tools.pauses import Pauses
 
 IDLE = 3.0  # seconds that Flower waits between two looks for a message
@@ -80,10 +82,20 @@ def showing(shown: Path) -> type[FleetHttpClient]:
     return Showing
 
 
+def for_owner(make: Callable[..., Any]) -> Callable[..., ForOwner]:
+    """Return what makes Flower's application of a SuperNode, for the process alone that has the secret."""
+
+    def create_app(*, superexec_auth_secret: bytes, **more: Any) -> ForOwner:
+        return ForOwner(make(superexec_auth_secret=superexec_auth_secret, **more), superexec_auth_secret)
+
+    return create_app
+
+
 if __name__ == "__main__":
     end_with(int(sys.argv.pop(1)))
     certificate = sys.argv.pop(1)
     if certificate:
         fleet_http_connection.FleetHttpClient = showing(Path(certificate))
     start_client_internal.time = SimpleNamespace(sleep=Waits().sleep)  # what it takes of that module
+    main.create_app = for_owner(main.create_app)
     flower_supernode()
