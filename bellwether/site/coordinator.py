@@ -329,9 +329,9 @@ class _Invited:
         """Return the names of the sites that take part no more."""
         return self._roster.revoked()
 
-    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+    def send(self, node: int, parcel: Parcel, seconds: float, most: int) -> str | None:
         """Send a message to a site."""
-        return self._dispatch.send(node, parcel, seconds)
+        return self._dispatch.send(node, parcel, seconds, most)
 
     def arrived(self, messages: Sequence[str]) -> Sequence[Arrived]:
         """Return what has come of messages."""

@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ class Link:
         self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio", **asked))
         os.chmod(folder / "flower.db", 0o600)
 
-    def expect(self, most: int) -> None:
-        """Take at most so many bytes of answers of each site from now on, until this is said again."""
+    def expect(self, most: Mapping[str, int]) -> None:
+        """Take at most so many bytes of answers of each site from now on, by its name, until this is said again."""
         self._gate.expect(most)
 
     def _settings(self, database: Path) -> SuperLinkLifespanConfig:

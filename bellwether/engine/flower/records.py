@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.error import FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -85,6 +87,41 @@ def arrived(message: Message) -> Arrived:
         return Arrived(about, failure=_FAILURES.get(message.error.code, f"Flower says: {message.error.reason}"))
     parcel = parcel_of(message)
     return Arrived(about, parcel, "" if parcel is not None else "it sent no parcel")
+
+
+class TooLarge(Exception):
+    """Objects have more bytes than are taken."""
+
+
+def pulled(numbers: Sequence[str], pull: Callable[[str], bytes], most: int) -> dict[str, bytes]:
+    """Return objects of Flower's by their numbers, once they are there, and no more than so many bytes of them.
+
+    Args:
+        numbers: of the objects.
+        pull: fetches one, as Flower asks for.
+        most: bytes that all of them may have.
+
+    Raises:
+        TooLarge: they have more.
+    """
+    taken, lock = 0, threading.Lock()
+
+    def counted(number: str) -> bytes:
+        nonlocal taken
+        content = pull(number)
+        with lock:
+            taken += len(content)
+            if taken > most:
+                raise TooLarge
+        return content
+
+    found: dict[str, bytes] = pull_objects(
+        list(numbers),
+        pull_object_fn=counted,
+        initial_backoff=0.2,
+        backoff_cap=5.0,  # seconds
+    )
+    return found
 
 
 class Owner:

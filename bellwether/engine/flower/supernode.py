@@ -13,7 +13,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +28,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from bellwether.engine.certificate import show
 from bellwether.engine.flower.gate import ForOwner
+from bellwether.engine.flower.records import pulled
 from bellwether.tools.pauses import Pauses
 
 IDLE = 3.0  # seconds that Flower waits between two looks for a message
+LARGEST_TASK = 2**32  # bytes of a message to a site; it has one at a time
 SOON = 0.2  # seconds of the first such wait after a message
 
 
@@ -82,6 +84,15 @@ def showing(shown: Path) -> type[FleetHttpClient]:
     return Showing
 
 
+def bounded(most: int) -> Callable[..., dict[str, bytes]]:
+    """Return what fetches a message's objects as Flower's function does, up to so many bytes; it fails beyond them."""
+
+    def pull_objects(object_ids: Sequence[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+        return pulled(object_ids, pull_object_fn, most)
+
+    return pull_objects
+
+
 def for_owner(make: Callable[..., Any]) -> Callable[..., ForOwner]:
     """Return what makes Flower's application of a SuperNode, for the process alone that has the secret."""
 
@@ -97,5 +108,6 @@ if __name__ == "__main__":
     if certificate:
         fleet_http_connection.FleetHttpClient = showing(Path(certificate))
     start_client_internal.time = SimpleNamespace(sleep=Waits().sleep)  # what it takes of that module
+    start_client_internal.pull_objects = bounded(LARGEST_TASK)
     main.create_app = for_owner(main.create_app)
     flower_supernode()
