@@ -160,7 +160,7 @@ def test_the_quorum_before_the_first_round_is_of_those_who_are_not_revoked(paper
     needed = []
 
     def over_link(setting, folder, made, listen, sites, deadline):
-        needed.append(sites)
+        needed.append(sites())
         raise Killed
 
     monkeypatch.setattr(coordinator, "_over_link", over_link)
@@ -174,6 +174,48 @@ def test_the_quorum_before_the_first_round_is_of_those_who_are_not_revoked(paper
         with pytest.raises(Killed):
             coordinator.serve(papers / "federation")
     assert needed == [2, 1]
+
+
+def test_a_quorum_of_more_sites_than_there_are_is_refused_before_anything_is_loaded(bellwether, papers, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(coordinator, "prepare_coordinator", None)
+    outcome = bellwether("federation", "serve", "--quorum", "3")
+    assert outcome.code == 2
+    assert "--quorum is 3, and 2 of the sites of federation are not revoked" in " ".join(outcome.err.split())
+    assert not (papers / "federation" / "run").exists()
+
+
+@pytest.mark.parametrize(("fraction", "needed"), [(0.55, 55), (0.07, 7), (0.001, 1), (1.0, 100)])
+def test_a_quorum_is_its_share_of_those_who_stay_and_not_one_more(tmp_path, monkeypatch, fraction, needed):
+    monkeypatch.setattr(coordinator, "_staying", lambda folder: ["a site"] * 100)
+    recipe = load_recipe(None, [f"federation.quorum={fraction}"])
+    assert coordinator._needed(tmp_path, recipe, None) == needed
+
+
+def test_a_site_that_is_revoked_while_the_quorum_is_waited_for_is_not_waited_for_and_does_not_count(tmp_path):
+    engine, post = world(tmp_path)
+    post.away.add("south")
+    asked = []
+
+    def needed():
+        asked.append(engine.ready)
+        if len(asked) == 20:
+            post.out.add("south")
+        return 2 - len(post.out)
+
+    engine.wait(needed, 86_400.0)  # of two sites, one of which never comes
+    assert post.clock[0] < 60
+    post.out = {"north"}  # which is there, and is not counted
+    post.away.add("south")
+    with pytest.raises(FederationError, match="0 of 2 sites are there after 5 s, and 1 are needed"):
+        engine.wait(lambda: 1, 5)
+
+
+def test_a_site_that_is_revoked_while_so_many_are_waited_for_that_there_are_no_more_is_told_at_once(sites):
+    recipe = load_recipe(None)
+    assert coordinator._needed(sites, recipe, 4) == 4
+    revoke(sites, "b")
+    with pytest.raises(FederationError, match="--quorum is 4, and 3 of the sites of"):
+        coordinator._needed(sites, recipe, 4)
 
 
 def test_the_end_is_told_to_sites_that_come_later_and_to_none_twice(tmp_path):
@@ -201,7 +243,7 @@ def test_a_site_at_work_has_the_time_of_a_task_for_the_end_and_one_that_is_away_
     for away, least in ((False, 1800.0), (True, 20.0)):
         engine, post = world(tmp_path)
         post.faults["south", "end"] = lambda answer: None  # it is at work still
-        engine.wait(2, 5)
+        engine.wait(lambda: 2, 5)
         if away:
             post.away.add("south")
         begun, told = post.clock[0], []

@@ -185,7 +185,7 @@ def test_what_a_site_forges_is_left_out_and_the_others_count(tmp_path, fault, re
 
 def test_each_site_may_send_what_its_own_tasks_need_and_no_answer_more_than_its_task(tmp_path):
     engine, post = world(tmp_path)
-    engine.wait(2, 5)
+    engine.wait(lambda: 2, 5)
     expected = []
     engine._expect = expected.append
     list(engine.ask({"a": asked_to_train(), "b": asked_to_train(), "c": asked_to_train(1000)}))
@@ -346,7 +346,7 @@ def test_a_site_that_differs_is_told_what_and_takes_no_part(tmp_path):
     engine, post = world(tmp_path, events)
     post.sites["south"] = resident("south", tmp_path, {**FACTS, "base model": "5678", "own": "x"})
     with pytest.raises(FederationError) as refused:
-        engine.wait(2, 30)
+        engine.wait(lambda: 2, 30)
     assert str(refused.value).startswith(
         "1 of 2 sites are there after 30 s, and 2 are needed. south differs: base model"
     )
@@ -360,19 +360,19 @@ def test_a_site_that_was_mended_says_hello_again(tmp_path):
     engine, post = world(tmp_path)
     post.sites["south"] = resident("south", tmp_path, {"base model": "5678"})
     with pytest.raises(FederationError):
-        engine.wait(2, 5)
+        engine.wait(lambda: 2, 5)
     post.away.add("south")
     with pytest.raises(FederationError):
-        engine.wait(2, 1)
+        engine.wait(lambda: 2, 1)
     post.sites["south"] = resident("south", tmp_path)
     post.away.clear()
-    engine.wait(2, 5)
+    engine.wait(lambda: 2, 5)
     assert engine.ready == {"north", "south"}
 
 
 def test_the_end_is_told_to_all(tmp_path):
     engine, post = world(tmp_path)
-    engine.wait(2, 5)
+    engine.wait(lambda: 2, 5)
     engine.end()
     assert all(site.ended for site in post.sites.values())
 

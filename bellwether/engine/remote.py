@@ -177,22 +177,22 @@ class RemoteEngine:
         """The sites that have said hello and work with the same."""
         return frozenset(self._ready)
 
-    def wait(self, sites: int, seconds: float) -> None:
-        """Wait until so many sites have said hello.
+    def wait(self, needed: Callable[[], int], seconds: float) -> None:
+        """Wait until so many sites have said hello, of those that are not revoked.
 
         Args:
-            sites: how many.
+            needed: says how many, as things are then.
             seconds: how long at most.
 
         Raises:
             FederationError: they did not come in time, with what differs at those that came.
         """
         end, pauses = self._clock() + seconds, Pauses(POLL, LATEST)
-        while len(self._ready) < sites:
+        while len(here := self._ready - set(self._deliveries.revoked())) < (sites := needed()):
             if self._clock() > end:
                 why = "".join(f" {name} {reason}." for name, reason in sorted(self._differs.items()))
                 raise FederationError(
-                    f"{len(self._ready)} of {len(self._parties)} sites are there after {seconds:g} s, and {sites} are "
+                    f"{len(here)} of {len(self._parties)} sites are there after {seconds:g} s, and {sites} are "
                     f"needed.{why} Finished rounds are kept: give the same command again once the sites have joined."
                 )
             self._greet(self._deliveries.online())

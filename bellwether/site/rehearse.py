@@ -127,7 +127,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
                 link.expect,
                 absent=START,  # a site's process that has ended is begun again, or the rehearsal ends
             )
-            engine.wait(count, START)
+            engine.wait(lambda: count, START)
             yield engine
             processes.leave()
             engine.end(seconds=60.0, absent=0.0)  # whoever has ended is not begun again
