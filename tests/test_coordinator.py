@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import signal
+import threading
 import time
 
 import pytest
@@ -20,12 +21,12 @@ from test_sites import joining, papers, serving  # noqa: F401
 pytest.importorskip("flwr")
 
 from bellwether.engine.remote import LATEST
-from bellwether.errors import FederationError
+from bellwether.errors import CheckpointError, FederationError
 from bellwether.exchange.messages import Reply
 from bellwether.federate import federate
 from bellwether.method.cohort import make_sampler
 from bellwether.recipe.file import load_recipe
-from bellwether.site import coordinator
+from bellwether.site import coordinator, federation_folder
 from bellwether.site.federation_folder import (
     invite,
     invited,
@@ -37,6 +38,7 @@ from bellwether.site.federation_folder import (
     untold,
 )
 from bellwether.site.keys import days_left, make_site_keys
+from bellwether.tools.atomic import write_atomic
 
 
 class Killed(BaseException):
@@ -115,6 +117,52 @@ def test_half_a_revoked_key_is_not_taken_either(sites, tmp_path):
     (tmp_path / "b" / "flower.key").replace(tmp_path / "mixed" / "flower.key")
     with pytest.raises(FederationError, match="The key of e was revoked"):
         invite(sites, "e", public_word(tmp_path / "mixed"))
+
+
+def while_written(monkeypatch, name, happens):
+    """Let something begin when a file of the coordinator's folder is about to be written, and return what ends it."""
+    begun = []
+
+    def written(path, data):
+        if path.name == name and not begun:
+            begun.append(threading.Thread(target=happens))
+            begun[0].start()
+            begun[0].join(1)  # where nothing holds it up, it is done before the file is written
+        write_atomic(path, data)
+
+    monkeypatch.setattr(federation_folder, "write_atomic", written)
+    return lambda: begun[0].join(60)
+
+
+def test_a_site_that_is_revoked_while_another_is_invited_stays_revoked(sites, tmp_path, monkeypatch):
+    done = while_written(monkeypatch, "sites.json", lambda: revoke(sites, "b"))
+    invite(sites, "e", keys_of(tmp_path, "e"))
+    done()
+    assert [(site.name, site.revoked) for site in invited(sites)] == [(name, name == "b") for name in "abcde"]
+
+
+def test_a_site_that_is_invited_while_others_are_settled_on_is_refused_and_not_forgotten(sites, tmp_path, monkeypatch):
+    refused = []
+
+    def late():
+        try:
+            invite(sites, "e", keys_of(tmp_path, "e"))
+        except FederationError as error:
+            refused.append(str(error))
+
+    done = while_written(monkeypatch, "participants.json", late)
+    assert [site.name for site in participants(sites)] == list("abcd")
+    done()
+    assert [text.partition(",")[0] for text in refused] == ["e cannot be invited any more"]
+    assert [site.name for site in invited(sites)] == list("abcd")
+
+
+def test_a_command_that_waits_for_another_too_long_says_so_and_changes_nothing(sites, monkeypatch):
+    monkeypatch.setattr(federation_folder, "TURN", 0.1)
+    with federation_folder._changing(sites), pytest.raises(CheckpointError, match="is in use by process"):
+        revoke(sites, "b")
+    assert not any(site.revoked for site in invited(sites))
+    revoke(sites, "b")
 
 
 class Recording(AddingEngine):

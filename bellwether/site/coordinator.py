@@ -155,7 +155,7 @@ def _needed(folder: Path, recipe: Recipe, quorum: int | None) -> int:
     if quorum > staying:
         raise FederationError(
             f"--quorum is {quorum}, and {staying} of the sites of {folder} are not revoked, so it cannot be "
-            f"reached; give {'1' if staying == 1 else f'1 to {staying}'}, or leave it out for federation.quorum of them."
+            f"reached; give at most {staying}, or leave it out for federation.quorum of them."
         )
     return quorum
 
