@@ -127,6 +127,14 @@ def test_errors_mean_what_is_said_of_them():
     assert names.keys() == records._FAILURES.keys()
 
 
+@pytest.mark.parametrize("code", [0, 1, 999])
+def test_what_a_site_says_of_a_failure_is_told_on_one_line_and_cut(code):
+    about = types.SimpleNamespace(reply_to_message_id="n1")
+    error = types.SimpleNamespace(code=code, reason="a\r\nb\x1b[31m\u2028" + "x" * 8_000_000)
+    came = records.arrived(types.SimpleNamespace(metadata=about, error=error, has_error=lambda: True))
+    assert came == records.Arrived("n1", None, "Flower says: ab[31m" + "x" * 294)
+
+
 def test_a_site_that_was_killed_may_come_back_as_soon_as_the_docs_say():
     # A SuperNode counts as connected for this long after its last heartbeat.
     assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == 60

@@ -32,6 +32,8 @@ from bellwether.exchange.seal import Parcel
 # What Flower itself is asked over HTTP, and may fail in; the last is told of a disk that is full, too.
 LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError, ObjectPushError)
 
+LONGEST_REASON = 300  # characters of why there is no answer, which any site may send unsigned
+
 _ACQUIRE = {"/flwr.proto.Runtime/AcquireTask"}
 
 _FAILURES = {
@@ -84,7 +86,8 @@ def arrived(message: Message) -> Arrived:
     """Return what came of a message."""
     about = message.metadata.reply_to_message_id
     if message.has_error():
-        return Arrived(about, failure=_FAILURES.get(message.error.code, f"Flower says: {message.error.reason}"))
+        said = "".join(character for character in message.error.reason if character.isprintable())
+        return Arrived(about, failure=_FAILURES.get(message.error.code, f"Flower says: {said[:LONGEST_REASON]}"))
     parcel = parcel_of(message)
     return Arrived(about, parcel, "" if parcel is not None else "it sent no parcel")
 
