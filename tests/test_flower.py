@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import itertools
+import logging
 import re
 import socket
 import ssl
@@ -19,6 +20,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+import uvicorn
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
@@ -52,7 +54,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from proxies import proxy
 
 from bellwether.engine.certificate import Certificate
-from bellwether.engine.flower import dispatch, gate, inbox, records
+from bellwether.engine.flower import dispatch, gate, inbox, quiet, records
 from bellwether.engine.flower.gate import LARGEST_MESSAGE, LARGEST_REQUEST
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
@@ -336,6 +338,51 @@ def test_a_supernode_that_ends_whenever_it_is_begun_is_begun_less_and_less_often
             assert node.take() is None
             clock[0] += 1
     assert [round(later - sooner) for sooner, later in itertools.pairwise(begun)] == [6, 11, 21, 21, 21]
+
+
+def test_the_secret_of_a_supernode_is_its_owners_and_is_gone_with_it(tmp_path, monkeypatch):
+    begun = []
+
+    class Program:
+        def __init__(self, words, **more):
+            begun.append((words, more))
+
+        def terminate(self):
+            return
+
+        def wait(self, seconds=None):
+            return
+
+    monkeypatch.setattr(inbox.subprocess, "Popen", Program)
+    with inbox.Inbox(tmp_path, tmp_path / "flower.key", "127.0.0.1:1", tmp_path):
+        ((words, more),) = begun
+        secret = Path(words[words.index("--superexec-auth-secret-file") + 1])
+        assert (secret.parent, secret.stat().st_mode & 0o777, len(secret.read_bytes())) == (tmp_path, 0o600, 32)
+        assert more["stdout"].name == str(tmp_path / "supernode.err")
+    assert not secret.exists()
+
+
+def test_a_log_is_of_a_bounded_size_and_keeps_what_was_said_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(quiet, "LARGEST_LOG", 10_000)
+    (tmp_path / "flower.log").write_text("of an earlier process\n")
+    handler, logger = quiet._Log(tmp_path / "flower.log"), logging.Logger("a test")
+    logger.addHandler(handler)
+    for number in range(1000):
+        logger.info("line %d %s", number, "x" * 80)
+    handler.close()
+    kept = sorted(tmp_path.iterdir())
+    assert [path.name for path in kept] == ["flower.log", "flower.log.1"]
+    assert all(0 < path.stat().st_size <= 10_000 for path in kept)
+    lines = (kept[1].read_text() + kept[0].read_text()).splitlines()
+    assert [line.split()[1] for line in lines] == [str(number) for number in range(1000 - len(lines), 1000)]
+
+
+def test_a_supernode_logs_to_a_file_of_a_bounded_size_what_it_would_say_to_the_terminal():
+    # Flower's program gives uvicorn no settings for its log, which takes these then.
+    program = inspect.getsource(importlib.import_module("flwr.supernode.cli.flower_supernode"))
+    assert "log_config" not in program
+    assert inspect.signature(uvicorn.Config).parameters["log_config"].default is uvicorn.config.LOGGING_CONFIG
+    assert uvicorn.config.LOGGING_CONFIG["loggers"].keys() <= {"uvicorn", "uvicorn.error", "uvicorn.access"}
 
 
 class Fleet:

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 # Before anything of Flower's.
-import bellwether.engine.flower.quiet  # noqa: F401
+from bellwether.engine.flower.quiet import log_to
 
 # isort: split
+import uvicorn
 from flwr.supernode import fleet_http_connection, main, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -107,6 +108,8 @@ if __name__ == "__main__":
     certificate = sys.argv.pop(1)
     if certificate:
         fleet_http_connection.FleetHttpClient = showing(Path(certificate))
+    log_to(Path(os.environ["FLWR_HOME"]) / "supernode.log")
+    uvicorn.config.LOGGING_CONFIG["loggers"].clear()  # else it would log to the terminal again
     start_client_internal.time = SimpleNamespace(sleep=Waits().sleep)  # what it takes of that module
     start_client_internal.pull_objects = bounded(LARGEST_TASK)
     main.create_app = for_owner(main.create_app)
