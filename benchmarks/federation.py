@@ -228,7 +228,7 @@ def over_sites(
                 deadline,
                 link.expect,
             )
-            engine.wait(sites, 600)
+            engine.wait(lambda: sites, 600)
             yield engine, processes
             processes.leave()
             engine.end()

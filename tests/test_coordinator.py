@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import signal
+import threading
 import time
 
 import pytest
@@ -20,12 +21,12 @@ from test_sites import joining, papers, serving  # noqa: F401
 pytest.importorskip("flwr")
 
 from bellwether.engine.remote import LATEST
-from bellwether.errors import FederationError
+from bellwether.errors import CheckpointError, FederationError
 from bellwether.exchange.messages import Reply
 from bellwether.federate import federate
 from bellwether.method.cohort import make_sampler
 from bellwether.recipe.file import load_recipe
-from bellwether.site import coordinator
+from bellwether.site import coordinator, federation_folder
 from bellwether.site.federation_folder import (
     invite,
     invited,
@@ -37,6 +38,7 @@ from bellwether.site.federation_folder import (
     untold,
 )
 from bellwether.site.keys import days_left, make_site_keys
+from bellwether.tools.atomic import write_atomic
 
 
 class Killed(BaseException):
@@ -117,6 +119,52 @@ def test_half_a_revoked_key_is_not_taken_either(sites, tmp_path):
         invite(sites, "e", public_word(tmp_path / "mixed"))
 
 
+def while_written(monkeypatch, name, happens):
+    """Let something begin when a file of the coordinator's folder is about to be written, and return what ends it."""
+    begun = []
+
+    def written(path, data):
+        if path.name == name and not begun:
+            begun.append(threading.Thread(target=happens))
+            begun[0].start()
+            begun[0].join(1)  # where nothing holds it up, it is done before the file is written
+        write_atomic(path, data)
+
+    monkeypatch.setattr(federation_folder, "write_atomic", written)
+    return lambda: begun[0].join(60)
+
+
+def test_a_site_that_is_revoked_while_another_is_invited_stays_revoked(sites, tmp_path, monkeypatch):
+    done = while_written(monkeypatch, "sites.json", lambda: revoke(sites, "b"))
+    invite(sites, "e", keys_of(tmp_path, "e"))
+    done()
+    assert [(site.name, site.revoked) for site in invited(sites)] == [(name, name == "b") for name in "abcde"]
+
+
+def test_a_site_that_is_invited_while_others_are_settled_on_is_refused_and_not_forgotten(sites, tmp_path, monkeypatch):
+    refused = []
+
+    def late():
+        try:
+            invite(sites, "e", keys_of(tmp_path, "e"))
+        except FederationError as error:
+            refused.append(str(error))
+
+    done = while_written(monkeypatch, "participants.json", late)
+    assert [site.name for site in participants(sites)] == list("abcd")
+    done()
+    assert [text.partition(",")[0] for text in refused] == ["e cannot be invited any more"]
+    assert [site.name for site in invited(sites)] == list("abcd")
+
+
+def test_a_command_that_waits_for_another_too_long_says_so_and_changes_nothing(sites, monkeypatch):
+    monkeypatch.setattr(federation_folder, "TURN", 0.1)
+    with federation_folder._changing(sites), pytest.raises(CheckpointError, match="is in use by process"):
+        revoke(sites, "b")
+    assert not any(site.revoked for site in invited(sites))
+    revoke(sites, "b")
+
+
 class Recording(AddingEngine):
     """Of those that are asked, who is revoked does not answer; before the second round, one is."""
 
@@ -160,7 +208,7 @@ def test_the_quorum_before_the_first_round_is_of_those_who_are_not_revoked(paper
     needed = []
 
     def over_link(setting, folder, made, listen, sites, deadline):
-        needed.append(sites)
+        needed.append(sites())
         raise Killed
 
     monkeypatch.setattr(coordinator, "_over_link", over_link)
@@ -174,6 +222,48 @@ def test_the_quorum_before_the_first_round_is_of_those_who_are_not_revoked(paper
         with pytest.raises(Killed):
             coordinator.serve(papers / "federation")
     assert needed == [2, 1]
+
+
+def test_a_quorum_of_more_sites_than_there_are_is_refused_before_anything_is_loaded(bellwether, papers, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(coordinator, "prepare_coordinator", None)
+    outcome = bellwether("federation", "serve", "--quorum", "3")
+    assert outcome.code == 2
+    assert "--quorum is 3, and 2 of the sites of federation are not revoked" in " ".join(outcome.err.split())
+    assert not (papers / "federation" / "run").exists()
+
+
+@pytest.mark.parametrize(("fraction", "needed"), [(0.55, 55), (0.07, 7), (0.001, 1), (1.0, 100)])
+def test_a_quorum_is_its_share_of_those_who_stay_and_not_one_more(tmp_path, monkeypatch, fraction, needed):
+    monkeypatch.setattr(coordinator, "_staying", lambda folder: ["a site"] * 100)
+    recipe = load_recipe(None, [f"federation.quorum={fraction}"])
+    assert coordinator._needed(tmp_path, recipe, None) == needed
+
+
+def test_a_site_that_is_revoked_while_the_quorum_is_waited_for_is_not_waited_for_and_does_not_count(tmp_path):
+    engine, post = world(tmp_path)
+    post.away.add("south")
+    asked = []
+
+    def needed():
+        asked.append(engine.ready)
+        if len(asked) == 20:
+            post.out.add("south")
+        return 2 - len(post.out)
+
+    engine.wait(needed, 86_400.0)  # of two sites, one of which never comes
+    assert post.clock[0] < 60
+    post.out = {"north"}  # which is there, and is not counted
+    post.away.add("south")
+    with pytest.raises(FederationError, match="0 of 2 sites are there after 5 s, and 1 are needed"):
+        engine.wait(lambda: 1, 5)
+
+
+def test_a_site_that_is_revoked_while_so_many_are_waited_for_that_there_are_no_more_is_told_at_once(sites):
+    recipe = load_recipe(None)
+    assert coordinator._needed(sites, recipe, 4) == 4
+    revoke(sites, "b")
+    with pytest.raises(FederationError, match="--quorum is 4, and 3 of the sites of"):
+        coordinator._needed(sites, recipe, 4)
 
 
 def test_the_end_is_told_to_sites_that_come_later_and_to_none_twice(tmp_path):
@@ -201,7 +291,7 @@ def test_a_site_at_work_has_the_time_of_a_task_for_the_end_and_one_that_is_away_
     for away, least in ((False, 1800.0), (True, 20.0)):
         engine, post = world(tmp_path)
         post.faults["south", "end"] = lambda answer: None  # it is at work still
-        engine.wait(2, 5)
+        engine.wait(lambda: 2, 5)
         if away:
             post.away.add("south")
         begun, told = post.clock[0], []

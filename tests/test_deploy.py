@@ -1,7 +1,10 @@
 """Units and compose files: what they start is a command as it is, and they may write nothing but their own folder."""
 
 import configparser
+import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -11,7 +14,8 @@ import yaml
 
 from bellwether.cli.app import app
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
 COMPOSE = sorted(DEPLOY.glob("*.yaml"))
 
@@ -72,3 +76,51 @@ def test_a_site_opens_no_port_and_a_coordinator_opens_that_of_the_docs():
     assert "ports" not in service(DEPLOY / "site.yaml")
     assert service(DEPLOY / "coordinator.yaml")["ports"] == ["8443:8443"]
     assert "--address fed.example.org:8443" in (DEPLOY.parent / "docs" / "federation.md").read_text()
+
+
+SECRET = ["federation/ca.key", "site/signing.key", "deploy/federation/flower.db", "deploy/site/ledger.jsonl"]
+SECRET += ["deploy/data/rows.jsonl", "hospital/noise.key", "hospital.invitation", "deploy/hospital.invitation"]
+
+
+def copied():
+    """Return what the image takes in, as names in the repository."""
+    lines = re.findall(r"^COPY (.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert lines
+    return [name for line in lines for name in line.split()[:-1]]
+
+
+def test_an_image_takes_in_the_package_alone():
+    assert sorted(copied()) == ["LICENSE", "README.md", "bellwether", "constraints.txt", "pyproject.toml"]
+    assert not re.search(r"^ADD ", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and line[0] != "#"]
+    assert rules[0] == "*"  # and what is taken back is what is copied; the last rule that fits decides
+    assert sorted(rule[1:] for rule in rules if rule[0] == "!") == sorted(copied())
+    assert all(service(path)["build"] == {"context": "..", "dockerfile": "deploy/Dockerfile"} for path in COMPOSE)
+
+
+def test_what_an_image_takes_in_is_enough_to_build_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {project["readme"], *project["license-files"]} <= set(copied())
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
+def test_keys_and_rows_of_a_container_lie_outside_of_the_repository(path):
+    lines = re.findall(r"^ +(?:# )?- (\S+):/\S+", path.read_text(), re.MULTILINE)
+    assert lines
+    assert all(Path(folder).is_absolute() for folder in lines)
+
+
+def test_git_takes_no_key_row_or_invitation_and_all_of_the_package(tmp_path):
+    def git(folder, *words):
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout
+
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    package = [str(path.relative_to(ROOT)) for path in (ROOT / "bellwether").rglob("*.py")]
+    for name in (*SECRET, *package):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    taken = git(tmp_path, "ls-files", "-o", "--exclude-standard").splitlines()
+    assert not set(SECRET) & set(taken)
+    assert set(package) <= set(taken)

@@ -2,8 +2,12 @@
 
 import base64
 import contextlib
+import datetime
+import importlib
 import importlib.metadata
+import inspect
 import itertools
+import logging
 import re
 import socket
 import ssl
@@ -16,12 +20,20 @@ import pytest
 
 pytest.importorskip("flwr")
 
+import uvicorn
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.proto.control_pb2 import StopRunRequest, UnregisterNodeRequest
+from flwr.proto.error_pb2 import Error
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
 from flwr.supercore import sql_mixin
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.corestate import sql_corestate
+from flwr.supercore.date import now
 from flwr.supercore.heartbeat import make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -35,21 +47,22 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from proxies import proxy
 
 from bellwether.engine.certificate import Certificate
-from bellwether.engine.flower import dispatch, gate, inbox, records
-from bellwether.engine.flower.gate import LARGEST_REQUEST
+from bellwether.engine.flower import dispatch, gate, inbox, quiet, records
+from bellwether.engine.flower.gate import LARGEST_MESSAGE, LARGEST_REQUEST
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
 from bellwether.exchange.seal import Parcel
 from bellwether.site.keys import make_authority, make_certificate, make_site_keys, public_word, read_public
 
 ROOT = Path(__file__).parents[1]
+MOST = 2**24  # bytes of an answer
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +129,14 @@ def test_errors_mean_what_is_said_of_them():
     assert names.keys() == records._FAILURES.keys()
 
 
+@pytest.mark.parametrize("code", [0, 1, 999])
+def test_what_a_site_says_of_a_failure_is_told_on_one_line_and_cut(code):
+    about = types.SimpleNamespace(reply_to_message_id="n1")
+    error = types.SimpleNamespace(code=code, reason="a\r\nb\x1b[31m\u2028" + "x" * 8_000_000)
+    came = records.arrived(types.SimpleNamespace(metadata=about, error=error, has_error=lambda: True))
+    assert came == records.Arrived("n1", None, "Flower says: ab[31m" + "x" * 294)
+
+
 def test_a_site_that_was_killed_may_come_back_as_soon_as_the_docs_say():
     # A SuperNode counts as connected for this long after its last heartbeat.
     assert HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE == 60
@@ -129,17 +150,92 @@ def test_sites_reach_nothing_but_their_own_part(outside, path):
         assert outside.request(method, path).status_code == 404
 
 
+CONTROL = ["list-nodes", "unregister-node", "register-node", "list-runs", "stop-run", "start-run"]
+OPEN = [*(f"/v1/control/{name}" for name in CONTROL), "/v1/fleet/activate-node", "/v1/runtime/acquire-task"]
+
+
+@pytest.mark.parametrize("path", [*OPEN, "/health", "/docs", "/openapi.json"])
+def test_others_on_the_coordinators_machine_are_given_nothing_at_the_inner_port(link, path):
+    known = ssl.create_default_context(cadata=link._inner.authority.read_text())
+    with httpx.Client(verify=known, base_url=f"https://{link._address}") as other:
+        for shown in ({}, {"authorization": "Bearer x"}, {"authorization": f"Bearer {link._secret.hex()}"}):
+            answer = other.post(path, headers={"content-type": "application/protobuf", **shown})
+            assert (answer.status_code, answer.content) == (401, b"")
+
+
+def test_others_on_the_coordinators_machine_end_no_run_and_strike_off_no_site(link, tmp_path):
+    link.register("stays here", site_keys(tmp_path, "stays").flower)
+    (number,) = [node.number for node in link.nodes() if node.name == "stays here"]
+    control = ControlHttpClient.from_server_address(link._address, False, link._inner.authority.read_bytes(), [])
+    with link.dispatch() as dispatch, contextlib.closing(control):
+        for ask in (
+            lambda: control.UnregisterNode(UnregisterNodeRequest(node_id=number)),
+            lambda: control.StopRun(StopRunRequest(run_id=dispatch._identity[1])),
+        ):
+            with pytest.raises(httpx.HTTPStatusError, match="401"):
+                ask()
+        assert "stays here" in {node.name for node in link.nodes()}
+        assert dispatch.online() is not None
+
+
+def test_a_body_of_somebody_else_on_the_coordinators_machine_is_not_read(link):
+    known = ssl.create_default_context(cadata=link._inner.authority.read_text())
+    host, port = link._address.split(":")
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    with known.wrap_socket(plain, server_hostname=host) as slow:
+        slow.sendall(b"POST /v1/control/stop-run HTTP/1.1\r\nhost: here\r\ncontent-length: 1000000\r\n\r\n")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def test_others_on_a_sites_machine_are_given_nothing_at_the_supernodes_port(monkeypatch):
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode import main
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    from bellwether.engine.flower import supernode
+
+    program, secret, port = (
+        importlib.import_module("flwr.supernode.cli.flower_supernode"),
+        bytes(32),
+        inbox._free_port(),
+    )
+    monkeypatch.setattr(main, "create_app", supernode.for_owner(main.create_app))
+    given = {"superexec_auth_secret": secret, "runtime_ssl_certfile": None, "runtime_ssl_keyfile": None}
+    config = types.SimpleNamespace(host="127.0.0.1", port=port, **given)
+    server, thread = program._start_supernode_http_api(config, NodeStateFactory(ObjectStoreFactory()))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as other:
+            for path in ("/health", "/docs", "/openapi.json", "/v1/runtime/acquire-task"):
+                assert other.get(path).status_code == 401
+            assert other.get("/health", headers={"authorization": records.owners_word(secret)}).status_code == 200
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 def test_a_request_without_a_sites_signature_is_refused(outside):
     answer = outside.post("/v1/fleet/pull-messages", content=b"", headers={"content-type": "application/protobuf"})
     assert answer.status_code == 401
 
 
-def test_a_request_that_is_too_large_is_refused(outside, link, tmp_path):
-    keys = site_keys(tmp_path, "large")
-    link.register("large", keys.flower)
-    headers = {"content-type": "application/protobuf", "flwr-public-key": base64.b64encode(keys.flower).decode()}
-    answer = outside.post("/v1/fleet/push-object", content=bytes(LARGEST_REQUEST + 1), headers=headers)
-    assert answer.status_code == 413
+def signed_head(folder, name):
+    """What a SuperNode shows with a request of its own."""
+    key, request = flower_key(folder, name), httpx.Request("POST", "https://here/")
+    context = types.SimpleNamespace(request=request)
+    NodeAuthHttpInterceptor(key, key.public_key()).intercept(context, lambda context: None)
+    shown = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
+    return {**shown, "content-type": "application/protobuf"}
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [("push-object", LARGEST_REQUEST), ("push-messages", LARGEST_MESSAGE), ("get-fab", LARGEST_MESSAGE)],
+)
+def test_a_request_that_is_too_large_is_refused(outside, link, tmp_path, path, most):
+    link.register(path, site_keys(tmp_path, path).flower)
+    for size, refused in ((most + 1, True), (most, False)):
+        answer = outside.post(f"/v1/fleet/{path}", content=bytes(size), headers=signed_head(tmp_path, path))
+        assert (answer.status_code == 413) == refused
 
 
 def test_answers_tell_the_time(outside):
@@ -176,7 +272,7 @@ def test_a_run_begins_again_after_one_that_nobody_ended(link):
 
 def test_a_heartbeat_for_a_task_that_flower_gave_up_disturbs_nobody(link, monkeypatch):
     def client_of(token, address=link._address):
-        return records.runtime_client(address, token=token, authority=link._inner.authority.read_bytes())
+        return records.runtime_client(address, link._secret, token, link._inner.authority.read_bytes())
 
     taken = []
     monkeypatch.setattr(dispatch, "heartbeat", lambda client: taken.append(client) or records.heartbeat(client))
@@ -244,6 +340,51 @@ def test_a_supernode_that_ends_whenever_it_is_begun_is_begun_less_and_less_often
     assert [round(later - sooner) for sooner, later in itertools.pairwise(begun)] == [6, 11, 21, 21, 21]
 
 
+def test_the_secret_of_a_supernode_is_its_owners_and_is_gone_with_it(tmp_path, monkeypatch):
+    begun = []
+
+    class Program:
+        def __init__(self, words, **more):
+            begun.append((words, more))
+
+        def terminate(self):
+            return
+
+        def wait(self, seconds=None):
+            return
+
+    monkeypatch.setattr(inbox.subprocess, "Popen", Program)
+    with inbox.Inbox(tmp_path, tmp_path / "flower.key", "127.0.0.1:1", tmp_path):
+        ((words, more),) = begun
+        secret = Path(words[words.index("--superexec-auth-secret-file") + 1])
+        assert (secret.parent, secret.stat().st_mode & 0o777, len(secret.read_bytes())) == (tmp_path, 0o600, 32)
+        assert more["stdout"].name == str(tmp_path / "supernode.err")
+    assert not secret.exists()
+
+
+def test_a_log_is_of_a_bounded_size_and_keeps_what_was_said_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(quiet, "LARGEST_LOG", 10_000)
+    (tmp_path / "flower.log").write_text("of an earlier process\n")
+    handler, logger = quiet._Log(tmp_path / "flower.log"), logging.Logger("a test")
+    logger.addHandler(handler)
+    for number in range(1000):
+        logger.info("line %d %s", number, "x" * 80)
+    handler.close()
+    kept = sorted(tmp_path.iterdir())
+    assert [path.name for path in kept] == ["flower.log", "flower.log.1"]
+    assert all(0 < path.stat().st_size <= 10_000 for path in kept)
+    lines = (kept[1].read_text() + kept[0].read_text()).splitlines()
+    assert [line.split()[1] for line in lines] == [str(number) for number in range(1000 - len(lines), 1000)]
+
+
+def test_a_supernode_logs_to_a_file_of_a_bounded_size_what_it_would_say_to_the_terminal():
+    # Flower's program gives uvicorn no settings for its log, which takes these then.
+    program = inspect.getsource(importlib.import_module("flwr.supernode.cli.flower_supernode"))
+    assert "log_config" not in program
+    assert inspect.signature(uvicorn.Config).parameters["log_config"].default is uvicorn.config.LOGGING_CONFIG
+    assert uvicorn.config.LOGGING_CONFIG["loggers"].keys() <= {"uvicorn", "uvicorn.error", "uvicorn.access"}
+
+
 class Fleet:
     """A site that speaks with the SuperLink as Flower's SuperNode does."""
 
@@ -254,6 +395,7 @@ class Fleet:
         self._calls = self._stack.enter_context(
             http_request_response(f"{host}:{link.port}", False, authority, (key, key.public_key()))
         )
+        self.number = self._calls[0]
 
     def __enter__(self):
         return self
@@ -265,8 +407,8 @@ class Fleet:
         """Look for a message, as a SuperNode does every three seconds."""
         return self._calls[1]()
 
-    def answer(self, push=True):
-        """Take a message and answer it with the same parcel; or begin to, and push nothing of it."""
+    def answer(self, push=True, parcel=None):
+        """Take a message and answer it with the same parcel or another; or begin to, and push nothing of it."""
         _, receive, send, _, _, pull_object, push_object, confirm = self._calls
         meta, tree = receive()
         run, number = meta.metadata.run_id, meta.metadata.message_id
@@ -274,7 +416,7 @@ class Fleet:
         confirm(run, number)
         message = inflate_object_from_contents(number, parts)
         message.metadata.__dict__["_message_id"] = number
-        reply = Message(records.record_of(records.parcel_of(message)), reply_to=message)
+        reply = Message(records.record_of(parcel or records.parcel_of(message)), reply_to=message)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         wanted, session = send(reply, get_object_tree(reply), 0.1)
         if push:
@@ -285,7 +427,9 @@ class Fleet:
 def test_an_answer_that_is_never_sent_as_a_whole_holds_up_nobody(link, tmp_path):
     with Fleet(link, tmp_path, "slow") as slow, Fleet(link, tmp_path, "quick") as quick, link.dispatch() as dispatch:
         online = dispatch.online()
-        sent = {name: dispatch.send(online[name], Parcel(b"h", b"s", name.encode()), 60) for name in ("slow", "quick")}
+        sent = {
+            name: dispatch.send(online[name], Parcel(b"h", b"s", name.encode()), 60, MOST) for name in ("slow", "quick")
+        }
         slow.answer(push=False)
         begun = time.monotonic()
         assert dispatch.arrived(list(sent.values())) == []  # though Flower tells of an answer
@@ -322,7 +466,7 @@ def test_an_unknown_key_and_a_second_site_with_a_key_are_refused_and_the_first_g
     assert activation(link, tmp_path, "stranger") == 401
     with Fleet(link, tmp_path, "first") as first, link.dispatch() as dispatch:
         assert activation(link, tmp_path, "first") == 412
-        number = dispatch.send(dispatch.online()["first"], Parcel(b"h", b"s", b"m"), 60)
+        number = dispatch.send(dispatch.online()["first"], Parcel(b"h", b"s", b"m"), 60, MOST)
         first.answer()
         wait_until(lambda: [one.message for one in dispatch.arrived([number])] == [number])
 
@@ -388,10 +532,9 @@ def test_a_second_head_that_never_ends_is_hung_up_on(link, monkeypatch):
 def test_a_body_that_never_ends_is_hung_up_on(link, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "SLOWEST_REQUEST", 0.5)
     monkeypatch.setattr(gate, "SLOWEST_HEAD", 0.5)
-    keys = site_keys(tmp_path, "drips")
-    link.register("drips", keys.flower)
+    link.register("drips", site_keys(tmp_path, "drips").flower)
     lines = ["POST /v1/fleet/push-object HTTP/1.1", "host: here", "content-length: 1000000"]
-    lines += [f"flwr-public-key: {base64.b64encode(keys.flower).decode()}", "", ""]
+    lines += [*(f"{name}: {value}" for name, value in signed_head(tmp_path, "drips").items()), "", ""]
     with Fleet(link, tmp_path, "beside a body") as other:
         slow = connected(link)
         slow.sendall("\r\n".join(lines).encode())
@@ -404,6 +547,101 @@ def test_a_body_of_somebody_unknown_is_not_waited_for(link):
         slow.sendall(b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: here\r\ncontent-length: 1000000\r\n\r\n")
         slow.settimeout(10)
         assert slow.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def test_a_body_that_a_sites_key_has_not_signed_just_now_is_not_waited_for(link, tmp_path):
+    link.register("claimed", site_keys(tmp_path, "claimed").flower)
+    site_keys(tmp_path, "stranger")
+    own, other = signed_head(tmp_path, "claimed"), signed_head(tmp_path, "stranger")
+    key = flower_key(tmp_path, "claimed")
+
+    def at(seconds):
+        stamp = (now() + datetime.timedelta(seconds=seconds)).isoformat()
+        return {"flwr-timestamp": stamp, "flwr-signature": base64.b64encode(sign_message(key, stamp.encode())).decode()}
+
+    changes = [{"flwr-signature": other["flwr-signature"]}, {"flwr-signature": "x"}, {"flwr-timestamp": "x"}]
+    changes += [at(-400), at(60), {"flwr-timestamp": at(-1)["flwr-timestamp"]}]
+    for change in changes:
+        assert own.keys() >= change.keys()
+        with connected(link) as slow:
+            lines = ["POST /v1/fleet/push-object HTTP/1.1", "host: here", "content-length: 1000000"]
+            lines += [*(f"{name}: {value}" for name, value in {**own, **change}.items()), "", ""]
+            slow.sendall("\r\n".join(lines).encode())
+            slow.settimeout(10)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 401")
+
+
+def pushed(fleet, link, folder, name, **changes):
+    """The status that a site gets for a message that it pushes as an answer to one that it was sent."""
+    given = {"reply_to_message_id": "1" * 64, "src_node_id": fleet.number, "dst_node_id": 1, "message_type": "train"}
+    about = Metadata(**{"run_id": 1, "message_id": "0" * 64, "ttl": 60, "created_at": time.time(), **given, **changes})
+    message = ProtoMessage(metadata=about, error=Error(code=1, reason="x" * 200_000))
+    request = PushMessagesRequest(
+        node=Node(node_id=fleet.number),
+        messages_list=[message],
+        message_object_trees=[ObjectTree(object_id=about.message_id)],
+    )
+    known = ssl.create_default_context(cadata=link._inner.authority.read_text())
+    address, content = f"https://127.0.0.1:{link.port}/v1/fleet/push-messages", request.SerializeToString()
+    return httpx.post(address, content=content, headers=signed_head(folder, name), verify=known).status_code
+
+
+def test_a_site_passes_no_message_to_others_and_answers_for_nobody_else(link, tmp_path):
+    with Fleet(link, tmp_path, "sender") as sender, Fleet(link, tmp_path, "victim") as victim, link.dispatch() as sent:
+        run = sent._identity[1]
+        task = {"run_id": run, "reply_to_message_id": "", "src_node_id": 1, "dst_node_id": victim.number}
+        assert pushed(sender, link, tmp_path, "sender", **task) == 400
+        assert victim.looks() is None
+        assert pushed(sender, link, tmp_path, "sender", run_id=run, src_node_id=victim.number) == 400
+
+
+def test_messages_and_objects_of_a_site_count_together_and_those_of_others_do_not(link, tmp_path):
+    link.expect({"floods": 500_000, "beside": 20_000_000})
+    with Fleet(link, tmp_path, "floods") as floods, Fleet(link, tmp_path, "beside") as beside, link.dispatch() as sent:
+        run = sent._identity[1]
+        statuses = [pushed(floods, link, tmp_path, "floods", run_id=run) for _ in range(4)]
+        assert statuses == [200, 200, 413, 413]
+        body = Parcel(b"h", b"s", b"m", bytes(6_000_000))
+        number = sent.send(sent.online()["beside"], body, 60, MOST)
+        beside.answer()
+        wait_until(lambda: [one.parcel for one in sent.arrived([number])] == [body])
+        link.expect({"floods": 500_000})
+        assert pushed(floods, link, tmp_path, "floods", run_id=run) == 200
+
+
+def test_an_answer_that_is_larger_than_it_can_be_is_not_fetched_as_a_whole(link, tmp_path, monkeypatch):
+    fetched = []
+
+    def pulling(numbers, pull, most):
+        return records.pulled(numbers, lambda number: fetched.append(len(content := pull(number))) or content, most)
+
+    monkeypatch.setattr(dispatch, "pulled", pulling)
+    link.expect({"huge": 2**26})
+    with Fleet(link, tmp_path, "huge") as huge, link.dispatch() as sent:
+        number = sent.send(sent.online()["huge"], Parcel(b"h", b"s", b"m"), 60, 1000)
+        huge.answer(parcel=Parcel(b"h", b"s", b"m", b"".join(bytes([one]) * 5_000_000 for one in range(10))))
+        come = []
+        wait_until(lambda: come.extend(sent.arrived([number])) or come)
+        assert (come[0].message, come[0].parcel) == (number, None)
+        assert "its answer has more than the 66546 bytes that are taken" in come[0].failure  # 1000 and Flower's shell
+        assert sum(fetched) < 40_000_000  # some were on their way at once
+        small = sent.send(sent.online()["huge"], Parcel(b"h", b"s", b"m"), 60, 1000)
+        huge.answer(parcel=Parcel(b"h", b"s", b"m", bytes(990)))
+        wait_until(lambda: [one.failure for one in sent.arrived([small])] == [""])
+
+
+def test_a_supernode_takes_a_message_up_to_a_size():
+    from flwr.supernode import start_client_internal
+
+    from bellwether.engine.flower import supernode
+
+    source = inspect.getsource(start_client_internal)
+    assert source.count("pull_objects(") == 1
+    assert re.search(r"pull_objects\(\s*obj_ids_to_pull,\s*pull_object_fn=lambda", source)
+    contents = {"a": bytes(600), "b": bytes(400)}
+    assert supernode.bounded(1000)(list(contents), pull_object_fn=contents.__getitem__) == contents
+    with pytest.raises(records.TooLarge):
+        supernode.bounded(999)(list(contents), pull_object_fn=contents.__getitem__)
 
 
 def test_one_address_cannot_take_all_connections(link, monkeypatch):
@@ -434,7 +672,7 @@ def test_a_site_works_behind_a_proxy(link, tmp_path, monkeypatch, lasts):
         with Fleet(link, tmp_path, name, host="localhost") as site:
 
             def delivered():
-                number = dispatch.send(dispatch.online()[name], Parcel(b"h", b"s", b"m", bytes(1000)), 60)
+                number = dispatch.send(dispatch.online()[name], Parcel(b"h", b"s", b"m", bytes(1000)), 60, MOST)
                 time.sleep(2 * (lasts or 0))  # the connection that was kept is cut meanwhile
                 with contextlib.suppress(ObjectPushError):  # cut in mid-answer: the coordinator asks again
                     site.answer()
@@ -451,13 +689,13 @@ def test_an_upload_that_is_cut_and_never_repeated_is_told_and_the_site_can_be_as
     monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", 1)
     with Fleet(link, tmp_path, "cut") as site, link.dispatch() as dispatch:
         parcel = Parcel(b"h", b"s", b"m", b"body")
-        number = dispatch.send(dispatch.online()["cut"], parcel, 60)
+        number = dispatch.send(dispatch.online()["cut"], parcel, 60, MOST)
         site.answer(push=False)
         come = []
         wait_until(lambda: come.extend(dispatch.arrived([number])) or come)
         assert [(one.message, one.parcel) for one in come] == [(number, None)]
         assert "did not come whole" in come[0].failure
-        again = dispatch.send(dispatch.online()["cut"], parcel, 60)
+        again = dispatch.send(dispatch.online()["cut"], parcel, 60, MOST)
         monkeypatch.undo()
         site.answer()
         wait_until(lambda: come.extend(dispatch.arrived([again])) or len(come) == 2)
@@ -474,9 +712,9 @@ def test_a_coordinator_whose_disk_is_full_says_so_and_that_it_can_go_on(tmp_path
     with link, Fleet(link, tmp_path, "north"), link.dispatch() as sending:
         small, large = (Parcel(b"h", b"s", b"m", bytes(size)) for size in (1000, 6_000_000))
         node = sending.online()["north"]
-        assert sending.send(node, small, 60) is not None
+        assert sending.send(node, small, 60, MOST) is not None
         with pytest.raises(FederationError, match="whether the disk is full; finished rounds are kept, and the same"):
-            sending.send(node, large, 60)
+            sending.send(node, large, 60, MOST)
 
 
 def wait_until(holds):

@@ -11,6 +11,7 @@ from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
 
 from bellwether.engine.remote import ABSENT, LATEST, TIMES, Party, RemoteEngine
 from bellwether.errors import CheckpointError, FederationError
+from bellwether.exchange.checks import payload_bytes
 from bellwether.exchange.codec import encode_reply
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, Update, client_draws
 from bellwether.exchange.seal import Header, Parcel, opened, sealed
@@ -45,6 +46,7 @@ class Post:
     back: dict = field(default_factory=dict)  # seconds after which one that is away comes back
     out: set = field(default_factory=set)
     sent: list = field(default_factory=list)
+    most: list = field(default_factory=list)  # bytes that each answer may have
     waiting: dict = field(default_factory=dict)
 
     def online(self):
@@ -53,9 +55,10 @@ class Post:
     def revoked(self):
         return self.out
 
-    def send(self, node, parcel, seconds):
+    def send(self, node, parcel, seconds, most):
         name = list(self.sites)[node]
         self.sent.append((name, parcel))
+        self.most.append(most)
         header = opened(parcel, KEYS["coordinator"].public_key())
         fault = self.faults.get((name, header.kind), lambda answer: answer)
         message = f"message {len(self.sent)}"
@@ -180,6 +183,25 @@ def test_what_a_site_forges_is_left_out_and_the_others_count(tmp_path, fault, re
     (record,) = run(engine).rounds
     assert {one.client for one in record.clients} == {"a", "b"}
     assert reason in record.left_out["d"] + record.left_out["c"]
+
+
+def test_each_site_may_send_what_its_own_tasks_need_and_no_answer_more_than_its_task(tmp_path):
+    engine, post = world(tmp_path)
+    engine.wait(lambda: 2, 5)
+    expected = []
+    engine._expect = expected.append
+    list(engine.ask({"a": asked_to_train(), "b": asked_to_train(), "c": asked_to_train(1000)}))
+    # A manifest may have 4 MiB and a header 4 KiB.
+    small, large = (2**22 + 2**12 + 3 * payload_bytes(asked_to_train(more).payload) for more in (0, 1000))
+    assert large - small > 3 * 4000
+    assert expected == [{"north": 2**20 + 3 * 2 * small, "south": 2**20 + 3 * large}]
+    assert post.most == [2**20, 2**20, small, small, large]
+
+
+def asked_to_train(more=0):
+    """A task with so many numbers beside the adapter."""
+    payload = Payload(START, arrays={"more": np.zeros(more, np.float32)} if more else {})
+    return TrainTask(1, payload, Training(), 1, client_draws(Randomness(0), 1, "a"))
 
 
 def test_an_answer_counts_once(tmp_path):
@@ -326,7 +348,7 @@ def test_a_site_that_differs_is_told_what_and_takes_no_part(tmp_path):
     engine, post = world(tmp_path, events)
     post.sites["south"] = resident("south", tmp_path, {**FACTS, "base model": "5678", "own": "x"})
     with pytest.raises(FederationError) as refused:
-        engine.wait(2, 30)
+        engine.wait(lambda: 2, 30)
     assert str(refused.value).startswith(
         "1 of 2 sites are there after 30 s, and 2 are needed. south differs: base model"
     )
@@ -340,19 +362,19 @@ def test_a_site_that_was_mended_says_hello_again(tmp_path):
     engine, post = world(tmp_path)
     post.sites["south"] = resident("south", tmp_path, {"base model": "5678"})
     with pytest.raises(FederationError):
-        engine.wait(2, 5)
+        engine.wait(lambda: 2, 5)
     post.away.add("south")
     with pytest.raises(FederationError):
-        engine.wait(2, 1)
+        engine.wait(lambda: 2, 1)
     post.sites["south"] = resident("south", tmp_path)
     post.away.clear()
-    engine.wait(2, 5)
+    engine.wait(lambda: 2, 5)
     assert engine.ready == {"north", "south"}
 
 
 def test_the_end_is_told_to_all(tmp_path):
     engine, post = world(tmp_path)
-    engine.wait(2, 5)
+    engine.wait(lambda: 2, 5)
     engine.end()
     assert all(site.ended for site in post.sites.values())
 

@@ -41,7 +41,7 @@ def test_a_coordinator_waits_nearly_a_day_for_its_quorum_and_then_runs(tmp_path)
 
     engine, post = waiting_world(tmp_path, happens)
     post.away |= HOMES.keys()
-    engine.wait(2, PATIENCE)
+    engine.wait(lambda: 2, PATIENCE)
     assert 23 < post.clock[0] / HOUR < 23.2
     assert len(post.sent) == 2  # one hello for each, and none while nobody was there
     assert (
@@ -53,7 +53,7 @@ def test_a_coordinator_for_whom_nobody_comes_in_a_day_says_how_to_go_on(tmp_path
     engine, post = waiting_world(tmp_path, lambda post, hours: None)
     post.away |= HOMES.keys()
     with pytest.raises(FederationError, match=r"^0 of 2 sites are there after 86400 s, and 1 are needed"):
-        engine.wait(1, PATIENCE)
+        engine.wait(lambda: 1, PATIENCE)
     assert 24 <= post.clock[0] / HOUR < 24.1
 
 

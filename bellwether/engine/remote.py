@@ -72,8 +72,15 @@ class Deliveries(Protocol):
         """Return the names of the sites that take part no more, for whom nobody waits."""
         ...
 
-    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
-        """Send a message; return its identifier, or None where it is not taken."""
+    def send(self, node: int, parcel: Parcel, seconds: float, most: int) -> str | None:
+        """Send a message; return its identifier, or None where it is not taken.
+
+        Args:
+            node: the number of the site.
+            parcel: the message.
+            seconds: how long it is worth delivering.
+            most: bytes that its answer may have.
+        """
         ...
 
     def arrived(self, messages: Sequence[str]) -> Sequence[Arrival]:
@@ -135,7 +142,7 @@ class RemoteEngine:
         facts: what the coordinator works with, by name; sites must work with the same.
         watch: is told who is there, and who differs.
         deadline: seconds that a site has for a task, beside the recipe's; None waits until Flower finds it gone.
-        expect: is told how many bytes of answers each site may send from now on.
+        expect: is told how many bytes of answers each site may send from now on, by its name.
         clock: seconds, of a clock that never goes back.
         pause: waits so many seconds.
         absent: seconds that a round waits for a site that is not connected.
@@ -150,7 +157,7 @@ class RemoteEngine:
         facts: Facts,
         watch: Watcher,
         deadline: float | None = None,
-        expect: Callable[[int], None] = lambda most: None,
+        expect: Callable[[Mapping[str, int]], None] = lambda most: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
         absent: float = ABSENT,
@@ -170,22 +177,22 @@ class RemoteEngine:
         """The sites that have said hello and work with the same."""
         return frozenset(self._ready)
 
-    def wait(self, sites: int, seconds: float) -> None:
-        """Wait until so many sites have said hello.
+    def wait(self, needed: Callable[[], int], seconds: float) -> None:
+        """Wait until so many sites have said hello, of those that are not revoked.
 
         Args:
-            sites: how many.
+            needed: says how many, as things are then.
             seconds: how long at most.
 
         Raises:
             FederationError: they did not come in time, with what differs at those that came.
         """
         end, pauses = self._clock() + seconds, Pauses(POLL, LATEST)
-        while len(self._ready) < sites:
+        while len(here := self._ready - set(self._deliveries.revoked())) < (sites := needed()):
             if self._clock() > end:
                 why = "".join(f" {name} {reason}." for name, reason in sorted(self._differs.items()))
                 raise FederationError(
-                    f"{len(self._ready)} of {len(self._parties)} sites are there after {seconds:g} s, and {sites} are "
+                    f"{len(here)} of {len(self._parties)} sites are there after {seconds:g} s, and {sites} are "
                     f"needed.{why} Finished rounds are kept: give the same command again once the sites have joined."
                 )
             self._greet(self._deliveries.online())
@@ -205,7 +212,7 @@ class RemoteEngine:
         """
         begun = self._clock()
         deadline = min((one for one in (deadline, self._deadline) if one is not None), default=None)
-        self._expect(TIMES * sum(map(_most, tasks.values())) + LONGEST_HELLO)
+        self._expect(self._largest(tasks))
         waiting = [self._asking(client, task, begun) for client, task in tasks.items()]
         asked, pauses = dict[str, _Asked](), Pauses(POLL, LATEST)
         while waiting or asked:
@@ -256,7 +263,7 @@ class RemoteEngine:
             for name in sorted((here & self._ready) - {one.party.name for one in asked.values()}):
                 one = _Asked(left[name], self._header("end", left[name], "", 0))
                 parcel = sealed(one.header, self._key, about(name), values)
-                asked[self._deliveries.send(online[name], parcel, seconds - passed) or ""] = one
+                asked[self._deliveries.send(online[name], parcel, seconds - passed, LONGEST_HELLO) or ""] = one
             asked.pop("", None)  # Flower did not take it
             for arrival in self._hear(list(asked)):
                 one = asked.pop(arrival.message)
@@ -271,6 +278,13 @@ class RemoteEngine:
                     told(one.party.name)
                 pauses.begin()
             self._pause(pauses.next())
+
+    def _largest(self, tasks: Mapping[str, Task]) -> dict[str, int]:
+        """Return how many bytes of answers each site may send that is given these tasks, by its name."""
+        largest = {party.name: LONGEST_HELLO for party in self._parties}
+        for client, task in tasks.items():
+            largest[self._homes[client].name] += TIMES * _most(task)
+        return largest
 
     def _asking(self, client: str, task: Task, since: float) -> _Asked:
         """Return what is to be sent for a client."""
@@ -291,7 +305,7 @@ class RemoteEngine:
                 assert one.task is not None
                 parcel = sealed(one.header, self._key, *encode_task(one.task))
                 self.bytes_down += parcel.size
-                message = self._deliveries.send(online[site], parcel, seconds)
+                message = self._deliveries.send(online[site], parcel, seconds, _most(one.task))
                 if message is None:
                     gone.append(replace(one, lost="Flower did not take its task"))
                 else:
@@ -343,7 +357,7 @@ class RemoteEngine:
             if party.name in online and party.name not in self._ready | busy | self._differs.keys():
                 header = self._header("hello", party, "", 0)
                 parcel = sealed(header, self._key, json.dumps(dict(self._facts)).encode())
-                message = self._deliveries.send(online[party.name], parcel, 600.0)
+                message = self._deliveries.send(online[party.name], parcel, 600.0, LONGEST_HELLO)
                 if message is not None:
                     self._greeted[message] = _Asked(party, header)
 

@@ -7,10 +7,10 @@ the last of them when it is begun again, and the sites, which have stayed, take 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from bellwether.exchange.records import Note, RoundRecord, Watcher
 from bellwether.exchange.seal import Parcel
 from bellwether.federate import Engine
 from bellwether.method.cohort import Sampler, Sampling
+from bellwether.method.select.budget import share
 from bellwether.model.base import load_base
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
@@ -120,11 +121,12 @@ def serve(
         if watch is not None:
             watch(Note(f"All rounds are done, the result is in {path}, and all sites have it; nothing is left to do."))
         return None
-    staying = _staying(folder)
+    needed = functools.partial(_needed, folder, recipe, quorum)
+    if _rounds_done(path) < recipe.federation.rounds:
+        needed()  # before anything is loaded
     for sentence in check_certificates(folder, federation):
         if watch is not None:
             watch(Note(sentence, warning=True))
-    needed = quorum if quorum is not None else math.ceil(recipe.federation.quorum * len(staying))
 
     def prepare(recipe: Recipe, opened: Opened | None) -> Prepared:
         return prepare_coordinator(recipe, sites, opened)
@@ -139,6 +141,23 @@ def serve(
         return run(None, resume=path, watch=watch, deployment=deployment)
     output = recipe.output.model_copy(update={"folder": str(path)})
     return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+
+
+def _needed(folder: Path, recipe: Recipe, quorum: int | None) -> int:
+    """Return how many sites must be there before the first round, of those that are not revoked by now.
+
+    Raises:
+        FederationError: more are asked for than there are, or all are revoked.
+    """
+    staying = len(_staying(folder))
+    if quorum is None:
+        return share(staying, recipe.federation.quorum)
+    if quorum > staying:
+        raise FederationError(
+            f"--quorum is {quorum}, and {staying} of the sites of {folder} are not revoked, so it cannot be "
+            f"reached; give at most {staying}, or leave it out for federation.quorum of them."
+        )
+    return quorum
 
 
 def _staying(folder: Path) -> list[str]:
@@ -228,7 +247,12 @@ def prepare_coordinator(recipe: Recipe, sites: Sequence[str], opened: Opened | N
 
 @contextlib.contextmanager
 def _over_link(
-    setting: Setting, folder: Path, federation: Federation, listen: str, needed: int, deadline: float | None
+    setting: Setting,
+    folder: Path,
+    federation: Federation,
+    listen: str,
+    needed: Callable[[], int],
+    deadline: float | None,
 ) -> Iterator[Engine]:
     """Yield an engine over the sites that join."""
     facts: Facts = facts_of(setting.prepared.recipe, setting.base, setting.prepared.public)
@@ -329,9 +353,9 @@ class _Invited:
         """Return the names of the sites that take part no more."""
         return self._roster.revoked()
 
-    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+    def send(self, node: int, parcel: Parcel, seconds: float, most: int) -> str | None:
         """Send a message to a site."""
-        return self._dispatch.send(node, parcel, seconds)
+        return self._dispatch.send(node, parcel, seconds, most)
 
     def arrived(self, messages: Sequence[str]) -> Sequence[Arrived]:
         """Return what has come of messages."""

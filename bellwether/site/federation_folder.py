@@ -16,6 +16,7 @@ The folder, and everything secret in it, can be read by its owner alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,10 +48,12 @@ from bellwether.site.keys import (
 )
 from bellwether.tools.atomic import TEMPORARY, cannot_write, remove, write_atomic
 from bellwether.tools.json_text import KEPT, from_json_lines, json_lines, read_json, reading, typed
+from bellwether.tools.lock import acquire, release
 
 FEDERATION, RECIPE, FACTS, RUN = "federation.json", "recipe.yaml", "facts.json", "run"
 SITES, PARTICIPANTS, TOLD = "sites.json", "participants.json", "told.json"
 SERVER, INNER, CLIENTS = "server", "inner", "clients.crt"
+TURN = 10.0  # seconds that a command waits while another one changes who takes part
 _REMEDY = "restore it, or begin a federation anew by bellwether federation init"
 
 
@@ -201,6 +204,7 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
 
     Raises:
         FederationError: the name or the key cannot be taken.
+        CheckpointError: another command has been changing the list for too long, or it cannot be written.
     """
     federation = read_federation(folder)
     if not SITE_NAME.fullmatch(name):
@@ -209,20 +213,21 @@ def invite(folder: Path, name: str, key: str) -> Invitation:
             "of all a letter or digit."
         )
     read_public(key)
-    sites = _ever_invited(folder)
-    for site in sites:
-        if have_in_common(site.key, key) and (site.revoked or site.name != name):
-            why = "was revoked" if site.revoked else f"is that of {site.name}"
-            raise FederationError(f"The key of {name} {why}; let the site make new ones (bellwether site keygen).")
-        if site.name == name and site.key != key and not site.revoked:
-            raise FederationError(f"{name} is invited with another key; revoke it first, or give another name.")
-    if Invited(name, key) not in sites:
-        if (folder / PARTICIPANTS).exists():
-            raise FederationError(
-                f"{name} cannot be invited any more, since {folder} is served to others already; invite all sites "
-                "before that (they may join later), or begin a federation anew."
-            )
-        write_atomic(folder / SITES, json_lines([[*sites, Invited(name, key)]]))
+    with _changing(folder):
+        sites = _ever_invited(folder)
+        for site in sites:
+            if have_in_common(site.key, key) and (site.revoked or site.name != name):
+                why = "was revoked" if site.revoked else f"is that of {site.name}"
+                raise FederationError(f"The key of {name} {why}; let the site make new ones (bellwether site keygen).")
+            if site.name == name and site.key != key and not site.revoked:
+                raise FederationError(f"{name} is invited with another key; revoke it first, or give another name.")
+        if Invited(name, key) not in sites:
+            if (folder / PARTICIPANTS).exists():
+                raise FederationError(
+                    f"{name} cannot be invited any more, since {folder} is served to others already; invite all sites "
+                    "before that (they may join later), or begin a federation anew."
+                )
+            write_atomic(folder / SITES, json_lines([[*sites, Invited(name, key)]]))
     return Invitation(
         federation.identifier,
         name,
@@ -241,14 +246,40 @@ def revoke(folder: Path, name: str) -> None:
 
     Raises:
         FederationError: no such site is invited.
+        CheckpointError: another command has been changing the list for too long, or it cannot be written.
     """
     read_federation(folder)
-    sites = _ever_invited(folder)
-    if not any(site.name == name and not site.revoked for site in sites):
-        known = ", ".join(site.name for site in sites if not site.revoked) or "nobody"
-        raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
-    changed = [replace(site, revoked=True) if site.name == name else site for site in sites]
-    write_atomic(folder / SITES, json_lines([changed]))
+    with _changing(folder):
+        sites = _ever_invited(folder)
+        if not any(site.name == name and not site.revoked for site in sites):
+            known = ", ".join(site.name for site in sites if not site.revoked) or "nobody"
+            raise FederationError(f"{name[:80]!r} is not invited, so it cannot be revoked; invited are: {known}.")
+        changed = [replace(site, revoked=True) if site.name == name else site for site in sites]
+        write_atomic(folder / SITES, json_lines([changed]))
+
+
+@contextlib.contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """Let one command after the other read and change who takes part, so that no change is lost.
+
+    Raises:
+        CheckpointError: another one takes too long, or the folder cannot be written.
+    """
+    lock = acquire(folder, TURN)  # serving holds that of the run's folder
+    try:
+        yield
+    finally:
+        release(folder, lock)
+
+
+def _settle(folder: Path) -> None:
+    """Write down who is a run's client, where another command has not done so meanwhile."""
+    with _changing(folder):
+        names = [site.name for site in invited(folder) if not site.revoked]
+        if not names:
+            raise FederationError(f"Nobody is invited to {folder}; invite sites by bellwether federation invite.")
+        if not (folder / PARTICIPANTS).exists():
+            write_atomic(folder / PARTICIPANTS, json_lines([names]))
 
 
 def participants(folder: Path) -> list[Invited]:
@@ -258,14 +289,11 @@ def participants(folder: Path) -> list[Invited]:
         FederationError: nobody is invited.
         CheckpointError: the list cannot be read or written.
     """
-    path, sites = folder / PARTICIPANTS, invited(folder)
+    path = folder / PARTICIPANTS
     if not path.exists():
-        names = [site.name for site in sites if not site.revoked]
-        if not names:
-            raise FederationError(f"Nobody is invited to {folder}; invite sites by bellwether federation invite.")
-        write_atomic(path, json_lines([names]))
+        _settle(folder)
     settled: list[str] = read_json(path, list[str], _REMEDY)
-    by_name = {site.name: site for site in sites}
+    by_name = {site.name: site for site in invited(folder)}
     return [by_name[name] for name in settled]
 
 

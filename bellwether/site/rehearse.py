@@ -127,7 +127,7 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
                 link.expect,
                 absent=START,  # a site's process that has ended is begun again, or the rehearsal ends
             )
-            engine.wait(count, START)
+            engine.wait(lambda: count, START)
             yield engine
             processes.leave()
             engine.end(seconds=60.0, absent=0.0)  # whoever has ended is not begun again
@@ -276,9 +276,9 @@ class _Watched:
         """Return the names of the sites that take part no more: none."""
         return ()
 
-    def send(self, node: int, parcel: Parcel, seconds: float) -> str | None:
+    def send(self, node: int, parcel: Parcel, seconds: float, most: int) -> str | None:
         """Send a message to a site."""
-        return self._dispatch.send(node, parcel, seconds)
+        return self._dispatch.send(node, parcel, seconds, most)
 
     def arrived(self, messages: Sequence[str]) -> Sequence[Arrived]:
         """Return what has come of messages."""

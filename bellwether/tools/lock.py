@@ -15,15 +15,19 @@ LOCK = ".lock"
 OWNER = ".owner"
 
 
-def acquire(path: Path) -> Any:
+def acquire(path: Path, seconds: float = 0.0) -> Any:
     """Take the lock of a folder, which the system releases when this process ends in whatever way.
+
+    Args:
+        path: the folder.
+        seconds: how long to wait where another process holds it.
 
     Raises:
         CheckpointError: another process holds it, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    lock, is_new = FileLock(str(path / LOCK), timeout=0, thread_local=False), not (path / LOCK).exists()
+    lock, is_new = FileLock(str(path / LOCK), timeout=seconds, thread_local=False), not (path / LOCK).exists()
     try:
         lock.acquire()
         (path / OWNER).write_text(str(os.getpid()))

@@ -8,23 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
+import hmac
 import socket
 import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 # Before anything of Flower's.
 import bellwether.engine.flower.quiet  # noqa: F401
 
 # isort: split
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from bellwether.engine.flower.records import owners_word
 
 LARGEST_REQUEST = 2**23  # bytes that a site may send at once; Flower cuts arrays into pieces of 5 MiB
+LARGEST_MESSAGE = 2**18  # bytes of any other request; it names every such piece by 70 bytes
 SLOWEST_REQUEST = 120.0  # seconds that a site may take for a request
 SLOWEST_HEAD = 30.0  # seconds that a connection may be there without a whole head of a request
 MOST_CONNECTIONS = 256  # at once, of one address, behind which there may be many sites
 
-_PUSH_OBJECT = "/v1/fleet/push-object"
+_PUSH_OBJECT, _PUSH_MESSAGES = "/v1/fleet/push-object", "/v1/fleet/push-messages"
+_KEY, _SIGNATURE, _TIME = (
+    name.lower().encode() for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
 
 
 class ForSites:
@@ -36,8 +50,9 @@ class ForSites:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._most, self._taken = LARGEST_REQUEST, dict[bytes, int]()
-        self._known: dict[str, bytes] = {}  # by name
+        self._most: Mapping[str, int] = {}
+        self._taken = Counter[str]()
+        self._known: dict[bytes, str] = {}  # names, by keys
         self._is_open = False
 
     def open(self) -> None:
@@ -45,31 +60,37 @@ class ForSites:
         self._is_open = True
 
     def admit(self, name: str, public_key: bytes) -> None:
-        """Let a site in, by its key for Flower as PEM; requests of others are not read."""
-        self._known[name] = base64.b64encode(public_key)
+        """Let a site in, by its key for Flower as PEM; requests that it has not signed are not read."""
+        self.dismiss(name)
+        self._known[base64.b64encode(public_key)] = name
 
     def dismiss(self, name: str) -> None:
         """Let a site in no more."""
-        self._known.pop(name, None)
+        self._known = {key: known for key, known in self._known.items() if known != name}
 
-    def expect(self, most: int) -> None:
-        """Take so many bytes of objects of each site from now on."""
-        self._most, self._taken = most, {}
+    def expect(self, most: Mapping[str, int]) -> None:
+        """Take so many bytes of each site from now on that Flower writes to its database, by the site's name."""
+        self._most, self._taken = most, Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, as ASGI asks for."""
         if scope["type"] != "http" or not scope["path"].startswith("/v1/fleet/"):
             await _refuse(send, 404)
             return
-        site = dict(scope["headers"]).get(FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b"")
-        if site not in self._known.values():
+        headers = dict(reversed(scope["headers"]))  # of two with one name, Flower reads the first
+        site = self._known.get(headers.get(_KEY, b""))
+        if site is None or not _is_signed(headers):
             await _refuse(send, 401 if self._is_open else 503)
             return
-        counted = scope["path"] == _PUSH_OBJECT
-        most = min(LARGEST_REQUEST, self._most - self._taken.get(site, 0)) if counted else LARGEST_REQUEST
-        body = await _whole(receive, most)
+        taken, kept = self._taken, scope["path"] in (_PUSH_OBJECT, _PUSH_MESSAGES)
+        most = LARGEST_REQUEST if scope["path"] == _PUSH_OBJECT else LARGEST_MESSAGE
+        left = self._most.get(site, LARGEST_REQUEST) if kept else most
+        body = await _whole(receive, most, left, taken if kept else Counter(), site)
         if body is None:
             await _refuse(send, 413)
+            return
+        if scope["path"] == _PUSH_MESSAGES and not _is_reply(body):
+            await _refuse(send, 400)
             return
         given = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -77,12 +98,35 @@ class ForSites:
             return next(given, None) or await receive()
 
         async def noted(message: Any) -> None:
-            # Counted once Flower has found that the site is the one that it claims to be.
-            if counted and message["type"] == "http.response.start" and message["status"] == 200:
-                self._taken[site] = self._taken.get(site, 0) + len(body)
+            if kept and message["type"] == "http.response.start" and message["status"] != 200:
+                taken[site] -= len(body)  # Flower has not written it
             await send(message)
 
         await self._app(scope, again, noted)
+
+
+class ForOwner:
+    """An inner port of Flower's, all of it for the one process that has its secret: of anybody else nothing is read.
+
+    Whoever has an account on the machine reaches loopback, and Flower asks nobody there who may end a run or strike a
+    site off.
+
+    Args:
+        app: SuperLink or SuperNode, as ASGI application.
+        secret: the port's, see ``records.Owner``.
+    """
+
+    def __init__(self, app: Any, secret: bytes) -> None:
+        self._app, self._word = app, owners_word(secret).encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request, as ASGI asks for."""
+        if scope["type"] != "lifespan":
+            shown = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(shown, self._word):
+                await _refuse(send, 401)
+                return
+        await self._app(scope, receive, send)
 
 
 class Doorway(socket.socket):
@@ -123,19 +167,54 @@ class Idle:
         self._since = since
 
 
-async def _whole(receive: Any, most: int) -> bytes | None:
-    """Return the body of a request; None where it is too large, too slow, or was broken off."""
-    parts, length = [], 0
-    with contextlib.suppress(TimeoutError):
+def _is_signed(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a request's head was signed just now with the key that it names, as Flower looks for later."""
+    try:
+        stamp, signature = headers[_TIME].decode("ascii"), base64.b64decode(headers[_SIGNATURE], validate=True)
+        age = (now() - datetime.fromisoformat(stamp)).total_seconds()
+        key = bytes_to_public_key(base64.b64decode(headers[_KEY], validate=True))
+    except (KeyError, ValueError, TypeError):
+        return False
+    in_time = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+    return in_time and bool(verify_signature(key, stamp.encode("ascii"), signature))
+
+
+def _is_reply(body: bytes) -> bool:
+    """Return whether a message is a site's own answer; Flower would pass on one to other sites as the coordinator's."""
+    try:
+        request = PushMessagesRequest.FromString(body)
+    except DecodeError:
+        return False
+    abouts = [message.metadata for message in request.messages_list]
+    own = [about for about in abouts if about.reply_to_message_id and about.src_node_id == request.node.node_id]
+    return len(own) == len(abouts) == len(request.message_object_trees) == 1
+
+
+async def _whole(receive: Any, most: int, left: int, taken: Counter[str], site: str) -> bytes | None:
+    """Return the body of a request, counted while it comes; None where it is too large, too slow, or was broken off.
+
+    Args:
+        receive: gives its pieces, as ASGI has them.
+        most: bytes that it may have.
+        left: bytes that the site's requests may have together.
+        taken: bytes of each site that have come, those of this request included from now on.
+        site: whose it is.
+    """
+    parts, length = list[bytes](), 0
+    try:
         async with asyncio.timeout(SLOWEST_REQUEST):
             while True:
                 message = await receive()
-                length += len(message.get("body", b""))
-                if message["type"] != "http.request" or length > most:
-                    return None
                 parts.append(message.get("body", b""))
+                length += len(parts[-1])
+                taken[site] += len(parts[-1])
+                if message["type"] != "http.request" or length > most or taken[site] > left:
+                    break
                 if not message.get("more_body", False):
                     return b"".join(parts)
+    except TimeoutError:
+        pass
+    taken[site] -= length
     return None
 
 

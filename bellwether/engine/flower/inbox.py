@@ -26,6 +26,7 @@ from bellwether.engine.flower.records import LINK_ERRORS, heartbeat, parcel_of, 
 from bellwether.exchange.seal import Parcel
 from bellwether.tools.atomic import cannot_write
 
+SECRET = "supernode.secret"
 SOONEST, LATEST = 5.0, 20.0  # seconds after its beginning that a SuperNode that has ended is begun again
 
 
@@ -55,7 +56,7 @@ class Inbox:
     """Flower's SuperNode as a process of its own, and the tasks that this process takes of it.
 
     Args:
-        folder: where it keeps its secret and its log.
+        folder: where it keeps its secret and its logs: ``supernode.log``, and ``supernode.err`` of its last start.
         key: the file of the site's key for Flower.
         address: the coordinator's, as ``HOST:PORT``.
         authority: the file of the authority by which the coordinator's certificate is known.
@@ -82,7 +83,7 @@ class Inbox:
         self.close()
 
     def close(self) -> None:
-        """End the SuperNode, which tells the SuperLink that it goes."""
+        """End the SuperNode, which tells the SuperLink that it goes, and remove its secret."""
         self._client.close()
         self._node.terminate()
         try:
@@ -90,6 +91,8 @@ class Inbox:
         except subprocess.TimeoutExpired:
             self._node.kill()
             self._node.wait()
+        with contextlib.suppress(OSError):
+            (self._folder / SECRET).unlink(missing_ok=True)
 
     def take(self) -> Delivery | None:
         """Return the next message, or None where there is none; begin the SuperNode again where it has ended."""
@@ -104,14 +107,14 @@ class Inbox:
         if not token:
             return None
         self._patience = SOONEST
-        return _delivery(self._address, token)
+        return _delivery(self._address, self._secret, token)
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Begin the SuperNode, which ends with this process however that ends."""
         self.starts += 1
         self._begun, port = time.monotonic(), _free_port()
         self._address = f"127.0.0.1:{port}"
-        secret = self._folder / "supernode.secret"
+        secret = self._folder / SECRET
         try:
             with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(self._secret)
@@ -120,20 +123,20 @@ class Inbox:
         words = ["--superlink", self._superlink, "--root-certificates", str(self._authority)]
         words += ["--auth-supernode-private-key", str(self._key), "--host", "127.0.0.1", "--port", str(port)]
         words += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
-        with (self._folder / "supernode.log").open("ab") as log:
+        with (self._folder / "supernode.err").open("wb") as said:  # what is no line of its log
             return subprocess.Popen(
                 [sys.executable, "-m", "bellwether.engine.flower.supernode", str(os.getpid()), self._shown, *words],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=said,
+                stderr=said,
                 env={**os.environ, "FLWR_HOME": str(self._folder)},
                 start_new_session=True,
             )
 
 
-def _delivery(address: str, token: str) -> Delivery | None:
+def _delivery(address: str, secret: bytes, token: str) -> Delivery | None:
     """Return the message of a task, or None where it cannot be had any more."""
-    client = runtime_client(address, token=token)
+    client = runtime_client(address, secret, token)
     beat = heartbeat(client)
     beat.start()
     try:

@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ from flwr.superlink.main import create_app
 
 from bellwether.engine.certificate import Certificate
 from bellwether.engine.flower.dispatch import Dispatch, acquired
-from bellwether.engine.flower.gate import Doorway, ForSites, Idle
-from bellwether.engine.flower.records import LINK_ERRORS
+from bellwether.engine.flower.gate import Doorway, ForOwner, ForSites, Idle
+from bellwether.engine.flower.records import LINK_ERRORS, Owner
 from bellwether.errors import FederationError, first_line
 
 _APP = """\
@@ -84,7 +84,7 @@ class Node:
 
 
 class Link:
-    """Flower's SuperLink in this process: an inner port on loopback, and an outer one for the sites alone.
+    """Flower's SuperLink in this process: an inner port on loopback for it alone, and an outer one for the sites alone.
 
     Args:
         folder: where Flower keeps its database and its log.
@@ -120,13 +120,13 @@ class Link:
             _forget_connected(folder / "flower.db")
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
-        self._servers = [_serving(app, inside, inner, lifespan="on")]
+        self._servers = [_serving(ForOwner(app, self._secret), inside, inner, lifespan="on")]
         asked = {} if clients is None else {"ssl_ca_certs": str(clients), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         self._servers.append(_serving(self._gate, outside, outer, lifespan="off", loop="asyncio", **asked))
         os.chmod(folder / "flower.db", 0o600)
 
-    def expect(self, most: int) -> None:
-        """Take at most so many bytes of answers of each site from now on, until this is said again."""
+    def expect(self, most: Mapping[str, int]) -> None:
+        """Take at most so many bytes of answers of each site from now on, by its name, until this is said again."""
         self._gate.expect(most)
 
     def _settings(self, database: Path) -> SuperLinkLifespanConfig:
@@ -214,7 +214,7 @@ class Link:
             shipped = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
             control.StartRun(StartRunRequest(fab=shipped))
         with acquired(self._address, self._secret, TaskType.SERVER_APP, self._inner) as token:
-            dispatch = Dispatch(self._address, self._inner, token)
+            dispatch = Dispatch(self._address, self._inner, self._secret, token)
         self._gate.open()
         try:
             yield dispatch
@@ -227,7 +227,7 @@ class Link:
             self._address,
             False,
             self._inner.authority.read_bytes(),
-            [RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            [Owner(self._secret), RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
         try:
             yield client

@@ -6,6 +6,7 @@ It reads these variables when it is imported, so this comes before anything of F
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 from pathlib import Path
 
@@ -16,16 +17,22 @@ for _name in ("NO_PROXY", "no_proxy"):  # what is on loopback is this machine's 
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1"]))
 
 
-class _Log(logging.FileHandler):
+LARGEST_LOG = 2**24  # bytes; one log as large is kept beside, of what was before
+
+
+class _Log(logging.handlers.RotatingFileHandler):
     """A log that says nothing where it cannot be written, such as on a full disk: more than it is lost there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=LARGEST_LOG, backupCount=1, encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:
         return
 
 
 def log_to(path: Path) -> None:
-    """Let Flower write to a file what it would write to the terminal."""
-    handler = _Log(path, encoding="utf-8")
+    """Let Flower write to a file what it would write to the terminal, of bounded size."""
+    handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger in map(logging.getLogger, ("flwr", "uvicorn", "alembic")):
         for old in list(logger.handlers):

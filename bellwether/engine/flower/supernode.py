@@ -13,22 +13,27 @@ import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 # Before anything of Flower's.
-import bellwether.engine.flower.quiet  # noqa: F401
+from bellwether.engine.flower.quiet import log_to
 
 # isort: split
-from flwr.supernode import fleet_http_connection, start_client_internal
+import uvicorn
+from flwr.supernode import fleet_http_connection, main, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from bellwether.engine.certificate import show
+from bellwether.engine.flower.gate import ForOwner
+from bellwether.engine.flower.records import pulled
 from bellwether.tools.pauses import Pauses
 
 IDLE = 3.0  # seconds that Flower waits between two looks for a message
+LARGEST_TASK = 2**32  # bytes of a message to a site; it has one at a time
 SOON = 0.2  # seconds of the first such wait after a message
 
 
@@ -80,10 +85,32 @@ def showing(shown: Path) -> type[FleetHttpClient]:
     return Showing
 
 
+def bounded(most: int) -> Callable[..., dict[str, bytes]]:
+    """Return what fetches a message's objects as Flower's function does, up to so many bytes; it fails beyond them."""
+
+    def pull_objects(object_ids: Sequence[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+        return pulled(object_ids, pull_object_fn, most)
+
+    return pull_objects
+
+
+def for_owner(make: Callable[..., Any]) -> Callable[..., ForOwner]:
+    """Return what makes Flower's application of a SuperNode, for the process alone that has the secret."""
+
+    def create_app(*, superexec_auth_secret: bytes, **more: Any) -> ForOwner:
+        return ForOwner(make(superexec_auth_secret=superexec_auth_secret, **more), superexec_auth_secret)
+
+    return create_app
+
+
 if __name__ == "__main__":
     end_with(int(sys.argv.pop(1)))
     certificate = sys.argv.pop(1)
     if certificate:
         fleet_http_connection.FleetHttpClient = showing(Path(certificate))
+    log_to(Path(os.environ["FLWR_HOME"]) / "supernode.log")
+    uvicorn.config.LOGGING_CONFIG["loggers"].clear()  # else it would log to the terminal again
     start_client_internal.time = SimpleNamespace(sleep=Waits().sleep)  # what it takes of that module
+    start_client_internal.pull_objects = bounded(LARGEST_TASK)
+    main.create_app = for_owner(main.create_app)
     flower_supernode()
