@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from bellwether.site.ledger import entries
 
-FIELDS = ("partition.client_test_fraction=0.2", "federation.fraction=1", "federation.rounds=2")
+FIELDS = ("partition.client_test_fraction=0.4", "federation.fraction=1", "federation.rounds=2")
 FIELDS += (
     "selection.method=hierarchical",
     "selection.min_cluster_rows=2",
@@ -35,7 +35,15 @@ def rows_with(secrets):
     fields = ("instruction", "context", "response")
     plain = {"instruction": "What is it?", "context": "", "response": "It is that.", "category": "open_qa"}
     told = [{**plain, field: f"{plain[field]} {number}: {first}. {second}"} for number in range(4) for field in fields]
-    return told + [{**plain, "response": f"{number} {second}"} for number in range(4)]
+    told += [{**plain, "response": f"{number} {second}"} for number in range(4)]
+    # Names of few held-out rows, of categories and of groups, are secrets as well; those of many leave. Of four rows of
+    # each name one or two are held out, and of all names together more than five, so that no others join them.
+    few = [
+        {**one, "category": f"{first} {number // 4}", "language": f"{second.split()[-1]}{number // 4}"}
+        for number, one in enumerate(told * 2)
+    ]
+    many = [{**plain, "instruction": f"What is number {number}?", "language": "common"} for number in range(40)]
+    return few + many
 
 
 def forms(text, tokenizer):
@@ -106,7 +114,7 @@ def test_planted_secrets_are_in_nothing_that_leaves_a_site(bellwether, tiny_reci
     heard = tmp_path / "heard"
     words = ("federation", "serve", "--listen", "127.0.0.1", "--quorum", "2", "--deadline", "300")
     coordinator = listening_coordinator(heard, tmp_path, *words)
-    own = ("--model", tiny_llama, "--yes")
+    own = ("data.columns.group=language", "--model", tiny_llama, "--yes")
     joining = [(f"{name}.invitation", "--data", f"{name}.jsonl", "--folder", name, *own) for name in SECRETS]
     sites = [start("site", "join", *words, folder=tmp_path) for words in joining]
     for process in (coordinator, *sites):
@@ -123,6 +131,8 @@ def test_planted_secrets_are_in_nothing_that_leaves_a_site(bellwether, tiny_reci
         assert len(seen) > sum(entry.bytes for entry in sent)
         assert found(secrets, tokenizer, (tmp_path / f"{name}.jsonl").read_bytes())  # the search finds what is there
         assert not found(secrets, tokenizer, seen)
+        # Names of many rows are where to look.
+        assert not [name for name in ("open_qa", "common", "other") if f'"{name}"'.encode() not in seen]
         assert not found(secrets, tokenizer, kept)
         for key in ("flower.key", "signing.key"):
             secret = (tmp_path / name / key).read_bytes()

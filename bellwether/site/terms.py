@@ -181,7 +181,7 @@ def _names(held_out: Sequence[TokenRow]) -> str:
     return (
         f"by name where they have at least {LEAST} rows: {clean(listed(names))}"
         if names
-        else f"without their names, since none has {LEAST} rows"
+        else "without their names, since too few rows share one"
     )
 
 
