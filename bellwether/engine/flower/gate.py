@@ -61,8 +61,8 @@ class ForSites:
 
     def admit(self, name: str, public_key: bytes) -> None:
         """Let a site in, by its key for Flower as PEM; requests that it has not signed are not read."""
-        self.dismiss(name)
-        self._known[base64.b64encode(public_key)] = name
+        others = {key: known for key, known in self._known.items() if known != name}
+        self._known = {**others, base64.b64encode(public_key): name}  # at once: a SuperNode that is refused ends
 
     def dismiss(self, name: str) -> None:
         """Let a site in no more."""
