@@ -39,6 +39,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Scores, macro
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
+from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, with_absolute_paths
 from bellwether.runner.work import speed
 from bellwether.store.comparison import (
@@ -130,6 +131,7 @@ def compare(recipe: Recipe, folder: Path, *, jobs: int = 1, watch: Watcher | Non
         BellwetherError: an arm could not be trained, or a process was killed.
     """
     settings = named_arms(recipe)
+    recipe = with_precision(recipe, folder, lambda text: watch(Note(text)) if watch is not None else None)
     recipe = with_threads(with_absolute_paths(recipe), folder, jobs)
     if jobs > 1:
         source_of_workers(MODULES)

@@ -22,6 +22,7 @@ from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.estimate import memory_bytes
 from bellwether.runner.opened import Opened
 from bellwether.runner.plan import doubts, needs_table, traffic
+from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.runner.work import (
     Speed,
@@ -124,6 +125,8 @@ def plan_comparison(recipe: Recipe) -> ComparisonPlan:
         DataError: rows cannot be read, dealt out or tokenised.
         ModelError: the base model's folder cannot be used, or the adapter does not fit it.
     """
+    found: list[str] = []
+    recipe = with_precision(recipe, None, found.append)
     settings, opened = named_arms(recipe), Opened()
     prepared = check_arms(recipe, settings, opened)
     first = next(iter(prepared.values()))
@@ -144,7 +147,7 @@ def plan_comparison(recipe: Recipe) -> ComparisonPlan:
         memory=max((_memory(one) for one in trained), default=0),
         speed=measured,
         warnings=list(dict.fromkeys(text for one in prepared.values() for text in one.warnings)),
-        notes=_notes(settings, prepared, measured),
+        notes=[*found, *_notes(settings, prepared, measured)],
     )
 
 

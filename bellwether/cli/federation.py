@@ -99,6 +99,7 @@ def make_folder_of_federation(
         raise RecipeError("command line: give --certificate and --authority together, or neither.")
     recipe = trusted_recipe(words, fields_of_flags(model, None, rounds, seed, device), trust)
     from bellwether.engine.certificate import Certificate, check_certificate
+    from bellwether.runner.precision import with_precision
     from bellwether.runner.prepare import with_absolute_paths
     from bellwether.site.coordinator import measured_facts
     from bellwether.site.federation_folder import make_federation_folder
@@ -108,7 +109,7 @@ def make_folder_of_federation(
     host, _ = split_address(address)
     if folder.exists():
         raise FederationError(f"{folder} exists already; give another folder with --folder, or use this one.")
-    recipe = with_absolute_paths(recipe)
+    recipe = with_precision(with_absolute_paths(recipe), None, say)
     own = (
         Certificate(certificate, certificate, authority) if certificate is not None and authority is not None else None
     )

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if own:
             interrupts.meet()
+            _let_threads_sleep()
         _call(words)
     except BaseException as error:
         if own:
@@ -46,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if code is None:
             raise
         sys.exit(code)
+
+
+def _let_threads_sleep() -> None:
+    """Have torch's threads sleep while they wait for each other, unless the person's own environment says otherwise.
+
+    OpenMP lets them spin, which on a machine that is busy with other things as well takes the processor from the very
+    thread that they wait for. It reads this once, when torch is loaded.
+    """
+    import os
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _call(words: Sequence[str]) -> None:

@@ -92,9 +92,11 @@ def load_base(settings: recipe.Model, opened: OpenedBase | None = None) -> Base:
         opened: what ``open_base`` returned for these settings, up to threads; None opens it now.
 
     Raises:
-        ModelError: what ``open_base`` raises; the device is not there; a weight is missing, has
-            another shape, or is not finite; or the model, when it is tried, looks ahead.
+        ModelError: what ``open_base`` raises; the precision is not settled; the device is not there; a weight is
+            missing, has another shape, or is not finite; or the model, when it is tried, looks ahead.
     """
+    if settings.dtype == "auto":
+        raise ModelError("model.dtype auto names no precision yet; runner.precision.with_precision finds it.")
     device = ready_device(settings)
     opened = opened or open_base(settings)
     tokenizer = opened.tokenizer

@@ -50,8 +50,10 @@ class Model(Section):
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; null takes the default branch")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the frozen weights and of computing; adapters stay float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="precision of the frozen weights and of computing; adapters stay float32; auto takes bfloat16 "
+        "where this machine is found to multiply 1.5 times as fast in it, and the run's own recipe says what was taken",
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none",

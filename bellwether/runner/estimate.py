@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Model, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -103,15 +103,34 @@ def matrix_rate(facts: ModelFacts, device: str, recipe: Recipe, seconds: float =
         recipe: precision and number of threads.
         seconds: how long to measure.
     """
+    typical = sorted(facts.linears, key=lambda shape: shape.inputs * shape.outputs)[len(facts.linears) // 2]
+    settings = recipe.model.model_copy(update={"device": device})
+    return product_rate(settings.dtype, settings, 1024, typical.inputs, typical.outputs, seconds)
+
+
+def product_rate(dtype: str, settings: Model, tokens: int, inputs: int, outputs: int, seconds: float = 0.3) -> float:
+    """Return the floating-point operations per second of matrix products of one size, measured here.
+
+    Args:
+        dtype: the precision: float32 or bfloat16.
+        settings: device and number of threads.
+        tokens: rows of the matrix that is multiplied.
+        inputs: its columns.
+        outputs: rows of the weights.
+        seconds: how long to measure.
+
+    Raises:
+        ModelError: the device is not there.
+    """
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.model.threads or threads)
+    from bellwether.model.loading import DTYPES, pick_device
+
+    device, threads = pick_device(settings.device), torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
     try:
-        typical = sorted(facts.linears, key=lambda shape: shape.inputs * shape.outputs)[len(facts.linears) // 2]
-        dtype = torch.bfloat16 if recipe.model.dtype == "bfloat16" else torch.float32
-        x_MI = torch.ones(1024, typical.inputs, dtype=dtype, device=device)
-        w_OI = torch.ones(typical.outputs, typical.inputs, dtype=dtype, device=device)
+        x_MI = torch.ones(tokens, inputs, dtype=DTYPES[dtype], device=device)
+        w_OI = torch.ones(outputs, inputs, dtype=DTYPES[dtype], device=device)
         return _rate(x_MI, w_OI, seconds)
     finally:
         torch.set_num_threads(threads)

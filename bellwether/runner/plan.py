@@ -98,8 +98,11 @@ def plan(recipe: Recipe) -> Plan:
         ModelError: the base model's folder cannot be used, or the adapter does not fit it.
     """
     from bellwether.method.cohort import clients_together, cohort_size
+    from bellwether.runner.precision import with_precision
     from bellwether.runner.prepare import prepare
 
+    found: list[str] = []
+    recipe = with_precision(recipe, None, found.append)
     prepared = prepare(recipe)
     facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
@@ -134,7 +137,7 @@ def plan(recipe: Recipe) -> Plan:
         evaluate_seconds=evaluations(recipe) * evaluation_seconds(facts, recipe, prepared.scored.rows, measured),
         device=measured.device,
         warnings=prepared.warnings,
-        notes=[*prepared.notes, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
+        notes=[*found, *prepared.notes, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
     )
 
 

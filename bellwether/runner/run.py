@@ -41,6 +41,7 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
 from bellwether.runner.opened import Opened
+from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.wiring import (
     SIMULATION,
@@ -152,7 +153,7 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: De
     """Run a recipe from its start; the folder is made once everything that can be checked is checked."""
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
-    recipe = with_absolute_paths(recipe)
+    recipe = with_precision(with_absolute_paths(recipe), None, lambda text: watch(Note(text)))
     expect_workers(recipe.engine.processes)
     prepared = deployment.prepare(recipe, opened)
     base = load_base(recipe.model, prepared.base)
@@ -169,6 +170,7 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: De
 
 def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None, deployment: Deployment) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
+    recipe = with_precision(recipe, path, lambda text: watch(Note(text))) if recipe is not None else None
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
