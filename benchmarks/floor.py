@@ -63,15 +63,15 @@ def frozen_backward(setting: Setting) -> float:
 
 
 def attention(setting: Setting) -> float:
-    """Return (2 + 4) · L · D, times T² of a row: products of queries, keys, weights and values, of which causal
-    attention needs one half, so that each costs 2 · D · T² / 2.
+    """Return (2 + 4) · L · D, times T² of a row, with D the size of all heads: products of queries, keys, weights and
+    values, of which causal attention needs one half, so that each costs 2 · D · T² / 2.
 
     Two forward; four backward, to the weights, the values, the queries and the keys, of which the first layer
     leaves out those that lead to no adapter.
     """
     q, k, v = (name in setting.targets for name in ("q_proj", "k_proj", "v_proj"))
     first = 2 + sum((v, q or k, q, k))
-    return float(setting.hidden * ((setting.layers - 1) * 6 + first))
+    return float(setting.attention * ((setting.layers - 1) * 6 + first))
 
 
 def adapters(setting: Setting) -> float:
@@ -110,7 +110,8 @@ def rates(setting: Setting, folder: Path, clients: Rows, **work: float) -> Calla
 def matrix_rate(setting: Setting, dtype: str, rows: int = 1024, repeats: int = 5, at_a_go: float = AT_A_GO) -> float:
     """Return floating-point operations a second of ``torch.mm`` into a given result, the best of shapes and repeats.
 
-    Shapes are those of the setting: rows × D times D × D, D × 3 D, 3 D × D and D × V.
+    Shapes are those of the setting: rows × I times I × O of each linear module, and D × V, of a larger vocabulary than
+    32,768 tokens so many.
 
     Args:
         setting: whose shapes are multiplied.
@@ -119,7 +120,7 @@ def matrix_rate(setting: Setting, dtype: str, rows: int = 1024, repeats: int = 5
         repeats: of each shape.
         at_a_go: operations that are timed at once, about.
     """
-    shapes = sorted({*setting.linears.values(), (setting.hidden, setting.vocabulary)})
+    shapes = sorted({*setting.linears.values(), (setting.hidden, min(setting.vocabulary, 2**15))})
     kind = getattr(torch, dtype)
     return max(_rate(rows, *shape, kind, setting.device, repeats, at_a_go) for shape in shapes)
 

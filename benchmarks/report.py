@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bellwether.tools.words import counted
 from benchmarks import choosing, over_sites, ways
 from benchmarks import phases as run_phases
 from benchmarks import survey as surveys
@@ -59,7 +60,7 @@ def render(results: Mapping[str, Measured]) -> str:
     if any(name.startswith("rounds-") for name in results):
         parts.append("![Seconds a round, and how they grow](results/rounds.png)\n")
     parts += [rounds(results[name]) for name in _rounds_names(results)]
-    single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu}
+    single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu, "gemma": gemma}
     single |= {"federation": over_sites.costs, "federation-kills": over_sites.kills, "network": over_sites.network}
     single |= {"simulation": over_sites.simulation}
     parts += [show(results[name]) for name, show in single.items() if name in results]
@@ -116,8 +117,8 @@ def _about(measured: Measured) -> str:
     """Return what was measured on, where and when."""
     setting = measured["setting"]
     return (
-        f"{setting['clients']} clients × {setting['rows']} rows ({measured['tokens']:,} tokens), LoRA r=8 on "
-        f"{', '.join(setting['targets'])}, hidden {setting['hidden']}, {setting['layers']} layers, vocabulary "
+        f"{counted(setting['clients'], 'client')} × {setting['rows']} rows ({measured['tokens']:,} tokens), LoRA r=8 "
+        f"on {', '.join(setting['targets'])}, hidden {setting['hidden']}, {setting['layers']} layers, vocabulary "
         f"{setting['vocabulary']}, batch {setting['batch']}, {setting['threads']} threads; {measured['repeats']} timed "
         f"rounds of each way, in turn. {where(measured)}\n"
     )
@@ -335,6 +336,39 @@ def gpu(measured: Measured) -> str:
     return (
         f"### On {measured['device']}\n\n{_about(measured)}\n{table(head, lines)}\n"
         f"{total / 1e12:.2f} TFLOP a round without padding; matrices are multiplied at {rate / 1e12:.1f} TFLOP/s.\n"
+    )
+
+
+def gemma(measured: Measured) -> str:
+    """Return the table of a real model: ways by precision, beside a plain loop and Shepherd's way in the same one."""
+    rows, total = measured["ways"], sum(measured["operations"].values())
+    lines = []
+    for name, row in rows.items():
+        dtype = name.rpartition(", ")[2]
+        plain, shepherd = (_median(rows[f"{other}, {dtype}"]) for other in ("plain PEFT loop", "Shepherd's way"))
+        lines.append(
+            (
+                name,
+                _spread(row["seconds"]),
+                f"{measured['tokens'] / _median(row):.0f}",
+                f"{plain / _median(row):.2f}",
+                f"{shepherd / _median(row):.2f}",
+                _percent(total / measured["rates"][dtype] / _median(row)),
+                _mebibytes(row["peak"]),
+            )
+        )
+    head = (
+        "way",
+        "seconds a round (least to most)",
+        "tokens a second",
+        "times the plain loop's pace",
+        "times the pace of Shepherd's way",
+        "share of the floor",
+        "peak, MiB",
+    )
+    return (
+        f"### A real model: {measured['model']}\n\n{measured['answers']:,} of the tokens are answers. "
+        f"{_about(measured)}\n{table(head, lines)}\n{_floor(measured)}"
     )
 
 

@@ -39,11 +39,11 @@ State = dict[str, torch.Tensor]
 MakeTrainer = Callable[[Any, Any], Any]
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, dtype: str = "float32") -> Any:
     """Return the frozen model, without a cache of keys and values, which the releases turn off for training."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.config.use_cache = False
     model.requires_grad_(False)
     return model
@@ -92,7 +92,7 @@ def dataset(rows: Sequence[TokenRow], responses: bool) -> Any:
 
 def shepherd(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round:
     """Return a round as Shepherd's release does it."""
-    model, place = with_adapter(load(folder), setting), Path(tempfile.mkdtemp())
+    model, place = with_adapter(load(folder, setting.dtype), setting), Path(tempfile.mkdtemp())
 
     def keep(client: str, state: State) -> Callable[[], State]:
         torch.save(state, place / f"{client}.bin")
@@ -103,14 +103,18 @@ def shepherd(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Rou
 
 def openfedllm(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round:
     """Return a round as OpenFedLLM's release does it."""
-    model = with_adapter(load(folder), setting)
+    model = with_adapter(load(folder, setting.dtype), setting)
     return _rounds(clients, rules, lambda: model, trl_trainer(setting, folder, rules), _deep_copied)
 
 
 def flowertune(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round:
     """Return a round as FlowerTune's baseline does it."""
     return _rounds(
-        clients, rules, lambda: with_adapter(load(folder), setting), trl_trainer(setting, folder, rules), _deep_copied
+        clients,
+        rules,
+        lambda: with_adapter(load(folder, setting.dtype), setting),
+        trl_trainer(setting, folder, rules),
+        _deep_copied,
     )
 
 
@@ -231,7 +235,7 @@ def fedhds(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round
     """Return a round as FedHDS's release trains, on the rows that it is given."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    model = with_adapter(load(folder), setting)
+    model = with_adapter(load(folder, setting.dtype), setting)
     held = {"adapter": get_peft_model_state_dict(model)}
 
     def round() -> Mapping[str, float]:
@@ -261,7 +265,7 @@ def bare(setting: Setting, folder: Path, clients: Rows, rules: Rules, rival: str
         keep_freed_memory()
     makers = {"shepherd": shepherd_trainer, "openfedllm": trl_trainer, "flowertune": trl_trainer}
     if rival in makers:
-        other, make = with_adapter(load(folder), setting), makers[rival](setting, folder, rules)
+        other, make = with_adapter(load(folder, setting.dtype), setting), makers[rival](setting, folder, rules)
         batches = {
             client: [dict(batch) for batch in make(other, dataset(rows, rules.responses)).get_train_dataloader()]
             for client, rows in clients.items()
@@ -269,7 +273,7 @@ def bare(setting: Setting, folder: Path, clients: Rows, rules: Rules, rival: str
         del other  # the trainer has put a forward of its own around the model's
     else:
         batches = {client: list(_batches(Clock(), rows, setting.batch, rules)) for client, rows in clients.items()}
-    model = with_adapter(load(folder), setting)
+    model = with_adapter(load(folder, setting.dtype), setting)
     if rules.checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

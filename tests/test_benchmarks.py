@@ -25,7 +25,7 @@ import torch
 from rounding import FLOAT64, unit
 from scipy.stats import hypergeom
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from tiny_models import exact_base, in_float64
+from tiny_models import exact_base, in_float64, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 # Timed at a go where no figure is shown; multiplying in bfloat16 takes seconds where a CPU only imitates it.
@@ -71,7 +71,7 @@ def folder(setting, tmp_path_factory):
 @pytest.fixture
 def in_process(monkeypatch):
     """Let what has a process of its own happen here, and spare the collection of garbage before each training."""
-    from benchmarks import floor, gpu, growth, phases, rounds, survey, worker
+    from benchmarks import floor, gemma, gpu, growth, phases, rounds, survey, worker
 
     class Here:
         def __init__(self, name, job):
@@ -94,7 +94,7 @@ def in_process(monkeypatch):
             return worker.Turn(time.perf_counter() - start, dict(told or {}), worker.peak_memory())
 
     monkeypatch.setattr(rounds, "Worker", Here)
-    for module in (gpu, growth, phases, rounds, survey):
+    for module in (gemma, gpu, growth, phases, rounds, survey):
         monkeypatch.setattr(module, "fresh", lambda name, function, *arguments: function(*arguments))
     monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
     monkeypatch.setattr(floor, "matrix_rate", functools.partial(floor.matrix_rate, at_a_go=FEW_OPERATIONS))
@@ -114,23 +114,43 @@ def test_the_floor_of_one_layer_is_the_one_worked_out_by_hand(setting):
     assert floor.output_layer(one) == 2 * 2 * 32 * 64
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj", "o_proj", "down_proj"), ("up_proj",)])
-def test_the_floor_is_what_torch_counts_for_plain_transformers_with_peft(setting, folder, clients, targets):
+def operations_counted(setting, folder, rows):
+    """What torch counts for plain transformers with PEFT, row by row."""
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
-    from benchmarks import floor, rivals
+    from benchmarks import rivals
 
-    adapted = replace(setting, targets=targets)
     base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").requires_grad_(False)
-    model = rivals.with_adapter(base, adapted, dropout=0.0)
+    model = rivals.with_adapter(base, setting, dropout=0.0)
     with FlopCounterMode(display=False) as counter:
-        for row in clients["client-000"]:
+        for row in rows:
             keep = torch.from_numpy(row.response_T[1:].nonzero()[0])
             model(input_ids=torch.from_numpy(row.ids_T)[None], logits_to_keep=keep).logits.sum().backward()
-    counted = floor.operations(adapted, {"client-000": clients["client-000"]})
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj", "o_proj", "down_proj"), ("up_proj",)])
+def test_the_floor_is_what_torch_counts_for_plain_transformers_with_peft(setting, folder, clients, targets):
+    from benchmarks import floor
+
+    adapted, rows = replace(setting, targets=targets), clients["client-000"]
+    counted = floor.operations(adapted, {"client-000": rows})
     # Eager attention multiplies the upper half as well.
-    assert counter.get_total_flops() == sum(counted.values()) + counted["attention"]
+    assert operations_counted(adapted, folder, rows) == sum(counted.values()) + counted["attention"]
+
+
+def test_the_floor_of_a_gemma_is_what_torch_counts(tmp_path):
+    from benchmarks import floor, gemma
+    from benchmarks.setting import make_clients
+
+    gemma.make_tiny(tmp_path)
+    setting = gemma.setting_of(tmp_path, tmp_path / "rows.json", 8, 1)
+    clients = make_clients(setting)
+    (rows,) = clients.values()
+    assert len(rows) == 8
+    counted = floor.operations(setting, clients)
+    assert operations_counted(setting, tmp_path, rows) == sum(counted.values()) + counted["attention"]
 
 
 def test_the_matrix_rate_is_that_of_the_fastest_shape(setting):
@@ -411,6 +431,39 @@ def test_the_gpu_command_runs_on_a_cpu_with_a_tiny_model(in_process, tmp_path, c
     assert list(measured["ways"]) == list(gpu.ways())
     assert measured["ways"]["together, batch 8"]["phases"][0]["tokens"] >= 512
     assert "| together, batch 8 | " in capsys.readouterr().out
+
+
+def test_the_command_for_a_real_model_runs_with_a_tiny_one(in_process, tmp_path, capsys):
+    from benchmarks import gemma, report
+
+    gemma.main(["--tiny", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
+    measured = json.loads((tmp_path / "gemma.json").read_text())
+    assert list(measured["ways"]) == [
+        gemma.named(way, dtype) for dtype in gemma.DTYPES for way in (gemma.OURS, gemma.PLAIN, gemma.SHEPHERD)
+    ]
+    assert measured["tokens"] > measured["answers"] > 0
+    (ours, plain, *_) = (row["seconds"][0] for row in measured["ways"].values())
+    shown = capsys.readouterr().out
+    assert shown.strip() == report.gemma(measured).strip()
+    assert f" | {plain / ours:.2f} | " in shown.split("| bellwether, float32 |")[1].split("\n")[0]
+
+
+def test_rows_of_a_data_file_are_drawn_once_as_bellwether_makes_tokens_of_them(tmp_path):
+    from benchmarks import gemma
+    from benchmarks.setting import read_rows
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"instruction": "Say {n}.", "response": "It is {n}."}}\n' for n in range(40)))
+    for name in "ab":
+        gemma.draw_rows(tmp_path, data, 3, tmp_path / name)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    for row in read_rows(tmp_path / "a"):
+        asked, _, said = tokenizer.decode(row.ids_T).partition("### Response:")
+        number = asked.split("Say ")[1].split(".")[0]
+        assert said.strip() == f"It is {number}.</s>"
+        assert tokenizer.decode(row.ids_T[row.response_T]) == f"It is {number}.</s>"
 
 
 def test_the_gpu_command_says_where_no_cuda_is(monkeypatch):

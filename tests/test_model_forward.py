@@ -7,10 +7,10 @@ import torch
 from rounding import assert_as_near
 from tiny_models import ARCHITECTURES, END_TO_END, exact_base, padded, random_adapter, tiny_base
 
-from bellwether.model import forward
+from bellwether.model import decoder
 from bellwether.model.batch import Batch
 from bellwether.model.dropout import Dropout
-from bellwether.model.forward import logits_at, runs_end_to_end, token_losses
+from bellwether.model.forward import logits_at, token_losses
 from bellwether.model.lora import LoraLayers
 
 LENGTHS = [11, 4, 8]
@@ -62,26 +62,42 @@ def test_losses_equal_those_of_each_rows_full_logits(architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_our_own_decoder_runs_those_models_it_is_built_for(architecture):
     base = tiny_base(architecture)
-    assert runs_end_to_end(base.model) == (architecture in (*END_TO_END, "mistral"))
+    assert decoder.fits(base.model) == (architecture in END_TO_END)
 
 
-def test_rows_longer_than_the_window_run_as_transformers_has_it():
-    base = tiny_base("mistral")  # with a window of eight tokens
-    fitting, longer = batch_of([8, 5], [[6], [2, 3]]), batch_of([9, 5], [[6], [2, 3]])
-    assert runs_end_to_end(base.model, fitting)
-    assert not runs_end_to_end(base.model, longer)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 2 / 3,
+    "original_max_position_embeddings": 10,  # the longest row is longer
+    "short_factor": [1.0, 1.5],
+    "long_factor": [3.0, 7.0],
+}
+# What a family may be told beside what its tiny model is.
+VARIANTS = [
+    ("mistral", {"sliding_window": None}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma3", {"attn_logit_softcapping": 2.0}),  # which transformers does not apply
+    ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attention_bias": True}),
+    ("phi3", {"sliding_window": None, "tie_word_embeddings": True}),
+    ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 10}),
+]
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 @pytest.mark.parametrize("chosen", [CHOSEN, [[0], [], [6]], [list(range(10)), [0, 1, 2], list(range(7))]])
-@pytest.mark.parametrize("architecture", [*END_TO_END, "mistral"])
-def test_end_to_end_gives_the_losses_and_gradients_that_transformers_gives(architecture, chosen, monkeypatch):
-    base = tiny_base(architecture)
-    base.model.config.sliding_window = None
-    batch = batch_of(LENGTHS, chosen)
+@pytest.mark.parametrize(("architecture", "changes"), [(name, {}) for name in END_TO_END] + VARIANTS)
+def test_end_to_end_gives_the_losses_and_gradients_that_transformers_gives(
+    architecture, changes, chosen, targets, monkeypatch
+):
+    base = tiny_base(architecture, **changes)
+    batch = batch_of(LENGTHS, chosen)  # windows are of eight tokens at most
+    fused = architecture == "phi3" and targets != "all-linear"
     found = {}
     for way in (True, False):
-        monkeypatch.setattr(forward, "runs_end_to_end", lambda *given, way=way: way)
-        layers = attached(base, slots=3)
+        monkeypatch.setattr(decoder, "fits", lambda model, way=way: way)
+        layers = attached(base, slots=3, target_modules=["qkv_proj"] if fused else targets)
         losses_S = token_losses(base.model, layers, batch, [2, 0, 2])
         (losses_S * torch.arange(1, len(losses_S) + 1)).sum().backward()
         layers.detach()
@@ -91,12 +107,24 @@ def test_end_to_end_gives_the_losses_and_gradients_that_transformers_gives(archi
     torch.testing.assert_close(found[True][1], found[False][1], atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_loss_of_ones_own_gets_the_logits_that_transformers_gives(architecture, monkeypatch):
+    base = tiny_base(architecture)
+    batch, layers, seen = batch_of(LENGTHS, CHOSEN), attached(base), {}
+    for way in (True, False):
+        monkeypatch.setattr(decoder, "fits", lambda model, way=way: way)
+        token_losses(base.model, layers, batch, loss=lambda *given, way=way: seen.setdefault(way, given)[0].sum(1))
+    layers.detach()
+    for ours, theirs in zip(seen[True], seen[False], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("architecture", "end_to_end"), [(name, False) for name in ARCHITECTURES] + [(name, True) for name in END_TO_END]
 )
 def test_checkpointing_gives_the_same_gradients_and_keeps_less(architecture, end_to_end, monkeypatch):
     base = tiny_base(architecture)
-    monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: end_to_end)
+    monkeypatch.setattr(decoder, "fits", lambda model: end_to_end)
     batch = batch_of(LENGTHS, CHOSEN)
     found, kept = {}, {}
     for again in (False, True):
@@ -122,6 +150,10 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_less(architecture, end
         ("HeliumConfig", {"head_dim": 6}),
         ("LlamaConfig", {"hidden_act": "gelu"}),
         ("LlamaConfig", {"attn_implementation": "eager"}),
+        ("LlamaConfig", {"is_causal": False}),
+        ("Gemma3TextConfig", {"use_bidirectional_attention": True}),
+        ("Gemma2Config", {"use_bidirectional_attention": True}),
+        ("Gemma3TextConfig", {"hidden_activation": "gelu"}),
     ],
 )
 def test_models_with_the_same_parts_put_together_otherwise_run_as_transformers_has_them(config, change):
@@ -130,19 +162,18 @@ def test_models_with_the_same_parts_put_together_otherwise_run_as_transformers_h
     sizes = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "pad_token_id": 0}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     settings = getattr(transformers, config)(**sizes, **heads, **change)
-    assert not runs_end_to_end(transformers.AutoModelForCausalLM.from_config(settings).eval())
+    assert not decoder.fits(transformers.AutoModelForCausalLM.from_config(settings).eval())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", [*END_TO_END, "mistral"])
+@pytest.mark.parametrize("architecture", END_TO_END)
 def test_in_fewer_bits_end_to_end_is_as_near_to_float64_as_transformers(architecture, dtype, monkeypatch):
     base = tiny_base(architecture, dtype)
-    base.model.config.sliding_window = None
     batch = batch_of(LENGTHS * 10, [list(range(length - 1)) for length in LENGTHS] * 10)
     adapter = random_adapter(base, dtype="float32")
 
     def losses_and_gradients(model, way, dtype=torch.float32):
-        monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: way)
+        monkeypatch.setattr(decoder, "fits", lambda model: way)
         layers = LoraLayers(model, adapter.config, dtype=dtype)
         layers.load(0, adapter.tensors)
         losses_S = token_losses(model, layers, batch)

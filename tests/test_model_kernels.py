@@ -34,6 +34,16 @@ CASES = {
         lambda x: kernels.rotate(x, ANGLES.cos(), ANGLES.sin()),
         lambda x: turned(x, ANGLES.cos(), ANGLES.sin()),
     ),
+    "rotation of a part of each head": (
+        drawn(7, 2, 10),
+        lambda x: kernels.rotate(x, ANGLES.cos(), 2 * ANGLES.sin()),
+        lambda x: torch.cat([turned(x[..., :6], ANGLES.cos(), 2 * ANGLES.sin()), x[..., 6:]], -1),
+    ),
+    "feed-forward with GELU": (
+        drawn(7, 6),
+        lambda x: kernels.gated_mlp(x, GATE, UP, DOWN, kernels.GELU),
+        lambda x: (torch.nn.functional.gelu(x @ GATE.T, approximate="tanh") * (x @ UP.T)) @ DOWN.T,
+    ),
     "feed-forward": (
         drawn(7, 6),
         lambda x: kernels.gated_mlp(x, GATE, UP, DOWN),
@@ -48,6 +58,13 @@ CASES = {
         drawn(7, 6) * 5,
         lambda x: kernels.cross_entropy(x, VOCABULARY, BIAS, TARGETS),
         lambda x: torch.nn.functional.cross_entropy(x @ VOCABULARY.T + BIAS, TARGETS, reduction="none"),
+    ),
+    "cross-entropy with a soft cap": (
+        drawn(7, 6),
+        lambda x: kernels.cross_entropy(x, VOCABULARY, BIAS, TARGETS, 2.0),
+        lambda x: torch.nn.functional.cross_entropy(
+            ((x @ VOCABULARY.T + BIAS) / 2.0).tanh() * 2.0, TARGETS, reduction="none"
+        ),
     ),
 }
 
@@ -77,17 +94,38 @@ def test_rotation_in_bfloat16_is_the_same_for_narrow_and_for_wide_heads(size, si
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("numbers", [1, 50 * 16, 50 * 20])
-def test_cross_entropy_in_parts_is_that_of_the_whole(numbers, monkeypatch):
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize(("numbers", "tokens"), [(1, 1), (16, 1), (16 * 13, 13), (50 * 16, 50), (50 * 16, 64)])
+def test_cross_entropy_in_parts_is_that_of_the_whole(numbers, tokens, cap, monkeypatch):
     monkeypatch.setattr(kernels, "_LOGITS", numbers)
+    monkeypatch.setattr(kernels, "_TOKENS", tokens)
     x, targets = drawn(45, 6).requires_grad_(), torch.arange(45)
-    y = kernels.cross_entropy(x, VOCABULARY, BIAS, targets)
+    y = kernels.cross_entropy(x, VOCABULARY, BIAS, targets, cap)
     y.square().sum().backward()
     ours, x.grad = x.grad, None
-    whole = torch.nn.functional.cross_entropy(x @ VOCABULARY.T + BIAS, targets, reduction="none")
+    logits = x @ VOCABULARY.T + BIAS
+    logits = logits if cap is None else (logits / cap).tanh() * cap
+    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     whole.square().sum().backward()
     torch.testing.assert_close(y, whole, atol=1e-12, rtol=0)
     torch.testing.assert_close(ours, x.grad, atol=1e-11, rtol=1e-11)
+
+
+def test_cross_entropy_never_holds_more_than_a_part_of_the_logits(monkeypatch):
+    monkeypatch.setattr(kernels, "_LOGITS", 64)
+    monkeypatch.setattr(kernels, "_TOKENS", 8)
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            result = function(*arguments, **(named or {}))
+            sizes.append(result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    x, targets = drawn(45, 6), torch.arange(45)
+    with Sizes():
+        kernels.cross_entropy(x, VOCABULARY, BIAS, targets)
+    assert max(sizes) == 45 * 6  # the gradient; all logits would be 45 × 50
 
 
 def test_cross_entropy_of_large_logits_stays_finite():

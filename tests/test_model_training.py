@@ -18,7 +18,7 @@ from bellwether.client.batches import local_steps
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import Row, TokenRow
 from bellwether.exchange.adapter import peft_config
-from bellwether.model import forward
+from bellwether.model import decoder
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.tools.randomness import Randomness
@@ -144,7 +144,7 @@ def labelled(rows):
 )
 def test_local_training_equals_peft_with_adamw(architecture, end_to_end, dropout, monkeypatch):
     base = tiny_base(architecture)
-    monkeypatch.setattr(forward, "runs_end_to_end", lambda *given: end_to_end)
+    monkeypatch.setattr(decoder, "fits", lambda model: end_to_end)
     start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
     training = recipe.Training(
         local_epochs=2, batch_size=2, accumulation=2, learning_rate=4e-3, weight_decay=0.01, clip_norm=0.5

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox", "opt")
-# Those that our own decoder runs; the window of the tiny Mistral is shorter than most rows, so it stands in both.
-END_TO_END = ("llama", "qwen2", "qwen3")
+END_TO_END = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")  # those that our own decoder runs
 POSITIONS = 96
 
 _TEXT = [
@@ -53,34 +52,36 @@ def tiny_tokenizer(vocabulary: int = 300) -> Any:
     )
 
 
-def tiny_config(architecture: str, vocabulary: int = 300) -> Any:
-    """The configuration of a tiny model."""
+def tiny_config(architecture: str, vocabulary: int = 300, **changes: Any) -> Any:
+    """The configuration of a tiny model, with some fields changed."""
     import transformers
 
     ids = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     no_kv = {key: value for key, value in _COMMON.items() if key != "num_key_value_heads"}
-    gemma = {"head_dim": 6, "query_pre_attn_scalar": 6, "sliding_window": 8, "final_logit_softcapping": 5.0}
-    makers = {
-        "llama": lambda: transformers.LlamaConfig(**ids, **_COMMON),
-        "mistral": lambda: transformers.MistralConfig(**ids, **_COMMON, sliding_window=8),
-        "qwen2": lambda: transformers.Qwen2Config(**ids, **_COMMON, tie_word_embeddings=True),
-        "qwen3": lambda: transformers.Qwen3Config(**ids, **_COMMON, head_dim=6),
-        "gemma2": lambda: transformers.Gemma2Config(**ids, **_COMMON, **gemma),
-        "gemma3": lambda: transformers.Gemma3TextConfig(**ids, **_COMMON, **gemma, sliding_window_pattern=2),
-        "phi3": lambda: transformers.Phi3Config(**ids, **_COMMON),
-        "gpt2": lambda: transformers.GPT2Config(**ids, n_embd=24, n_layer=2, n_head=4, n_positions=POSITIONS),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**ids, **no_kv),
-        "opt": lambda: transformers.OPTConfig(
-            **ids,
-            hidden_size=24,
-            ffn_dim=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            word_embed_proj_dim=24,
-        ),
+    # Gemma 3's layers are of two kinds in turn, as Gemma 2's are; the caps are near the numbers that they bound.
+    gemma = {"head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": 8, "final_logit_softcapping": 5.0}
+    partial = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 2 / 3}}
+    opt = {
+        "hidden_size": 24,
+        "ffn_dim": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 24,
     }
-    return makers[architecture]()
+    makers = {
+        "llama": (transformers.LlamaConfig, _COMMON),
+        "mistral": (transformers.MistralConfig, _COMMON | {"sliding_window": 8}),
+        "qwen2": (transformers.Qwen2Config, _COMMON | {"tie_word_embeddings": True}),
+        "qwen3": (transformers.Qwen3Config, _COMMON | {"head_dim": 6}),
+        "gemma2": (transformers.Gemma2Config, _COMMON | gemma | {"attn_logit_softcapping": 2.0}),
+        "gemma3": (transformers.Gemma3TextConfig, _COMMON | gemma | {"sliding_window_pattern": 2}),
+        "phi3": (transformers.Phi3Config, _COMMON | partial | {"sliding_window": 8}),
+        "gpt2": (transformers.GPT2Config, {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS}),
+        "gpt_neox": (transformers.GPTNeoXConfig, no_kv),
+        "opt": (transformers.OPTConfig, opt | {"max_position_embeddings": POSITIONS}),
+    }
+    kind, fields = makers[architecture]
+    return kind(**copy.deepcopy(ids | fields | changes))
 
 
 def tiny_model(
@@ -134,6 +135,8 @@ def _angles_in_float64(
     rotary: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of rotary positions; Gemma 3 has two kinds of layer."""
+    kinds = {"layer_type": layer_type} if layer_type else {}
+    type(rotary).forward(rotary, x, position_ids, **kinds)  # which takes other frequencies for long rows (Phi-3)
     prefix = f"{layer_type}_" if layer_type else ""
     angles = position_ids[..., None].double() * getattr(rotary, f"{prefix}inv_freq")
     both, factor = torch.cat((angles, angles), -1), getattr(rotary, f"{prefix}attention_scaling")
@@ -170,12 +173,12 @@ def tiny_folder(architecture: str, folder: Path, vocabulary: int = 300) -> Path:
     return folder
 
 
-def tiny_base(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
-    """A loaded base of a tiny model, without files."""
+def tiny_base(architecture: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+    """A loaded base of a tiny model, without files; fields of its configuration may be changed."""
     from bellwether.model.base import Base, linear_shapes, output_shape, weights_fingerprint
     from bellwether.model.facts import ModelFacts
 
-    model = tiny_model(architecture, dtype)
+    model = tiny_model(architecture, dtype, config=tiny_config(architecture, **changes))
     facts = ModelFacts(
         name=f"tiny-{architecture}",
         architecture=type(model).__name__,

@@ -20,7 +20,7 @@ from bellwether.errors import ModelError
 from bellwether.model import decoder
 from bellwether.model.base import Base
 from bellwether.model.batch import Packed, pack, padded
-from bellwether.model.forward import run_padded, runs_end_to_end
+from bellwether.model.forward import run_padded
 from bellwether.model.kernels import wide
 from bellwether.model.lora import LoraLayers
 from bellwether.tools.progress import advance
@@ -119,7 +119,7 @@ def _run(
     model: Any, layers: LoraLayers, batch: Packed, pooling: Pooling, wanted: Collection[int]
 ) -> dict[int, torch.Tensor]:
     """Return the wanted hidden states of a batch, pooled, by number."""
-    run = _end_to_end if runs_end_to_end(model, batch) else _as_transformers
+    run = _end_to_end if decoder.fits(model) else _as_transformers
     return run(model, layers, batch, pooling, wanted)
 
 

@@ -1,9 +1,9 @@
 """From token ids to the loss at chosen positions, with the adapters of each row.
 
-There are two ways. On a CPU, a decoder built like Llama's runs over the rows end to end, without padding, in steps of
-our own (``decoder``, ``kernels``). Every other model runs as transformers has it, over rows padded at the right. In
-both, what the output layer gets is chosen before it: with a vocabulary of V it costs D·V multiply-adds a position, and
-prompts need none of it.
+There are two ways. On a CPU, a decoder of the families that ``decoder`` names runs over the rows end to end, without
+padding, in steps of our own (``decoder``, ``kernels``). Every other model runs as transformers has it, over rows padded
+at the right. In both, what the output layer gets is chosen before it: with a vocabulary of V it costs D·V multiply-adds
+a position, and prompts need none of it.
 
 Shape legend: N rows, T tokens of the longest row, M tokens of all rows, S selected positions, D hidden size,
 V vocabulary.
@@ -20,9 +20,9 @@ import torch
 
 from bellwether.errors import ModelError
 from bellwether.model import decoder
-from bellwether.model.batch import Batch, Packed, padded
+from bellwether.model.batch import Batch, padded
 from bellwether.model.dropout import Dropout
-from bellwether.model.kernels import cross_entropy, wide
+from bellwether.model.kernels import capped, cross_entropy, wide
 from bellwether.model.lora import LoraLayers
 
 # From logits_SV, targets_S and the number of each position's row to loss_S. Rows are always whole, but which of them
@@ -60,14 +60,15 @@ def token_losses(
         ModelError: the model has no output layer, a module's rows cannot be told apart, or no layers can be computed
             again.
     """
-    if runs_end_to_end(model, batch):
+    if decoder.fits(model):
         masks = dropout.masks(batch.row_M, batch.position_M) if dropout is not None else None
         with layers.routed(slots, masks, batch.lengths):
             hidden_SD = decoder.hidden_states(model, layers, batch, checkpointing)
-            output = model.get_output_embeddings()
+            output, cap = model.get_output_embeddings(), decoder.logit_cap(model)
             if loss is None:
-                return cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S)
-            return loss(wide(output(hidden_SD)), batch.targets_S, batch.row_M[batch.select_S])
+                return cross_entropy(hidden_SD, output.weight, output.bias, batch.targets_S, cap)
+            logits_SV = capped(wide(output(hidden_SD)), cap)
+            return loss(logits_SV, batch.targets_S, batch.row_M[batch.select_S])
     with _recomputing(model, layers) if checkpointing else contextlib.nullcontext():
         return _losses_as_transformers(model, layers, batch, slots, dropout, loss)
 
@@ -94,18 +95,6 @@ def _recomputing(model: Any, layers: LoraLayers) -> Iterator[None]:
 
 def _recomputed(layers: LoraLayers, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     return layers.recomputed(functools.partial(forward, **named), *arguments)
-
-
-def runs_end_to_end(model: Any, batch: Packed | None = None) -> bool:
-    """Return whether rows run through a model end to end, without padding.
-
-    Args:
-        model: a transformers causal language model.
-        batch: rows, which must fit into the model's window of attention, if it has one; None asks for short rows.
-    """
-    window = decoder.window(model)
-    fitting = batch is None or window is None or max(batch.lengths) <= window
-    return fitting and decoder.fits(model)
 
 
 def _losses_as_transformers(

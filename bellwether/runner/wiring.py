@@ -19,8 +19,8 @@ from bellwether.federate import Engine, Federation, Progress
 from bellwether.method.cohort import Sampler, client_ranks, clients_together, cohort_size, make_sampler
 from bellwether.method.method import Method, State
 from bellwether.method.returned import first_state
+from bellwether.model import decoder
 from bellwether.model.base import Base, weights_fingerprint
-from bellwether.model.forward import runs_end_to_end
 from bellwether.model.lora import LoraLayers, initial_adapter
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
@@ -141,13 +141,13 @@ def way_notes(base: Base, loss: str) -> list[str]:
     """Return a note where the faster way through a model, which a CPU has, or through its last step, does not fit."""
     if base.device.type != "cpu":
         return []
-    if runs_end_to_end(base.model):
+    if decoder.fits(base.model):
         if loss == "cross_entropy":
             return []
         return [f"training.loss {loss} takes whole logits: the faster step of output layer and loss steps aside."]
     return [
-        f"{base.facts.architecture} runs over padded rows, as transformers has it; faster are models built like Llama, "
-        "with model.attention auto or sdpa."
+        f"{base.facts.architecture} runs over padded rows, as transformers has it; faster are Llama, Mistral, Qwen 2, "
+        "Qwen 3, Gemma 2, Gemma 3 and Phi-3, with model.attention auto."
     ]
 
 
