@@ -153,8 +153,8 @@ def terms_for(
         f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
         "What leaves this machine each time:",
         *(f"  - {one}" for one in leaves),
-        "What never leaves it: rows, their text and tokens beside those names, the base model, your private keys"
-        + (f", and anything of the {counted(test, 'test row')}." if test else "."),
+        f"What never leaves it: rows, their text and tokens{' but such names' if held_out else ''}, the base model, "
+        "your private keys" + (f", and anything of the {counted(test, 'test row')}." if test else "."),
         "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
         "an update can reveal some of the text that it was trained on.",
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
