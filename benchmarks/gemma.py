@@ -3,9 +3,9 @@
     python -m benchmarks.gemma --model gemma --data databricks-dolly-15k.jsonl
     python -m benchmarks.gemma --tiny       the same code on a tiny Gemma with random weights
 
-``--model`` is a folder in Hugging Face format, of any model that bellwether runs end to end. One client has eight rows,
-drawn once from those of at most 512 tokens, and trains them in batches of four, in float32 and in bfloat16. It prints a
-table and writes it to ``benchmarks/results/gemma.json``.
+``--model`` is a folder in Hugging Face format, of any model that bellwether runs end to end. One client has eight rows
+of at most 512 tokens, as long as the data's are, and trains them in batches of four, in float32 and in bfloat16. It
+prints a table and writes it to ``benchmarks/results/gemma.json``.
 """
 
 from __future__ import annotations
@@ -98,7 +98,11 @@ def setting_of(folder: Path, file: Path, rows: int, threads: int) -> Setting:
 
 
 def draw_rows(folder: Path, data: Path, count: int, path: Path) -> None:
-    """Write rows of a data file, as bellwether makes tokens of them, of at most 512 tokens each."""
+    """Write so many rows of a data file that are as long as its rows are, as bellwether makes tokens of them.
+
+    Of 100 times as many drawn rows, those below 512 tokens are put in the order of their lengths and divided equally;
+    the one in the middle of each part is taken.
+    """
     from transformers import AutoTokenizer
 
     from bellwether.data.prompts import resolve_template
@@ -109,10 +113,10 @@ def draw_rows(folder: Path, data: Path, count: int, path: Path) -> None:
 
     settings, tokenizer = recipe.Data(max_tokens=LONGEST), AutoTokenizer.from_pretrained(folder)
     everything, _ = read_rows([str(data)], settings)
-    order = Randomness(0).numpy("rows of a benchmark").permutation(len(everything))[: 4 * count]
+    order = Randomness(0).numpy("rows of a benchmark").permutation(len(everything))[: 100 * count]
     made = tokenise([everything[row] for row in order], tokenizer, settings, resolve_template(settings, tokenizer))
-    fitting = [row for row in made.rows if len(row) < LONGEST]
-    write_rows(fitting[:count], path)
+    fitting = sorted((row for row in made.rows if len(row) < LONGEST), key=len)
+    write_rows([fitting[(2 * number + 1) * len(fitting) // (2 * count)] for number in range(count)], path)
 
 
 def make_tiny(folder: Path) -> None:
