@@ -66,7 +66,8 @@ def memory_bytes(
     Where rows run end to end (``model.decoder``), each token keeps in a layer the float32 inputs of its norms (four, as
     Gemma has; others have two) and of those of queries and keys (which some have), queries, keys, values and what
     attention gives in float32, all by head, gates and what they gate, or all of the feed-forward layer where an adapter
-    stands in it, and the float32 inputs of adapted modules as above; and the loss keeps a gradient of the hidden size, beside parts of the logits of a fixed size.
+    stands in it, and the float32 inputs of adapted modules as above; and the loss keeps a gradient of the hidden
+    size, beside parts of the logits of a fixed size.
 
     With gradient checkpointing it is one layer's part of all this at a time, and each layer's input. Each of several
     processes takes all this, and the one that evaluates a base as well.
