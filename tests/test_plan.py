@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_folder
+from tiny_models import random_adapter, tiny_base, tiny_folder
 
 from bellwether.exchange.checks import array_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
 from bellwether.recipe import recipe
+from bellwether.recipe.file import load_recipe
 from bellwether.runner.estimate import expected_efficiency, matrix_rate, memory_bytes, train_flops
 from bellwether.runner.plan import plan, plan_table
 
@@ -99,13 +100,13 @@ def test_every_pass_of_a_method_is_work(small, monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
 @pytest.mark.parametrize(("dropout", "copies"), [(0.0, 1), (0.1, 2)])
-def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, small):
+def test_memory_over_padded_rows_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, small):
     """Hidden size 24, keys and values 12, inner size 40, two layers, vocabulary 300, batches of four."""
     from bellwether.model.base import open_base
 
     settings = small.model_copy(
         update={
-            "model": small.model.model_copy(update={"dtype": dtype}),
+            "model": small.model.model_copy(update={"dtype": dtype, "attention": "eager"}),
             "lora": recipe.Lora(rank=2, dropout=dropout, target_modules=("q_proj", "down_proj")),
         }
     )
@@ -125,6 +126,56 @@ def test_memory_is_that_of_a_computation_by_hand(dtype, width, dropout, copies, 
     plain = settings.model_copy(update={"training": settings.training.model_copy(update={"optimizer": "sgd"})})
     found = memory_bytes(open_base(settings.model).facts, plain, adapter, modules, longest=50)
     assert found == {**made, "adapter and optimizer": (4 + 4) * adapter}
+
+
+def test_memory_of_rows_end_to_end_is_that_of_a_computation_by_hand(small):
+    """Hidden size 24, queries 24, keys and values 12, inner size 40, two layers, vocabulary 300, batches of four."""
+    from bellwether.model.base import open_base
+
+    settings = small.model_copy(update={"lora": recipe.Lora(rank=2, dropout=0.0, target_modules=("q_proj",))})
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    made = memory_bytes(open_base(settings.model).facts, settings, 192, modules, longest=50)
+    norms, queries_and_keys, by_head, gates, adapted = 4 * 24, 24 + 12, 4 * 24, 2 * 40, 24
+    per_token = 2 * 4 * (norms + queries_and_keys + by_head + gates + adapted)
+    assert made["activations"] == 4 * 50 * per_token
+    assert made["logits"] == 3 * 2**20 * 4 + 4 * 50 * 24 * 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), "all-linear"], ids=["q and v", "all"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_memory_of_rows_end_to_end_is_near_what_autograd_keeps(architecture, dtype, targets, dropout):
+    from bellwether.model.batch import Batch, pack
+    from bellwether.model.dropout import Dropout
+    from bellwether.model.forward import token_losses
+    from bellwether.model.lora import LoraLayers
+
+    windows = {"sliding_window": 64} if architecture == "gemma3" else {}
+    base = tiny_base(architecture, getattr(torch, dtype), **windows)
+    lora = recipe.Lora(rank=3, dropout=dropout, target_modules=targets)
+    adapter = random_adapter(base, dtype="float32", dropout=dropout, target_modules=targets)
+    layers = LoraLayers(base.model, adapter.config)
+    layers.load(0, adapter.tensors)
+    rows = pack([np.arange(3, 43)] * 4, torch.device("cpu"))
+    select_S = torch.arange(160)[torch.arange(160) % 40 != 39]
+    batch = Batch(**vars(rows), select_S=select_S, targets_S=rows.ids_M[select_S + 1])
+    own = [*base.model.parameters(), *base.model.buffers(), layers.values_KP]
+    known, kept = {one.untyped_storage().data_ptr() for one in own}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = tensor, storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_losses(base.model, layers, batch, None, Dropout(dropout, torch.arange(4)) if dropout else None)
+    layers.detach()
+    settings = load_recipe(None, [f"model.dtype={dtype}", "training.batch_size=4"]).model_copy(update={"lora": lora})
+    made = memory_bytes(base.facts, settings, 0, adapter.config.modules, longest=40)
+    # Four norms and those of queries and keys are counted, of which Llama has two and none.
+    assert 0.85 < made["activations"] / sum(size for _, size in kept.values()) < 1.4
 
 
 @pytest.mark.parametrize(("budget", "tokens"), [(2048, 3 * 4 * 50), (300, 300), (20, 50)])

@@ -95,6 +95,11 @@ def fits(model: Any) -> bool:
     return usual and getattr(config, _FAMILIES[prefix].activation) in _ACTIVATIONS
 
 
+def knows(architecture: str) -> bool:
+    """Return whether models of a class, such as ``LlamaForCausalLM``, run end to end on a CPU as a rule."""
+    return any(f"{path.rpartition('.')[2]}ForCausalLM" == architecture for path in _FAMILIES)
+
+
 def logit_cap(model: Any) -> float | None:
     """Return the soft cap on the logits of a model that ``fits``, None where it has none."""
     return _value(model.config, _family(model).logit_cap)

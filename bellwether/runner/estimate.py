@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # LoRA of rank 8 with dropout on all linear modules, float32), and validated on no other, on no GPU and
 # with no more threads. What is missing goes into dropout masks, norms, softmax, padding and, at small
 # sizes, Python between the operations.
+_LOGITS = 3 * 4 * 2**20  # bytes of the parts of logits that are there at a time, with what is made of them
+
 EFFICIENCY: Mapping[int, float] = {64: 0.06, 128: 0.16, 256: 0.24, 512: 0.4}
 
 
@@ -54,13 +56,21 @@ def memory_bytes(
 
     Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
     value, its gradient and AdamW's two moments, in float32; with plain SGD 8. The largest batch is ``batch_size``
-    rows of the longest length; there each token keeps, for the backward pass, inputs and outputs of linear modules, and
-    the float32 inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size
-    a layer for norms, rotation and attention (with gradient checkpointing one layer's part of all this at a time, and
-    each layer's input); and each position of the loss three float32 rows of the vocabulary (every position is taken to
-    be one). Measured growth of the process in training over padded rows was 0.98 to 1.22 times this at hidden sizes of
-    64 to 512; it was not measured for rows end to end, nor with gradient checkpointing. Each of several processes takes
-    all this, and the one that evaluates a base as well.
+    rows of the longest length.
+
+    Over padded rows each token keeps, for the backward pass, inputs and outputs of linear modules, and the float32
+    inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size a layer for norms, rotation
+    and attention; and each position of the loss three float32 rows of the vocabulary (every position is taken to be
+    one). Measured growth of the process in training was 0.98 to 1.22 times this at hidden sizes of 64 to 512.
+
+    Where rows run end to end (``model.decoder``), each token keeps in a layer the float32 inputs of its norms (four, as
+    Gemma has; others have two) and of those of queries and keys (which some have), queries, keys, values and what
+    attention gives in float32, all by head, gates and what they gate, or all of the feed-forward layer where an adapter
+    stands in it, and the float32 inputs of adapted modules as above; and the loss keeps a gradient of the hidden
+    size, beside parts of the logits of a fixed size.
+
+    With gradient checkpointing it is one layer's part of all this at a time, and each layer's input. Each of several
+    processes takes all this, and the one that evaluates a base as well.
 
     Args:
         facts: shapes of the base model.
@@ -72,12 +82,11 @@ def memory_bytes(
     """
     from bellwether.model.quantized import weight_bytes
 
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
-    adapted = set(modules)
-    per_token = sum(width * (shape.inputs + shape.outputs) for shape in facts.linears)
+    width, whole = 2 if recipe.model.dtype == "bfloat16" else 4, _runs_end_to_end(facts, recipe)
+    adapted = {shape.path: shape for shape in facts.linears if shape.path in set(modules)}
+    per_token = (_kept_end_to_end if whole else _kept_padded)(facts, width, list(adapted))
     copies = 2 if recipe.lora.dropout else 1
-    per_token += sum(4 * copies * shape.inputs for shape in facts.linears if shape.path in adapted)
-    per_token += facts.layers * 10 * facts.hidden_size * width
+    per_token += sum(4 * copies * shape.inputs for shape in adapted.values())
     if recipe.training.gradient_checkpointing:
         per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
     tokens = recipe.training.batch_size * longest
@@ -90,8 +99,42 @@ def memory_bytes(
         "base weights": bases * weight_bytes(facts, width, recipe.model.quantization),
         "adapter and optimizer": processes * per_weight * adapter * together,
         "activations": processes * tokens * per_token,
-        "logits": processes * tokens * facts.vocabulary * 4 * 3,
+        "logits": processes
+        * (_LOGITS + tokens * 4 * facts.hidden_size if whole else tokens * facts.vocabulary * 4 * 3),
     }
+
+
+def _runs_end_to_end(facts: ModelFacts, recipe: Recipe) -> bool:
+    """Return whether rows will run through a model without padding, as a rule of its architecture."""
+    from bellwether.model.decoder import knows
+    from bellwether.model.loading import pick_device
+
+    settings = recipe.model
+    usual = (
+        settings.attention != "eager" and settings.quantization == "none" and recipe.training.loss == "cross_entropy"
+    )
+    return usual and knows(facts.architecture) and pick_device(settings.device).type == "cpu"
+
+
+def _kept_padded(facts: ModelFacts, width: int, adapted: Sequence[str]) -> int:
+    """Return the bytes that each token keeps for the backward pass as transformers computes, without adapters."""
+    linear = sum(width * (shape.inputs + shape.outputs) for shape in facts.linears)
+    return linear + facts.layers * 10 * facts.hidden_size * width
+
+
+def _kept_end_to_end(facts: ModelFacts, width: int, adapted: Sequence[str]) -> int:
+    """Return the bytes that each token keeps for the backward pass of ``model.decoder``, without adapters."""
+    kept = facts.layers * 4 * 4 * facts.hidden_size
+    for shape in facts.linears:
+        layer, _, name = shape.path.rpartition(".")
+        if name == "o_proj":
+            kept += 4 * 4 * shape.inputs
+        elif name in ("q_proj", "k_proj"):
+            kept += 4 * shape.outputs
+        elif name == "down_proj":
+            plain = not any(path.startswith(f"{layer}.") for path in adapted)
+            kept += width * shape.inputs * (2 if plain else 5)
+    return kept
 
 
 def matrix_rate(facts: ModelFacts, device: str, recipe: Recipe, seconds: float = 0.3) -> float:
