@@ -467,25 +467,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federation", description=__doc__)
     parser.add_argument("--sites", type=int, nargs="+", default=(2, 8, 16))
     parser.add_argument("--megabytes", type=float, nargs="+", default=(0.4, 7, 40))
-    parser.add_argument("--rounds", type=int, default=4, help="the first is not counted")
+    parser.add_argument("--rounds", type=int, help="4, of which the first is not counted; 20 with --kills")
     parser.add_argument("--plain", choices=("none", "flat", "tensors"), nargs="+", default=("flat",))
     parser.add_argument("--kills", action="store_true")
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     given = parser.parse_args()
     if given.kills:
-        report.write(given.out, f"{RESULT}-kills", describe(False) | kills(max(given.sites), 20, min(given.megabytes)))
+        found = kills(max(given.sites), given.rounds or 20, min(given.megabytes))
+        report.write(given.out, f"{RESULT}-kills", describe(False) | found)
         return
-    points = []
+    points, rounds = [], given.rounds or 4
     for sites in given.sites:
         for megabytes in given.megabytes:
             point: dict[str, Any] = {"sites": sites, "megabytes": megabytes}
-            point["ours"] = ours(sites, megabytes, given.rounds)
+            point["ours"] = ours(sites, megabytes, rounds)
             for name, tensors in (("flat", 1), ("tensors", 2 * MODULES)):
                 if name in given.plain:
-                    point[name] = plain(sites, megabytes, given.rounds, tensors)
+                    point[name] = plain(sites, megabytes, rounds, tensors)
             sys.stderr.write(f"{point}\n")
             points.append(point)
-            report.write(given.out, RESULT, describe(False) | {"rounds": given.rounds, "points": points})
+            report.write(given.out, RESULT, describe(False) | {"rounds": rounds, "points": points})
 
 
 if __name__ == "__main__":

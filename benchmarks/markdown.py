@@ -9,13 +9,14 @@ Measured = Mapping[str, Any]
 
 
 def where(measured: Measured) -> str:
-    """Return the machine, the day and the versions in a sentence or two."""
+    """Return the machine, the day, the versions and what else it did, in a sentence or two."""
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items() if version)
+    beside = f" Measured beside {measured['beside']}." if "beside" in measured else ""
     tiny = "**A tiny setting to try the code: no measurement.** " if measured["quick"] else ""
     return (
         f"{tiny}{measured['processor']} ({measured['cores']} cores, {', '.join(measured['flags'])}), "
         f"{measured['system']}, Python {measured['python']}, {versions}; {measured['date']}, commit "
-        f"{measured['commit']}."
+        f"{measured['commit']}.{beside}"
     )
 
 

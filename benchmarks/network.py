@@ -129,12 +129,7 @@ def main() -> None:
     given = parser.parse_args()
     points = []
     for megabytes in given.megabytes:
-        for delay, loss, cut, deadline in (
-            (0, 0, 0, 600),
-            (0.05, 0.02, 0, 600),
-            (0.05, 0.02, 20, 600),
-            (0, 0, 600, 60),
-        ):
+        for delay, loss, cut, deadline in CASES:
             with Line(delay, loss) as line:
                 point = {"megabytes": megabytes, "delay": delay, "loss": loss, "cut": cut, "deadline": deadline}
                 point |= over_line(line, given.sites, megabytes, given.rounds, deadline, cut)

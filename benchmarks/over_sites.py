@@ -74,11 +74,10 @@ def simulation(measured: Measured) -> str:
     """Return how long simulated clients take by bellwether's own engines and by Flower's on Ray."""
     ways = measured["ways"].items()
     lines = [(name, *(f"{seconds:.1f}" for seconds in (*way["train"], way["whole"]))) for name, way in ways]
-    beside = f" Measured beside {measured['beside']}." if "beside" in measured else ""
     same = "All end with the same bytes." if measured["same adapter"] else "They do not end with the same bytes."
     return (
         f"### Flower's simulation engine\n\n{measured['clients']} simulated clients, all in each of two rounds, one "
-        f"step each, on the embedded base; seconds, with the same code of clients. {same}{beside} {where(measured)}\n\n"
+        f"step each, on the embedded base; seconds, with the same code of clients. {same} {where(measured)}\n\n"
         f"{table(('way', 'round 1', 'round 2', 'the whole run'), lines)}"
     )
 
