@@ -48,7 +48,7 @@ def ways(dtypes: Sequence[str] = DTYPES) -> dict[str, Way]:
     released = Rules(responses=False, accumulation=8, logging_steps=1)
     rows = {
         OURS: Way("benchmarks.ours:ours"),
-        PLAIN: Way("benchmarks.rivals:bare", Rules(), {"rival": "none"}),
+        PLAIN: Way("benchmarks.rivals:plain", Rules()),
         SHEPHERD: Way("benchmarks.rivals:shepherd", released),
         RATE: Way("benchmarks.gpu:rate"),
     }

@@ -11,6 +11,7 @@ returns how its seconds were spent, by phase.
 - ``fedhds``: batches of one row, the model deep-copied for each client, Adam (Qin et al. 2024, arXiv 2410.10926,
   its release).
 - ``bare``: nothing but forward, backward and step over the very batches of one of these.
+- ``plain``: the same over padded batches as anyone would make them.
 """
 
 from __future__ import annotations
@@ -285,6 +286,11 @@ def bare(setting: Setting, folder: Path, clients: Rows, rules: Rules, rival: str
         return clock.seconds
 
     return round
+
+
+def plain(setting: Setting, folder: Path, clients: Rows, rules: Rules) -> Round:
+    """Return a round of PEFT in a loop of one's own, without any trainer."""
+    return bare(setting, folder, clients, rules, "plain")
 
 
 def _batches(clock: Clock, rows: Sequence[TokenRow], size: int, rules: Rules) -> Iterable[dict[str, torch.Tensor]]:

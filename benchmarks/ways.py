@@ -81,6 +81,7 @@ _MODULES = {
     "benchmarks.rivals:openfedllm": (*_PEFT, "trl.trainer.sft_trainer"),
     "benchmarks.rivals:flowertune": (*_PEFT, "trl.trainer.sft_trainer"),
     "benchmarks.rivals:fedhds": _PEFT[:2],
+    "benchmarks.rivals:plain": _PEFT[:2],
     "benchmarks.rivals:bare": (*_PEFT, "trl.trainer.sft_trainer"),
 }
 
