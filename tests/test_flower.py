@@ -1,5 +1,6 @@
 """What is relied upon of Flower's internals, which change between versions: a contract with the one that is pinned."""
 
+import asyncio
 import base64
 import contextlib
 import datetime
@@ -11,6 +12,7 @@ import logging
 import re
 import socket
 import ssl
+import threading
 import time
 import types
 from pathlib import Path
@@ -59,7 +61,7 @@ from bellwether.engine.flower.gate import LARGEST_MESSAGE, LARGEST_REQUEST
 from bellwether.engine.flower.link import Link
 from bellwether.errors import FederationError
 from bellwether.exchange.seal import Parcel
-from bellwether.site.keys import make_authority, make_certificate, make_site_keys, public_word, read_public
+from bellwether.site.keys import FLOWER, make_authority, make_certificate, make_site_keys, public_word, read_public
 
 ROOT = Path(__file__).parents[1]
 MOST = 2**24  # bytes of an answer
@@ -438,6 +440,36 @@ def test_an_answer_that_is_never_sent_as_a_whole_holds_up_nobody(link, tmp_path)
             time.sleep(0.05)
         assert [(one.message, one.parcel.manifest) for one in come] == [(sent["quick"], b"quick")]
         assert time.monotonic() - begun < 60  # Flower itself waits for 180 s
+
+
+@pytest.mark.integration
+def test_a_site_whose_message_a_killed_coordinator_cut_off_hears_the_next_one(link, tmp_path, monkeypatch):
+    taken, cut, serve = [], threading.Event(), gate.ForSites.__call__
+
+    async def hold_objects(self, scope, receive, send):
+        while scope.get("path") == "/v1/fleet/pull-object" and not cut.is_set():
+            taken.append(scope["path"])
+            await asyncio.sleep(0.1)
+        await serve(self, scope, receive, send)
+
+    def until(come):
+        end = time.monotonic() + 200
+        while not (found := come()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return found
+
+    link.register("half", site_keys(tmp_path, "half").flower)
+    monkeypatch.setattr(gate.ForSites, "__call__", hold_objects)
+    place, authority = tmp_path / "half", link._inner.authority
+    with inbox.Inbox(place, place / FLOWER, f"127.0.0.1:{link.port}", authority) as site:
+        with link.dispatch() as first:
+            node = until(lambda: first.online().get("half"))
+            first.send(node, Parcel(b"h", b"s", b"old", bytes(1000)), 600, MOST)
+            assert until(lambda: taken)
+        with link.dispatch() as second:
+            cut.set()
+            second.send(node, Parcel(b"h", b"s", b"new", bytes(1000)), 600, MOST)
+            assert until(site.take).parcel.manifest == b"new"
 
 
 def test_a_supernode_waits_as_its_own_program_asks_for_and_not_longer(monkeypatch):

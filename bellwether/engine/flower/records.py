@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.error import FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -30,7 +30,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from bellwether.exchange.seal import Parcel
 
 # What Flower itself is asked over HTTP, and may fail in; the last is told of a disk that is full, too.
-LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError, ObjectPushError)
+LINK_ERRORS = (httpx.HTTPError, FlowerError, OSError, ObjectPullError, ObjectPushError)
 
 LONGEST_REASON = 300  # characters of why there is no answer, which any site may send unsigned
 

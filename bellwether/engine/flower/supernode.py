@@ -23,6 +23,8 @@ from bellwether.engine.flower.quiet import log_to
 
 # isort: split
 import uvicorn
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import fleet_http_connection, main, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -89,7 +91,11 @@ def bounded(most: int) -> Callable[..., dict[str, bytes]]:
     """Return what fetches a message's objects as Flower's function does, up to so many bytes; it fails beyond them."""
 
     def pull_objects(object_ids: Sequence[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-        return pulled(object_ids, pull_object_fn, most)
+        try:
+            return pulled(object_ids, pull_object_fn, most)
+        except RunNotRunningException as error:
+            # Flower would leave its half of a task behind, and whoever takes that waits for the rest for two hours.
+            raise ObjectPullError(next(iter(object_ids), ""), "its run has ended") from error
 
     return pull_objects
 
