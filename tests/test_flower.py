@@ -244,6 +244,15 @@ def test_answers_tell_the_time(outside):
     assert "date" in outside.get("/v1/fleet/").headers
 
 
+def test_what_flower_writes_can_be_read_by_its_owner_alone(tmp_path):
+    make_authority(tmp_path, "a test", 1)
+    inner, outer = (make_certificate(tmp_path, stem, ["127.0.0.1"], 1) for stem in ("inner", "outer"))
+    with Link(tmp_path, inner, outer, "127.0.0.1", 0) as link, link.dispatch():
+        found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("flower.db*")}
+    assert "flower.db" in found
+    assert set(found.values()) == {0o600}
+
+
 def test_the_database_waits_for_its_turn_longer_than_flower_lets_it(link):
     from sqlalchemy import create_engine, event
 

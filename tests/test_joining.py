@@ -32,6 +32,7 @@ def invited(bellwether, tiny_recipe, tiny_llama, tmp_path):
             assert bellwether("site", "keygen", "--folder", "north").code == 0
             write_rows(tmp_path / "north.jsonl", dolly_rows(CATEGORIES, 6))
         word = public_word()
+        Path("north.invitation").unlink(missing_ok=True)
         done = bellwether("federation", "invite", "north", word, "--folder", folder, "--out", "north.invitation")
         assert done.code == 0, done.err
         return json.loads(Path("north.invitation").read_text())
@@ -434,6 +435,16 @@ def test_a_result_that_is_no_adapter_as_agreed_is_refused_before_anything_is_wri
     assert kept.config.dropout == holdings.config.dropout
     assert all((value == 0.5).all() for value in kept.tensors.values())
     assert has_ended(Path("north"), invitation["federation"])
+
+
+def test_the_result_of_another_federation_is_not_replaced(bellwether, invited):
+    from bellwether.site.result import check_result_of
+
+    invitation = invited()
+    end_with("another")
+    refused(join(bellwether), "north has the result of the federation another, which would be replaced")
+    end_with(invitation["federation"])
+    check_result_of(Path("north"), invitation["federation"])  # its own may be there
 
 
 def test_what_a_client_keeps_belongs_to_one_federation(bellwether, invited):

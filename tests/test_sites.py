@@ -73,6 +73,18 @@ def test_keys_are_made_as_a_whole_in_a_folder_of_the_sites_own(bellwether, tmp_p
     assert anew.out.strip() != word
 
 
+def test_the_invitation_to_another_federation_is_not_replaced(bellwether, papers, tiny_recipe):
+    kept = (papers / "north.invitation").read_text()
+    words = ("--address", "127.0.0.1:9", "--folder", "other")
+    made = bellwether("federation", "init", tiny_recipe, *FIELDS, *words)
+    assert "invite SITE PUBLIC_KEY --folder other, then bellwether federation serve --folder other" in made.out
+    word = json.loads(kept)["key"]
+    refused(bellwether("federation", "invite", "north", word, "--folder", "other"), "name another file with --out")
+    assert (papers / "north.invitation").read_text() == kept
+    again = bellwether("federation", "invite", "north", word)
+    assert again.code == 0, again.err
+
+
 def test_a_secret_file_is_whole_or_not_there(tmp_path, monkeypatch):
     from bellwether.errors import CheckpointError
     from bellwether.site import keys

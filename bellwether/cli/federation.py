@@ -118,7 +118,8 @@ def make_folder_of_federation(
     clients = "" if client_authority is None else read_authority(client_authority)
     made = make_federation_folder(folder, recipe, measured_facts(recipe), address, name or (), days, own, clients)
     say(f"Made {folder}, which only you can read; its certificates end on {expires(made.outer.chain):%Y-%m-%d}.")
-    say(f"Next: bellwether federation invite SITE PUBLIC_KEY, then bellwether federation serve --folder {folder}")
+    then = f"bellwether federation invite SITE PUBLIC_KEY --folder {folder}, then bellwether federation serve"
+    say(f"Next: {then} --folder {folder}")
 
 
 @federation.command("invite", short_help="Invite a site.")

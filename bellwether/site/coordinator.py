@@ -21,7 +21,7 @@ from bellwether.engine.flower.dispatch import Dispatch
 from bellwether.engine.flower.link import Link
 from bellwether.engine.flower.records import Arrived
 from bellwether.engine.remote import ABSENT, PARTING, Facts, Party, RemoteEngine
-from bellwether.errors import FederationError
+from bellwether.errors import FederationError, RoundFailed
 from bellwether.exchange.adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 from bellwether.exchange.records import Note, RoundRecord, Watcher
 from bellwether.exchange.seal import Parcel
@@ -137,10 +137,16 @@ def serve(
         here=False,
         sampling=lambda sampler: _among_staying(sampler, folder),
     )
-    if (path / RECIPE).is_file():  # it may have been killed while it waited for sites, before it committed anything
-        return run(None, resume=path, watch=watch, deployment=deployment)
     output = recipe.output.model_copy(update={"folder": str(path)})
-    return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+    try:
+        if (path / RECIPE).is_file():  # also where it was killed before it committed anything
+            return run(None, resume=path, watch=watch, deployment=deployment)
+        return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
+    except RoundFailed as error:
+        raise RoundFailed(
+            f"{error} What the recipe says was settled at federation init; once enough sites are there again, the same "
+            "command goes on."
+        ) from error
 
 
 def _needed(folder: Path, recipe: Recipe, quorum: int | None) -> int:
@@ -285,6 +291,9 @@ def _over_link(
                 text = f"All rounds are done. The result waits a day for those that have not got it: {names}."
                 setting.watch(Note(f"{text} Ctrl-C ends this, and the same command goes on."))
             else:
+                where, names = f"{federation.address}, port {port} of this machine", listed(_staying(folder))
+                text = f"Waiting at {where}, for {needed()} of the sites that may come: {names}."
+                setting.watch(Note(f"{text} Each says hello once it has joined; Ctrl-C ends this."))
                 engine.wait(needed, PATIENCE)
             yield engine
             adapter, records = newest_result(setting.folder)

@@ -84,8 +84,16 @@ def write_invitation(path: Path, invitation: Invitation) -> None:
     """Write an invitation to a file that a site can be sent.
 
     Raises:
+        FederationError: the file is there, and is another federation's or another site's.
         CheckpointError: it cannot be written.
     """
+    if path.exists():
+        there = read_invitation(path)
+        if (there.federation, there.site) != (invitation.federation, invitation.site):
+            raise FederationError(
+                f"{path} is the invitation of {there.site} to the federation {there.federation[:12]}; name another "
+                "file with --out."
+            )
     write_atomic(path, (json.dumps(plain(invitation), indent=1) + "\n").encode())
 
 

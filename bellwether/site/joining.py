@@ -44,7 +44,7 @@ from bellwether.site.ledger import Ledger
 from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
-from bellwether.site.result import has_ended, keep_result, make_page
+from bellwether.site.result import check_result_of, has_ended, keep_result, make_page
 from bellwether.site.terms import Terms, check_own_fields, from_the_hub, model_named, own_lora, own_recipe, terms_for
 from bellwether.site.trained import kept_for, note_trained
 from bellwether.store.run_folder import ADAPTER
@@ -98,6 +98,7 @@ def join(
     _check_own_key(invited, folder)
     check_own_fields(fields)
     _check_shown(invited, shown)
+    check_result_of(folder, invited.federation)
     lock = acquire(folder)
     try:
         with listening(plain_lines(tell)):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bellwether.errors import UpdateRejected, first_line
+from bellwether.errors import FederationError, UpdateRejected, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, adapter_files, decode_adapter
 from bellwether.exchange.checks import check_array
 from bellwether.model.base import Base
@@ -52,6 +52,24 @@ def has_ended(folder: Path, federation: str) -> bool:
     """
     path = folder / ADAPTER / JOINED
     return path.exists() and _read_joined(folder).federation == federation
+
+
+def check_result_of(folder: Path, federation: str) -> None:
+    """Refuse a folder that has the result of another federation, which would be lost.
+
+    Args:
+        folder: the site's own.
+        federation: the federation's identifier.
+
+    Raises:
+        FederationError: it has.
+        CheckpointError: what is there cannot be read.
+    """
+    if (folder / ADAPTER / JOINED).exists() and not has_ended(folder, federation):
+        raise FederationError(
+            f"{folder} has the result of the federation {_read_joined(folder).federation[:12]}, which would be "
+            f"replaced: move {ADAPTER}, comparison and {REPORT} away from there first, and keep the rest."
+        )
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class Link:
         self._address = f"127.0.0.1:{inside.getsockname()[1]}"
         if alone and (folder / "flower.db").exists():
             _forget_connected(folder / "flower.db")
+        # SQLite gives what it writes beside a database the same rights.
+        (folder / "flower.db").touch(mode=0o600)
         app = create_app(self._settings(folder / "flower.db"), SuperLinkLifespan)
         self._gate = ForSites(app)
         self._servers = [_serving(ForOwner(app, self._secret), inside, inner, lifespan="on")]
