@@ -21,7 +21,7 @@ from test_sites import joining, papers, serving  # noqa: F401
 pytest.importorskip("flwr")
 
 from bellwether.engine.remote import LATEST
-from bellwether.errors import CheckpointError, FederationError
+from bellwether.errors import CheckpointError, FederationError, RoundFailed
 from bellwether.exchange.messages import Reply
 from bellwether.federate import federate
 from bellwether.method.cohort import make_sampler
@@ -319,6 +319,15 @@ class Ended:
         (folder / "run" / "adapter").mkdir(parents=True)
         (folder / "run" / "checkpoints" / "0002").mkdir(parents=True)
         monkeypatch.setattr(coordinator, "run", lambda *anything, **more: self.asked.append(more))
+
+
+def test_after_a_round_that_failed_a_coordinator_says_what_can_be_done_where_sites_were_missing(papers, monkeypatch):  # noqa: F811
+    def fails(*words, **more):
+        raise RoundFailed("Round 2 failed.")
+
+    monkeypatch.setattr(coordinator, "run", fails)
+    with pytest.raises(RoundFailed, match=r"^Round 2 failed\. .* goes on once they are back\.$"):
+        coordinator.serve(papers / "federation")
 
 
 def test_a_federation_that_all_sites_have_the_result_of_is_served_by_one_sentence(bellwether, papers, monkeypatch):  # noqa: F811

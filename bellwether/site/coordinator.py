@@ -144,8 +144,8 @@ def serve(
         return run(recipe.model_copy(update={"output": output}), watch=watch, deployment=deployment)
     except RoundFailed as error:
         raise RoundFailed(
-            f"{error} What the recipe says was settled at federation init; once enough sites are there again, the same "
-            "command goes on."
+            f"{error} What the recipe says was settled at federation init; where sites were missing, the same command "
+            "goes on once they are back."
         ) from error
 
 

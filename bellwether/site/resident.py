@@ -231,7 +231,7 @@ class Resident:
         return question_of(*asked, self._terms, self._holdings.rows)
 
     def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float = 0.0) -> tuple[Parcel, str]:
-        """Return an answer, or that the policy forbids to send it, and why."""
+        """Return an answer, or that the policy forbids to send it, and why; one that was kept took no seconds."""
         forbidden = self._limit(header, answer.size)
         if forbidden is None:
             self._tell(f"Round {header.round}: done in {duration(seconds)}; {byte_size(answer.size)} leave this site.")
