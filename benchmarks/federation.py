@@ -65,6 +65,7 @@ MODULES, RANK = 32, 8  # LoRA's two factors of so many modules: 64 tensors
 FACTS = {"benchmark": "federation"}
 FEDERATION = "benchmark"
 DEADLINE = 600.0  # seconds
+PATIENCE = 240.0  # seconds that a round of Flower's own may take
 HERE = "127.0.0.1"
 APP = Path(__file__).parent / "flower_app"
 RESULT = "federation"
@@ -322,7 +323,10 @@ def share(pid: int) -> float:
 
 
 def plain(sites: int, megabytes: float, rounds: int, tensors: int) -> dict[str, Any]:
-    """Return the seconds of rounds of Flower's own strategy, with its own processes as they come."""
+    """Return the seconds of rounds of Flower's own strategy, with its own processes as they come.
+
+    Where Flower ends its run before, or ends no round for ``PATIENCE``, ``ended`` says what it wrote last of an error.
+    """
     from flwr.cli.build import build_fab_from_disk
     from flwr.common.serde import fab_to_proto, user_config_to_proto
     from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
@@ -365,13 +369,32 @@ def plain(sites: int, megabytes: float, rounds: int, tensors: int) -> dict[str, 
         }
         shipped = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
         control.StartRun(StartRunRequest(fab=shipped, override_config=user_config_to_proto(settings)))
-        end = time.monotonic() + 3600
-        while time.monotonic() < end:
+        ended, last = 0, time.monotonic()
+        while True:
+            over = tried(lambda: finished(control))
             said = [float(line) for line in times.read_text().splitlines()] if times.exists() else []
+            seconds = [after - before for before, after in itertools.pairwise(said)]
             if len(said) == rounds + 1:
-                return {"seconds": [b - a for a, b in itertools.pairwise(said)]}
-            time.sleep(0.5)
-        raise SystemExit(f"Flower ended {max(0, len(said) - 1)} of {rounds} rounds in an hour.")
+                return {"seconds": seconds}
+            if len(said) > ended:
+                ended, last = len(said), time.monotonic()
+            if over or time.monotonic() > last + PATIENCE:
+                return {"seconds": seconds, "ended": last_error(folder / "flower-superlink.log")}
+            time.sleep(2)
+
+
+def finished(control: Any) -> bool:
+    """Return whether Flower has ended its one run, in whatever way."""
+    from flwr.proto.control_pb2 import ListRunsRequest
+
+    (run,) = control.ListRuns(ListRunsRequest()).run_dict.values()
+    return bool(run.status.status == "finished")
+
+
+def last_error(log: Path) -> str:
+    """Return what Flower's server wrote of the last exception, but of its own answers to requests."""
+    found = [line for line in log.read_text(errors="replace").splitlines() if "UnexpectedError" in line]
+    return found[-1].rpartition("] ")[2] if found else "no error in its log"
 
 
 @contextlib.contextmanager

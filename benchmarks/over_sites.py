@@ -8,6 +8,10 @@ from typing import Any
 
 from benchmarks.markdown import Measured, table, where
 
+BROKEN = (
+    "Where Flower ended its own run, or ended no round in four minutes, its server's last error stands instead: it "
+    "keeps its state in SQLite as bellwether's does, and waits less long for the lock. "
+)
 PLAIN = {"flat": "Flower's FedAvg, one array", "tensors": "Flower's FedAvg, 64 tensors"}
 
 
@@ -19,18 +23,29 @@ def costs(measured: Measured) -> str:
     lines = []
     for point in points:
         ours = point["ours"]
-        plain = [_spread(_settled(point[name]["seconds"])) if name in point else "" for name in shown]
+        plain = [_plain(point.get(name)) for name in shown]
         row = (_spread(_settled(ours["seconds"])), *plain, f"{ours['start']:.0f}")
         lines.append((str(point["sites"]), f"{point['megabytes']:g}", *row))
     memory = [(str(p["sites"]), f"{p['megabytes']:g}", *_memory(p["ours"]["memory"])) for p in points]
+    broken = any("ended" in point.get(name, ()) for point in points for name in shown)
     return (
         "### Rounds over sites\n\nWhat a round costs beside training: a client sends back what it got, with noise. "
         "Coordinator and sites are processes of one machine, over TLS on loopback, with a key for each site; MB are "
         "those of the adapter, which goes down to each site and comes up; start is the time until all sites have said "
-        f"hello. {measured['rounds']} rounds, the first not counted. {where(measured)}\n\n{table(head, lines)}\n"
+        f"hello. {measured['rounds']} rounds, the first not counted. {BROKEN if broken else ''}{where(measured)}"
+        f"\n\n{table(head, lines)}\n"
         "Memory in MiB, shared pages counted in part; of sites and SuperNodes the median:\n\n"
         f"{table(('sites', 'MB', 'coordinator', 'a site', 'its SuperNode'), memory)}"
     )
+
+
+def _plain(found: Mapping[str, Any] | None) -> str:
+    """Return the seconds of Flower's own rounds, or how many it ended, and why no more."""
+    if found is None:
+        return ""
+    if "ended" in found:
+        return f"ended after {len(found['seconds'])}: {found['ended']}"
+    return _spread(_settled(found["seconds"]))
 
 
 def kills(measured: Measured) -> str:

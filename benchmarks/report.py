@@ -61,6 +61,7 @@ def render(results: Mapping[str, Measured]) -> str:
         parts.append("![Seconds a round, and how they grow](results/rounds.png)\n")
     parts += [rounds(results[name]) for name in _rounds_names(results)]
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu, "gemma": gemma}
+    single |= {"generation": generation}
     single |= {"federation": over_sites.costs, "federation-kills": over_sites.kills, "network": over_sites.network}
     single |= {"simulation": over_sites.simulation}
     parts += [show(results[name]) for name, show in single.items() if name in results]
@@ -369,6 +370,28 @@ def gemma(measured: Measured) -> str:
     return (
         f"### A real model: {measured['model']}\n\n{measured['answers']:,} of the tokens are answers. "
         f"{_about(measured)}\n{table(head, lines)}\n{_floor(measured)}"
+    )
+
+
+def generation(measured: Measured) -> str:
+    """Return the table of a real model's answers, beside transformers one prompt at a time."""
+    rows = measured["ways"]
+    plain = rows["generate, one by one"]
+    lines = [
+        (
+            name,
+            f"{row['tokens'] / row['seconds']:.1f}",
+            f"{row['tokens'] / row['seconds'] / plain['tokens'] * plain['seconds']:.2f}",
+            f"{row['equal']} of {measured['prompts']}",
+            _mebibytes(row["peak"]),
+        )
+        for name, row in rows.items()
+    ]
+    head = ("way", "new tokens a second", "times one by one", "answers equal to one by one", "peak, MiB")
+    return (
+        f"### Answers of a real model: {measured['model']}\n\n{measured['prompts']} prompts, {measured['new']} new "
+        f"tokens each, {measured['dtype']}, {measured['threads']} threads, batches of {measured['batch']}. "
+        f"{where(measured)}\n\n{table(head, lines)}"
     )
 
 

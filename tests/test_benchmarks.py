@@ -448,6 +448,16 @@ def test_the_command_for_a_real_model_runs_with_a_tiny_one(in_process, tmp_path,
     assert f" | {plain / ours:.2f} | " in shown.split("| bellwether, float32 |")[1].split("\n")[0]
 
 
+def test_the_command_for_answers_runs_with_a_tiny_model_and_all_ways_answer_alike(in_process, tmp_path, capsys):
+    from benchmarks import generation, report
+
+    generation.main(["--tiny", "--new", "5", "--threads", "1", "--out", str(tmp_path)])
+    measured = json.loads((tmp_path / "generation.json").read_text())
+    assert list(measured["ways"]) == [generation.OURS, generation.PLAIN, generation.STATIC]
+    assert {(way["tokens"], way["equal"]) for way in measured["ways"].values()} == {(5 * 8, 8)}
+    assert capsys.readouterr().out.strip() == report.generation(measured).strip()
+
+
 def test_rows_of_a_data_file_are_drawn_once_as_bellwether_makes_tokens_of_them(tmp_path):
     from benchmarks import gemma
     from benchmarks.setting import read_rows

@@ -962,6 +962,8 @@ def test_the_best_trial_is_chosen_for_each_arm_and_used(
         assert recipe.evaluation.part == "test"
     assert (found.arms["base"], found.arms["steps"]) == (Arm(trains="nobody"), Arm(trains="together", steps=3))
     assert found.arms["rounds of steps"].passes is None
+    tried = {recipe.evaluation.generate for _, recipe, folder in trials if "trials" in folder.parts}
+    assert tried == {choose_by != "loss"}, "answers are given where they choose"
     by_loss = {(one.learning_rate, one.passes): one.score for one in found.trials if one.arm == "local"}
     if choose_by == "loss":
         assert by_loss == {(0.01, 1): np.inf, (0.01, 2): 2.5, (0.02, 1): 1.0, (0.02, 2): 2.5}

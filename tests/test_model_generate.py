@@ -43,6 +43,26 @@ def test_batches_answer_like_one_prompt_at_a_time(architecture):
     assert len({tuple(answer) for answer in wanted}) > 1
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
+def test_a_batch_has_no_more_rows_than_their_keys_values_and_scores_have_a_place_for(architecture, monkeypatch):
+    base, prompt, new = tiny_base(architecture), [1, 5, 9], 9
+    ids_NT = torch.tensor([prompt * 4])
+    kept = base.model(input_ids=ids_NT, use_cache=True).past_key_values.layers
+    row = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept) + 3 * 4 * base.facts.vocabulary
+    of_transformers, sizes = base.model.generate, []
+
+    def spy(inputs, **settings):
+        sizes.append(len(inputs))
+        return of_transformers(inputs=inputs, **settings)
+
+    monkeypatch.setattr(base.model, "generate", spy)
+    for most, expected in ((2 * row, [2, 2, 1]), (2 * row - 1, [1] * 5), (0, [1] * 5), (9 * row, [4, 1])):
+        monkeypatch.setattr("bellwether.model.generate.MOST_BYTES", most)
+        sizes.clear()
+        generate(base, [prompt] * 5, new, batch_size=4)
+        assert sizes == expected
+
+
 def test_answers_end_at_any_stop_token_and_leave_it_out():
     base = tiny_base("llama")
     free = generate(base, PROMPTS, 12, batch_size=8)

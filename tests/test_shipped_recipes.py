@@ -24,6 +24,7 @@ EXPECTED = {
     "languages-table": (10, 5, 5 * 20, 5 * 60),
     "own-table": (10, 10, 160, 160),  # half of the rows are held out, for test and validation
     "quality-against-cost": (10, 5, 5 * 20, 5 * 60),
+    "real-table": (10, 5, 5 * 10, 5 * 30),
     "shepherd": (10, 1, 24 - 1, 24 + 1),
     "two-languages": (10, 5, 5 * 20, 5 * 60),
 }
@@ -60,9 +61,10 @@ def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None
         "languages-table": "bellwether compare languages-table --out languages --jobs 2",
         "own-table": "bellwether compare own-table --model my-model --data questions.jsonl --out own --jobs 2",
         "quality-against-cost": "bellwether compare quality-against-cost --out costs --jobs 2",
+        "real-table": "bellwether compare real-table --model my-model --data dolly.jsonl --out real",
     }
     assert first == f"# {command.get(name, f'bellwether run {name}')}"
-    open_fields = ["model.path=a", "data.sources=[a.jsonl]"] if name == "own-table" else []
+    open_fields = ["model.path=a", "data.sources=[a.jsonl]"] if name in ("own-table", "real-table") else []
     assert load_recipe(RECIPES / f"{name}.yaml", open_fields).name == name
 
 
@@ -92,7 +94,7 @@ def test_two_rounds_of_a_shipped_recipe(
     for section in shipped_recipe.keys() - {"name", "model", "data", "federation", "compare"}:  # changed, or filled up
         assert shipped_recipe[section].items() <= recipe[section].items()
 
-    loads_in_peft(tiny_llama, Path("out/adapter"), all_linear=name in (*EMBEDDED, "own-table"))
+    loads_in_peft(tiny_llama, Path("out/adapter"), all_linear=name in (*EMBEDDED, "own-table", "real-table"))
 
 
 @pytest.mark.parametrize("name", CHOOSING)

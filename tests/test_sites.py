@@ -260,6 +260,7 @@ def test_a_federation_of_three_processes_survives_kills_and_takes_in_a_late_site
         assert "by 2 sites in a federation" in (papers / name / "adapter" / "README.md").read_text()
         assert "3 held-out rows" in out if name == "north" else "held-out rows" in out  # its own fifth
         assert (papers / name / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+        assert not list((papers / name).rglob("answers"))  # nobody asks for them any more
     assert "Flower's SuperNode has ended and is begun again" in north.said()[0]
     rounds = [json.loads(line) for line in (papers / "federation" / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2]

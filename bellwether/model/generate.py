@@ -1,7 +1,8 @@
 """Generation in batches, greedy or drawn, with a KV cache.
 
 Prompts are sorted by length, so that a batch has little padding, and padded at the left, so that every
-row goes on at the same column. The loop itself is transformers' own.
+row goes on at the same column. A batch holds no more rows than whose keys, values and scores have a place in
+``MOST_BYTES``. The loop itself is transformers' own.
 
 Shape legend: N rows of a batch, T tokens, V entries of the vocabulary.
 """
@@ -22,6 +23,9 @@ from bellwether.model.folder import quiet_transformers
 from bellwether.model.lora import LoraLayers
 from bellwether.tools.progress import ANSWERS, advance
 from bellwether.tools.randomness import Randomness
+
+MOST_BYTES = 2 * 2**30  # of keys, values and scores of a batch, so that rows of a large model do not fill the memory
+SCORES = 3  # arrays of a row's scores, in float32, that are there at once
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def generate(
         base: the base model; LoRA layers that are attached to it take part as they are routed.
         prompts: token ids, at least one token each.
         max_new_tokens: tokens after which an answer ends; fewer where the model's positions end before.
-        batch_size: N at most.
+        batch_size: N at most; less where keys, values and scores of so many rows would take more than ``MOST_BYTES``.
         layers: the attached layers, needed where ``slots`` is given.
         slots: the slot of each prompt's adapter; None leaves the routing to the caller.
         stop: further token ids that end an answer, beside those of the model and its tokenizer; and texts that do.
@@ -214,8 +218,18 @@ def _batches(
     order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), number))
     for allowance, group in itertools.groupby(order, key=lambda number: allowed[number]):
         numbers = list(group)
-        for start in range(0, len(numbers), batch_size):
-            yield numbers[start : start + batch_size], allowance
+        while numbers:
+            size = min(batch_size, _fitting(base, len(prompts[numbers[0]]) + allowance))
+            yield numbers[:size], allowance
+            del numbers[:size]
+
+
+def _fitting(base: Base, tokens: int) -> int:
+    """Return how many rows of so many tokens a batch may have, one at least."""
+    kept = sum(shape.outputs for shape in base.facts.linears if shape.path.endswith((".k_proj", ".v_proj")))
+    width = kept or 2 * base.facts.layers * base.facts.hidden_size  # where keys and values have no modules of their own
+    row: int = base.model.dtype.itemsize * tokens * width + 4 * SCORES * base.facts.vocabulary
+    return max(1, MOST_BYTES // row)
 
 
 def _allowance(base: Base, prompt: Sequence[int], max_new_tokens: int) -> int:

@@ -9,6 +9,7 @@ CLIENT/answers/KIND    the hash of the question, that of the answer, and the ans
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from bellwether.errors import CheckpointError, first_line
@@ -38,6 +39,11 @@ def keep_answer(client: Path, kind: str, question: bytes, manifest: bytes, body:
     """
     answer = len(manifest).to_bytes(_LENGTH, "big") + manifest + body
     write_atomic(make_folder(client / ANSWERS) / kind, question + hashlib.sha256(answer).digest() + answer)
+
+
+def forget_answers(client: Path) -> None:
+    """Remove what was kept of a client's answers, which nobody asks for once the federation has ended."""
+    shutil.rmtree(client / ANSWERS, ignore_errors=True)
 
 
 def kept_answer(client: Path, kind: str, question: bytes) -> tuple[bytes, bytes] | None:

@@ -36,6 +36,7 @@ from bellwether.model.folder import on_hub, weight_files
 from bellwether.model.lora import LoraLayers, adapter_config
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.prepare import Prepared, prepare
+from bellwether.site.answers import forget_answers
 from bellwether.site.compared import NO_COMPARISON
 from bellwether.site.facts import BASE, differing
 from bellwether.site.invitation import Invitation, invited_recipe, read_invitation
@@ -338,6 +339,8 @@ def _take_part(
     def keep(about: bytes, values: bytes) -> None:
         due = adapter_config(base, recipe.lora)  # of the server's rank
         keep_result(folder, invited.federation, about, values, due, holdings.shapes)
+        for client in work.folders.values():
+            forget_answers(client)
         tell(f"The federation has ended; its adapter is in {folder / ADAPTER}.")
 
     resident = Resident(

@@ -216,7 +216,7 @@ class Resident:
         kept = kept_answer(folder, header.kind, question) if folder is not None else None
         if kept is not None:
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind} as before.")
-            return self._within_limit(header, header.kind, self._sealed(header, *kept))
+            return self._within_limit(header, header.kind, self._sealed(header, *kept), None)
         reply, failure = self._reply(header, parcel)
         manifest, body = encode_reply(reply, header.kind)
         if failure:
@@ -230,15 +230,16 @@ class Resident:
         asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel)
         return question_of(*asked, self._terms, self._holdings.rows)
 
-    def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float = 0.0) -> tuple[Parcel, str]:
-        """Return an answer, or that the policy forbids to send it, and why; one that was kept took no seconds."""
+    def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float | None) -> tuple[Parcel, str]:
+        """Return an answer, or that the policy forbids to send it, and why; for one that was kept seconds are None."""
         forbidden = self._limit(header, answer.size)
         if forbidden is None:
-            self._tell(f"Round {header.round}: done in {duration(seconds)}; {byte_size(answer.size)} leave this site.")
+            done = "the answer was kept" if seconds is None else f"done in {duration(seconds)}"
+            self._tell(f"Round {header.round}: {done}; {byte_size(answer.size)} leave this site.")
             return answer, ""
         failure = f"the policy of this site forbids it: {forbidden}"
         self._tell(f"Round {header.round}: nothing leaves this site, since {failure}.")
-        refusal = Reply(header.client, seconds, failure=failure)
+        refusal = Reply(header.client, seconds or 0.0, failure=failure)
         return self._sealed(header, *encode_reply(refusal, kind)), failure
 
     def _sealed(self, header: Header, manifest: bytes, body: bytes = b"") -> Parcel:
