@@ -24,7 +24,7 @@ EXPECTED = {
     "languages-table": (10, 5, 5 * 20, 5 * 60),
     "own-table": (10, 10, 160, 160),  # half of the rows are held out, for test and validation
     "quality-against-cost": (10, 5, 5 * 20, 5 * 60),
-    "real-table": (10, 5, 5 * 10, 5 * 30),
+    "real-table": (10, 5, 5 * 10, 5 * 20),
     "shepherd": (10, 1, 24 - 1, 24 + 1),
     "two-languages": (10, 5, 5 * 20, 5 * 60),
 }

@@ -287,10 +287,11 @@ class Engine(Section):
     )
     processes: int = Field(
         1,
-        ge=1,
+        ge=0,
         le=1024,
         description="processes that a cohort is split among, each with its own copy of the base: on CUDA devices in "
-        "turn, on a CPU with its share of the threads; 1 trains in the one process that runs the rounds",
+        "turn, on a CPU with its share of the threads; 1 trains in the one process that runs the rounds; 0 measures "
+        "before the run begins what is fastest, and chooses model.threads with it",
     )
 
 

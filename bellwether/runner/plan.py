@@ -100,10 +100,12 @@ def plan(recipe: Recipe) -> Plan:
     from bellwether.method.cohort import clients_together, cohort_size
     from bellwether.runner.precision import with_precision
     from bellwether.runner.prepare import prepare
+    from bellwether.runner.processors import with_processes
 
     found: list[str] = []
     recipe = with_precision(recipe, None, found.append)
-    prepared = prepare(recipe)
+    prepared = with_processes(prepare(recipe), found.append)
+    recipe = prepared.recipe
     facts, rounds = prepared.base.facts, recipe.federation.rounds
     cohort = cohort_size(recipe.federation, len(prepared.clients))
     rows = [tokenised.rows for tokenised in prepared.clients.values()]

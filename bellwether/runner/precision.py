@@ -34,17 +34,26 @@ def with_precision(recipe: Recipe, folder: Path | None, tell: Callable[[str], No
     """
     if recipe.model.dtype != "auto":
         return recipe
-    kept = None if folder is None else folder / RECIPE
-    if kept is not None and kept.exists():
-        try:
-            return with_overrides(recipe, {"model.dtype": load_recipe(kept).model.dtype})
-        except RecipeError as error:
-            raise CheckpointError(f"{kept} cannot be read; restore it, or give another folder. {error}") from error
+    if folder is not None and (folder / RECIPE).exists():
+        return with_overrides(recipe, {"model.dtype": kept_recipe(folder).model.dtype})
     times = speed_up(recipe.model)
     dtype = "bfloat16" if times >= WORTH else "float32"
     text = f"model.dtype auto takes {dtype}: products are {times:.1f} times as fast in bfloat16 as in float32 here"
     tell(f"{text}, and {WORTH:g} times is what it is taken for.")
     return with_overrides(recipe, {"model.dtype": dtype})
+
+
+def kept_recipe(folder: Path) -> Recipe:
+    """Return the recipe in the folder of a run or a comparison, with what was found when that began.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return load_recipe(folder / RECIPE)
+    except RecipeError as error:
+        text = f"{folder / RECIPE} cannot be read; restore it, or give another folder. {error}"
+        raise CheckpointError(text) from error
 
 
 def speed_up(settings: Model) -> float:

@@ -36,13 +36,14 @@ from bellwether.method.named import make_method
 from bellwether.method.returned import first_state
 from bellwether.model.base import Base, load_base
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.file import load_recipe
+from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
+from bellwether.runner.processors import as_begun, with_processes
 from bellwether.runner.wiring import (
     SIMULATION,
     Deployment,
@@ -154,8 +155,13 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: De
     path = Path(recipe.output.folder) if recipe.output.folder else next_folder(recipe.name)
     check_new(path)
     recipe = with_precision(with_absolute_paths(recipe), None, lambda text: watch(Note(text)))
+    if recipe.engine.processes == 0 and not deployment.here:
+        recipe = with_overrides(recipe, {"engine.processes": 1})  # nobody is trained here
     expect_workers(recipe.engine.processes)
-    prepared = deployment.prepare(recipe, opened)
+    prepared = with_processes(deployment.prepare(recipe, opened), lambda text: watch(Note(text)))
+    if recipe.engine.processes == 0:
+        recipe = prepared.recipe
+        expect_workers(recipe.engine.processes)
     base = load_base(recipe.model, prepared.base)
     if recipe.output.folder is None:
         path = next_folder(recipe.name)  # another run may have begun in the meantime
@@ -170,7 +176,8 @@ def _begin(recipe: Recipe, watch: Watcher, opened: Opened | None, deployment: De
 
 def _resume(path: Path, recipe: Recipe | None, watch: Watcher, opened: Opened | None, deployment: Deployment) -> Result:
     """Go on with the run in a folder, under the conditions under which it began."""
-    recipe = with_precision(recipe, path, lambda text: watch(Note(text))) if recipe is not None else None
+    if recipe is not None:
+        recipe = as_begun(with_precision(recipe, path, lambda text: watch(Note(text))), path)
     with (
         RunFolder.reopen(path, with_absolute_paths(recipe) if recipe else None) as folder,
         write_log(folder.path / LOG) as log,
