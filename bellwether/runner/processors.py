@@ -103,7 +103,8 @@ def _on_processor(prepared: Prepared, cohort: int) -> tuple[Share, str]:
     for share in several:
         times = rates[share] / rates[alone]
         saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times)
-        why = f"products are {times:.1f} times as fast in {share.processes} processes as in one with {alone.threads}"
+        one = f"one of {counted(alone.threads, 'thread')}"
+        why = f"products are {times:.1f} times as fast in {share.processes} processes as in {one}"
         if saved > START:
             return share, f"{why}, which saves about {duration(saved)}"
         return alone, f"{why}, which saves less than the {START:.0f} s that they take to begin"
