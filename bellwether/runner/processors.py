@@ -101,10 +101,12 @@ def _on_processor(prepared: Prepared, cohort: int) -> tuple[Share, str]:
     rates = product_rates(prepared, [*single, *several])
     alone = max(single, key=rates.__getitem__)
     for share in several:
-        times = rates[share] / rates[alone]
+        # Clients are not divided: the process with the most of them decides how long a round takes.
+        busy = cohort / (share.processes * -(-cohort // share.processes))
+        times = busy * rates[share] / rates[alone]
         saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times)
         one = f"one of {counted(alone.threads, 'thread')}"
-        why = f"products are {times:.1f} times as fast in {share.processes} processes as in {one}"
+        why = f"a round is {times:.1f} times as fast in {share.processes} processes as in {one}"
         if saved > START:
             return share, f"{why}, which saves about {duration(saved)}"
         return alone, f"{why}, which saves less than the {START:.0f} s that they take to begin"
