@@ -392,7 +392,7 @@ def finished(control: Any) -> bool:
 
 
 def last_error(log: Path) -> str:
-    """Return what Flower's server wrote of the last exception, but of its own answers to requests."""
+    """Return what Flower's server wrote of the last exception that it did not expect."""
     found = [line for line in log.read_text(errors="replace").splitlines() if "UnexpectedError" in line]
     return found[-1].rpartition("] ")[2] if found else "no error in its log"
 

@@ -27,7 +27,7 @@ def costs(measured: Measured) -> str:
         row = (_spread(_settled(ours["seconds"])), *plain, f"{ours['start']:.0f}")
         lines.append((str(point["sites"]), f"{point['megabytes']:g}", *row))
     memory = [(str(p["sites"]), f"{p['megabytes']:g}", *_memory(p["ours"]["memory"])) for p in points]
-    broken = any("ended" in point.get(name, ()) for point in points for name in shown)
+    broken = any("is locked" in point.get(name, {}).get("ended", "") for point in points for name in shown)
     return (
         "### Rounds over sites\n\nWhat a round costs beside training: a client sends back what it got, with noise. "
         "Coordinator and sites are processes of one machine, over TLS on loopback, with a key for each site; MB are "

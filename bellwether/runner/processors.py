@@ -80,8 +80,8 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.engine.processes or not (folder / RECIPE).exists():
         return recipe
     kept = kept_recipe(folder)
-    found = {"engine.processes": kept.engine.processes, "model.threads": kept.model.threads}
-    return with_overrides(recipe, found)
+    threads = recipe.model.threads or kept.model.threads
+    return with_overrides(recipe, {"engine.processes": kept.engine.processes, "model.threads": threads})
 
 
 def _words(share: Share) -> str:
@@ -96,21 +96,20 @@ def _on_processor(prepared: Prepared, cohort: int) -> tuple[Share, str]:
     recipe = prepared.recipe
     threads = recipe.model.threads or torch.get_num_threads()
     most = min(threads, cohort, _copies(prepared))
-    single = dict.fromkeys([Share(1, threads), Share(1, 1)] if not recipe.model.threads else [Share(1, threads)])
-    several = [Share(most, threads)] if most > 1 else []
-    rates = product_rates(prepared, [*single, *several])
-    alone = max(single, key=rates.__getitem__)
-    for share in several:
-        # Clients are not divided: the process with the most of them decides how long a round takes.
-        busy = cohort / (share.processes * -(-cohort // share.processes))
-        times = busy * rates[share] / rates[alone]
-        saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times)
-        one = f"one of {counted(alone.threads, 'thread')}"
-        why = f"a round is {times:.1f} times as fast in {share.processes} processes as in {one}"
-        if saved > START:
-            return share, f"{why}, which saves about {duration(saved)}"
-        return alone, f"{why}, which saves less than the {START:.0f} s that they take to begin"
-    return alone, "no more would fit"
+    single = {Share(1, threads), Share(1, recipe.model.threads or 1)}
+    several = Share(most, threads)
+    rates = product_rates(prepared, sorted({*single, several}, key=lambda share: (share.processes, -share.threads)))
+    alone = max(sorted(single, key=lambda share: -share.threads), key=rates.__getitem__)
+    if most == 1:
+        return alone, "there is one thread, one client in a round, or no memory for another copy of the base"
+    # Clients are not divided: the process with the most of them decides how long a round takes.
+    times = cohort / (most * -(-cohort // most)) * rates[several] / rates[alone]
+    saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times)
+    one = f"one of {counted(alone.threads, 'thread')}"
+    why = f"a round is {times:.1f} times as fast in {most} processes as in {one}"
+    if saved > START:
+        return several, f"{why}, which saves about {duration(saved)}"
+    return alone, f"{why}, which does not save the {START:.0f} s that they take to begin"
 
 
 def _copies(prepared: Prepared) -> int:
@@ -140,11 +139,14 @@ def product_rates(prepared: Prepared, shares: Sequence[Share]) -> Mapping[Share,
     """
     import torch
 
+    from bellwether.model.loading import DTYPES
+
     recipe, linears = prepared.recipe, prepared.base.facts.linears
     shape = sorted(linears, key=lambda shape: shape.inputs * shape.outputs)[len(linears) // 2]
     lengths = [len(row) for one in prepared.clients.values() for row in one.rows]
     tokens = min(LONGEST, max(1, recipe.training.batch_size * sum(lengths) // len(lengths)))
-    x_MI, w_OI = torch.ones(tokens, shape.inputs), torch.ones(shape.outputs, shape.inputs)
+    dtype = DTYPES[recipe.model.dtype]
+    x_MI, w_OI = torch.ones(tokens, shape.inputs, dtype=dtype), torch.ones(shape.outputs, shape.inputs, dtype=dtype)
     before, rates = torch.get_num_threads(), dict.fromkeys(shares, 0.0)
     try:
         for _, share in itertools.product(range(TURNS), shares):
