@@ -134,6 +134,17 @@ def make_tiny(folder: Path) -> None:
     write_rows(rows, folder / "rows.json")
 
 
+def model_and_rows(parser: argparse.ArgumentParser, given: argparse.Namespace, place: Path) -> tuple[Path, Path]:
+    """Return the folder of the model that a command names, or of a tiny one made in a place, and a file of rows."""
+    if given.tiny:
+        fresh("the model", make_tiny, place)
+        return place, place / "rows.json"
+    if not (given.model and given.data):
+        parser.error("give a model's folder and a data file: --model gemma --data databricks-dolly-15k.jsonl")
+    fresh("the rows", draw_rows, given.model, given.data, given.rows, place / "rows")
+    return given.model, place / "rows"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gemma", description="Time rounds on a real model.")
@@ -146,14 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each way")
     parser.add_argument("--out", type=Path, default=None, help="folder; else benchmarks/results, and none with --tiny")
     given = parser.parse_args(arguments)
-    if not given.tiny and not (given.model and given.data):
-        parser.error("give a model's folder and a data file: --model gemma --data databricks-dolly-15k.jsonl")
     with tempfile.TemporaryDirectory() as place:
-        folder, rows = (Path(place), Path(place) / "rows.json") if given.tiny else (given.model, Path(place) / "rows")
-        if given.tiny:
-            fresh("the model", make_tiny, folder)
-        else:
-            fresh("the rows", draw_rows, folder, given.data, given.rows, rows)
+        folder, rows = model_and_rows(parser, given, Path(place))
         setting = setting_of(folder, rows, given.rows, given.threads)
         measured = describe(given.tiny) | measure(setting, folder, given.dtypes, given.repeats)
     print(report.gemma(measured))

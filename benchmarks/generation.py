@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.gemma import draw_rows, make_tiny
+from benchmarks.gemma import model_and_rows
 from benchmarks.machine import describe
 from benchmarks.setting import read_rows
 from benchmarks.worker import fresh, peak_memory
@@ -86,14 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=None, help="folder; else benchmarks/results, and none with --tiny")
     given = parser.parse_args(arguments)
-    if not given.tiny and not (given.model and given.data):
-        parser.error("give a model's folder and a data file: --model gemma --data databricks-dolly-15k.jsonl")
     with tempfile.TemporaryDirectory() as place:
-        folder, rows = (Path(place), Path(place) / "rows.json") if given.tiny else (given.model, Path(place) / "rows")
-        if given.tiny:
-            fresh("the model", make_tiny, folder)
-        else:
-            fresh("the rows", draw_rows, folder, given.data, given.rows, rows)
+        folder, rows = model_and_rows(parser, given, Path(place))
         settings = rows, given.new, given.batch, given.dtype, given.threads
         found = {way: fresh(way, answer, way, folder, *settings) for way in (OURS, PLAIN, STATIC)}
     wanted = found[PLAIN]["answers"]
@@ -102,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         one["tokens"] = sum(map(len, answers))
         one["equal"] = sum(ours == theirs for ours, theirs in zip(answers, wanted, strict=True))
     measured = describe(given.tiny) | {
-        "model": given.model.name if given.model else "tiny",
+        "model": "tiny" if given.tiny else given.model.name,
         "prompts": len(wanted),
         "new": given.new,
         "batch": given.batch,
