@@ -1,17 +1,18 @@
-# Two commands: `make run` (the main job on the embedded default) and `make check` (the whole gate).
+# `make run` is the main job on the embedded default, `make check` what to run before a commit, and `make check
+# integration` the whole gate.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: run check install format lint types test unit slow gpu docs bench clean
+.PHONY: run check integration install format lint types unit slow gpu docs bench clean
 
 run: install
 	$(BIN)/bellwether run
 
 # Types are checked beside the tests: on one core alone, the other would have nothing to do.
 check: lint
-	$(MAKE) --jobs=2 types test
+	$(MAKE) --jobs=2 types unit
 
 install: $(STAMP)
 
@@ -33,11 +34,11 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-test: install
-	$(BIN)/pytest -n 2 --dist loadgroup
-
 unit: install
-	$(BIN)/pytest -n 2 -m "not integration and not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not integration and not slow and not gpu"
+
+integration: install
+	$(BIN)/pytest -n 2 --dist loadgroup -m "integration and not slow and not gpu"
 
 # A link, anchor, page or name that is not there is an error.
 docs: install

@@ -63,14 +63,17 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
-# Tests that start processes, a browser or a whole command; all others are unit tests.
+# Tests that start processes, servers, a browser or a whole command, or train for seconds; all others are unit tests.
 INTEGRATION_FIXTURES = {
     "bellwether",
+    "choosing",
     "chromium",
+    "compared",
     "driver",
     "page",
     "tiny_run",
     "tiny_comparison",
+    "walked",
     "workers",
     "workshop",
 }
@@ -79,11 +82,14 @@ INTEGRATION_FILES = {
     "test_benchmarks.py",
     "test_cli.py",
     "test_compare.py",
+    "test_compare_python.py",
     "test_consent.py",
     "test_examples.py",
+    "test_flower.py",
     "test_interrupt.py",
     "test_judge.py",
     "test_memory.py",
+    "test_opened.py",
     "test_processes.py",
     "test_rehearsal.py",
     "test_resume.py",
@@ -92,6 +98,7 @@ INTEGRATION_FILES = {
     "test_shipped_recipes.py",
     "test_doc_site.py",
     "test_sites.py",
+    "test_starter_base.py",
     "test_surface.py",
     "test_ui.py",
     "test_ui_attacks.py",
