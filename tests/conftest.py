@@ -63,7 +63,8 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
-# Tests that start processes, servers, a browser or a whole command, or train for seconds; all others are unit tests.
+# Tests that start processes, servers, a browser or a whole command, draw pages, or make a world and its base; all
+# others are unit tests.
 INTEGRATION_FIXTURES = {
     "bellwether",
     "choosing",
@@ -84,6 +85,7 @@ INTEGRATION_FILES = {
     "test_compare.py",
     "test_compare_python.py",
     "test_consent.py",
+    "test_describe.py",
     "test_examples.py",
     "test_flower.py",
     "test_interrupt.py",
@@ -92,6 +94,8 @@ INTEGRATION_FILES = {
     "test_opened.py",
     "test_processes.py",
     "test_rehearsal.py",
+    "test_report.py",
+    "test_report_selection.py",
     "test_resume.py",
     "test_run_folder_crash.py",
     "test_selection_run.py",
@@ -99,6 +103,7 @@ INTEGRATION_FILES = {
     "test_doc_site.py",
     "test_sites.py",
     "test_starter_base.py",
+    "test_starter_world.py",
     "test_surface.py",
     "test_ui.py",
     "test_ui_attacks.py",

@@ -52,7 +52,7 @@ def furthest(ours, theirs):
 def test_together_equals_one_by_one(architecture, dropout):
     base = tiny_base(architecture)
     start = random_adapter(base, rank=3, alpha=6.0, dropout=dropout)
-    cohort = cohort_of(20, 24, 7)  # ten, twelve and four steps
+    cohort = cohort_of(10, 12, 3)  # five or six, six and two steps
     alone = updates(base, start, cohort, slots=1)
     together = updates(base, start, cohort, slots=3, tokens=70)
     for client, update in alone.items():

@@ -324,7 +324,9 @@ class Evaluation(Section):
     every: int = Field(5, ge=0, description="rounds between evaluations; 0 scores only before and at the end")
     generate: bool = Field(True, description="also generate answers, for ROUGE-L and exact match")
     max_new_tokens: int = Field(48, ge=1, description="tokens generated per answer")
-    batch_size: int = Field(32, ge=1, description="rows scored together")
+    batch_size: int = Field(
+        32, ge=1, description="rows scored together; of a large model fewer answer at a time, as memory allows"
+    )
     max_rows_per_category: int | None = Field(
         None, ge=1, description="test rows scored per category (and group, where rows name them); null scores all"
     )
