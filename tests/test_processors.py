@@ -23,7 +23,11 @@ def machine(monkeypatch):
 
     def with_rates(alone, one, several):
         def rates(prepared, shares):
-            return {share: several if share.processes > 1 else alone if share.threads > 1 else one for share in shares}
+            by_count = several if isinstance(several, dict) else {2: 0.6 * several, 3: several, 4: several}
+            return {
+                share: by_count[share.processes] if share.processes > 1 else alone if share.threads > 1 else one
+                for share in shares
+            }
 
         monkeypatch.setattr(processors, "product_rates", rates)
 
@@ -44,6 +48,7 @@ def chosen(*fields):
         ((1.0, 0.9, 1.5), 1, 4),
         ((1.0, 0.9, 0.8), 1, 4),
         ((1.0, 1.5, 1.4), 1, 1),
+        ((1.0, 0.9, {4: 1.5, 2: 2.0}), 2, 4),
     ],
 )
 def test_the_fastest_way_of_sharing_the_cores_is_taken(machine, rates, processes, threads):
@@ -61,8 +66,41 @@ def test_processes_that_save_less_than_they_take_to_begin_are_not_taken(machine)
 def test_no_more_processes_are_taken_than_a_round_has_clients_or_copies_of_the_base_fit(machine, monkeypatch):
     machine(1.0, 0.9, 3.0)
     assert chosen("federation.cohort_size=3")[0] == 3
-    monkeypatch.setattr(processors, "MOST_MEMORY", 0.0)
+    monkeypatch.setattr(processors, "memory", lambda: 2**40)
+    assert chosen()[0] == 4
+    # Three processes of which one runs the rounds, each with its libraries, the base and what it trains.
+    monkeypatch.setattr(processors, "memory", lambda: 2 * int(3.5 * processors.LIBRARIES))
+    assert chosen()[0] == 2
+    monkeypatch.setattr(processors, "memory", lambda: 2**30)
     assert chosen()[:2] == (1, 4)
+
+
+def test_a_containers_limit_of_memory_counts(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(processors, "LIMITS", (str(limit),))
+    machine = processors.memory()
+    assert machine > 2**30
+    for text, wanted in (("max\n", machine), ("1073741824\n", 2**30), (f"{2**63}\n", machine)):
+        limit.write_text(text)
+        assert processors.memory() == wanted
+
+
+def test_products_have_as_many_tokens_as_clients_train_at_once(monkeypatch):
+    seen = {}
+
+    def multiplied(pair):
+        seen.setdefault(pair[1].data_ptr(), len(pair[0]))
+        return 1.0
+
+    monkeypatch.setattr(processors, "_multiplied", multiplied)
+    fields = ["engine.tokens=250", "federation.cohort_size=4", "training.batch_size=4"]
+    together = prepare(load_recipe(None, [*fields, "engine.fuse=0"]))
+    product_rates(together, [Share(1, 2), Share(2, 2)])
+    assert list(seen.values()) == [250, 250, 250], "three processes with weights of their own"
+    seen.clear()
+    product_rates(prepare(load_recipe(None, fields)), [Share(1, 2)])
+    lengths = [len(row) for one in together.clients.values() for row in one.rows]
+    assert list(seen.values()) == [4 * sum(lengths) // len(lengths)]
 
 
 def test_a_number_of_processes_that_is_named_is_taken_and_nothing_is_measured(monkeypatch):
@@ -94,3 +132,7 @@ def test_what_was_found_stands_in_the_runs_recipe_and_is_gone_on_with(bellwether
     assert (kept["engine"]["processes"], kept["model"]["threads"]) == (2, 2)
     assert json.loads(Path("out/environment.json").read_text())["threads"] == 2
     assert bellwether("run", "--resume", "out", "engine.processes=0", *words, "--rounds", 1).code == 0
+    named = ["engine.processes=2", "model.threads=2", *words]
+    assert bellwether("run", *named, "--rounds", 1, "--out", "named").code == 0
+    adapters = [Path(folder, "adapter", "adapter_model.safetensors").read_bytes() for folder in ("out", "named")]
+    assert adapters[0] == adapters[1]

@@ -15,19 +15,26 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bellwether.method.cohort import cohort_size
+from bellwether.method.cohort import clients_together, cohort_size
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Recipe
+from bellwether.runner.estimate import memory_bytes
 from bellwether.runner.precision import kept_recipe
 from bellwether.runner.prepare import Prepared
-from bellwether.runner.work import expected
+from bellwether.runner.work import adapter_size, expected
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.words import counted, duration
 
+if TYPE_CHECKING:
+    import torch
+
 TURNS, SECONDS = 3, 0.1  # each way of sharing is measured so often, for so long
 START = 15.0  # seconds of training that a process must save before it is worth its imports and its copy of the base
-MOST_MEMORY = 0.5  # share of the machine's memory that copies of the base may take
+MOST_MEMORY = 0.5  # share of the memory there is that all processes may take
+LIBRARIES = 700 * 2**20  # bytes that Python and its libraries take in a process
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container, on Linux
 LONGEST = 1024  # tokens of a product that is timed
 
 
@@ -95,31 +102,43 @@ def _on_processor(prepared: Prepared, cohort: int) -> tuple[Share, str]:
 
     recipe = prepared.recipe
     threads = recipe.model.threads or torch.get_num_threads()
-    most = min(threads, cohort, _copies(prepared))
     single = {Share(1, threads), Share(1, recipe.model.threads or 1)}
-    several = Share(most, threads)
-    rates = product_rates(prepared, sorted({*single, several}, key=lambda share: (share.processes, -share.threads)))
+    most = min(threads, cohort)
+    halves = [most >> turn for turn in range(most.bit_length() - 1)]  # down to two or three
+    several = [Share(count, threads) for count in halves if _need(prepared, cohort, count) <= MOST_MEMORY * memory()]
+    rates = product_rates(prepared, [*sorted(single, key=lambda share: -share.threads), *several])
     alone = max(sorted(single, key=lambda share: -share.threads), key=rates.__getitem__)
-    if most == 1:
+    if not several:
         return alone, "there is one thread, one client in a round, or no memory for another copy of the base"
     # Clients are not divided: the process with the most of them decides how long a round takes.
-    times = cohort / (most * -(-cohort // most)) * rates[several] / rates[alone]
-    saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times)
+    times = {
+        share: cohort / (share.processes * -(-cohort // share.processes)) * rates[share] / rates[alone]
+        for share in several
+    }
+    best = max(several, key=times.__getitem__)
+    saved = _training_seconds(prepared, cohort, alone) * (1 - 1 / times[best])
     one = f"one of {counted(alone.threads, 'thread')}"
-    why = f"a round is {times:.1f} times as fast in {most} processes as in {one}"
+    why = f"a round is {times[best]:.1f} times as fast in {best.processes} processes as in {one}"
     if saved > START:
-        return several, f"{why}, which saves about {duration(saved)}"
+        return best, f"{why}, which saves about {duration(saved)}"
     return alone, f"{why}, which does not save the {START:.0f} s that they take to begin"
 
 
-def _copies(prepared: Prepared) -> int:
-    """Return how many processes may have a copy of the base, beside that of the process that runs the rounds."""
-    from bellwether.model.quantized import weight_bytes
+def _need(prepared: Prepared, cohort: int, processes: int) -> int:
+    """Return the bytes that so many processes take, with that which runs the rounds."""
+    recipe, facts = with_overrides(prepared.recipe, {"engine.processes": processes}), prepared.base.facts
+    longest = max(len(row) for one in prepared.clients.values() for row in one.rows)
+    adapter = adapter_size(facts, recipe)
+    together = clients_together(recipe.engine, cohort)
+    parts = memory_bytes(facts, recipe, adapter.parameters, adapter.modules, longest, together)
+    return sum(parts.values()) + (processes + 1) * LIBRARIES
 
-    settings = prepared.recipe.model
-    size = weight_bytes(prepared.base.facts, 2 if settings.dtype == "bfloat16" else 4, settings.quantization)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    return max(1, int(MOST_MEMORY * memory / size) - 1)
+
+def memory() -> int:
+    """Return the bytes of memory that processes here may take: the machine's, or fewer where a container has fewer."""
+    there = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
+    limits = [Path(name).read_text().strip() for name in LIMITS if Path(name).is_file()]
+    return min([*there, *(int(limit) for limit in limits if limit.isdecimal())], default=0)
 
 
 def _training_seconds(prepared: Prepared, cohort: int, share: Share) -> float:
@@ -129,9 +148,9 @@ def _training_seconds(prepared: Prepared, cohort: int, share: Share) -> float:
 
 
 def product_rates(prepared: Prepared, shares: Sequence[Share]) -> Mapping[Share, float]:
-    """Return how many products a second, of the size of the base's and of a batch's, each way of sharing does now.
+    """Return how many tokens a second each way of sharing multiplies with weights of the base's size now.
 
-    A process is played by a thread of Python, which lets the others go on while it multiplies.
+    A process is played by a thread of Python, which lets the others go on while it multiplies, with weights of its own.
 
     Args:
         prepared: whose base and batches are meant.
@@ -143,28 +162,48 @@ def product_rates(prepared: Prepared, shares: Sequence[Share]) -> Mapping[Share,
 
     recipe, linears = prepared.recipe, prepared.base.facts.linears
     shape = sorted(linears, key=lambda shape: shape.inputs * shape.outputs)[len(linears) // 2]
-    lengths = [len(row) for one in prepared.clients.values() for row in one.rows]
-    tokens = min(LONGEST, max(1, recipe.training.batch_size * sum(lengths) // len(lengths)))
-    dtype = DTYPES[recipe.model.dtype]
-    x_MI, w_OI = torch.ones(tokens, shape.inputs, dtype=dtype), torch.ones(shape.outputs, shape.inputs, dtype=dtype)
-    before, rates = torch.get_num_threads(), dict.fromkeys(shares, 0.0)
+    dtype, rates = DTYPES[recipe.model.dtype], dict.fromkeys(shares, 0.0)
+    pairs = {
+        share: [
+            (
+                torch.ones(_tokens(prepared, share), shape.inputs, dtype=dtype),
+                torch.ones(shape.outputs, shape.inputs, dtype=dtype),
+            )
+            for _ in range(share.processes)
+        ]
+        for share in shares
+    }
+    before = torch.get_num_threads()
     try:
         for _, share in itertools.product(range(TURNS), shares):
             torch.set_num_threads(max(1, share.threads // share.processes))
             with ThreadPoolExecutor(share.processes) as pool:
-                rates[share] += sum(pool.map(_products, [(x_MI, w_OI)] * share.processes)) / TURNS
+                rates[share] += sum(pool.map(_multiplied, pairs[share])) / TURNS
     finally:
         torch.set_num_threads(before)
     return rates
 
 
-def _products(pair: tuple[object, object]) -> float:
-    """Return how many products of two matrices a second this thread does."""
+def _tokens(prepared: Prepared, share: Share) -> int:
+    """Return how many tokens go through a module at once: a batch of a client's, or of those trained together."""
+    recipe = prepared.recipe
+    lengths = [len(row) for one in prepared.clients.values() for row in one.rows]
+    batch = recipe.training.batch_size * sum(lengths) // len(lengths)
+    engine = recipe.engine.model_copy(update={"processes": share.processes})
+    together = clients_together(engine, cohort_size(recipe.federation, len(prepared.clients)))
+    if together > 1:
+        batch = max(batch, min(engine.tokens, together * recipe.training.accumulation * batch))
+    return min(LONGEST, max(1, batch))
+
+
+def _multiplied(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Return how many rows of a matrix a second this thread multiplies with another."""
     import torch
 
     x_MI, w_OI = pair
+    torch.nn.functional.linear(x_MI, w_OI)  # the first one wakes the threads and takes memory
     done, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < SECONDS:
-        torch.nn.functional.linear(x_MI, w_OI)  # type: ignore[arg-type]
-        done += 1
+        torch.nn.functional.linear(x_MI, w_OI)
+        done += len(x_MI)
     return done / passed
