@@ -411,6 +411,19 @@ def test_a_folded_update_trains_and_scores_like_a_base_that_has_it_in_its_weight
     assert ours.update.metrics["loss"] == pytest.approx(theirs.update.metrics["loss"], rel=1e-12)
 
 
+def test_a_folded_update_stands_in_weights_that_are_stored_the_other_way_round_as_well():
+    base = tiny_base("gpt2")
+    start, folded = (random_adapter(base, rank=2, alpha=3.0, dropout=0.0, seed=seed) for seed in (1, 5))
+    layers = LoraLayers(base.model, start.config, dtype=torch.float64)
+    (ours,) = train(base, layers, {"a": token_rows(8)}, Payload(start, folded=folded), SGD)
+    for path in start.config.modules:
+        a_RI, b_OR = (torch.from_numpy(folded.tensors[key(path)]) for key in (key_a, key_b))
+        base.model.get_submodule(path).weight.data += folded.config.scaling * (b_OR @ a_RI).T
+    (theirs,) = train(base, layers, {"a": token_rows(8)}, start, SGD)
+    for key, value in theirs.update.tensors.items():
+        np.testing.assert_allclose(ours.update.tensors[key], value, rtol=0, atol=1e-12)
+
+
 def test_a_folded_update_and_the_adapter_are_one_adapter_in_the_end(base, start):
     folded = random_adapter(base, rank=2, alpha=3.0, dropout=0.0, seed=5)
     whole = stacked([folded, start])

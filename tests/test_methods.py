@@ -11,8 +11,9 @@ from test_aggregate import closed
 from bellwether.exchange.adapter import Adapter, AdapterConfig, flat, key_a, key_b
 from bellwether.exchange.messages import Update
 from bellwether.method.average import fedavg, fedprox
-from bellwether.method.flexlora import cut, factors, flexlora
+from bellwether.method.flexlora import flexlora
 from bellwether.method.method import Closing, Known, State, Step, Trained, mean_of
+from bellwether.method.products import cut, factors
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.method.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from bellwether.tools.randomness import Draws, Randomness

@@ -163,10 +163,16 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
     assert last[0][-1] == last[1][-1]
 
 
+DROPPING = ["federation.availability.drop_out=0.3", "federation.quorum=0.25"]
 METHODS = {
     "scaffold": ["training.optimizer=sgd", "training.schedule=constant", "training.clip_norm=null"],
     "fedadam": [],
     "flexlora": ["lora.ranks=[1, 2]", "partition.client_test_fraction=0.25"],
+    "rolora": DROPPING,
+    "flora": ["lora.ranks=[1, 2]", *DROPPING],
+    "fedex_lora": DROPPING,
+    "fedsa_lora": ["partition.client_test_fraction=0.25"],
+    "ditto": ["partition.client_test_fraction=0.25"],
 }
 
 
@@ -176,7 +182,7 @@ METHODS = {
         ("scaffold", 1),
         pytest.param("scaffold", 2, marks=pytest.mark.xdist_group("workers")),
         ("fedadam", 1),
-        ("flexlora", 1),
+        *((method, 1) for method in ("flexlora", "rolora", "flora", "fedex_lora", "fedsa_lora", "ditto")),
     ],
 )
 def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, method, processes):
@@ -194,9 +200,11 @@ def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(ti
     assert newest(tmp_path / "run") == 2
     found = run(resume=tmp_path / "run")
     assert found.adapter.fingerprint() == truth.adapter.fingerprint()
+    if METHODS[method] is DROPPING:
+        assert any(len(record.clients) < 4 for record in found.rounds), "somebody dropped out"
     assert [record.bytes_up for record in found.rounds] == [record.bytes_up for record in truth.rounds]
     kept = sorted(path.parts[-3] for path in (tmp_path / "run").glob("clients/*/method/0004.npz"))
-    assert len(kept) == (4 if method == "scaffold" else 0)
+    assert len(kept) == (4 if method in ("scaffold", "fedsa_lora", "ditto") else 0)
 
 
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):

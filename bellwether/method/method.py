@@ -234,6 +234,7 @@ class Method:
         serves: the tensors that a client serves, of what it is sent and what it keeps; for its evaluation.
         needs: fields of the recipe's training section, and the only values with which the method is right.
         mixed_ranks: whether clients may have adapters of unlike ranks.
+        folds: whether it folds updates into the base, which must be of plain floats then.
     """
 
     close: Callable[[Closing], State]
@@ -246,6 +247,7 @@ class Method:
     serves: Callable[[Payload, Arrays], Tensors] = as_sent
     needs: Mapping[str, Any] = field(default_factory=dict)
     mixed_ranks: bool = False
+    folds: bool = False
 
 
 def without_values(update: Update) -> Update:

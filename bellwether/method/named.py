@@ -8,8 +8,11 @@ from typing import Any
 
 from bellwether.errors import RecipeError
 from bellwether.method.average import fedavg, fedprox, uniform
+from bellwether.method.exact import fedex_lora, flora
 from bellwether.method.flexlora import flexlora
+from bellwether.method.halves import ffa_lora, rolora
 from bellwether.method.method import Method, Pass
+from bellwether.method.personal import ditto, fedsa_lora
 from bellwether.method.scaffold import scaffold
 from bellwether.method.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from bellwether.recipe.method import MethodSection, OwnMethod
@@ -18,7 +21,10 @@ from bellwether.tools.functions import load_function, naming
 
 _OURS: dict[str, Callable[..., Method]] = {
     made.__name__: made
-    for made in (fedavg, uniform, fedprox, fedavgm, fedadam, fedyogi, fedadagrad, scaffold, flexlora)
+    for made in (
+        *(fedavg, uniform, fedprox, fedavgm, fedadam, fedyogi, fedadagrad, scaffold),
+        *(ffa_lora, rolora, flora, fedex_lora, flexlora, fedsa_lora, ditto),
+    )
 }
 
 

@@ -237,22 +237,26 @@ class LoraLayers(torch.nn.Module):
         if update is None:
             yield
             return
+        from transformers.pytorch_utils import Conv1D
+
         own = dict(zip(self.config.modules, self._adapted, strict=True))
         changed = [(own[path], own[path].weight.data, path) for path in update.config.modules]
-        if any(type(module) is not torch.nn.Linear for module, _, _ in changed):
+        if any(type(module) not in (torch.nn.Linear, Conv1D) for module, _, _ in changed):
             raise ModelError("An update can be folded into plain linear modules only; set model.quantization to none.")
         with torch.no_grad():
-            for module, weight_OI, path in changed:
+            for module, weight, path in changed:
                 a_RI, b_OR = (
-                    torch.from_numpy(update.tensors[key(path)]).to(weight_OI.device, torch.float64)
+                    torch.from_numpy(update.tensors[key(path)]).to(weight.device, torch.float64)
                     for key in (key_a, key_b)
                 )
-                module.weight.data = (weight_OI + update.config.scaling * (b_OR @ a_RI)).to(weight_OI.dtype)
+                change_OI = update.config.scaling * (b_OR @ a_RI)
+                stored = change_OI.T if isinstance(module, Conv1D) else change_OI  # as (I, O)
+                module.weight.data = (weight + stored).to(weight.dtype)
         try:
             yield
         finally:
-            for module, weight_OI, _ in changed:
-                module.weight.data = weight_OI
+            for module, weight, _ in changed:
+                module.weight.data = weight
 
     def _parameter(self, start: int, rows: int, columns: int) -> torch.nn.Parameter:
         """Return a stacked matrix that is a view of the flat values, and its gradient one of the flat gradients."""

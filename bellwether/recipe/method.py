@@ -9,7 +9,10 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from bellwether.recipe.section import Section, ours_or_own
 
-_NAMES = ("fedavg", "uniform", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "flexlora")
+_NAMES = (
+    *("fedavg", "uniform", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"),
+    *("ffa_lora", "rolora", "flora", "fedex_lora", "flexlora", "fedsa_lora", "ditto"),
+)
 _NAME = "the method; the fields beside it are its own"
 _SERVER_RATE = "the server's step size, eta"
 _BETA1, _BETA2 = "decay of the server's first moment", "decay of the server's second moment"
@@ -79,10 +82,47 @@ class Scaffold(Section):
     learning_rate: float = Field(1.0, gt=0, description=_SERVER_RATE)
 
 
+class FfaLora(Section):
+    """FFA-LoRA: A stays as it was drawn at first, B alone is trained."""
+
+    name: Literal["ffa_lora"] = Field("ffa_lora", description=_NAME)
+
+
+class RoLora(Section):
+    """RoLoRA: B is trained in odd rounds, A in even ones."""
+
+    name: Literal["rolora"] = Field("rolora", description=_NAME)
+
+
+class Flora(Section):
+    """FLoRA: the mean of the clients' products is folded into the base, and every round begins anew."""
+
+    name: Literal["flora"] = Field("flora", description=_NAME)
+
+
+class FedExLora(Section):
+    """FedEx-LoRA: FedAvg, and what its adapter lacks of the mean of products is folded into the base."""
+
+    name: Literal["fedex_lora"] = Field("fedex_lora", description=_NAME)
+
+
 class FlexLora(Section):
     """FlexLoRA: clients of unlike ranks (lora.ranks), whose products are averaged."""
 
     name: Literal["flexlora"] = Field("flexlora", description=_NAME)
+
+
+class FedSaLora(Section):
+    """FedSA-LoRA: A is shared, and every client keeps a B of its own."""
+
+    name: Literal["fedsa_lora"] = Field("fedsa_lora", description=_NAME)
+
+
+class Ditto(Section):
+    """FedAvg, and beside it at every client an adapter of its own, drawn to the shared one."""
+
+    name: Literal["ditto"] = Field("ditto", description=_NAME)
+    weight: float = Field(0.1, ge=0, description="Ditto's lambda, how strongly a client's own adapter is drawn")
 
 
 class OwnMethod(Section):
@@ -95,7 +135,10 @@ class OwnMethod(Section):
 # Of ours by their names; any other name is a person's own function.
 METHODS: dict[str, type[Section]] = {
     section.model_fields["name"].default: section
-    for section in (FedAvg, Uniform, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad, Scaffold, FlexLora)
+    for section in (
+        *(FedAvg, Uniform, FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad, Scaffold),
+        *(FfaLora, RoLora, Flora, FedExLora, FlexLora, FedSaLora, Ditto),
+    )
 }
 OWN = "own"
 
@@ -115,7 +158,13 @@ MethodSection = Annotated[
     | Annotated[FedYogi, Tag("fedyogi")]
     | Annotated[FedAdagrad, Tag("fedadagrad")]
     | Annotated[Scaffold, Tag("scaffold")]
+    | Annotated[FfaLora, Tag("ffa_lora")]
+    | Annotated[RoLora, Tag("rolora")]
+    | Annotated[Flora, Tag("flora")]
+    | Annotated[FedExLora, Tag("fedex_lora")]
     | Annotated[FlexLora, Tag("flexlora")]
+    | Annotated[FedSaLora, Tag("fedsa_lora")]
+    | Annotated[Ditto, Tag("ditto")]
     | Annotated[OwnMethod, Tag(OWN)],
     Discriminator(_tag),
 ]

@@ -234,7 +234,12 @@ def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -
     if recipe.lora.ranks and not method.mixed_ranks:
         problems.append(
             f"lora.ranks gives clients unlike ranks, but the method {name} takes one rank for all; set method.name to "
-            "flexlora, or leave lora.ranks out."
+            "flexlora or flora, or leave lora.ranks out."
+        )
+    if recipe.model.quantization != "none" and method.folds:
+        problems.append(
+            f"The method {name} folds updates into the base, but model.quantization is {recipe.model.quantization}; "
+            "set it to none, or take another method."
         )
     client_ranks(recipe.lora, clients, Randomness(recipe.seed))
     if problems:

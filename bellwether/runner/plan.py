@@ -139,7 +139,10 @@ def plan(recipe: Recipe) -> Plan:
         evaluate_seconds=evaluations(recipe) * evaluation_seconds(facts, recipe, prepared.scored.rows, measured),
         device=measured.device,
         warnings=prepared.warnings,
-        notes=[*found, *prepared.notes, *_selected(recipe), *_unreached(facts), *doubts(measured.device)],
+        notes=[
+            *(*found, *prepared.notes, *_selected(recipe)),
+            *(*_folded(facts, recipe, adapter.modules), *_unreached(facts), *doubts(measured.device)),
+        ],
     )
 
 
@@ -235,6 +238,21 @@ def _selected(recipe: Recipe) -> list[str]:
         again = ", and the adapter once more down" if selection.features == "model" else ""
         notes.append(f"A survey comes before each round: clients also send centroids, 4 bytes a dimension{again}.")
     return notes
+
+
+def _folded(facts: ModelFacts, recipe: Recipe, modules: Sequence[str]) -> list[str]:
+    """Return what a person should know of bytes where a method folds updates into the base."""
+    from bellwether.method.named import make_method
+
+    if not make_method(recipe.method).folds:
+        return []
+    shapes = [shape for shape in facts.linears if shape.path in set(modules)]
+    rank = max(min(shape.inputs, shape.outputs) for shape in shapes)
+    most = byte_size(4 * rank * sum(shape.inputs + shape.outputs for shape in shapes))
+    return [
+        f"The method {recipe.method.name} folds updates into the base: their sum goes down to each client as well, is "
+        f"not counted here, and grows with the rounds, to at most {most}."
+    ]
 
 
 def _unreached(facts: ModelFacts) -> list[str]:

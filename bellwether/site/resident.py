@@ -421,9 +421,9 @@ def _check_folded(folded: Adapter | None, holdings: Holdings) -> None:
     """
     if folded is None:
         return
-    name = holdings.recipe.method.name
-    if not isinstance(holdings.recipe.method, OwnMethod):
-        raise UpdateRejected(f"it brings an update to fold into the base, which the method {name} does not do")
+    section = holdings.recipe.method
+    if not isinstance(section, OwnMethod) and not make_method(section).folds:
+        raise UpdateRejected(f"it brings an update to fold into the base, which the method {section.name} does not do")
     own, its = holdings.config, folded.config
     if (its.alpha, its.rslora) not in ((own.alpha, own.rslora), (float(its.rank), False)) or _trained_as(
         replace(its, alpha=own.alpha, rslora=own.rslora)
