@@ -316,7 +316,7 @@ def _close(
         apart = sorted(updates, key=lambda update: update.client) if method.weigh is None else ()
         clients = len(federation.ranks)
         state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))
-    check_state(state, progress.state, f"Round {round}: {name}")
+    check_state(state, progress.state, f"Round {round}: {name}", folds=federation.method.folds)
     return state
 
 

@@ -23,13 +23,13 @@ def update(client: str, a: list[float], b: list[float], rows: int) -> Update:
 UPDATES = [update("x", [1.0, 2.0], [4.0, 0.0], 10), update("y", [3.0, -2.0], [0.0, 8.0], 30)]
 
 
-def closed(method, updates, state=None, clients=2, failure=None):
+def closed(method, updates, state=None, clients=2, failure=None, round=1):
     """Close a round as the loop does; the state after it."""
     began = state or State(START)
     mean = mean_of(updates, method.weigh) if updates and method.weigh else None
     apart = () if method.weigh else sorted(updates, key=lambda update: update.client)
     cohort = [update.client for update in updates]
-    return method.close(Closing(1, began, clients, cohort, mean, apart, failure, Randomness(0)))
+    return method.close(Closing(round, began, clients, cohort, mean, apart, failure, Randomness(0)))
 
 
 def test_fedavg_weighs_a_and_b_separately_by_rows():

@@ -513,14 +513,14 @@ def test_the_model_card_of_a_default_run_says_how_to_load_it(workshop: Path) -> 
 # Links, pictures, words ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
+@pytest.mark.parametrize("document", PAGES, ids=NAMES)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(document)):
         if target.startswith("https://"):
             assert re.match(r"https://arxiv\.org/abs/\d{4}\.\d{5}$", target), target
             continue
         path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
+        file = (document.parent / path).resolve() if path else document
         assert file.is_relative_to(ROOT)
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
@@ -546,9 +546,9 @@ def test_pictures_load_nothing_from_elsewhere() -> None:
         assert hosts <= {"www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org", "www.textualize.io"}, hosts
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_pages_speak_of_the_project_alone(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", PAGES, ids=NAMES)
+def test_pages_speak_of_the_project_alone(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
     forbidden = (
         r"pip install (-U )?bellwether",
         r"http://(?!127\.0\.0\.1)",

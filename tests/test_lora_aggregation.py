@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from rounding import gamma
 from test_aggregate import closed
 from test_methods import A, B, case, number, product
 
@@ -11,6 +13,7 @@ from bellwether.method.exact import fedex_lora, flora
 from bellwether.method.halves import ffa_lora, rolora
 from bellwether.method.method import Known, State, Step, Trained
 from bellwether.method.personal import ditto, fedsa_lora
+from bellwether.runner.wiring import result_of
 from bellwether.tools.randomness import Draws
 
 MODULES, SHAPES = ("q", "v"), {"q": (9, 7), "v": (5, 9)}  # inputs, outputs
@@ -71,8 +74,9 @@ def test_flora_folds_the_mean_of_products_and_begins_with_a_new_a_and_a_b_of_zer
     new_RI = state.adapter.tensors[A]
     assert np.abs(new_RI).max() < 1 / np.sqrt(2)
     assert len({*new_RI.ravel(), *adapter.tensors[A].ravel()}) == 6, "drawn anew"
-    again = closed(flora(), updates, State(adapter))
+    again, later = (closed(flora(), updates, State(adapter), round=round) for round in (1, 2))
     np.testing.assert_array_equal(again.adapter.tensors[A], new_RI)
+    assert not (later.adapter.tensors[A] == new_RI).any()
 
 
 def test_fedex_lora_folds_what_the_means_lack():
@@ -104,19 +108,35 @@ def test_what_all_begin_with_is_the_true_mean_of_the_clients_products(make, rank
         assert np.linalg.norm(products(mean)["q"] - exact["q"]) > 0.1 * np.linalg.norm(exact["q"])
 
 
-@pytest.mark.parametrize("make", [flora, fedex_lora])
-def test_what_is_folded_round_by_round_adds_up_and_no_rank_grows_beyond_the_weights(make):
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("make", "ranks", "rank"), [(flora, (4, 4), 7), (fedex_lora, (4, 4), 7), (flora, (1, 1), 6), (flora, (2, 1), 7)]
+)
+def test_what_is_folded_round_by_round_adds_up_and_no_rank_grows_beyond_the_weights(make, ranks, rank, dtype):
     adapter, _, _ = drawn(0)
-    state, sums = State(adapter), dict.fromkeys(MODULES, 0.0)
-    for round in range(5):
-        before = products(whole(state))
-        base = {module: value - products(state.adapter)[module] for module, value in before.items()}
-        _, updates, exact = drawn(round + 1)
-        state = closed(make(), updates, state)
-        sums = {module: base[module] + exact[module] for module in MODULES}
-        assert_equal(products(whole(state)), sums)
-    assert state.folded.config.rank == 7, "of 9 inputs and 7 outputs"
+    adapter = adapter.with_tensors({key: value.astype(dtype) for key, value in adapter.tensors.items()})
+    state, largest = State(adapter), 0.0
+    for round in range(3):
+        # What the clients begin with, less the adapter that they change: their mean takes its place.
+        base = {module: value - products(state.adapter)[module] for module, value in products(whole(state)).items()}
+        _, updates, exact = drawn(round + 1, ranks)
+        state = closed(make(), updates, state, round=round + 1)
+        for module in MODULES:
+            largest = max(largest, np.abs(exact[module]).max())
+            # Sums of at most 12 products of stored values, in three rounds.
+            near = gamma(torch.float64 if dtype == np.float64 else torch.float32, 3 * 40) * 40 * largest
+            found = products(whole(state))[module]
+            np.testing.assert_allclose(found, base[module] + exact[module], rtol=0, atol=near)
+    assert state.folded.config.rank == rank, "of weights with 9 inputs and 7 outputs"
     assert state.folded.config.scaling == 1.0
+    assert state.folded.tensors[key_a("q")].dtype == dtype
+
+
+def test_an_adapter_that_was_begun_anew_is_no_part_of_the_result():
+    adapter, updates, _ = case()
+    state = closed(flora(), updates, State(adapter))
+    assert result_of(state).config.rank == state.folded.config.rank == 2
+    np.testing.assert_allclose(product(result_of(state)), product(state.folded), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("make", [flora, fedex_lora, ffa_lora, rolora, fedsa_lora, ditto])
@@ -179,7 +199,7 @@ def test_fedsa_lora_sends_a_and_keeps_b_which_the_client_goes_on_from_and_serves
 
 def test_two_rounds_of_dittos_own_adapter_are_those_worked_by_hand():
     # F(v) = ½ (v - 3)², lambda 0.5, rate 0.1: two steps from v = x = 1, then one from there to x = 2.
-    method = ditto(weight=0.5)
+    method = ditto(pull=0.5)
     shared, personal = method.passes
 
     def steps(begun, start, count):

@@ -563,9 +563,15 @@ def test_bytes_of_arrays_count_in_both_directions():
         ),
         (replace(fedavg(), returns=lambda payload: 1 / 0), "what the method fedavg expects back failed .*ZeroDivision"),
         (replace(fedavg(), returns=lambda payload: [7]), "what the method fedavg expects back failed"),
-        (Method(lambda closing: replace(closing.state, folded="x")), "the method fedavg folds no adapter"),
         (
-            Method(lambda closing: replace(closing.state, folded=replace(START, tensors={A: START.tensors[A]}))),
+            Method(lambda closing: replace(closing.state, folded=START)),
+            "the method fedavg folds an update into the base; say so by Method\\(..., folds=True\\)",
+        ),
+        (Method(lambda closing: replace(closing.state, folded="x"), folds=True), "the method fedavg folds no adapter"),
+        (
+            Method(
+                lambda closing: replace(closing.state, folded=replace(START, tensors={A: START.tensors[A]})), folds=True
+            ),
             "the method fedavg folds an adapter whose .*lora_B.weight is NoneType",
         ),
         (
@@ -645,6 +651,16 @@ def recipe_of(*overrides):
         (
             ["lora.ranks=[2, 4]"],
             ["lora.ranks gives clients unlike ranks, but the method fedavg takes one rank for all"],
+        ),
+        (
+            ["method.name=flora", "model.quantization=4bit"],
+            [
+                "The method flora folds updates into the base, but model.quantization is 4bit; set model.quantization=none"
+            ],
+        ),
+        (
+            ["method.name=fedex_lora", "model.dtype=bfloat16"],
+            ["The method fedex_lora folds updates into the base, whose weights would lose most of them in bfloat16"],
         ),
     ],
 )

@@ -86,6 +86,19 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
     assert len({record["round"] for record in evaluations}) == made.evaluations
 
 
+def test_of_a_method_that_folds_the_weights_are_counted_twice_and_what_goes_down_is_told(small):
+    from bellwether.recipe.method import Flora
+
+    made, plain = plan(small.model_copy(update={"method": Flora()})), plan(small)
+    base = open_base(small.model)
+    adapted = sum(shape.inputs * shape.outputs for shape in base.facts.linears)  # all-linear
+    assert made.memory["weights with what is folded"] == 4 * adapted
+    assert made.memory.keys() - plain.memory.keys() == {"weights with what is folded"}
+    (said,) = [note for note in made.notes if "folds" in note]
+    assert "The method flora folds updates into the base: their sum goes down to each client as well" in said
+    assert not [note for note in plain.notes if "folds" in note]
+
+
 def test_every_pass_of_a_method_is_work(small, monkeypatch):
     from bellwether.method import named
     from bellwether.method.average import fedavg

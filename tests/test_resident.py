@@ -22,7 +22,7 @@ from bellwether.exchange.seal import Header, Parcel, sealed
 from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
 from bellwether.method.scaffold import scaffold
-from bellwether.recipe.method import FedAvg, FlexLora, OwnMethod
+from bellwether.recipe.method import FedAvg, FlexLora, Flora
 from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, entries
 from bellwether.site.policy import Policy, as_limit
@@ -261,9 +261,6 @@ def test_names_that_only_peft_reads_may_be_others(tmp_path):
     assert "rows" in ask(resident("north", tmp_path), replace(TRAIN, payload=Payload(named)))
 
 
-OWN = OwnMethod(name="mine:folding")
-
-
 @pytest.mark.parametrize("method", [FedAvg(), FlexLora()])
 @pytest.mark.parametrize("alpha", [1.0, 1e-12])
 def test_an_update_to_fold_is_refused_where_the_method_folds_none(tmp_path, method, alpha):
@@ -286,11 +283,11 @@ def test_an_update_to_fold_is_refused_where_the_method_folds_none(tmp_path, meth
         ({"fan_in_fan_out": True}, False),
     ],
 )
-def test_a_method_of_ones_own_folds_in_the_scalings_that_methods_have_alone(tmp_path, change, taken):
+def test_a_method_that_folds_does_so_in_the_scalings_that_methods_have_alone(tmp_path, change, taken):
     config = replace(START.config, **change)
     shapes = tensor_shapes(config, {"q": (2, 2)})
     folded = Adapter(config, {key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
-    said = ask(working_by(OWN, tmp_path), replace(TRAIN, payload=Payload(START, folded=folded)))
+    said = ask(working_by(Flora(), tmp_path), replace(TRAIN, payload=Payload(START, folded=folded)))
     assert ("rows" in said) == taken
     assert ("what it folds into the base has another alpha" in said) != taken
 

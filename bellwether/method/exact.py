@@ -6,10 +6,11 @@ With client i's rank r_i, scaling s_i and share of rows p_i, and M = Σ p_i s_i 
     FedEx-LoRA      W ← W + M - s B̄ Ā           every round begins with Ā = Σ p_i A_i and B̄ = Σ p_i B_i
 
 FLoRA: Wang et al. 2024, arXiv 2409.05976, section 3.2. FedEx-LoRA: Singhal et al. 2024, arXiv 2410.09432, equation 8.
-Both ways a client begins the next round with the base and adapter whose product is the mean. The sum of all that was
+Both ways base and adapter together are, in the next round, what the mean of the clients' was. The sum of all that was
 folded so far travels as factors to every client in every round, since one that was away has missed some of it; in the
 papers clients keep it, and what came in a round travels alone. Clients are weighted by rows: FedEx-LoRA's release
-weighs all alike.
+weighs all alike. After many rounds the rank of what is folded is that of the weights, so both are for models whose
+adapted weights have a place in memory once more.
 
 Shape legend: R rank, I inputs, O outputs, K sum of ranks.
 """
@@ -71,7 +72,9 @@ def _fold_the_rest(closing: Closing) -> State:
 
 
 def _lacking(module: str, closing: Closing, adapter: Adapter) -> Product:
-    """Return the mean of products less the adapter's own, which is that of its values as they are stored."""
+    """Return the mean of products less the product of means, Σ p_i s (B_i - B̄) (A_i - Ā)."""
     left_OK, right_KI = mean_product(module, closing.updates, adapter)
     a_RI, b_OR = (adapter.tensors[key(module)].astype(np.float64) for key in (key_a, key_b))
-    return Product(np.concatenate([left_OK, -adapter.config.scaling * b_OR], axis=1), np.concatenate([right_KI, a_RI]))
+    total, scaling = sum(map(by_rows, closing.updates)), adapter.config.scaling
+    means_OK = np.concatenate([by_rows(update) / total * scaling * b_OR for update in closing.updates], axis=1)
+    return Product(left_OK - means_OK, right_KI - np.tile(a_RI, (len(closing.updates), 1)))

@@ -8,7 +8,8 @@ the client's own, v, on the same rows:
 
     v ← v - η (∇F(v) + λ (v - x))
 
-with x as the round began with it. v begins with the first x that the client is sent, and is never sent itself.
+with x as the round began with it. v begins with the first x that the client is sent, and is never sent itself. So it is
+with plain SGD and without clipping; AdamW and ``clip_norm`` act on the whole bracket.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ def fedsa_lora() -> Method:
     return replace(fedavg(), give=_wanting_a, passes=(Pass(begin=own_or_sent),), finish=_keep_b, serves=own_or_sent)
 
 
-def ditto(weight: float = 0.1) -> Method:
+def ditto(pull: float = 0.1) -> Method:
     """Return Ditto over FedAvg; clients are weighted by their rows.
 
     Args:
-        weight: λ, how strongly a client's own adapter is drawn to the shared one.
+        pull: λ, how strongly a client's own adapter is drawn to the shared one.
     """
-    passes = (Pass(), Pass(begin=own_or_sent, correct=proximal(weight)))
+    passes = (Pass(), Pass(begin=own_or_sent, correct=proximal(pull)))
     return replace(fedavg(), passes=passes, finish=_keep_second, serves=own_or_sent)
 
 

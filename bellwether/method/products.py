@@ -8,7 +8,7 @@ Shape legend: R rank of an adapter, r of a client's, K sum of ranks, I inputs, O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -87,23 +87,27 @@ def cut(adapter: Adapter, rank: int) -> Adapter:
     return Adapter(replace(adapter.config, rank=rank), tensors)
 
 
-def added(before: Adapter | None, more: dict[str, Product], like: Adapter) -> Adapter:
-    """Return an update of the weights that adds products to those of an earlier one, in a scaling of 1.
+def added(before: Adapter | None, more: Mapping[str, Product], like: Adapter) -> Adapter:
+    """Return an update of the weights that adds products to those of an earlier one.
 
     Ranks add up until no module's product can have so many directions; from then on the sum is brought to that rank,
     which takes nothing from it.
 
     Args:
         before: the earlier update; None adds to nothing.
-        more: by module, all with the same K.
+        more: by module, all of the same K.
         like: an adapter for the same modules, whose precision the result has.
+
+    Returns:
+        An adapter of the summed rank, or of the largest that a module's product can have, in a scaling of 1.
     """
+    most = max(min(len(product.left_OK), product.right_KI.shape[1]) for product in more.values())
+    stacked_rank = len(next(iter(more.values())).right_KI) + (0 if before is None else before.config.rank)
+    rank = min(most, stacked_rank)
     tensors: dict[str, NDArray[Any]] = {}
-    whole = {module: _joined(before, module, product) for module, product in more.items()}
-    most = max(min(len(product.left_OK), product.right_KI.shape[1]) for product in whole.values())
-    rank = min(most, len(next(iter(whole.values())).right_KI))
-    for module, (left_OK, right_KI) in whole.items():
-        if len(right_KI) > rank:
+    for module, product in more.items():
+        left_OK, right_KI = _joined(before, module, product)
+        if stacked_rank > rank:
             right_KI, left_OK = factors(left_OK, right_KI, np.zeros((rank, right_KI.shape[1])))
         dtype = like.tensors[key_b(module)].dtype
         tensors |= {key_a(module): right_KI.astype(dtype), key_b(module): left_OK.astype(dtype)}

@@ -30,7 +30,7 @@ def first_state(method: Method, adapter: Adapter) -> State:
     who = "The method's begin"
     with naming(who, RoundFailed):
         state = method.begin(adapter)
-    check_state(state, State(adapter), who)
+    check_state(state, State(adapter), who, folds=method.folds)
     return state
 
 
@@ -93,13 +93,14 @@ def check_weights(updates: Sequence[Update], weigh: Callable[[Update], float], w
             raise RoundFailed(f"{who} weighs {update.client} by {weight!r}; return a positive number.")
 
 
-def check_state(state: State, before: State, who: str) -> None:
+def check_state(state: State, before: State, who: str, *, folds: bool) -> None:
     """Refuse a state that cannot be gone on from.
 
     Args:
         state: what the method closed a round with.
         before: what the round began with.
         who: the method and the round, which open the sentence.
+        folds: whether the method says that it folds updates into the base.
 
     Raises:
         RoundFailed: its adapter is not like the one before or not finite, it remembers no mapping, or what it folds
@@ -116,6 +117,8 @@ def check_state(state: State, before: State, who: str) -> None:
     folded, modules = state.folded, before.adapter.config.modules
     if folded is None:
         return
+    if not folds:
+        raise RoundFailed(f"{who} folds an update into the base; say so by Method(..., folds=True).")
     if not isinstance(folded, Adapter) or folded.config.modules != modules:
         raise RoundFailed(f"{who} folds no adapter for the same modules into the base; give one, or None.")
     rank = folded.config.rank

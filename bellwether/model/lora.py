@@ -245,13 +245,11 @@ class LoraLayers(torch.nn.Module):
             raise ModelError("An update can be folded into plain linear modules only; set model.quantization to none.")
         with torch.no_grad():
             for module, weight, path in changed:
-                a_RI, b_OR = (
-                    torch.from_numpy(update.tensors[key(path)]).to(weight.device, torch.float64)
-                    for key in (key_a, key_b)
-                )
+                # On the CPU, since not every other device has float64.
+                a_RI, b_OR = (torch.from_numpy(update.tensors[key(path)]).double() for key in (key_a, key_b))
                 change_OI = update.config.scaling * (b_OR @ a_RI)
                 stored = change_OI.T if isinstance(module, Conv1D) else change_OI  # as (I, O)
-                module.weight.data = (weight + stored).to(weight.dtype)
+                module.weight.data = (weight.cpu() + stored).to(weight)
         try:
             yield
         finally:

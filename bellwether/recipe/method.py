@@ -122,7 +122,9 @@ class Ditto(Section):
     """FedAvg, and beside it at every client an adapter of its own, drawn to the shared one."""
 
     name: Literal["ditto"] = Field("ditto", description=_NAME)
-    weight: float = Field(0.1, ge=0, description="Ditto's lambda, how strongly a client's own adapter is drawn")
+    pull: float = Field(
+        0.1, ge=0, description="Ditto's lambda, how strongly a client's own adapter is drawn to the shared one"
+    )
 
 
 class OwnMethod(Section):

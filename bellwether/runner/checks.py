@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.errors import DataError, RecipeError
 from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
+from bellwether.method.method import as_sent
 from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.tools.functions import load_function
@@ -236,14 +237,33 @@ def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -
             f"lora.ranks gives clients unlike ranks, but the method {name} takes one rank for all; set method.name to "
             "flexlora or flora, or leave lora.ranks out."
         )
-    if recipe.model.quantization != "none" and method.folds:
+    model = recipe.model
+    if method.folds and model.quantization != "none":
         problems.append(
-            f"The method {name} folds updates into the base, but model.quantization is {recipe.model.quantization}; "
-            "set it to none, or take another method."
+            f"The method {name} folds updates into the base, but model.quantization is {model.quantization}; set "
+            "model.quantization=none, or take another method."
+        )
+    elif method.folds and model.dtype == "bfloat16":
+        problems.append(
+            f"The method {name} folds updates into the base, whose weights would lose most of them in {model.dtype}; "
+            "set model.dtype=float32, or take another method."
         )
     client_ranks(recipe.lora, clients, Randomness(recipe.seed))
     if problems:
         raise RecipeError(problems)
+
+
+def method_warnings(recipe: Recipe) -> list[str]:
+    """Return what a person should know of a method whose clients serve adapters of their own."""
+    if make_method(recipe.method).serves is as_sent:
+        return []
+    text = (
+        f"With the method {recipe.method.name} each client serves an adapter of its own; the run's test rows, trials "
+        "and the adapter at the end are of what all share"
+    )
+    if recipe.partition.client_test_fraction:
+        return [f"{text}."]
+    return [f"{text}: set partition.client_test_fraction to see how well clients are served."]
 
 
 def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

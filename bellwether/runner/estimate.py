@@ -69,6 +69,8 @@ def memory_bytes(
     stands in it, and the float32 inputs of adapted modules as above; and the loss keeps a gradient of the hidden
     size, beside parts of the logits of a fixed size.
 
+    Where the method folds updates into the base, the adapted weights are there a second time.
+
     With gradient checkpointing it is one layer's part of all this at a time, and each layer's input. Each of several
     processes takes all this, and the one that evaluates a base as well.
 
@@ -80,6 +82,7 @@ def memory_bytes(
         longest: tokens of the longest row.
         together: clients trained together in a process, each with an adapter, whose rows share ``engine.tokens``.
     """
+    from bellwether.method.named import make_method
     from bellwether.model.quantized import weight_bytes
 
     width, whole = 2 if recipe.model.dtype == "bfloat16" else 4, _runs_end_to_end(facts, recipe)
@@ -95,7 +98,10 @@ def memory_bytes(
     processes = recipe.engine.processes
     per_weight = 8 if recipe.training.optimizer == "sgd" else 16
     bases = processes if processes == 1 else processes + 1
+    folded = sum(shape.inputs * shape.outputs for shape in adapted.values()) if make_method(recipe.method).folds else 0
+    changed = {"weights with what is folded": bases * folded * width} if folded else {}
     return {
+        **changed,
         "base weights": bases * weight_bytes(facts, width, recipe.model.quantization),
         "adapter and optimizer": processes * per_weight * adapter * together,
         "activations": processes * tokens * per_token,

@@ -33,6 +33,7 @@ from bellwether.runner.checks import (
     doubled_warnings,
     embedded_warnings,
     length_warnings,
+    method_warnings,
     selection_warnings,
 )
 from bellwether.runner.opened import Opened
@@ -169,6 +170,7 @@ def prepare_with(
         )
     rows = {client: len(clients[client].rows) for client in clients} if here else {}
     warnings += selection_warnings(recipe.selection, rows)
+    warnings += method_warnings(recipe)
     if recipe.model.path == "starter":
         held = [row for client in federated.clients.values() for row in client]
         warnings += embedded_warnings(held, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])

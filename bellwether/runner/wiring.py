@@ -12,7 +12,7 @@ from bellwether.client.score import by_category, by_group, score
 from bellwether.engine.processes import ProcessEngine, Work, local_engine, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError, first_line
-from bellwether.exchange.adapter import Adapter, AdapterConfig, stacked
+from bellwether.exchange.adapter import Adapter, AdapterConfig, key_b, stacked
 from bellwether.exchange.records import EvaluationRecord, Note, Record, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
@@ -245,7 +245,12 @@ def _state_from(path: Path, adapter: Adapter, kept: Mapping[str, Any]) -> State:
 
 def result_of(state: State) -> Adapter:
     """Return the adapter that a run gives: the last one, with what was folded into the base before it."""
-    return state.adapter if state.folded is None else stacked([state.folded, state.adapter])
+    if state.folded is None:
+        return state.adapter
+    parts = [state.folded, state.adapter]
+    if not any(state.adapter.tensors[key_b(module)].any() for module in state.adapter.config.modules):
+        parts.pop()  # an adapter that was begun anew adds nothing
+    return stacked(parts)
 
 
 def newest_result(path: Path) -> tuple[Adapter, Sequence[Record]]:

@@ -41,7 +41,6 @@ from bellwether.method.method import Method, as_sent, send_trained
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.method import OwnMethod
 from bellwether.recipe.recipe import Recipe
 from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
@@ -417,12 +416,12 @@ def _check_payload(payload: Payload, holdings: Holdings) -> None:
 def _check_folded(folded: Adapter | None, holdings: Holdings) -> None:
     """Refuse an update to fold into the base where the method folds none, or in another scaling than methods have it.
 
-    A method of one's own can fold, in the adapter's own scaling or, once several rounds are stacked, in that of 1.
+    A method folds in the adapter's own scaling or, once several rounds are stacked, in that of 1.
     """
     if folded is None:
         return
     section = holdings.recipe.method
-    if not isinstance(section, OwnMethod) and not make_method(section).folds:
+    if not make_method(section).folds:
         raise UpdateRejected(f"it brings an update to fold into the base, which the method {section.name} does not do")
     own, its = holdings.config, folded.config
     if (its.alpha, its.rslora) not in ((own.alpha, own.rslora), (float(its.rank), False)) or _trained_as(
