@@ -27,7 +27,7 @@ from bellwether.method.returned import first_state
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
-from bellwether.runner.checks import check_methods
+from bellwether.runner.checks import check_methods, method_warnings
 from bellwether.store.client_state import METHOD, forgotten, keep_state, kept_rounds
 from bellwether.tools.randomness import Randomness
 
@@ -655,7 +655,8 @@ def recipe_of(*overrides):
         (
             ["method.name=flora", "model.quantization=4bit"],
             [
-                "The method flora folds updates into the base, but model.quantization is 4bit; set model.quantization=none"
+                "The method flora folds updates into the base, but model.quantization is 4bit; set "
+                "model.quantization=none"
             ],
         ),
         (
@@ -668,6 +669,14 @@ def test_what_a_method_is_not_right_with_is_refused_before_anything_is_loaded(ov
     with pytest.raises(RecipeError) as caught:
         check_methods(recipe_of(*overrides), ["a", "b"], None)
     assert all(text in str(caught.value) for text in said)
+
+
+def test_what_clients_serve_of_their_own_is_said_to_be_none_of_the_runs_test_rows():
+    assert method_warnings(recipe_of("method.name=fedex_lora")) == []
+    (said,) = method_warnings(recipe_of("method.name=ditto"))
+    assert "are of what all share: set partition.client_test_fraction to see" in said
+    (said,) = method_warnings(recipe_of("method.name=fedsa_lora", "partition.client_test_fraction=0.2"))
+    assert said.endswith("the adapter at the end are of what all share.")
 
 
 def test_a_method_is_taken_with_what_it_needs():

@@ -90,8 +90,8 @@ def test_of_a_method_that_folds_the_weights_are_counted_twice_and_what_goes_down
     from bellwether.recipe.method import Flora
 
     made, plain = plan(small.model_copy(update={"method": Flora()})), plan(small)
-    base = open_base(small.model)
-    adapted = sum(shape.inputs * shape.outputs for shape in base.facts.linears)  # all-linear
+    linears = load_base(small.model).facts.linears
+    adapted = sum(shape.inputs * shape.outputs for shape in linears)  # all-linear
     assert made.memory["weights with what is folded"] == 4 * adapted
     assert made.memory.keys() - plain.memory.keys() == {"weights with what is folded"}
     (said,) = [note for note in made.notes if "folds" in note]
