@@ -82,6 +82,7 @@ def same(one, other) -> bool:
 
 
 def test_updates_are_byte_equal_to_those_of_one_process_and_come_in_the_cohorts_order(both, workers):
+    torch.set_num_threads(1)  # as many as each of the two has
     for round, cohort in ((1, ["d", "a", "c", "e"]), (2, ["b"])):
         tasks = both.tasks(cohort, round)
         ours, theirs = list(workers.ask(tasks)), list(both.local.ask(tasks))
