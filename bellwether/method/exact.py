@@ -5,7 +5,7 @@ With client i's rank r_i, scaling s_i and share of rows p_i, and M = Σ p_i s_i 
     FLoRA           W ← W + M                   every round begins with a new A and a B of zero
     FedEx-LoRA      W ← W + M - s B̄ Ā           every round begins with Ā = Σ p_i A_i and B̄ = Σ p_i B_i
 
-FLoRA: Wang et al. 2024, arXiv 2409.05976, section 3.2. FedEx-LoRA: Singhal et al. 2024, arXiv 2410.09432, equation 8.
+FLoRA: Wang et al. 2024, arXiv 2409.05976. FedEx-LoRA: Singhal et al. 2024, arXiv 2410.09432.
 Both ways base and adapter together are, in the next round, what the mean of the clients' was. The sum of all that was
 folded so far travels as factors to every client in every round, since one that was away has missed some of it; in the
 papers clients keep it, and what came in a round travels alone. Clients are weighted by rows: FedEx-LoRA's release

@@ -2,9 +2,9 @@
 
 The mean of A times the mean of B is not the mean of B A. Where all clients have the same A it is: Σ p_i B_i A = B̄ A.
 
-FFA-LoRA (Sun et al. 2024, arXiv 2403.12313, section 4) never trains A, which stays as it was drawn at first. RoLoRA
-(Chen et al. 2025, arXiv 2502.01755, algorithm 1) trains B in odd rounds and A in even ones, the other half being the
-server's. Clients send the half that they trained. Down both halves travel, since a client may have missed a round.
+FFA-LoRA (Sun et al. 2024, arXiv 2403.12313) never trains A, which stays as it was drawn at first. RoLoRA (Chen et al.
+2025, arXiv 2502.01755) trains B in odd rounds and A in even ones, the other half being the server's. Clients send the
+half that they trained. Down both halves travel, since a client may have missed a round.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Personalisation: every client serves an adapter of its own, beside what all share.
 
-FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463, section 4) averages A alone; B stays at the client that trained it, and
+FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463) averages A alone; B stays at the client that trained it, and
 begins with the recipe's first one. The server's adapter has no B of its own, and so is the untuned base.
 
 Ditto (Li et al. 2021, arXiv 2012.04221, algorithm 1) trains the shared adapter x as FedAvg does, and after it one of

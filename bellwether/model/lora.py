@@ -245,11 +245,13 @@ class LoraLayers(torch.nn.Module):
             raise ModelError("An update can be folded into plain linear modules only; set model.quantization to none.")
         with torch.no_grad():
             for module, weight, path in changed:
-                # On the CPU, since not every other device has float64.
-                a_RI, b_OR = (torch.from_numpy(update.tensors[key(path)]).double() for key in (key_a, key_b))
+                precision = torch.float32 if weight.device.type == "mps" else torch.float64  # Apple's has no other
+                a_RI, b_OR = (
+                    torch.from_numpy(update.tensors[key(path)]).to(weight.device, precision) for key in (key_a, key_b)
+                )
                 change_OI = update.config.scaling * (b_OR @ a_RI)
                 stored = change_OI.T if isinstance(module, Conv1D) else change_OI  # as (I, O)
-                module.weight.data = (weight.cpu() + stored).to(weight)
+                module.weight.data = (weight + stored).to(weight.dtype)
         try:
             yield
         finally:
