@@ -138,6 +138,19 @@ def method_lines() -> list[str]:
     return lines
 
 
+def compatible_table() -> list[str]:
+    """Return the lines of the table of what goes together with each method."""
+    from bellwether.method.named import make_method
+    from bellwether.runner.compatible import RULES
+
+    lines = [f"| method | {' | '.join(rule.heading for rule in RULES)} |", f"| --- |{' --- |' * len(RULES)}"]
+    for name in METHODS:
+        recipes = [load_recipe(None, [f"method.name={name}", *rule.example]) for rule in RULES]
+        refused = [rule.refused(one, make_method(one.method)) for rule, one in zip(RULES, recipes, strict=True)]
+        lines.append(f"| `{name}` | {' | '.join('no' if sentences else 'yes' for sentences in refused)} |")
+    return lines
+
+
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
@@ -442,6 +455,12 @@ def test_the_table_of_fields_is_that_of_the_recipe() -> None:
     )
 
 
+def test_the_table_of_what_goes_together_is_the_one_that_recipes_are_checked_by() -> None:
+    assert between(ROOT / "docs" / "your-own-method.md", "compatible").splitlines() == compatible_table(), (
+        "write it anew: PYTHONPATH=. python tests/test_docs.py"
+    )
+
+
 def test_the_errors_that_the_docs_show_are_the_ones_that_are_printed(workshop: Path) -> None:
     shown = next(block.text for block in blocks(ROOT / "docs" / "recipes.md") if block.language == "text")
     (workshop / "mine.yaml").write_text(MINE + "training: {learningrate: 0.1}\n")
@@ -663,8 +682,12 @@ def test_the_table_of_a_comparison_is_written_from_a_folder(tmp_path: Path) -> N
 
 
 if __name__ == "__main__":
-    recipes = ROOT / "docs" / "recipes.md"
-    head, _, rest = recipes.read_text(encoding="utf-8").partition("<!-- fields:begin -->\n")
-    table = "".join(f"{line}\n" for line in fields_table())
-    tail = rest[rest.index("<!-- fields:end -->") :]
-    recipes.write_text(f"{head}<!-- fields:begin -->\n{table}{tail}", encoding="utf-8")
+    for page, mark, lines in (
+        ("recipes.md", "fields", fields_table()),
+        ("your-own-method.md", "compatible", compatible_table()),
+    ):
+        whole = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        head, _, rest = whole.partition(f"<!-- {mark}:begin -->\n")
+        tail = rest[rest.index(f"<!-- {mark}:end -->") :]
+        table = "".join(f"{line}\n" for line in lines)
+        (ROOT / "docs" / page).write_text(f"{head}<!-- {mark}:begin -->\n{table}{tail}", encoding="utf-8")

@@ -27,6 +27,7 @@ from bellwether.method.returned import first_state
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
+from bellwether.recipe.method import METHODS
 from bellwether.runner.checks import check_methods, method_warnings
 from bellwether.store.client_state import METHOD, forgotten, keep_state, kept_rounds
 from bellwether.tools.randomness import Randomness
@@ -669,6 +670,30 @@ def test_what_a_method_is_not_right_with_is_refused_before_anything_is_loaded(ov
     with pytest.raises(RecipeError) as caught:
         check_methods(recipe_of(*overrides), ["a", "b"], None)
     assert all(text in str(caught.value) for text in said)
+
+
+ONE_RANK = set(METHODS) - {"flora", "flexlora"}
+FOLDING = {"flora", "fedex_lora"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unable"),
+    [
+        (["training.optimizer=adamw"], {"scaffold"}),
+        (["lora.ranks=[2, 4]"], ONE_RANK),
+        (["model.quantization=8bit"], FOLDING),
+        (["model.dtype=bfloat16"], FOLDING),
+    ],
+)
+def test_just_the_methods_that_cannot_do_what_a_recipe_asks_for_are_refused(overrides, unable):
+    plain_sgd = ["training.optimizer=sgd", "training.schedule=constant", "training.clip_norm=null"]
+    refused = set()
+    for name in METHODS:
+        try:
+            check_methods(recipe_of(f"method.name={name}", *plain_sgd, *overrides), ["a", "b"], None)
+        except RecipeError:
+            refused.add(name)
+    assert refused == unable
 
 
 def test_what_clients_serve_of_their_own_is_said_to_be_none_of_the_runs_test_rows():

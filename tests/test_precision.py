@@ -38,6 +38,13 @@ def test_bfloat16_is_taken_where_it_is_half_as_fast_again(machine, times, dtype)
     assert f"takes {dtype}" in said[0]
 
 
+def test_a_method_that_folds_into_the_base_takes_float32_on_any_machine(machine):
+    timed, said = machine(8), []
+    assert with_precision(load_recipe(None, [AUTO, "method.name=flora"]), None, said.append).model.dtype == "float32"
+    assert "since the method flora folds updates into the base" in said[0]
+    assert timed == []
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_precision_that_is_named_is_taken_and_nothing_is_timed(machine, dtype):
     timed = machine(8)

@@ -28,6 +28,11 @@ _OURS: dict[str, Callable[..., Method]] = {
 }
 
 
+def our_methods() -> dict[str, Method]:
+    """Return the methods that a recipe names by a word, each with the hyperparameters that it begins with."""
+    return {name: made() for name, made in _OURS.items()}
+
+
 def make_method(section: MethodSection) -> Method:
     """Return the method that a recipe names, with the hyperparameters that stand beside the name.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_samp
 from bellwether.method.method import as_sent
 from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
+from bellwether.runner.compatible import refusals
 from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
 from bellwether.tools.words import counted
@@ -225,29 +225,7 @@ def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -
     for name in (recipe.training.loss, recipe.selection.method):
         if ":" in name:
             load_function(name)
-    method, name = make_method(recipe.method), recipe.method.name
-    problems = [
-        f"training.{field} is {json.dumps(value)}, but the method {name} is right only with {json.dumps(needed)}; set "
-        f"training.{field}={json.dumps(needed)}, or take another method."
-        for field, needed in method.needs.items()
-        if (value := getattr(recipe.training, field)) != needed
-    ]
-    if recipe.lora.ranks and not method.mixed_ranks:
-        problems.append(
-            f"lora.ranks gives clients unlike ranks, but the method {name} takes one rank for all; set method.name to "
-            "flexlora or flora, or leave lora.ranks out."
-        )
-    model = recipe.model
-    if method.folds and model.quantization != "none":
-        problems.append(
-            f"The method {name} folds updates into the base, but model.quantization is {model.quantization}; set "
-            "model.quantization=none, or take another method."
-        )
-    elif method.folds and model.dtype == "bfloat16":
-        problems.append(
-            f"The method {name} folds updates into the base, whose weights would lose most of them in {model.dtype}; "
-            "set model.dtype=float32, or take another method."
-        )
+    problems = refusals(recipe, make_method(recipe.method))
     client_ranks(recipe.lora, clients, Randomness(recipe.seed))
     if problems:
         raise RecipeError(problems)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bellwether.errors import CheckpointError, RecipeError
+from bellwether.method.named import make_method
 from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Model, Recipe
 from bellwether.runner.estimate import product_rate
@@ -31,11 +32,15 @@ def with_precision(recipe: Recipe, folder: Path | None, tell: Callable[[str], No
     Raises:
         CheckpointError: the recipe in the folder cannot be read.
         ModelError: the device that the recipe names is not there.
+        RecipeError: a person's own method is not there.
     """
     if recipe.model.dtype != "auto":
         return recipe
     if folder is not None and (folder / RECIPE).exists():
         return with_overrides(recipe, {"model.dtype": kept_recipe(folder).model.dtype})
+    if make_method(recipe.method).folds:
+        tell(f"model.dtype auto takes float32, since the method {recipe.method.name} folds updates into the base.")
+        return with_overrides(recipe, {"model.dtype": "float32"})
     times = speed_up(recipe.model)
     dtype = "bfloat16" if times >= WORTH else "float32"
     text = f"model.dtype auto takes {dtype}: products are {times:.1f} times as fast in bfloat16 as in float32 here"
