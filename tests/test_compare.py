@@ -215,6 +215,39 @@ def test_an_arm_without_a_federation_sets_what_counts_its_passes() -> None:
     assert arm_recipe(recipe, "x", recipe.compare.arms["x"], 0, 10).training.local_epochs == 6
 
 
+def test_the_untuned_base_is_scored_once_for_all_arms_and_seeds_and_scores_what_it_scores_alone(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bellwether.client import score as scoring
+
+    arms = {
+        "base": {"trains": "nobody"},
+        "federated": {"trains": "federation"},
+        "rank 5": {"set": {"lora.rank": 5, "lora.target_modules": ["k_proj"]}},
+        "shorter": {"trains": "nobody", "set": {"evaluation.max_new_tokens": 1}},
+    }
+    asked: list[bool] = []
+    ordinary = scoring.score
+
+    def recording(base: Any, layers: Any, *arguments: Any) -> Any:
+        asked.append(any(value.any() for key, value in layers.read(0).items() if "lora_B" in key))
+        return ordinary(base, layers, *arguments)
+
+    monkeypatch.setattr(scoring, "score", recording)
+    together = compare(comparing(tiny, [1, 2], **arms), tmp_path / "together")
+    assert asked.count(False) == 2  # of the base, and of shorter answers
+    assert asked.count(True) == 4  # two federations under two seeds
+    for name, arm in arms.items():
+        alone = compare(comparing(tiny, [2], **{name: arm}), tmp_path / f"alone {name}").outcomes
+        assert timeless(alone) == timeless([one for one in together.outcomes if (one.arm, one.seed) == (name, 2)])
+        if arm.get("trains") != "nobody":
+            first = [
+                (tmp_path / folder / name.replace(" ", "-") / "seed-2" / "run" / "answers" / "0000.jsonl").read_bytes()
+                for folder in ("together", f"alone {name}")
+            ]
+            assert first[0] == first[1]
+
+
 def test_rows_that_clients_hold_out_are_trained_by_no_arm(tiny: Recipe, tmp_path: Path) -> None:
     recipe = comparing(
         with_overrides(tiny, {"partition.client_test_fraction": 0.5}),

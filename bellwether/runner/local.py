@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bellwether.errors import DataError
 from bellwether.exchange.scores import Totals
 from bellwether.runner.prepare import Prepared
+from bellwether.runner.scoring import score_held_out
 from bellwether.store.comparison import Costs, Outcome
 from bellwether.tools.progress import within
 
@@ -123,9 +124,9 @@ def scored_outcome(name: str, trained: Trained, prepared: Prepared, base: Base, 
     from bellwether.client.score import score
 
     recipe, client = prepared.recipe, trained.client
+    scored = score_held_out(prepared, base, layers, trained.adapter)
     layers.fit(trained.adapter.config)
     layers.load(0, trained.adapter.tensors)
-    scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
     held_out = {
         owner: score(base, layers, rows.rows, recipe.evaluation, prepared.stop)
         for owner, rows in prepared.held_out.items()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bellwether.data.prompts import Template
 from bellwether.data.rows import Row, Tokenised
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Opened:
-    """Base models, rows of sources, and their tokens, each opened, read or made when it is first asked for.
+    """Base models, rows of sources, their tokens, and scores of untuned bases, each found when it is first asked for.
 
     One lives as long as a run, or as a comparison, whose arms and seeds deal the same rows out in other ways. What it
     holds does not travel: whatever a worker process is sent, it opens for itself, once.
@@ -27,6 +27,7 @@ class Opened:
     def __init__(self) -> None:
         self.base = functools.cache(_open_base)
         self.read = functools.cache(read_rows)
+        self.untuned: dict[Hashable, Sequence[Any]] = {}
         self._tokens: dict[tuple[Model, Data], dict[Row, Fitted]] = collections.defaultdict(dict)
 
     def tokenise(self, rows: Sequence[Row], recipe: Recipe, template: Template) -> Tokenised:

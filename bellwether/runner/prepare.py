@@ -9,8 +9,8 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class Prepared:
         stop: token ids and texts that end an answer beside the model's own, such as a chat template's end of turn.
         notes: sentences for the log.
         warnings: sentences for the log that a person should look at.
+        untuned: what the untuned base scored, by how and on which rows it was scored; filled as it is found.
     """
 
     recipe: Recipe
@@ -80,6 +81,7 @@ class Prepared:
     stop: Sequence[int | str]
     notes: Sequence[str]
     warnings: Sequence[str]
+    untuned: dict[Hashable, Sequence[Any]] = field(default_factory=dict)
 
 
 def prepare(recipe: Recipe, opened: Opened | None = None, *, unscored: str = NOTHING_SCORED) -> Prepared:
@@ -174,7 +176,21 @@ def prepare_with(
     if recipe.model.path == "starter":
         held = [row for client in federated.clients.values() for row in client]
         warnings += embedded_warnings(held, lambda texts: [one.ids_T.tolist() for one in encode(texts, base.tokenizer)])
-    return Prepared(recipe, base, template, federated, clients, held_out, scored, public, trace, stop, notes, warnings)
+    return Prepared(
+        recipe,
+        base,
+        template,
+        federated,
+        clients,
+        held_out,
+        scored,
+        public,
+        trace,
+        stop,
+        notes,
+        warnings,
+        opened.untuned,
+    )
 
 
 def prepared_fingerprint(prepared: Prepared) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bellwether.client.score import by_category, by_group, score
+from bellwether.client.score import by_category, by_group
 from bellwether.engine.processes import ProcessEngine, Work, local_engine, worker_models
 from bellwether.engine.resources import UnevenClients
 from bellwether.errors import CheckpointError, ModelError, first_line
@@ -27,6 +27,7 @@ from bellwether.runner.answers import Answers
 from bellwether.runner.checks import survey_width
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
+from bellwether.runner.scoring import score_held_out
 from bellwether.store.checkpoint import read_checkpoint
 from bellwether.store.run_folder import (
     CHECKPOINTS,
@@ -200,10 +201,7 @@ def make_federation(
     def score_own(round: int, state: State) -> tuple[Mapping[str, Totals], Mapping[str, Totals]]:
         if not prepared.scored.rows:
             return {}, {}
-        layers.fit(state.adapter.config)
-        layers.load(0, state.adapter.tensors)
-        with layers.folded(state.folded):
-            scored = score(base, layers, prepared.scored.rows, recipe.evaluation, prepared.stop)
+        scored = score_held_out(prepared, base, layers, state.adapter, state.folded)
         answers.keep(round, scored)
         return by_category(prepared.scored.rows, scored), by_group(prepared.scored.rows, scored)
 
