@@ -137,17 +137,20 @@ def _seen_loss(comparisons: Sequence[Comparison], arm: str) -> list[float]:
     return found
 
 
-def training_losses(comparisons: Sequence[Comparison], folders: Sequence[Path]) -> dict[str, float | None]:
+def training_losses(
+    comparisons: Sequence[Comparison], folders: Sequence[Path], count: int = TRAINED
+) -> dict[str, float | None]:
     """Return each arm's loss on training rows, those of all clients, chosen or not: the mean over its adapters.
 
     Args:
         comparisons: of arms that train at most one adapter a seed.
         folders: where each of them is.
+        count: rows at most.
     """
     found: dict[str, list[float]] = {name: [] for name in comparisons[0].arms}
     base = load_base(comparisons[0].recipe.model)
     for comparison, folder in zip(comparisons, folders, strict=True):
-        rows = {one.seed: _training_rows(comparison, one.seed) for one in comparison.outcomes}
+        rows = {one.seed: _training_rows(comparison, one.seed, count) for one in comparison.outcomes}
         for one in comparison.outcomes:
             read = read_adapter(arm_folder(folder, one.arm, one.seed) / one.adapter) if one.adapter else None
             layers = LoraLayers(base.model, read.config if read else AdapterConfig(1, 1, 0.0, ()))
@@ -159,12 +162,12 @@ def training_losses(comparisons: Sequence[Comparison], folders: Sequence[Path]) 
     return {name: _mean(losses) for name, losses in found.items()}
 
 
-def _training_rows(comparison: Comparison, seed: int) -> list[TokenRow]:
+def _training_rows(comparison: Comparison, seed: int, count: int) -> list[TokenRow]:
     """Return some rows of the clients under a seed, each as likely as any other."""
     recipe = arm_recipe(comparison.recipe, "", Arm(trains="nobody"), seed, comparison.recipe.partition.clients)
     rows = [row for tokenised in prepare(recipe).clients.values() for row in tokenised.rows]
     order = Randomness(seed).numpy("rows whose training loss is taken").permutation(len(rows))
-    return [rows[number] for number in order[:TRAINED]]
+    return [rows[number] for number in order[:count]]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -205,6 +208,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--against", default="random", help="the arm that others are compared with")
     parser.add_argument("--pairs", nargs="+", default=(), metavar="ARM=OTHER", help="arms compared with another one")
+    parser.add_argument("--training-rows", type=int, default=TRAINED, help="rows on which the training loss is taken")
     parser.add_argument("--results", type=Path, help="folder of the figures; none: only print them")
     given = parser.parse_intermixed_args(words)
     if wrong := [pair for pair in given.pairs if "=" not in pair]:
@@ -237,7 +241,7 @@ def _measure(given: argparse.Namespace) -> None:
         "part": recipe.evaluation.part,
         "jobs": given.jobs,
         **measure(comparisons, given.against, given.pairs),
-        "training_loss": training_losses(comparisons, list(planned)),
+        "training_loss": training_losses(comparisons, list(planned), given.training_rows),
     }
     print(choosing.unseen(measured))
     if given.results:

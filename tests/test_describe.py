@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bellwether import load_recipe
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
+from bellwether.errors import RecipeError
 from bellwether.recipe.file import with_overrides
 from bellwether.report.holdings import draw, table
 from bellwether.runner.describe import describe, label_skew
@@ -168,5 +169,12 @@ def test_notes_on_held_out_rows_count_all_of_them_and_say_how_many_are_scored(ti
 
     assert any(note.startswith("Of 7 test rows, 2 had their context shortened, 0 their response cut") for note in notes)
     assert "evaluation.max_rows_per_category: 4 of 7 rows are scored." in notes
+    kind = prepare(recipe).scored.rows[0].row.category
+    one = prepare(with_overrides(recipe, {"evaluation.categories": [kind]}))
+    assert {row.row.category for row in one.scored.rows} == {kind}
+    assert len(one.clients) == 2
+    assert any(note.startswith("evaluation.categories: ") and f" of {kind} are scored" in note for note in one.notes)
+    with pytest.raises(RecipeError, match="evaluation.categories names 'poetry', but no test row is of that category"):
+        prepare(with_overrides(recipe, {"evaluation.categories": ["poetry"]}))
     everything = prepare(with_overrides(recipe, {"evaluation.max_rows_per_category": None})).notes
     assert not any("are scored" in note for note in everything)

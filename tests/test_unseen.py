@@ -151,8 +151,7 @@ def measured(tmp_path_factory):
     words = ["--categories", "open_qa", "closed_qa", "--out", str(folder / "out"), "--results", str(folder / "results")]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr("sys.argv", ["unseen", str(folder / "tiny.yaml"), *words])
-        patch.setattr(unseen, "TRAINED", 7)
+        patch.setattr("sys.argv", ["unseen", str(folder / "tiny.yaml"), *words, "--training-rows", "7"])
         unseen.main()
     return folder, out.getvalue(), err.getvalue()
 
@@ -173,17 +172,16 @@ def test_comparisons_run_once_for_each_unseen_category_and_are_shown(measured):
 
 def test_the_loss_on_training_rows_is_that_of_transformers_with_the_adapter_in_peft(measured, monkeypatch):
     folder = measured[0] / "out" / "open_qa"
-    monkeypatch.setattr(unseen, "TRAINED", 7)
     load = unseen.load_base
     monkeypatch.setattr(unseen, "load_base", lambda settings: exact_base(load(settings)))
     monkeypatch.setattr(unseen, "LoraLayers", functools.partial(unseen.LoraLayers, dtype=torch.float64))
     comparison = read_comparison(folder)
-    found = unseen.training_losses([comparison], [folder])
+    found = unseen.training_losses([comparison], [folder], 7)
 
     def mean_loss(adapted):
         losses = []
         for seed in (0, 1):
-            rows = unseen._training_rows(comparison, seed)
+            rows = unseen._training_rows(comparison, seed, 7)
             assert len(rows) == 7
             assert "open_qa" not in {row.category for row in rows}
             model = in_float64(AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32))

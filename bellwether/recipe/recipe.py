@@ -331,6 +331,9 @@ class Evaluation(Section):
     max_rows_per_category: int | None = Field(
         None, ge=1, description="test rows scored per category (and group, where rows name them); null scores all"
     )
+    categories: tuple[str, ...] | None = Field(
+        None, min_length=1, description="categories of the test rows that are scored; null scores all"
+    )
     part: Literal["test", "validation"] = Field(
         "test", description="held-out rows to score; choose settings on validation, report on test"
     )

@@ -40,7 +40,7 @@ from bellwether.runner.opened import Opened
 from bellwether.tell.trackers import check_trackers
 from bellwether.tools.progress import advance
 from bellwether.tools.randomness import Randomness
-from bellwether.tools.words import counted
+from bellwether.tools.words import counted, listed
 
 if TYPE_CHECKING:
     from bellwether.model.base import OpenedBase
@@ -142,7 +142,7 @@ def prepare_with(
     def tokens(rows: Sequence[Row]) -> Tokenised:
         return opened.tokenise(rows, recipe, template)
 
-    to_score = federated.test if recipe.evaluation.part == "test" else federated.validation
+    to_score = _to_score(recipe, federated)
     # All at once first, so that whoever watches is told of how many; what follows looks them up.
     parts = (*federated.clients.values(), *federated.held_out.values(), to_score)
     whole_set = tokens([row for part in parts for row in part])
@@ -277,11 +277,34 @@ def _trace(recipe: Recipe, clients: Sequence[str]) -> Trace | None:
 def _scored_notes(recipe: Recipe, whole: Tokenised, scored: Tokenised) -> list[str]:
     """Return what a person should know of the rows that are scored."""
     notes = _counts(f"{recipe.evaluation.part} rows", [whole])
+    if recipe.evaluation.categories is not None:
+        names = listed(recipe.evaluation.categories)
+        notes.append(f"evaluation.categories: {counted(len(whole.rows), 'row')} of {names} are scored, and no others.")
     if len(scored.rows) < len(whole.rows):
         notes.append(
             f"evaluation.max_rows_per_category: {len(scored.rows)} of {counted(len(whole.rows), 'row')} are scored."
         )
     return notes
+
+
+def _to_score(recipe: Recipe, federated: Federated) -> Sequence[Row]:
+    """Return the held-out rows of the part and the categories that are to be scored.
+
+    Raises:
+        RecipeError: there are no such rows of a category that the recipe names.
+    """
+    part, wanted = recipe.evaluation.part, recipe.evaluation.categories
+    rows = federated.test if part == "test" else federated.validation
+    if wanted is None:
+        return rows
+    known = sorted({row.category for row in rows})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"evaluation.categories names {unknown[0]!r:.40}, but no {part} row is of that category; there are "
+            f"{listed(known) or 'none'}."
+        )
+    return [row for row in rows if row.category in wanted]
 
 
 def _limited(tokenised: Tokenised, recipe: Recipe) -> Tokenised:
