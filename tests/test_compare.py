@@ -1006,6 +1006,22 @@ def test_the_best_trial_is_chosen_for_each_arm_and_used(
     assert "Trials on validation rows" in table
 
 
+def test_an_arm_tries_rates_of_its_own_and_keeps_its_own_passes(
+    tiny: Recipe, tmp_path: Path, trials: list[tuple[str, Recipe, Path]]
+) -> None:
+    arms = {"short": {"passes": 1}, "long": {"passes": 2, "learning_rates": [0.02, 0.3]}}
+    fields = {"compare": {"seeds": [3], "arms": arms, "tune": TUNE | {"passes": None, "seeds": [0]}}}
+    found = compare(with_overrides(tiny, fields | {"data.validation_rows_per_category": 2}), tmp_path / "out")
+    # Half of four clients take part in a round.
+    tried = [
+        (name, recipe.training.learning_rate, recipe.federation.rounds / 2)
+        for name, recipe, folder in trials
+        if "trials" in folder.parts
+    ]
+    assert tried == [("short", 0.01, 1), ("short", 0.02, 1), ("long", 0.02, 2), ("long", 0.3, 2)]
+    assert {name: arm.passes for name, arm in found.arms.items()} == {"short": 1, "long": 2}
+
+
 def test_trials_are_equally_many_for_each_arm_and_score_no_test_row(
     tiny: Recipe, tmp_path: Path, trials: list[tuple[str, Recipe, Path]]
 ) -> None:

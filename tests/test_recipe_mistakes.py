@@ -269,6 +269,21 @@ MISTAKES = {
         [],
         "compare.arms.x.set names federation.rounds, but passes decides it; leave one of them out",
     ),
+    "rates_to_try_without_trials": mistake(
+        TINY + "compare: {arms: {x: {learning_rates: [0.1, 0.2]}}}\n",
+        [],
+        "compare.arms.x.learning_rates is given, but the arm has no trials (compare.tune); give learning_rate",
+    ),
+    "fewer_rates_to_try_than_other_arms": mistake(
+        TINY + "compare: {arms: {x: {learning_rates: [0.1]}}, tune: {learning_rates: [0.1, 0.2, 0.3]}}\n",
+        [],
+        "compare.arms.x.learning_rates names 1, but trials try 3 learning rates with each arm; name as many",
+    ),
+    "no_passes_where_trials_choose_none": mistake(
+        TINY + "compare: {arms: {x: {}}, tune: {passes: null}}\n",
+        [],
+        "compare.arms.x.passes is not given, but compare.tune.passes is null, so that each arm says its own; give it",
+    ),
     "rate_given_and_tuned": mistake(
         TINY + "compare: {arms: {x: {learning_rate: 0.1}}, tune: {}}\n",
         [],

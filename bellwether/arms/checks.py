@@ -119,10 +119,9 @@ def tried(settings: Compare, name: str) -> list[Arm]:
     """Return an arm with every learning rate and number of passes that its trials try; none where it has no trials."""
     if settings.tune is None or name not in settings.tuned:
         return []
-    return [
-        settings.arms[name].model_copy(update={"learning_rate": rate, "passes": passes})
-        for rate, passes in itertools.product(settings.tune.learning_rates, settings.tune.passes)
-    ]
+    arm = settings.arms[name]
+    grid = itertools.product(arm.learning_rates or settings.tune.learning_rates, settings.tune.passes or [arm.passes])
+    return [arm.model_copy(update={"learning_rate": rate, "passes": passes}) for rate, passes in grid]
 
 
 def all_tried(settings: Compare) -> list[tuple[str, Arm]]:

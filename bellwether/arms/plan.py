@@ -296,10 +296,10 @@ def _lines(plan: ComparisonPlan) -> list[tuple[str, str]]:
         tried = [
             counted(arms, "arm"),
             counted(rates, "learning rate"),
-            counted(len(tune.passes), "number of passes", "numbers of passes"),
+            *([counted(len(tune.passes), "number of passes", "numbers of passes")] if tune.passes else []),
             counted(seeds_tried, "seed"),
         ]
-        runs_tried = counted(arms * rates * len(tune.passes) * seeds_tried, "run")
+        runs_tried = counted(arms * rates * len(tune.passes or [1]) * seeds_tried, "run")
         lines.append(("trials before", f"{' × '.join(tried)} = {runs_tried} on validation rows"))
     return [
         *lines,

@@ -20,6 +20,9 @@ class Arm(Section):
     )
     clients: tuple[str, ...] | None = Field(None, min_length=1, description="clients that train alone; null: all")
     learning_rate: float | None = Field(None, gt=0, description="the optimizer's step size; null takes the recipe's")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, min_length=1, description="step sizes that its trials try, as many as others' (compare.tune); null: those"
+    )
     passes: int | None = Field(
         None, ge=1, description="passes over each client's rows, on average; null: as many as the recipe's rounds make"
     )
@@ -46,8 +49,8 @@ class Tune(Section):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (2e-3, 4e-3, 8e-3, 16e-3), min_length=1, description="the optimizer's step sizes to try"
     )
-    passes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (10, 20, 40), min_length=1, description="passes over each client's rows to try"
+    passes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        (10, 20, 40), min_length=1, description="passes over each client's rows to try; null: each arm says its own"
     )
     choose_by: Literal["loss", "rouge_l", "exact"] = Field("loss", description="macro score that chooses")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
-from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection
+from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection, Tune
 from bellwether.tools.words import counted, cut
 
 
@@ -152,8 +152,9 @@ def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Loca
     tune = compare.tune
     lists: list[tuple[Location, Sequence[Any]]] = [(("seeds",), compare.seeds)]
     if tune is not None:
-        lists += [(("tune", name), getattr(tune, name)) for name in ("seeds", "learning_rates", "passes")]
-    lists += [(("arms", name, "clients"), arm.clients or ()) for name, arm in compare.arms.items()]
+        lists += [(("tune", name), getattr(tune, name) or ()) for name in ("seeds", "learning_rates", "passes")]
+    for name, arm in compare.arms.items():
+        lists += [(("arms", name, field), getattr(arm, field) or ()) for field in ("clients", "learning_rates")]
     found = [
         (place, f"compare.{'.'.join(map(str, place))} names {cut(str(twice[0]))} twice; once is enough.")
         for place, values in lists
@@ -170,13 +171,26 @@ def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Loca
     if tune is not None and not compare.tuned:
         found.append((("tune",), "compare.tune is given, but no arm trains passes that it could choose; leave it out."))
     for name, arm in compare.arms.items():
-        for field, text in _arm_contradictions(arm, tuned=name in compare.tuned):
+        tried = _tried_contradictions(arm, compare.tune if name in compare.tuned else None)
+        for field, text in (*_arm_contradictions(arm, compare.tune if name in compare.tuned else None), *tried):
             found.append((("arms", name, field), f"compare.arms.{name}.{field} {text}"))
     return [(("compare", *place), text) for place, text in found]
 
 
-def _arm_contradictions(arm: Arm, tuned: bool) -> Iterator[tuple[str, str]]:
+def _tried_contradictions(arm: Arm, tune: Tune | None) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence, without its subject, of what an arm says of its trials; without any, of saying so."""
+    if arm.learning_rates is not None and tune is None:
+        yield "learning_rates", "is given, but the arm has no trials (compare.tune); give learning_rate."
+    elif arm.learning_rates is not None and tune is not None and len(arm.learning_rates) != len(tune.learning_rates):
+        tries = counted(len(tune.learning_rates), "learning rate")
+        yield "learning_rates", f"names {len(arm.learning_rates)}, but trials try {tries} with each arm; name as many."
+    if tune is not None and tune.passes is None and arm.passes is None:
+        yield "passes", "is not given, but compare.tune.passes is null, so that each arm says its own; give it."
+
+
+def _arm_contradictions(arm: Arm, tune: Tune | None) -> Iterator[tuple[str, str]]:
     """Yield field and sentence, without its subject, of what an arm says twice or in vain."""
+    tuned = tune is not None
     length = "passes" if arm.passes is not None else "steps" if arm.steps is not None else None
     if arm.clients is not None and arm.trains != "alone":
         yield "clients", f"is given, but trains is {arm.trains}; only an arm that trains alone names clients."
@@ -189,7 +203,7 @@ def _arm_contradictions(arm: Arm, tuned: bool) -> Iterator[tuple[str, str]]:
             continue
         if not arm.learns:
             yield field, f"is given, but trains is {arm.trains}, which trains nothing; leave it out."
-        elif tuned:
+        elif tune is not None and (field != "passes" or tune.passes):
             yield field, "is given, but compare.tune chooses it; leave one of them out."
     counted = length is None and not tuned  # by the recipe's rounds
     lengths = {"federation.rounds", "training.local_epochs", "training.local_steps"}
