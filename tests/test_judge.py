@@ -508,6 +508,27 @@ def test_a_finished_judgement_asks_nobody(judged: Judged, tmp_path: Path) -> Non
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.js*")} == kept
 
 
+def test_without_a_judge_answers_are_kept_and_one_who_comes_later_goes_on_from_them(
+    judged: Judged, questions: Path, tmp_path: Path, models: Models, bellwether: Command
+) -> None:
+    words = ("judge", *models, "--questions", questions, "--max-new-tokens", 6, "--out", tmp_path / "out")
+    alone = bellwether(*words)
+    assert (alone.code, alone.err) == (0, "")
+    assert "The answers of both to 4 questions are in" in " ".join(alone.out.split())
+    kept = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    assert not (tmp_path / "out" / "verdicts.jsonl").exists()
+    with serving(by_length) as server:
+        assert judged(server).code == 0
+        assert len(server.asked) == 8
+    facts = (tmp_path / "out" / "judgement.json").read_bytes()
+    assert bellwether(*words).code == 0
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == kept
+    assert (tmp_path / "out" / "judgement.json").read_bytes() == facts  # what the verdicts rest on stays said
+    refused = bellwether(*words, "--address", "http://127.0.0.1:1/v1")
+    assert refused.code != 0
+    assert "--address is given, but without --judge nobody is asked" in refused.err
+
+
 def test_more_repeats_and_more_questions_are_added_to_what_is_there(judged: Judged, tmp_path: Path) -> None:
     with serving(by_length) as server:
         assert judged(server, "--limit", 2).code == 0

@@ -40,7 +40,7 @@ class JudgeSettings:
     """How models are judged.
 
     Args:
-        judge: who judges.
+        judge: who judges; None where answers alone are wanted (``keep_answers``).
         repeats: verdicts on each pair of answers in each order.
         categories: those of which questions are taken; none stands for all.
         limit: how many questions are taken at most, of all categories in turn; None takes all.
@@ -49,7 +49,7 @@ class JudgeSettings:
         device: where models answer; None leaves it to their recipes.
     """
 
-    judge: Judge
+    judge: Judge | None
     repeats: int = 1
     categories: tuple[str, ...] = ()
     limit: int | None = None
@@ -64,6 +64,7 @@ class Judgement:
 
     Args:
         settings: how models were judged.
+        judge: who judged.
         questions: name of the file of questions.
         tally: what the verdicts come to.
         judges: names of the judge as its server says them.
@@ -73,6 +74,7 @@ class Judgement:
     """
 
     settings: JudgeSettings
+    judge: Judge
     questions: str
     tally: Tally
     judges: Sequence[str]
@@ -113,26 +115,26 @@ def judge(
         JudgeError: the judge cannot be asked, or refuses.
         ModelError: a model cannot be loaded.
     """
-    watch = watch or (lambda event: None)
-    found, answerers = read_questions(questions), {A: _on(a, settings.device), B: _on(b, settings.device)}
-    chosen = choose(found.questions, settings.categories, settings.limit)
-    for note in found.notes:
-        watch(Note(note))
-    facts = facts_of(found.fingerprint, answerers, settings.judge, settings.max_new_tokens)
+    watch, judge = watch or (lambda event: None), settings.judge
+    assert judge is not None, "answers alone are kept by keep_answers"
+    answerers = {A: _on(a, settings.device), B: _on(b, settings.device)}
+    chosen, fingerprint = _chosen(questions, settings, watch)
+    facts = facts_of(fingerprint, answerers, judge, settings.max_new_tokens)
     with claimed(folder, facts) as kept:
         wanted = _wanted(chosen, settings.repeats)
         missing = _missing(wanted, kept.attempts)
         if missing:
             # First of all: answers take time, and would be of no use without a judge.
-            asyncio.run(check(settings.judge))
+            asyncio.run(check(judge))
             with listening(watch):
                 _answer(answerers, chosen, settings, kept, watch)
-            asyncio.run(_ask_all(missing, settings, kept, watch))
+            asyncio.run(_ask_all(missing, judge, settings.jobs, kept, watch))
         keys = {place.key for place in wanted}
         counted = [one for one in kept.attempts if (one.question, one.swapped, one.repeat) in keys]
     categories = {question.name: question.row.category for question in chosen}
     return Judgement(
         settings=settings,
+        judge=judge,
         questions=questions.name,
         tally=tally(verdicts(counted), categories, Randomness(SEED).numpy("intervals of a judgement")),
         judges=sorted({one.reply.model for one in counted if one.reply.model}),  # a refusal names none
@@ -140,6 +142,43 @@ def judge(
         prompt_tokens=_total([one.reply.prompt_tokens for one in counted]),
         reply_tokens=_total([one.reply.reply_tokens for one in counted]),
     )
+
+
+def keep_answers(
+    a: Answerer, b: Answerer, questions: Path, settings: JudgeSettings, folder: Path, *, watch: Watcher | None = None
+) -> int:
+    """Let two models answer open questions, and keep the answers for a judge who comes later.
+
+    Args:
+        a: see ``judge``.
+        b: see ``judge``.
+        questions: see ``judge``.
+        settings: which questions, and how models answer.
+        folder: see ``judge``, which goes on with what is kept here.
+        watch: see ``judge``.
+
+    Returns:
+        How many questions both have answered.
+
+    Raises:
+        CheckpointError: see ``judge``.
+        DataError: see ``judge``.
+        ModelError: see ``judge``.
+    """
+    watch = watch or (lambda event: None)
+    answerers = {A: _on(a, settings.device), B: _on(b, settings.device)}
+    chosen, fingerprint = _chosen(questions, settings, watch)
+    with claimed(folder, facts_of(fingerprint, answerers, None, settings.max_new_tokens)) as kept, listening(watch):
+        _answer(answerers, chosen, settings, kept, watch)
+    return len(chosen)
+
+
+def _chosen(questions: Path, settings: JudgeSettings, watch: Watcher) -> tuple[Sequence[Question], str]:
+    """Return the questions that are asked, and the fingerprint of their file."""
+    found = read_questions(questions)
+    for note in found.notes:
+        watch(Note(note))
+    return choose(found.questions, settings.categories, settings.limit), found.fingerprint
 
 
 def _on(answerer: Answerer, device: str | None) -> Answerer:
@@ -189,14 +228,14 @@ def _answer(
     )
 
 
-async def _ask_all(missing: Mapping[_Place, int], settings: JudgeSettings, kept: JudgeFolder, watch: Watcher) -> None:
+async def _ask_all(missing: Mapping[_Place, int], judge: Judge, jobs: int, kept: JudgeFolder, watch: Watcher) -> None:
     """Ask for all verdicts that are missing, several side by side; the first failure ends it."""
-    gate, done = asyncio.Semaphore(settings.jobs), itertools.count(1)
-    async with connect(settings.judge) as client:
+    gate, done = asyncio.Semaphore(jobs), itertools.count(1)
+    async with connect(judge) as client:
 
         async def work(place: _Place) -> None:
             async with gate:
-                scores = await _ask(client, place, missing[place], settings.judge, kept)
+                scores = await _ask(client, place, missing[place], judge, kept)
             watch(Note(_told(place, scores, f"verdict {next(done)} of {len(missing)}")))
 
         try:

@@ -105,13 +105,13 @@ def claimed(path: Path, facts: Facts) -> Iterator[JudgeFolder]:
         yield JudgeFolder(path, {(one.model, one.question): one.answer for one in answers}, attempts)
 
 
-def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, max_new_tokens: int) -> Facts:
+def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge | None, max_new_tokens: int) -> Facts:
     """Return what the answers of a judgement rest on, and what its verdicts do, by the names of their files.
 
     Args:
         questions: fingerprint of the file of questions.
         answerers: the two models, as A and B.
-        judge: who judges.
+        judge: who judges; None where nobody does yet.
         max_new_tokens: tokens after which an answer ends.
     """
     answers: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens}
@@ -123,6 +123,8 @@ def facts_of(questions: str, answerers: Mapping[str, Answerer], judge: Judge, ma
         answers[f"precision of {name}"] = f"{model.dtype}, quantization {model.quantization}"
         answers[f"template of {name}"] = one.recipe.data.template
         answers[f"adapter of {name}"] = one.adapter.fingerprint() if one.adapter else None
+    if judge is None:
+        return {ANSWERS: answers}
     request = hashlib.sha256((PROMPT + REMINDER).encode()).hexdigest()
     asked = {"judge": judge.model, "address": judge.address, "temperature": judge.temperature, "request": request}
     return {ANSWERS: answers, VERDICTS: asked}
@@ -140,7 +142,7 @@ def _keep_facts(path: Path, facts: Facts) -> None:
     with reading(file, "restore it, or give another folder with --out"):
         if file.exists():
             kept = typed(from_json(file.read_bytes()), dict[str, dict[str, Any]])
-        begun = [part for part in (ANSWERS, VERDICTS) if (path / part).exists()]
+        begun = [part for part in facts if (path / part).exists()]
         lacking = [part for part in begun if not kept.get(part, {}).keys() >= facts[part].keys()]
         if lacking:
             raise ValueError(f"it does not say all that {lacking[0]} rests on")
@@ -150,8 +152,9 @@ def _keep_facts(path: Path, facts: Facts) -> None:
             f"{path} holds a judgement with another {' and another '.join(changed)}; undo the change, or give another "
             "folder with --out."
         )
-    if kept != facts:
-        write_atomic(file, (json.dumps(facts, indent=1) + "\n").encode())
+    # A judge's verdicts rest on the judge, also where answers alone are asked for now.
+    if kept != {**kept, **facts}:
+        write_atomic(file, (json.dumps({**kept, **facts}, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def table(judgement: Judgement, names: Mapping[str, str], *, ascii_only: bool = 
 
 def _title(judgement: Judgement) -> str:
     judged = len(judgement.tally.judged)
-    return f"{counted(judged, 'question')} judged by {judgement.settings.judge.model}"
+    return f"{counted(judged, 'question')} judged by {judgement.judge.model}"
 
 
 def _rows(tally: Tally, names: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -132,10 +132,10 @@ def _figures(judgement: Judgement, names: Mapping[str, str]) -> dict[str, object
     settings, tally = judgement.settings, judgement.tally
     return {
         "models": dict(names),
-        "judge": settings.judge.model,
+        "judge": judgement.judge.model,
         "judges": list(judgement.judges),
-        "address": settings.judge.address,
-        "temperature": settings.judge.temperature,
+        "address": judgement.judge.address,
+        "temperature": judgement.judge.temperature,
         "questions": judgement.questions,
         "repeats": settings.repeats,
         "max_new_tokens": settings.max_new_tokens,

@@ -22,7 +22,10 @@ def judge_answers(
     ],
     folder_b: Annotated[str, typer.Argument(help="The other model, whose sum is divided by the first one's.")],
     questions: Annotated[Path, typer.Option("--questions", help="Vicuna's format, or rows of instructions.")],
-    judge: Annotated[str, typer.Option("--judge", help="Name of the judging model at its server.")],
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="Name of the judging model at its server; without one, answers are kept."),
+    ] = None,
     address: Annotated[str | None, typer.Option("--address", help="URL of its server; else OPENAI_BASE_URL.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; a judgement in it goes on.")] = Path(
         "judgement"
@@ -42,28 +45,38 @@ def judge_answers(
 ) -> None:
     """Let a language model behind an OpenAI-compatible address score the answers of two models, 1 to 10 each.
 
-    A server that wants a key gets that of the environment variable OPENAI_API_KEY.
+    Without --judge both models answer, and the answers are kept until there is one. A server that wants a key gets
+    that of the environment variable OPENAI_API_KEY.
     """
     from bellwether.ask.answerers import find_answerer
-    from bellwether.ask.judge import JudgeSettings
+    from bellwether.ask.judge import JudgeSettings, keep_answers
     from bellwether.ask.judge import judge as run_judge
     from bellwether.ask.judge_api import find_judge
     from bellwether.ask.judge_table import judgement_files, table
+    from bellwether.errors import JudgeError
     from bellwether.recipe.consent import model_code
     from bellwether.tell.narrate import plain_lines
     from bellwether.tools.atomic import write_atomic
+    from bellwether.tools.words import counted
 
     a, b = (find_answerer(text, seed=seed, model=model) for text in (folder_a, folder_b))
     for text, answerer in ((folder_a, a), (folder_b, b)):
         agree(text, model_code(answerer.recipe), trust)
-    settings = JudgeSettings(
-        find_judge(judge, address, temperature), repeats, tuple(category or ()), limit, max_new_tokens, jobs, device
-    )
+    if judge is None and (address or temperature is not None):
+        given = "--address" if address else "--temperature"
+        raise JudgeError(f"{given} is given, but without --judge nobody is asked; give --judge, or leave it out.")
+    examiner = None if judge is None else find_judge(judge, address, temperature)
+    settings = JudgeSettings(examiner, repeats, tuple(category or ()), limit, max_new_tokens, jobs, device)
 
     def how() -> str | None:
         again = command_line(context.obj or [])
         return f"answers and verdicts are kept in {out}; go on with: {again}" if out.is_dir() else None
 
+    if judge is None:
+        with going_on(how):
+            count = keep_answers(a, b, questions, settings, out, watch=plain_lines(say))
+        say(f"The answers of both to {counted(count, 'question')} are in {out}; the same command with --judge goes on.")
+        return
     with going_on(how):
         judgement = run_judge(a, b, questions, settings, out, watch=plain_lines(say))
     names, screen = {"A": folder_a, "B": folder_b}, console()
