@@ -280,7 +280,7 @@ def _continue(
         eos_token_id=ends.ids,
         pad_token_id=pad,
     )
-    with quiet_transformers():
+    with quiet_transformers(), _last_states_in_a_row(base.model):
         out_NT = base.model.generate(
             inputs=ids_NT,
             attention_mask=attention_NT,
@@ -291,3 +291,21 @@ def _continue(
         )
     new: list[list[int]] = out_NT[:, width:].tolist()
     return new
+
+
+@contextlib.contextmanager
+def _last_states_in_a_row(model: Any) -> Iterator[None]:
+    """Let the output layer have the states of each row's last token side by side in memory.
+
+    As transformers cuts them out of all tokens' states, torch makes a batch of products of them, each with a copy of the
+    layer's weights: of 0.3 GB a row with Gemma 3 270M in bfloat16, where 32 rows took 11 GB and most of the time.
+    """
+
+    def gather(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (arguments[0].contiguous(), *arguments[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
