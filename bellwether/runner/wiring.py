@@ -16,7 +16,14 @@ from bellwether.exchange.adapter import Adapter, AdapterConfig, key_b, stacked
 from bellwether.exchange.records import EvaluationRecord, Note, Record, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
-from bellwether.method.cohort import Sampler, client_ranks, clients_together, cohort_size, make_sampler
+from bellwether.method.cohort import (
+    Sampler,
+    client_ranks,
+    clients_together,
+    cohort_size,
+    everyone_last,
+    make_sampler,
+)
 from bellwether.method.method import Method, State
 from bellwether.method.returned import first_state
 from bellwether.model import decoder
@@ -190,9 +197,14 @@ def make_federation(
 ) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
+    sample = make_sampler(recipe.federation, prepared.trace)
+    if method.last is not None:
+        sample = everyone_last(sample, recipe.federation, prepared.trace)
     if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, prepared.trace, len(method.passes))
+        engine = UnevenClients(
+            engine.ask, rows, prepared.trace, lambda task: len(method.of_round(task.round, task.rounds).passes)
+        )
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))
@@ -212,7 +224,7 @@ def make_federation(
         engine=engine,
         ranks=client_ranks(recipe.lora, clients, Randomness(recipe.seed)),
         evaluating=list(prepared.held_out),
-        sample=make_sampler(recipe.federation, prepared.trace),
+        sample=sample,
         method=method,
         score=score_own,
         commit=commit,
