@@ -99,8 +99,8 @@ def _check_choosing(tune: Tune, prepared: Mapping[str, Prepared]) -> None:
     for name, one in prepared.items():
         if tune.choose_by == "clients_loss" and not one.held_out:
             raise RecipeError(
-                f"compare.tune.choose_by is clients_loss, but no client of compare.arms.{name} holds out rows of its own; "
-                "set partition.client_test_fraction, or choose by loss."
+                f"compare.tune.choose_by is clients_loss, but no client of compare.arms.{name} holds out rows of its "
+                "own; set partition.client_test_fraction, or choose by loss."
             )
 
 

@@ -22,10 +22,11 @@ _TAU = "degree of adaptivity, tau, added to the root of the second moment, which
 class Tunable(Section):
     """A method after whose rounds clients may tune what they serve."""
 
+    name: str  # stands first, and is each method's own
     fine_tune: bool = Field(
         False,
-        description="whether in the last round all clients tune what they serve on their own rows and keep it, to serve "
-        "it, and nothing is averaged",
+        description="whether in the last round all clients tune what they serve on their own rows and keep it, and "
+        "nothing is averaged",
     )
 
 
