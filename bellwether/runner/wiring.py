@@ -274,10 +274,25 @@ def newest_result(path: Path) -> tuple[Adapter, Sequence[Record]]:
     Raises:
         CheckpointError: its newest checkpoint cannot be read.
     """
-    newest = max((path / CHECKPOINTS).glob("[0-9]*"), key=lambda one: int(one.name))
+    _, state, history = newest_state(path)
+    return result_of(state), history
+
+
+def newest_state(path: Path) -> tuple[int, State, Sequence[Record]]:
+    """Return the last round that a run has committed, the server's state after it, and the records so far.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        CheckpointError: there is none, or its newest checkpoint cannot be read.
+    """
+    newest = max((path / CHECKPOINTS).glob("[0-9]*"), key=lambda one: int(one.name), default=None)
+    if newest is None:
+        raise CheckpointError(f"{path / CHECKPOINTS} holds no checkpoint; restore one, or run anew.")
     with reading(newest, "restore it, or remove it to go on from the one before"):
         checkpoint = read_checkpoint(newest)
-    return result_of(_state_from(path, checkpoint.adapter, checkpoint.state)), checkpoint.history
+    return checkpoint.round, _state_from(path, checkpoint.adapter, checkpoint.state), checkpoint.history
 
 
 def all_records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:
