@@ -730,6 +730,9 @@ def test_what_clients_serve_of_their_own_is_said_to_be_none_of_the_runs_test_row
     assert "are of what all share: set partition.client_test_fraction to see" in said
     (said,) = method_warnings(recipe_of("method.name=fedsa_lora", "partition.client_test_fraction=0.2"))
     assert said.endswith("the adapter at the end are of what all share.")
+    words = ["method.fine_tune=true", "partition.client_test_fraction=0.2", "federation.rounds=1"]
+    (said, _) = method_warnings(recipe_of(*words))
+    assert "federation.rounds is 1: nothing is averaged; give at least 2" in said
 
 
 def test_a_method_is_taken_with_what_it_needs():

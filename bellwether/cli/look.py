@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,9 @@ from bellwether.cli.given import agree_to_folder
 from bellwether.cli.options import ModelFlag, TrustFlag
 from bellwether.cli.say import at_work, say
 from bellwether.errors import CheckpointError
-from bellwether.exchange.adapter import Adapter
+
+if TYPE_CHECKING:
+    from bellwether.exchange.adapter import Adapter
 
 
 def write_report(

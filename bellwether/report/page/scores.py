@@ -230,5 +230,5 @@ def _gain_figure(metric: Metric, gains: Mapping[str, float], shared: Mapping[str
 def _better_off(metric: Metric, gains: Mapping[str, float], than: str = "") -> str:
     """Return how many clients are better off, and how many worse, in a sentence."""
     better, worse = (sum(gain * metric.better * sign > 0 for gain in gains.values()) for sign in (1, -1))
-    lost = f", {worse:,} worse" if worse else ""
-    return f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off{lost}{than}."
+    lost = f", and {worse:,} worse" if worse else ""
+    return f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off{than}{lost}."
