@@ -39,7 +39,7 @@ from bellwether.exchange.records import (
 )
 from bellwether.exchange.scores import Totals, add_up
 from bellwether.method.cohort import Sampler, Sampling
-from bellwether.method.method import Closing, Known, Method, State, mean_of
+from bellwether.method.method import Closing, Known, Method, State, mean_of, serve_sent
 from bellwether.method.returned import check_cohort, check_payload, check_state, check_weights
 from bellwether.method.schedule import learning_rate
 from bellwether.method.select.budget import share
@@ -165,6 +165,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
             sampler or method returned what cannot be used.
     """
     recipe, round = federation.recipe, progress.round + 1
+    federation = replace(federation, method=federation.method.of_round(round, recipe.federation.rounds))
     known = what_is_known(federation.ranks, progress.rounds)
     drawn = _sample(federation, progress, known)
     federation.watch(RoundStarted(round, drawn))
@@ -373,13 +374,35 @@ def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationReco
 
 
 def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationRecord:
-    """Ask the clients that hold out rows to score the adapter that each serves; only their totals come back."""
-    start, recipe = time.perf_counter(), federation.recipe
+    """Ask the clients that hold out rows to score the adapter that each serves; only their totals come back.
+
+    After the last round they score what all share as well, where it is another one: who gains by serving one's own?
+    """
+    start = time.perf_counter()
+    by_client, by_group = _ask_scores(federation, progress)
+    own = federation.method.serves is not serve_sent and progress.round == federation.recipe.federation.rounds
+    shared = _ask_scores(federation, progress, shared=True)[0] if own else {}
+    return EvaluationRecord(
+        round=progress.round,
+        part="clients",
+        categories=add_up(item for totals in by_client.values() for item in totals.items()),
+        seconds=time.perf_counter() - start,
+        clients=by_client,
+        groups=_several(add_up(item for totals in by_group for item in totals.items())),
+        shared=shared,
+    )
+
+
+def _ask_scores(
+    federation: Federation, progress: Progress, *, shared: bool = False
+) -> tuple[Mapping[str, Mapping[str, Totals]], Sequence[Mapping[str, Totals]]]:
+    """Return totals by category of each client that answers, and by group; of what it serves, or of what all share."""
+    recipe = federation.recipe
     known = what_is_known(federation.ranks, progress.rounds)
     tasks: dict[str, Task] = {}
     for client in federation.evaluating:
         payload = _payload(federation, progress.state, known[client], progress.round)
-        tasks[client] = EvaluateTask(progress.round, payload, recipe.evaluation, known[client].settled)
+        tasks[client] = EvaluateTask(progress.round, payload, recipe.evaluation, known[client].settled, shared)
     by_client: dict[str, Mapping[str, Totals]] = {}
     by_group: list[Mapping[str, Totals]] = []
     missed = dict.fromkeys(tasks, "it did not answer")
@@ -397,11 +420,7 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     for client, why in missed.items():
         text = f"Round {progress.round}: {client} did not score its rows: {why}."
         federation.watch(Note(text, warning=True))
-    totals, groups = (
-        add_up(item for totals in by_client.values() for item in totals.items()),
-        _several(add_up(item for totals in by_group for item in totals.items())),
-    )
-    return EvaluationRecord(progress.round, "clients", totals, time.perf_counter() - start, by_client, groups)
+    return by_client, by_group
 
 
 def _counted(phase: str, replies: Iterator[Reply], asked: int) -> Iterator[Reply]:

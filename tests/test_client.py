@@ -361,7 +361,7 @@ def test_simulated_resources_decide_who_answers_and_how_long_it_takes(base, adap
     assert "would need 40.0 s" in replies["d"].failure
     assert [replies[client].reached for client in "abcd"] == [True, False, True, True]
     local = LocalEngine(base, layers, rows, {}, fedavg())
-    slower = UnevenClients(local.ask, rows, lambda client, round: conditions[client], passes=3)
+    slower = UnevenClients(local.ask, rows, lambda client, round: conditions[client], passes=lambda task: 3)
     assert [reply.seconds for reply in slower.ask({"a": asked["a"]})] == [pytest.approx(3 * 4.0)]
 
 

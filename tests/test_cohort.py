@@ -5,7 +5,7 @@ import pytest
 
 from bellwether.data.trace import read_trace
 from bellwether.errors import DataError
-from bellwether.method.cohort import Sampling, cohort_size, make_sampler, make_trace
+from bellwether.method.cohort import Sampling, cohort_size, everyone_last, make_sampler, make_trace
 from bellwether.recipe.recipe import Availability, Federation
 from bellwether.tools.randomness import Randomness, derive_seed
 
@@ -129,3 +129,16 @@ def test_seeds_differ_in_every_part_and_do_not_run_together():
     }
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_in_the_last_round_everybody_is_asked_who_is_there_where_the_recipe_looks_at_that():
+    availability = Availability(away=0.5)
+    trace = make_trace(availability, Randomness(0))
+    for sampler in ("uniform", "available"):
+        federation = Federation(rounds=9, sampler=sampler, fraction=0.2, availability=availability)
+        usual = make_sampler(federation, trace)
+        sample = everyone_last(usual, federation, trace)
+        assert sample(drawing(CLIENTS, 8, Randomness(0))) == usual(drawing(CLIENTS, 8, Randomness(0)))
+        there = {client for client in CLIENTS if sampler == "uniform" or trace(client, 9).available}
+        assert set(sample(drawing(CLIENTS, 9, Randomness(0)))) == there
+        assert len(there) > 30

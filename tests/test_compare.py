@@ -967,6 +967,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Recipe, Path]]:
             loss = float("nan")  # diverged
         better = float(loss > 1)  # false where it is no number
         outcome = Outcome(name, recipe.seed, "", ("x",), (Totals(1, 1, loss, 1, better, int(better)),), ("",))
+        # Their mean, each client counted alike, is 7 less the loss.
+        own = {"few": Totals(1, 1, 6 - loss), "many": Totals(1, 4, 4 * (8 - loss))}
+        outcome = dataclasses.replace(outcome, clients=own if recipe.partition.client_test_fraction else {})
         folder.mkdir(parents=True)
         (folder / OUTCOMES).write_text(json.dumps(plain([outcome])))
         return read_outcomes(folder)
@@ -983,10 +986,14 @@ def tuning(recipe: Recipe, **tune: Any) -> Recipe:
     return with_overrides(recipe, fields)
 
 
-@pytest.mark.parametrize(("choose_by", "best"), [("loss", (0.02, 1)), ("exact", (0.01, 2)), ("rouge_l", (0.01, 2))])
+@pytest.mark.parametrize(
+    ("choose_by", "best"),
+    [("loss", (0.02, 1)), ("exact", (0.01, 2)), ("rouge_l", (0.01, 2)), ("clients_loss", (0.01, 2))],
+)
 def test_the_best_trial_is_chosen_for_each_arm_and_used(
     tiny: Recipe, tmp_path: Path, trials: list[tuple[str, Recipe, Path]], choose_by: str, best: tuple[float, int]
 ) -> None:
+    tiny = with_overrides(tiny, {"partition.client_test_fraction": 0.3 if choose_by == "clients_loss" else 0.0})
     found = compare(tuning(tiny, choose_by=choose_by), tmp_path / "out")
     for name in ("local", "centralized", "federated"):
         assert (found.arms[name].learning_rate, found.arms[name].passes) == best
@@ -998,10 +1005,12 @@ def test_the_best_trial_is_chosen_for_each_arm_and_used(
     assert (found.arms["base"], found.arms["steps"]) == (Arm(trains="nobody"), Arm(trains="together", steps=3))
     assert found.arms["rounds of steps"].passes is None
     tried = {recipe.evaluation.generate for _, recipe, folder in trials if "trials" in folder.parts}
-    assert tried == {choose_by != "loss"}, "answers are given where they choose"
+    assert tried == {choose_by in ("exact", "rouge_l")}, "answers are given where they choose"
     by_loss = {(one.learning_rate, one.passes): one.score for one in found.trials if one.arm == "local"}
     if choose_by == "loss":
         assert by_loss == {(0.01, 1): np.inf, (0.01, 2): 2.5, (0.02, 1): 1.0, (0.02, 2): 2.5}
+    if choose_by == "clients_loss":
+        assert by_loss == {(0.01, 1): np.inf, (0.01, 2): 4.5, (0.02, 1): 6.0, (0.02, 2): 4.5}
     table = tables(found)["table.md"]
     assert "Trials on validation rows" in table
 
@@ -1020,6 +1029,11 @@ def test_an_arm_tries_rates_of_its_own_and_keeps_its_own_passes(
     ]
     assert tried == [("short", 0.01, 1), ("short", 0.02, 1), ("long", 0.02, 2), ("long", 0.3, 2)]
     assert {name: arm.passes for name, arm in found.arms.items()} == {"short": 1, "long": 2}
+
+
+def test_trials_do_not_choose_by_rows_of_clients_where_these_hold_none_out(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="choose_by is clients_loss, but no client of compare.arms.local holds out"):
+        compare(tuning(tiny, choose_by="clients_loss"), tmp_path / "out")
 
 
 def test_trials_are_equally_many_for_each_arm_and_score_no_test_row(

@@ -21,8 +21,10 @@ from bellwether.exchange.adapter import Adapter, flat, key_a, key_b, stacked
 from bellwether.exchange.messages import Payload, Reply, TrainTask
 from bellwether.federate import federate, what_is_known
 from bellwether.method.average import fedavg
+from bellwether.method.cohort import everyone_last
 from bellwether.method.flexlora import flexlora
 from bellwether.method.method import Finished, Method, Pass, State, by_rows
+from bellwether.method.personal import ditto, feddpa, fine_tuned
 from bellwether.method.returned import first_state
 from bellwether.method.scaffold import CHANGE, CONTROL, scaffold
 from bellwether.model.lora import LoraLayers
@@ -270,30 +272,14 @@ def test_a_round_that_failed_or_left_a_client_out_does_not_settle_it():
 # Several passes, corrections, and what a client serves --------------------------------------------
 
 
-def ditto(weight: float = 1.0) -> Method:
-    """Ditto: beside the shared adapter each client trains one of its own, drawn to the shared one, and serves that."""
-
-    def own_or_sent(payload, own):
-        order, sent = order_of(payload.adapter), payload.adapter.tensors
-        if "own" not in own:
-            return sent
-        parts = np.split(own["own"], np.cumsum([sent[key].size for key in order])[:-1])
-        return {key: part.reshape(sent[key].shape) for key, part in zip(order, parts, strict=True)}
-
-    def drawn(step):
-        return step.gradient_P + weight * (step.adapter_P - step.start_P)
-
-    def finish(trained):
-        shared, personal = trained.passes
-        return Finished(shared, own={"own": flat(personal, order_of(trained.payload.adapter))})
-
-    passes = (Pass(), Pass(begin=own_or_sent, correct=drawn))
-    return replace(fedavg(), passes=passes, finish=finish, serves=own_or_sent)
+def losses(replies):
+    """The summed losses that clients tell of their rows."""
+    return {reply.client: sum(totals.loss for totals in reply.totals.values()) for reply in replies}
 
 
 def test_a_second_pass_trains_an_adapter_of_the_clients_own_that_it_alone_serves(base, layers, start, tmp_path):
     rows, folders = {"a": token_rows(8), "b": token_rows(16)[8:]}, {name: tmp_path / name for name in "ab"}
-    engine = LocalEngine(base, layers, rows, {"a": token_rows(3), "b": token_rows(3)}, ditto(), folders=folders)
+    engine = LocalEngine(base, layers, rows, {"a": token_rows(3), "b": token_rows(3)}, ditto(pull=1.0), folders=folders)
     tasks = {name: train_task(start, SGD, name, round=1, rounds=3) for name in "ab"}
     replies = {reply.client: reply.update for reply in engine.ask(tasks)}
     shared = {name: train(base, layers, {name: rows[name]}, start, SGD, rounds=3)[0].update for name in "ab"}
@@ -302,13 +288,79 @@ def test_a_second_pass_trains_an_adapter_of_the_clients_own_that_it_alone_serves
             np.testing.assert_array_equal(replies[name].tensors[key], value)
     evaluation = recipe.Evaluation(generate=False)
     asked = {name: replace(task, settled=1) for name, task in evaluate_tasks("ab", start, evaluation).items()}
-    own = {reply.client: sum(totals.loss for totals in reply.totals.values()) for reply in engine.ask(asked)}
-    sent = {
-        reply.client: sum(totals.loss for totals in reply.totals.values())
-        for reply in engine.ask(evaluate_tasks("ab", start, evaluation))
-    }
+    own = losses(engine.ask(asked))
+    sent = losses(engine.ask(evaluate_tasks("ab", start, evaluation)))
     assert sent["a"] == sent["b"]
     assert len({own["a"], own["b"], sent["a"]}) == 3
+    assert losses(engine.ask({name: replace(task, shared=True) for name, task in asked.items()})) == sent
+
+
+def test_a_sum_of_two_adapters_is_served_as_one_of_twice_the_rank(base, layers, start, tmp_path):
+    local = random_adapter(base, rank=3, alpha=6.0, dropout=0.0, seed=7)
+    keep_state(tmp_path / "a", METHOD, 1, local.tensors)
+    engine = LocalEngine(base, layers, {}, {"a": token_rows(6)}, feddpa(mix=0.25), folders={"a": tmp_path / "a"})
+    evaluation = recipe.Evaluation(generate=False)
+    asked = {name: replace(task, settled=1) for name, task in evaluate_tasks("a", start, evaluation).items()}
+    mixed = losses(engine.ask(asked))["a"]
+    layers.detach()
+    before = {path: base.model.get_submodule(path).weight.clone() for path in start.config.modules}
+    with torch.no_grad():  # both products added to the weights, each with its share
+        for adapter, share in ((start, 0.75), (local, 0.25)):
+            for path in start.config.modules:
+                a_RI, b_OR = (torch.from_numpy(adapter.tensors[key(path)]) for key in (key_a, key_b))
+                base.model.get_submodule(path).weight += share * adapter.config.scaling * b_OR @ a_RI
+    nothing = start.with_tensors({key: np.zeros_like(value) for key, value in start.tensors.items()})
+    plain = LoraLayers(base.model, start.config, dtype=torch.float64)
+    merged = LocalEngine(base, plain, {}, {"a": token_rows(6)}, fedavg())
+    found = losses(merged.ask(evaluate_tasks("a", nothing, evaluation)))["a"]
+    plain.detach()
+    with torch.no_grad():
+        for path, weight in before.items():
+            base.model.get_submodule(path).weight.copy_(weight)
+    assert mixed == pytest.approx(found, rel=1e-10)
+
+
+def test_in_the_last_round_clients_tune_what_they_were_sent_as_in_any_other_and_serve_that(
+    base, layers, start, tmp_path
+):
+    rows, held_out = {"a": token_rows(8), "b": token_rows(16)[8:]}, {"a": token_rows(3), "b": token_rows(3)}
+    folders = {name: tmp_path / name for name in "ab"}
+    method = fine_tuned(fedavg())
+    engine = LocalEngine(base, layers, rows, held_out, method, folders=folders)
+    payload = method.last.give(State(start), SimpleNamespace(rank=3), 3)
+    tasks = {name: train_task(payload, SGD, name, round=3, rounds=3) for name in "ab"}
+    for reply in engine.ask(tasks):
+        assert reply.update.tensors == {}
+    evaluation = recipe.Evaluation(generate=False)
+    asked = {name: replace(task, settled=3) for name, task in evaluate_tasks("ab", start, evaluation).items()}
+    served = losses(engine.ask(asked))
+    alone = {name: train(base, layers, {name: rows[name]}, start, SGD, round=3, rounds=3)[0].update for name in "ab"}
+    for name in "ab":
+        plain = LocalEngine(base, layers, {}, held_out, fedavg())
+        tuned = start.with_tensors(alone[name].tensors)
+        assert served[name] == losses(plain.ask(evaluate_tasks(name, tuned, evaluation)))[name]
+    # Before the last round, and where a client missed it, it serves what is sent.
+    assert losses(engine.ask(evaluate_tasks("ab", start, evaluation))) != served
+
+
+def test_all_clients_are_asked_in_the_last_round_and_nothing_of_theirs_is_averaged():
+    engine = AddingEngine()
+
+    class Silent(AddingEngine):
+        def ask(self, tasks, deadline=None):
+            engine.tasks.append(tasks)
+            for reply in super().ask(tasks, deadline):
+                if reply.update is not None and not tasks[reply.client].payload.expected:
+                    reply = replace(reply, update=replace(reply.update, tensors={}))
+                yield reply
+
+    method, given = fine_tuned(fedavg()), federation("federation.rounds=3", engine=Silent())
+    sample = everyone_last(lambda sampling: ["b"], given.recipe.federation, None)
+    progress = federate(replace(given, method=method, sample=sample), begin())
+    assert [record.cohort for record in progress.rounds[:2]] == [("b",), ("b",)]
+    assert sorted(progress.rounds[2].cohort) == ["a", "b", "c", "d"]
+    assert progress.rounds[2].bytes_up == 0
+    assert progress.rounds[2].adapter == progress.rounds[1].adapter != progress.rounds[0].adapter
 
 
 def test_a_correction_sees_client_step_rate_start_and_both_sides_arrays(base, layers, start, tmp_path):
@@ -672,7 +724,7 @@ def test_what_a_method_is_not_right_with_is_refused_before_anything_is_loaded(ov
     assert all(text in str(caught.value) for text in said)
 
 
-ONE_RANK = set(METHODS) - {"flora", "flexlora"}
+ONE_RANK = set(METHODS) - {"flora", "flexlora", "hetlora"}
 FOLDING = {"flora", "fedex_lora"}
 
 
@@ -702,6 +754,9 @@ def test_what_clients_serve_of_their_own_is_said_to_be_none_of_the_runs_test_row
     assert "are of what all share: set partition.client_test_fraction to see" in said
     (said,) = method_warnings(recipe_of("method.name=fedsa_lora", "partition.client_test_fraction=0.2"))
     assert said.endswith("the adapter at the end are of what all share.")
+    words = ["method.fine_tune=true", "partition.client_test_fraction=0.2", "federation.rounds=1"]
+    (said, _) = method_warnings(recipe_of(*words))
+    assert "federation.rounds is 1: nothing is averaged; give at least 2" in said
 
 
 def test_a_method_is_taken_with_what_it_needs():
@@ -721,7 +776,7 @@ def test_naming_another_method_leaves_the_fields_of_the_last_one_behind():
     assert first.method.mu == 0.5
     second = with_overrides(first, {"method.learning_rate": 0.5, "method.name": "fedadam"})
     assert second.method.model_dump() == {
-        "name": "fedadam", "learning_rate": 0.5, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3,
+        "name": "fedadam", "fine_tune": False, "learning_rate": 0.5, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3,
     }  # fmt: skip
 
 
@@ -729,7 +784,7 @@ def test_naming_another_method_leaves_the_fields_of_the_last_one_behind():
     ("override", "said"),
     [
         ("method.name=fedavgg", "'fedavgg' is not one of fedavg, uniform, fedprox,"),
-        ("method.beta1=0.5", "there is no field method.beta1; known here: name."),
+        ("method.beta1=0.5", "there is no field method.beta1; known here: name, fine_tune."),
         ("method={name: fedadam, beta3: 1}", "there is no field method.beta3; did you mean method.beta"),
         ("method={name: fedprox, mu: -1}", "method.mu is -1: input should be greater than 0 (FedProx's mu"),
         ("method=fedadam", "method is 'fedadam'"),

@@ -43,6 +43,20 @@ def test_batches_answer_like_one_prompt_at_a_time(architecture):
     assert len({tuple(answer) for answer in wanted}) > 1
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_output_layer_gets_the_states_of_rows_side_by_side_so_that_it_is_not_copied_for_each(architecture):
+    base = tiny_base(architecture)
+    layer = base.model.get_output_embeddings()
+    ordinary, seen = layer.forward, []
+    layer.forward = lambda states: seen.append((tuple(states.shape[:2]), states.is_contiguous())) or ordinary(states)
+    try:
+        generate(base, PROMPTS, 4, batch_size=5)
+    finally:
+        del layer.forward
+    assert seen
+    assert set(seen) == {((5, 1), True)}
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
 def test_a_batch_has_no_more_rows_than_their_keys_values_and_scores_have_a_place_for(architecture, monkeypatch):
     base, prompt, new = tiny_base(architecture), [1, 5, 9], 9

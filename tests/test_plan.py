@@ -86,6 +86,31 @@ def test_counts_are_those_that_a_run_records(small, tmp_path):
     assert len({record["round"] for record in evaluations}) == made.evaluations
 
 
+def test_a_last_round_in_which_all_clients_tune_and_send_nothing_counts_in_the_means(small, tmp_path):
+    from conftest import json_lines
+
+    from bellwether.recipe.method import FedAvg
+    from bellwether.runner.run import run
+
+    whole = small.model_copy(
+        update={
+            "method": FedAvg(fine_tune=True),
+            "federation": small.federation.model_copy(update={"rounds": 3}),
+            "evaluation": recipe.Evaluation(every=0, generate=False),
+            "output": recipe.Output(folder=str(tmp_path / "run")),
+        }
+    )
+    made = plan(whole)
+    run(whole)
+    rounds = json_lines(tmp_path / "run" / "rounds.jsonl")
+    assert [len(record["cohort"]) for record in rounds] == [2, 2, 6]
+    for way in ("bytes_down", "bytes_up"):  # the mean is rounded to a whole byte
+        assert abs(3 * getattr(made, way) - sum(record[way] for record in rounds)) <= 2
+    usual = plan(whole.model_copy(update={"method": FedAvg()}))
+    assert made.tokens_per_round == pytest.approx(usual.tokens_per_round * (2 + 2 + 6) / 6)
+    assert any("In round 3, the last one, 6 clients train for themselves" in note for note in made.notes)
+
+
 def test_of_a_method_that_folds_the_weights_are_counted_twice_and_what_goes_down_is_told(small):
     from bellwether.recipe.method import Flora
 

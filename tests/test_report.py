@@ -13,6 +13,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from bellwether.report.page.metrics import EXACT, LOSS, ROUGE_L, changes
 from bellwether.report.page.parts import named, visible
 from bellwether.report.page.render import render
 from bellwether.report.page.run import run_page
+from bellwether.report.page.scores import gains
 from bellwether.report.report import report
 from bellwether.store.comparison import Comparison
 from bellwether.store.comparison import Outcome as Scored
@@ -647,6 +649,35 @@ def test_gains_of_clients_that_hold_rows_out_are_shown(bellwether: Command, tiny
         assert client in text
         rows = sum(part.rows for part in totals.values())
         assert f"{rows:,}" in text
+
+
+def test_who_gains_and_who_loses_by_an_adapter_of_its_own_is_shown_beside_what_all_share() -> None:
+    losses = {"north": (2.0, 1.5, 1.0), "south": (3.0, 2.0, 2.5), "west": (1.0, 1.25, 1.25)}
+
+    def totals(loss: float) -> dict[str, Totals]:
+        return {"x": Totals(rows=2, tokens=10, loss=10 * loss)}
+
+    base, shared, own = ({name: totals(loss[stage]) for name, loss in losses.items()} for stage in range(3))
+    records = [
+        EvaluationRecord(0, "clients", totals(2.0), 1.0, base),
+        EvaluationRecord(5, "clients", totals(1.6), 1.0, own, shared=shared),
+    ]
+    run = SimpleNamespace(evaluations=records, scored=lambda part: records)
+    (section,) = gains(run)
+    figure, table = section.parts
+    assert figure.chart.legend == ["what all share", "its own"]
+    assert figure.note == (
+        "With an adapter of its own: 2 of 3 clients are better off, and 1 worse. "
+        "1 of 3 clients is better off than with what all share, and 1 worse."
+    )
+    assert table.heads[-3:] == [f"loss, nats per token, {stage}" for stage in ("base", "shared", "own")]
+    assert [[cell.text for cell in row[-3:]] for row in table.rows] == [
+        ["2.000", "1.500", "1.000"], ["3.000", "2.000", "2.500"], ["1.000", "1.250", "1.250"],
+    ]  # fmt: skip
+    # One that did not answer the second question has no such score.
+    records[-1] = dataclasses.replace(records[-1], shared={name: shared[name] for name in ("north", "south")})
+    (section,) = gains(run)
+    assert section.parts[1].rows[2][-2].text == "–"
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(100, 20), (300, 200)])

@@ -164,6 +164,7 @@ def test_a_rule_with_a_state_goes_on_with_it(bellwether, tiny_recipe, tmp_path, 
 
 
 DROPPING = ["federation.availability.drop_out=0.3", "federation.quorum=0.25"]
+HOLDING_OUT = ["partition.client_test_fraction=0.25"]
 METHODS = {
     "scaffold": ["training.optimizer=sgd", "training.schedule=constant", "training.clip_norm=null"],
     "fedadam": [],
@@ -171,9 +172,15 @@ METHODS = {
     "rolora": DROPPING,
     "flora": ["lora.ranks=[1, 2]", *DROPPING],
     "fedex_lora": DROPPING,
-    "fedsa_lora": ["partition.client_test_fraction=0.25"],
-    "ditto": ["partition.client_test_fraction=0.25"],
+    "hetlora": ["lora.ranks=[1, 2]", "method.norm_weights=true", *DROPPING],
+    "fedsa_lora": HOLDING_OUT,
+    "ditto": [*HOLDING_OUT, *DROPPING],
+    "feddpa": [*HOLDING_OUT, *DROPPING],
+    "feddpa, F": [*HOLDING_OUT, *DROPPING, "method.variant=F"],
+    "fedavg, tuned": [*HOLDING_OUT, *DROPPING, "method.fine_tune=true"],
+    "flora, tuned": [*HOLDING_OUT, *DROPPING, "lora.ranks=[1, 2]", "method.fine_tune=true"],
 }
+KEEPING = ("scaffold", "fedsa_lora", "ditto", "feddpa", "feddpa, F", "fedavg, tuned", "flora, tuned")
 
 
 @pytest.mark.parametrize(
@@ -182,11 +189,11 @@ METHODS = {
         ("scaffold", 1),
         pytest.param("scaffold", 2, marks=pytest.mark.xdist_group("workers")),
         ("fedadam", 1),
-        *((method, 1) for method in ("flexlora", "rolora", "flora", "fedex_lora", "fedsa_lora", "ditto")),
+        *((method, 1) for method in METHODS if method not in ("scaffold", "fedadam")),
     ],
 )
 def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(tiny_recipe, tmp_path, method, processes):
-    fields = [*FIELDS, "federation.rounds=4", f"method.name={method}", *METHODS[method]]
+    fields = [*FIELDS, "federation.rounds=4", f"method.name={method.partition(',')[0]}", *METHODS[method]]
     fields += ["federation.fraction=1", "training.local_steps=2", "evaluation.generate=false"]
     truth = run(load_recipe(tiny_recipe, [*fields, f"output.folder={tmp_path / 'truth'}"]))
 
@@ -200,11 +207,19 @@ def test_a_method_with_states_of_server_and_clients_goes_on_to_the_same_bytes(ti
     assert newest(tmp_path / "run") == 2
     found = run(resume=tmp_path / "run")
     assert found.adapter.fingerprint() == truth.adapter.fingerprint()
-    if METHODS[method] is DROPPING:
+    if DROPPING[0] in METHODS[method]:
         assert any(len(record.clients) < 4 for record in found.rounds), "somebody dropped out"
     assert [record.bytes_up for record in found.rounds] == [record.bytes_up for record in truth.rounds]
     kept = sorted(path.parts[-3] for path in (tmp_path / "run").glob("clients/*/method/0004.npz"))
-    assert len(kept) == (4 if method in ("scaffold", "fedsa_lora", "ditto") else 0)
+    assert len(kept) == (len(found.rounds[-1].clients) if method in KEEPING else 0)
+    own = [(record.clients, record.shared) for record in found.evaluations if record.part == "clients"]
+    assert own == [(record.clients, record.shared) for record in truth.evaluations if record.part == "clients"]
+    assert bool(own and own[-1][1]) == (method in KEEPING[1:])
+    if method in ("feddpa, F", "fedavg, tuned", "flora, tuned"):
+        assert len(found.rounds[-1].cohort) == 4
+        assert found.rounds[-1].bytes_up == 0
+        assert found.rounds[-1].adapter == found.rounds[-2].adapter
+        assert any(own[-1][0][client] != own[-1][1][client] for client in own[-1][0]), "they serve what they tuned"
 
 
 def test_a_changed_chat_template_or_tokenizer_is_refused(bellwether, tiny_recipe, tiny_llama, tmp_path, my_rule):

@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwether.arms.arm import arm_recipe
 from bellwether.errors import BellwetherError, RecipeError
+from bellwether.recipe.compare import Tune
 from bellwether.recipe.file import with_overrides
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
@@ -60,6 +61,7 @@ def check_arms(recipe: Recipe, settings: Compare, opened: Opened) -> dict[str, P
         _check_clients(name, arm, found[name])
     _check_scored(found)
     if settings.tune is not None:
+        _check_choosing(settings.tune, {name: found[name] for name in settings.tuned})
         trials = [
             arm_recipe(validating(recipe), name, arm, settings.tune.seeds[0], len(found[name].clients))
             for name, arm in all_tried(settings)
@@ -92,6 +94,16 @@ def _check_scored(prepared: Mapping[str, Prepared]) -> None:
             )
 
 
+def _check_choosing(tune: Tune, prepared: Mapping[str, Prepared]) -> None:
+    """Refuse to choose by rows of clients where clients hold none out."""
+    for name, one in prepared.items():
+        if tune.choose_by == "clients_loss" and not one.held_out:
+            raise RecipeError(
+                f"compare.tune.choose_by is clients_loss, but no client of compare.arms.{name} holds out rows of its "
+                "own; set partition.client_test_fraction, or choose by loss."
+            )
+
+
 def _scored_rows(prepared: Prepared) -> list[Any]:
     return [
         (one.row.instruction, one.row.context, one.row.response, one.row.turns, one.category)
@@ -111,7 +123,7 @@ def _check_clients(name: str, arm: Arm, prepared: Prepared) -> None:
 def validating(recipe: Recipe) -> Recipe:
     """Return the recipe of trials, which never see a test row, and give no answers where the loss alone chooses."""
     tune = recipe.compare.tune if recipe.compare is not None else None
-    generate = recipe.evaluation.generate and (tune is None or tune.choose_by != "loss")
+    generate = recipe.evaluation.generate and (tune is None or tune.answers)
     return with_overrides(recipe, {"evaluation.part": "validation", "evaluation.generate": generate})
 
 

@@ -37,6 +37,7 @@ from bellwether.exchange.records import (
     Watcher,
 )
 from bellwether.exchange.scores import Scores, macro
+from bellwether.recipe.compare import Tune
 from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
@@ -217,18 +218,24 @@ def _tune(bench: _Bench) -> list[Trial]:
     trials = []
     for name, arm in grid:
         outcomes = [outcome for _ in tune.seeds for outcome in next(done)]
-        scores = [
-            math.nan if outcome.failure else getattr(macro(outcome.by_category()), tune.choose_by)
-            for outcome in outcomes
-        ]
-        trials.append(Trial(name, arm.learning_rate or 0.0, arm.passes or 0, _mean(scores, tune.choose_by)))
+        scores = [score for outcome in outcomes for score in _scores(outcome, tune.choose_by)]
+        trials.append(Trial(name, arm.learning_rate or 0.0, arm.passes or 0, _mean(scores, tune)))
     return trials
 
 
-def _mean(scores: Sequence[float], choose_by: str) -> float:
+def _scores(outcome: Outcome, choose_by: str) -> list[float]:
+    """Return the scores of a trial that chooses: one of its adapter, or one of each client; NaN where it failed."""
+    if outcome.failure:
+        return [math.nan]
+    if choose_by == "clients_loss":
+        return [totals.loss / totals.tokens for totals in outcome.clients.values() if totals.tokens]
+    return [getattr(macro(outcome.by_category()), choose_by)]
+
+
+def _mean(scores: Sequence[float], tune: Tune) -> float:
     """Return the mean of trial scores; the worst there can be, where one of them is no number."""
-    mean = math.fsum(scores) / len(scores)
-    return mean if math.isfinite(mean) else math.inf if choose_by == "loss" else -math.inf
+    mean = math.fsum(scores) / len(scores) if scores else math.nan
+    return mean if math.isfinite(mean) else math.inf if tune.less_is_better else -math.inf
 
 
 def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> dict[str, Arm]:
@@ -237,11 +244,12 @@ def _with_best(settings: Compare, trials: Sequence[Trial], watch: Watcher) -> di
     if settings.tune is None:
         return chosen
     choose_by = settings.tune.choose_by
-    best_of = min if choose_by == "loss" else max
+    best_of = min if settings.tune.less_is_better else max
     for name in settings.tuned:
         best = best_of((trial for trial in trials if trial.arm == name), key=lambda trial: trial.score)
         chosen[name] = chosen[name].model_copy(update={"learning_rate": best.learning_rate, "passes": best.passes})
-        text = f"on validation rows {choose_by} is best ({best.score:.3f}) at learning rate {best.learning_rate:g}"
+        rows = "the rows that clients hold out" if choose_by == "clients_loss" else "validation rows"
+        text = f"on {rows} {choose_by} is best ({best.score:.3f}) at learning rate {best.learning_rate:g}"
         watch(Note(f"{name}: {text} and {counted(best.passes, 'pass', 'passes')}."))
     return chosen
 

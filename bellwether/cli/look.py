@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from bellwether.cli.given import agree_to_folder
 from bellwether.cli.options import ModelFlag, TrustFlag
 from bellwether.cli.say import at_work, say
 from bellwether.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from bellwether.exchange.adapter import Adapter
 
 
 def write_report(
@@ -51,6 +54,19 @@ def report_on(folder: Path) -> None:
     say(f"Report: {path}")
 
 
+def _served_by(folder: Path, client: str) -> Adapter:
+    """Return what a client serves: of a run, or of a site, whose folder needs what sites are installed with."""
+    from bellwether.store.finished import is_run
+
+    if is_run(folder):
+        from bellwether.runner.served import served_by
+
+        return served_by(folder, client)
+    from bellwether.site.served import served
+
+    return served(folder, client)
+
+
 def export_model(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a folder with an adapter.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -58,11 +74,16 @@ def export_model(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write the adapter as it is, with the tokenizer beside it.")
     ] = False,
+    client: Annotated[
+        str | None,
+        typer.Option("--client", help="Of a run or a site, the adapter that this client serves, where it has its own."),
+    ] = None,
     trust: TrustFlag = False,
 ) -> None:
     """Merge an adapter into its base model and write a plain Hugging Face model folder, with its chat template."""
     agree_to_folder(folder, trust, model)
     from bellwether.runner.export import export_run
 
-    export_run(folder, out, model, merge=not adapter)
+    own = _served_by(folder, client) if client is not None else None
+    export_run(folder, out, model, merge=not adapter, own=own)
     say(f"Wrote {out}.")

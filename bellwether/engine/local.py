@@ -11,12 +11,11 @@ from bellwether.client.choose import Chooser
 from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import recalled, train_chosen
 from bellwether.data.rows import TokenRow
-from bellwether.errors import RoundFailed
 from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
 from bellwether.method.method import Method
+from bellwether.method.returned import served
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
-from bellwether.tools.functions import naming
 
 
 class LocalEngine:
@@ -66,7 +65,8 @@ class LocalEngine:
         """
         train = {client: task for client, task in tasks.items() if isinstance(task, TrainTask)}
         rows = {client: self._rows[client] for client in train}
-        trainers = (self._base, self._layers, rows, train, self._method, self._tokens, self._folders)
+        method = next((self._method.of_round(task.round, task.rounds) for task in train.values()), self._method)
+        trainers = (self._base, self._layers, rows, train, method, self._tokens, self._folders)
         yield from train_chosen(self._chooser.choose, *trainers)
         for client, task in tasks.items():
             if isinstance(task, SurveyTask):
@@ -75,13 +75,13 @@ class LocalEngine:
                 yield self._evaluate(client, task)
 
     def _evaluate(self, client: str, task: EvaluateTask) -> Reply:
-        """Let a client score the adapter that it serves on the rows that it holds out itself."""
+        """Let a client score the adapter that it serves, or that all share, on the rows that it holds out itself."""
         start = time.perf_counter()
         payload, rows = task.payload, self._held_out[client]
-        with naming("What the method lets a client serve", RoundFailed):
-            tensors = self._method.serves(payload, recalled(self._folders, client, task.settled))
-        self._layers.fit(payload.adapter.config)
-        self._layers.load(0, tensors)
+        kept = {} if task.shared else recalled(self._folders, client, task.settled)
+        adapter = payload.adapter if task.shared else served(self._method, payload, kept)
+        self._layers.fit(adapter.config)
+        self._layers.load(0, adapter.tensors)
         with self._layers.folded(payload.folded):
             scored = score(self._base, self._layers, rows, task.evaluation, self._stop)
         totals, groups = by_category(rows, scored), by_group(rows, scored)

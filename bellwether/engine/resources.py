@@ -21,10 +21,16 @@ class UnevenClients:
         ask: gives tasks to clients that are there and fast: the ``ask`` of another engine.
         rows: training rows by client.
         trace: each client's resources by round.
-        passes: how often the method lets a client go through its training in a round.
+        passes: how often the method lets a client go through its training in a round, of the task.
     """
 
-    def __init__(self, ask: Ask, rows: Mapping[str, Sequence[TokenRow]], trace: Trace, passes: int = 1) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        rows: Mapping[str, Sequence[TokenRow]],
+        trace: Trace,
+        passes: Callable[[TrainTask], int] = lambda task: 1,
+    ) -> None:
         self._ask, self._rows, self._trace, self._passes = ask, rows, trace, passes
 
     def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
@@ -55,7 +61,7 @@ class UnevenClients:
         if isinstance(task, SurveyTask):
             return Reply(client, 0.0)
         rows = selected_rows(len(self._rows[client]), len(task.kept or ()), task.selection)
-        seconds = self._passes * rows_to_train(rows, task) / condition.rows_per_second
+        seconds = self._passes(task) * rows_to_train(rows, task) / condition.rows_per_second
         if condition.drops_out:
             return Reply(client, seconds, failure="it dropped out in mid-round")
         if deadline is not None and seconds > deadline:

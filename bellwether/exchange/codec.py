@@ -121,6 +121,7 @@ class _EvaluateFields:
     payload: _PayloadFields
     evaluation: Evaluation
     settled: Count
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def encode_task(task: Task) -> tuple[bytes, bytes]:
     if isinstance(task, TrainTask | SurveyTask):
         fields |= {"selection": task.selection.model_dump(mode="json"), "draws": dict(task.draws.seeds)}
     else:
-        fields |= {"evaluation": task.evaluation.model_dump(mode="json"), "settled": task.settled}
+        fields |= {"evaluation": task.evaluation.model_dump(mode="json")}
+        fields |= {"settled": task.settled, "shared": task.shared}
     return _encode(kind_of(task), fields, {} if payload is None else _payload_arrays(payload))
 
 
@@ -182,7 +184,8 @@ def decode_task(manifest: bytes, body: bytes) -> Task:
             payload = None if asked.payload is None else _payload(asked.payload, arrays)
             return SurveyTask(asked.round, payload, asked.selection, Draws(asked.draws))
         scored: _EvaluateFields = typed(head.fields, _EvaluateFields)
-        return EvaluateTask(scored.round, _payload(scored.payload, arrays), scored.evaluation, scored.settled)
+        payload = _payload(scored.payload, arrays)
+        return EvaluateTask(scored.round, payload, scored.evaluation, scored.settled, scored.shared)
     except ValueError as error:
         raise UpdateRejected(f"the task cannot be read ({first_line(error)})") from error
 

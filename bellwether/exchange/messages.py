@@ -125,12 +125,14 @@ class EvaluateTask:
         payload: what the server sends it; the method says which adapter the client makes of it.
         evaluation: the recipe's evaluation section.
         settled: as in ``TrainTask``.
+        shared: whether it scores the adapter that it is sent, instead of the one that it serves.
     """
 
     round: int
     payload: Payload
     evaluation: Evaluation
     settled: int = 0
+    shared: bool = False
 
 
 Task = TrainTask | SurveyTask | EvaluateTask

@@ -119,6 +119,8 @@ class EvaluationRecord:
         seconds: how long scoring took.
         clients: for the part ``clients``, each client's totals by category.
         groups: totals by group (language or domain); empty where rows name fewer than two.
+        shared: for the part ``clients``, after the last round, each client's totals by category of the adapter that all
+            share; empty where clients serve no other.
     """
 
     round: Count
@@ -127,6 +129,7 @@ class EvaluationRecord:
     seconds: Amount
     clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
     groups: Mapping[str, Totals] = field(default_factory=dict)
+    shared: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
 
 
 Record = RoundRecord | EvaluationRecord

@@ -136,6 +136,19 @@ def make_sampler(federation: Federation, trace: Trace | None) -> Sampler:
     return load_function(federation.sampler)
 
 
+def everyone_last(sample: Sampler, federation: Federation, trace: Trace | None) -> Sampler:
+    """Return a sampler that asks all clients in the last round, those that are there where the recipe looks at that.
+
+    Args:
+        sample: draws the cohorts of the rounds before.
+        federation: the recipe's section.
+        trace: the clients' resources, where they are simulated.
+    """
+    every = federation.model_copy(update={"fraction": 1.0, "cohort_size": None})
+    last = available_sampler(every, trace) if federation.sampler == "available" and trace else uniform_sampler(every)
+    return lambda sampling: (last if sampling.round == federation.rounds else sample)(sampling)
+
+
 def make_trace(
     availability: Availability, randomness: Randomness, lines: Mapping[str, list[dict[str, Any]]] | None = None
 ) -> Trace:

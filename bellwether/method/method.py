@@ -194,8 +194,13 @@ def whole_adapter(state: State, client: Known, round: int) -> Payload:
 
 
 def as_sent(payload: Payload, own: Arrays) -> Tensors:
-    """Begin a pass with the adapter that the server sent, and serve it."""
+    """Begin a pass with the adapter that the server sent."""
     return payload.adapter.tensors
+
+
+def serve_sent(payload: Payload, own: Arrays) -> Adapter:
+    """Serve the adapter that the server sent."""
+    return payload.adapter
 
 
 def send_trained(trained: Trained) -> Finished:
@@ -231,10 +236,13 @@ class Method:
         passes: what a client goes through in a round, in this order, each a training over its rows.
         finish: what a client makes of it: what it sends and what it keeps.
         returns: shapes of the arrays that come back beside the tensors, by name: (payload) to shapes.
-        serves: the tensors that a client serves, of what it is sent and what it keeps; for its evaluation.
+        serves: the adapter that a client serves, of what it is sent and what it keeps; for its evaluation, and to be
+            exported. Its rank may be another than that of what was sent.
         needs: fields of the recipe's training section, and the only values with which the method is right.
         mixed_ranks: whether clients may have adapters of unlike ranks.
         folds: whether it folds updates into the base, which must be of plain floats then.
+        last: the method of the run's last round, in which all clients are asked, whatever the sampler; None has no
+            such round. Its state is that of the rounds before; who serves what is asked of the method itself.
     """
 
     close: Callable[[Closing], State]
@@ -244,10 +252,15 @@ class Method:
     passes: Sequence[Pass] = (Pass(),)
     finish: Callable[[Trained], Finished] = send_trained
     returns: Callable[[Payload], Mapping[str, tuple[int, ...]]] = lambda payload: {}
-    serves: Callable[[Payload, Arrays], Tensors] = as_sent
+    serves: Callable[[Payload, Arrays], Adapter] = serve_sent
     needs: Mapping[str, Any] = field(default_factory=dict)
     mixed_ranks: bool = False
     folds: bool = False
+    last: Method | None = None
+
+    def of_round(self, round: int, rounds: int) -> Method:
+        """Return the method of a round: this one, or that of the last of all rounds."""
+        return self.last if self.last is not None and round == rounds else self
 
 
 def without_values(update: Update) -> Update:

@@ -11,8 +11,9 @@ from bellwether.method.average import fedavg, fedprox, uniform
 from bellwether.method.exact import fedex_lora, flora
 from bellwether.method.flexlora import flexlora
 from bellwether.method.halves import ffa_lora, rolora
+from bellwether.method.hetlora import hetlora
 from bellwether.method.method import Method, Pass
-from bellwether.method.personal import ditto, fedsa_lora
+from bellwether.method.personal import ditto, feddpa, fedsa_lora, fine_tuned
 from bellwether.method.scaffold import scaffold
 from bellwether.method.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from bellwether.recipe.method import MethodSection, OwnMethod
@@ -23,7 +24,7 @@ _OURS: dict[str, Callable[..., Method]] = {
     made.__name__: made
     for made in (
         *(fedavg, uniform, fedprox, fedavgm, fedadam, fedyogi, fedadagrad, scaffold),
-        *(ffa_lora, rolora, flora, fedex_lora, flexlora, fedsa_lora, ditto),
+        *(ffa_lora, rolora, flora, fedex_lora, flexlora, hetlora, fedsa_lora, ditto, feddpa),
     )
 }
 
@@ -43,17 +44,17 @@ def make_method(section: MethodSection) -> Method:
         RecipeError: a person's own function is not there, refuses its parameters, or returns no method.
     """
     if not isinstance(section, OwnMethod):
-        return _OURS[section.name](**section.model_dump(exclude={"name"}))
+        method: Method = _OURS[section.name](**section.model_dump(exclude={"name", "fine_tune"}))
+        return fine_tuned(method) if getattr(section, "fine_tune", False) else method
     function = load_function(section.name)
     _check_parameters(section, function)
     with naming(f"method.name {section.name}", RecipeError):
-        method = function(**section.parameters)
-    _check_method(method, f"method.name {section.name}")
-    return method  # type: ignore[no-any-return]
+        own = function(**section.parameters)
+    return _checked(own, f"method.name {section.name}")
 
 
-def _check_method(method: Any, who: str) -> None:
-    """Refuse what is no method, or one whose parts are of another kind than they must be."""
+def _checked(method: Any, who: str) -> Method:
+    """Return a method of a person's own; refuse what is none, or has parts of another kind than they must be."""
     if not isinstance(method, Method):
         raise RecipeError(f"{who} returned a {type(method).__name__}; return a Method.")
     for part in ("close", "begin", "give", "finish", "returns", "serves"):
@@ -64,6 +65,9 @@ def _check_method(method: Any, who: str) -> None:
     unknown = [field for field in method.needs if field not in Training.model_fields]
     if unknown:
         raise RecipeError(f"{who} needs training.{unknown[0]}, which is no field of a recipe.")
+    if method.last is not None:
+        _checked(method.last, f"{who}, in the last round,")
+    return method
 
 
 def _check_parameters(section: OwnMethod, function: Callable[..., Any]) -> None:

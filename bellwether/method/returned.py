@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import RoundFailed, UpdateRejected
-from bellwether.exchange.adapter import Adapter, key_a, key_b
+from bellwether.exchange.adapter import Adapter, Arrays, key_a, key_b
 from bellwether.exchange.checks import check_array
 from bellwether.exchange.messages import Payload, Update
 from bellwether.method.method import Method, State, without_values
@@ -74,6 +74,25 @@ def check_payload(payload: Any, client: str, who: str) -> None:
     for name, value in payload.arrays.items():
         if not isinstance(value, np.ndarray):
             raise RoundFailed(f"{who} gives {client} {name} as a {type(value).__name__}; give an array.")
+
+
+def served(method: Method, payload: Payload, own: Arrays) -> Adapter:
+    """Return the adapter that a client serves.
+
+    Args:
+        method: says which.
+        payload: what the client was sent.
+        own: what it keeps of its last round that counted; empty before.
+
+    Raises:
+        RoundFailed: the method failed, or returned no adapter for the same modules.
+    """
+    who = "What the method lets a client serve"
+    with naming(who, RoundFailed):
+        adapter = method.serves(payload, own)
+    if not isinstance(adapter, Adapter) or adapter.config.modules != payload.adapter.config.modules:
+        raise RoundFailed(f"{who} is a {type(adapter).__name__}; return an Adapter for the modules of the payload's.")
+    return adapter
 
 
 def check_weights(updates: Sequence[Update], weigh: Callable[[Update], float], who: str) -> None:

@@ -39,6 +39,7 @@ def export(
     *,
     merge: bool = True,
     chat_template: Callable[[Any], str | Mapping[str, str]] | None = None,
+    own: Adapter | None = None,
 ) -> None:
     """Merge an adapter into its base model and write model and tokenizer; or write adapter and tokenizer.
 
@@ -50,12 +51,14 @@ def export(
         merge: whether to merge; else the adapter is written as it is, over the base that ``model`` names.
         chat_template: returns the chat template to write, or several by name, for the base's tokenizer; None leaves
             what the base has.
+        own: a client's adapter, which takes the place of the one in the folder, and has no model card.
 
     Raises:
         ModelError: there is no adapter, or the base cannot be used or does not fit it.
         CheckpointError: the output folder is not empty or cannot be written.
     """
-    adapter, settings = _find(folder, model)
+    found, settings = _find(folder, model)
+    adapter = found if own is None else own
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty; give a new or an empty folder to write to.")
     from bellwether.model.base import open_base
@@ -70,7 +73,10 @@ def export(
             _write_merged(source, settings, opened.config, adapter, temporary)
         else:
             source = opened.folder
-            _write_adapter(source, settings, opened.config, adapter, folder, temporary)
+            _write_adapter(source, settings, opened.config, adapter, temporary)
+            card = _card(folder)
+            if card is not None and own is None:
+                shutil.copyfile(card, temporary / "README.md")
         _copy_small_files(source.path, temporary)
         named = isinstance(opened.tokenizer.chat_template, dict)  # stand in a folder of their own
         if written is None and named:
@@ -131,10 +137,8 @@ def _write_merged(source: ModelFolder, settings: recipe.Model, config: Any, adap
         model.save_pretrained(out)
 
 
-def _write_adapter(
-    source: ModelFolder, settings: recipe.Model, config: Any, adapter: Adapter, folder: Path, out: Path
-) -> None:
-    """Write an adapter as it is, with its model card, after looking whether the base has its modules."""
+def _write_adapter(source: ModelFolder, settings: recipe.Model, config: Any, adapter: Adapter, out: Path) -> None:
+    """Write an adapter as it is, after looking whether the base has its modules."""
     from bellwether.model.loading import empty_model
     from bellwether.model.lora import LoraLayers
 
@@ -142,9 +146,11 @@ def _write_adapter(
     named = dataclasses.replace(adapter, config=dataclasses.replace(adapter.config, base_model=source.name))
     for name, content in adapter_files(named).items():
         (out / name).write_bytes(content)
-    card = next((path for path in (folder / "adapter" / "README.md", folder / "README.md") if path.is_file()), None)
-    if card is not None:
-        shutil.copyfile(card, out / "README.md")
+
+
+def _card(folder: Path) -> Path | None:
+    """Return the model card of a folder's adapter, where it has one."""
+    return next((path for path in (folder / "adapter" / "README.md", folder / "README.md") if path.is_file()), None)
 
 
 def _write_chat_template(written: str | Mapping[str, str], out: Path) -> None:

@@ -297,8 +297,8 @@ def _continue(
 def _last_states_in_a_row(model: Any) -> Iterator[None]:
     """Let the output layer have the states of each row's last token side by side in memory.
 
-    As transformers cuts them out of all tokens' states, torch makes a batch of products of them, each with a copy of the
-    layer's weights: of 0.3 GB a row with Gemma 3 270M in bfloat16, where 32 rows took 11 GB and most of the time.
+    As transformers cuts them out of all tokens' states, torch makes a batch of products of them, each with a copy of
+    the layer's weights: of 0.3 GB a row with Gemma 3 270M in bfloat16, where 32 rows took 11 GB and most of the time.
     """
 
     def gather(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

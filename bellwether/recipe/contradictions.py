@@ -160,7 +160,7 @@ def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Loca
         for place, values in lists
         if (twice := [value for value, count in Counter(values).items() if count > 1])
     ]
-    if tune is not None and tune.choose_by != "loss" and not generate:
+    if tune is not None and tune.answers and not generate:
         found.append(
             (
                 ("tune", "choose_by"),

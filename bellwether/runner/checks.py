@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.errors import DataError, RecipeError
 from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
-from bellwether.method.method import as_sent
+from bellwether.method.method import serve_sent
 from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.runner.compatible import refusals
@@ -233,15 +233,22 @@ def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -
 
 def method_warnings(recipe: Recipe) -> list[str]:
     """Return what a person should know of a method whose clients serve adapters of their own."""
-    if make_method(recipe.method).serves is as_sent:
-        return []
+    method, name = make_method(recipe.method), recipe.method.name
+    warnings = []
+    if method.last is not None and recipe.federation.rounds == 1:
+        warnings.append(
+            f"In the last round of the method {name} clients train for themselves, and federation.rounds is 1: nothing "
+            "is averaged; give at least 2."
+        )
+    if method.serves is serve_sent:
+        return warnings
     text = (
-        f"With the method {recipe.method.name} each client serves an adapter of its own; the run's test rows, trials "
-        "and the adapter at the end are of what all share"
+        f"With the method {name} each client serves an adapter of its own; the run's test rows, trials that choose by "
+        "loss, rouge_l or exact, and the adapter at the end are of what all share"
     )
     if recipe.partition.client_test_fraction:
-        return [f"{text}."]
-    return [f"{text}: set partition.client_test_fraction to see how well clients are served."]
+        return [*warnings, f"{text}."]
+    return [*warnings, f"{text}: set partition.client_test_fraction to see how well clients are served."]
 
 
 def check_clients(clients: Mapping[str, Tokenised], recipe: Recipe) -> None:

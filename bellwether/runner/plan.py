@@ -8,6 +8,7 @@ Parameters, tokens and bytes are counted exactly; memory and time are estimated,
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -141,7 +142,12 @@ def plan(recipe: Recipe) -> Plan:
         warnings=prepared.warnings,
         notes=[
             *(*found, *prepared.notes, *_selected(recipe)),
-            *(*_folded(facts, recipe, adapter.modules), *_unreached(facts), *doubts(measured.device)),
+            *(
+                *_last_round(recipe, len(prepared.clients)),
+                *_folded(facts, recipe, adapter.modules),
+                *_unreached(facts),
+                *doubts(measured.device),
+            ),
         ],
     )
 
@@ -202,7 +208,10 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
-    """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them."""
+    """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them.
+
+    Where the last round is another one, it is the mean over all rounds.
+    """
     import numpy as np
 
     from bellwether.exchange.checks import array_bytes, payload_bytes
@@ -216,13 +225,18 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
     method, randomness = make_method(recipe.method), Randomness(recipe.seed)
     state = first_state(method, initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
     ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
+    rounds = recipe.federation.rounds
+    kinds = [(method, cohort, rounds)]
+    if method.last is not None:
+        kinds = [(method, cohort, rounds - 1), (method.last, len(clients), 1)]
     down = up = 0.0
-    for rank, count in ranks.items():
-        payload = method.give(state, Known("", rank), 1)
-        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in method.returns(payload).items()}
-        down += count * payload_bytes(payload)
-        up += count * array_bytes({**payload.expected, **arrays})
-    return round(cohort * down / len(clients)), round(cohort * up / len(clients))
+    for (one, asked, times), (rank, count) in itertools.product(kinds, ranks.items()):
+        payload, share = one.give(state, Known("", rank), 1), asked * count / len(clients) * times / rounds
+        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in one.returns(payload).items()}
+        sent = {**payload.expected, **arrays}
+        down += share * payload_bytes(payload)
+        up += share * (array_bytes(sent) if sent else 0)
+    return round(down), round(up)
 
 
 def _selected(recipe: Recipe) -> list[str]:
@@ -238,6 +252,18 @@ def _selected(recipe: Recipe) -> list[str]:
         again = ", and the adapter once more down" if selection.features == "model" else ""
         notes.append(f"A survey comes before each round: clients also send centroids, 4 bytes a dimension{again}.")
     return notes
+
+
+def _last_round(recipe: Recipe, clients: int) -> list[str]:
+    """Return what a person should know where the last round is another one."""
+    from bellwether.method.named import make_method
+
+    if make_method(recipe.method).last is None:
+        return []
+    return [
+        f"In round {recipe.federation.rounds}, the last one, {counted(clients, 'client')} train for themselves and "
+        "send nothing back; rows, tokens and bytes of a round are means that count it."
+    ]
 
 
 def _folded(facts: ModelFacts, recipe: Recipe, modules: Sequence[str]) -> list[str]:

@@ -16,7 +16,14 @@ from bellwether.exchange.adapter import Adapter, AdapterConfig, key_b, stacked
 from bellwether.exchange.records import EvaluationRecord, Note, Record, RoundRecord, Watcher
 from bellwether.exchange.scores import Totals
 from bellwether.federate import Engine, Federation, Progress
-from bellwether.method.cohort import Sampler, client_ranks, clients_together, cohort_size, make_sampler
+from bellwether.method.cohort import (
+    Sampler,
+    client_ranks,
+    clients_together,
+    cohort_size,
+    everyone_last,
+    make_sampler,
+)
 from bellwether.method.method import Method, State
 from bellwether.method.returned import first_state
 from bellwether.model import decoder
@@ -191,9 +198,14 @@ def make_federation(
 ) -> Federation:
     """Return the simulated federation of a recipe."""
     recipe, clients = prepared.recipe, list(prepared.clients)
+    sample = make_sampler(recipe.federation, prepared.trace)
+    if method.last is not None:
+        sample = everyone_last(sample, recipe.federation, prepared.trace)
     if prepared.trace is not None:
         rows = {client: tokenised.rows for client, tokenised in prepared.clients.items()}
-        engine = UnevenClients(engine.ask, rows, prepared.trace, len(method.passes))
+        engine = UnevenClients(
+            engine.ask, rows, prepared.trace, lambda task: len(method.of_round(task.round, task.rounds).passes)
+        )
 
     def commit(progress: Progress) -> None:
         folder.commit(progress.round, progress.adapter, _kept_of(progress.state), all_records(progress))
@@ -210,7 +222,7 @@ def make_federation(
         engine=engine,
         ranks=client_ranks(recipe.lora, clients, Randomness(recipe.seed)),
         evaluating=list(prepared.held_out),
-        sample=make_sampler(recipe.federation, prepared.trace),
+        sample=sample,
         method=method,
         score=score_own,
         commit=commit,
@@ -260,10 +272,25 @@ def newest_result(path: Path) -> tuple[Adapter, Sequence[Record]]:
     Raises:
         CheckpointError: its newest checkpoint cannot be read.
     """
-    newest = max((path / CHECKPOINTS).glob("[0-9]*"), key=lambda one: int(one.name))
+    _, state, history = newest_state(path)
+    return result_of(state), history
+
+
+def newest_state(path: Path) -> tuple[int, State, Sequence[Record]]:
+    """Return the last round that a run has committed, the server's state after it, and the records so far.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        CheckpointError: there is none, or its newest checkpoint cannot be read.
+    """
+    newest = max((path / CHECKPOINTS).glob("[0-9]*"), key=lambda one: int(one.name), default=None)
+    if newest is None:
+        raise CheckpointError(f"{path / CHECKPOINTS} holds no checkpoint; restore one, or run anew.")
     with reading(newest, "restore it, or remove it to go on from the one before"):
         checkpoint = read_checkpoint(newest)
-    return result_of(_state_from(path, checkpoint.adapter, checkpoint.state)), checkpoint.history
+    return checkpoint.round, _state_from(path, checkpoint.adapter, checkpoint.state), checkpoint.history
 
 
 def all_records(progress: Progress) -> list[RoundRecord | EvaluationRecord]:

@@ -71,20 +71,29 @@ def work_of(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) 
         cohort: clients of a round.
         recipe: local epochs or steps, batches, and the method, by which clients may go through several passes.
     """
-    from bellwether.method.named import make_method
-
-    training, in_turn = recipe.training, len(make_method(recipe.method).passes)
+    training, visits = recipe.training, _visits(recipe, cohort, len(clients))
     total = [0.0] * 5
     for rows in clients:
         batches = -(-len(rows) // training.batch_size)
         in_pass = -(-batches // training.accumulation)
         steps = training.local_steps or training.local_epochs * in_pass
-        passes = in_turn * steps / in_pass
+        passes = steps / in_pass
         lengths = [len(row) for row in rows]
         trained = sum(int(row.trained_T[1:].sum()) for row in rows)
         once = (len(rows), sum(lengths), trained, sum(length**2 for length in lengths), in_pass)
         total = [before + passes * more for before, more in zip(total, once, strict=True)]
-    return Work(*(value * cohort / len(clients) for value in total))
+    return Work(*(value * visits / len(clients) for value in total))
+
+
+def _visits(recipe: Recipe, cohort: int, clients: int) -> float:
+    """Return how often a client goes through its training in a round, added up over clients, on average over rounds."""
+    from bellwether.method.named import make_method
+
+    method, rounds = make_method(recipe.method), recipe.federation.rounds
+    usual = cohort * len(method.passes)
+    if method.last is None:
+        return usual
+    return ((rounds - 1) * usual + clients * len(method.last.passes)) / rounds
 
 
 def adapter_size(facts: ModelFacts, recipe: Recipe) -> AdapterSize:

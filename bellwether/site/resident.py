@@ -37,7 +37,7 @@ from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
 from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
 from bellwether.exchange.seal import Header, Parcel, check_meant, content_of, opened, sealed
 from bellwether.federate import Engine
-from bellwether.method.method import Method, as_sent, send_trained
+from bellwether.method.method import Method, send_trained, serve_sent
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
@@ -138,7 +138,7 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
 
 def kinds_going_on(method: Method) -> tuple[str, ...]:
     """Return the kinds of tasks that go on from what a method keeps at a client."""
-    kinds = {"train": method.finish is not send_trained, "evaluate": method.serves is not as_sent}
+    kinds = {"train": method.finish is not send_trained, "evaluate": method.serves is not serve_sent}
     return tuple(kind for kind, goes_on in kinds.items() if goes_on)
 
 

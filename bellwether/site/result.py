@@ -50,8 +50,19 @@ def has_ended(folder: Path, federation: str) -> bool:
     Raises:
         CheckpointError: what is there cannot be read.
     """
-    path = folder / ADAPTER / JOINED
-    return path.exists() and _read_joined(folder).federation == federation
+    return federation_of(folder) == federation
+
+
+def federation_of(folder: Path) -> str | None:
+    """Return the identifier of the federation whose result a folder has; None where it has none.
+
+    Args:
+        folder: a site's own, or any other.
+
+    Raises:
+        CheckpointError: what is there cannot be read.
+    """
+    return _read_joined(folder).federation if (folder / ADAPTER / JOINED).exists() else None
 
 
 def check_result_of(folder: Path, federation: str) -> None:
@@ -65,9 +76,10 @@ def check_result_of(folder: Path, federation: str) -> None:
         FederationError: it has.
         CheckpointError: what is there cannot be read.
     """
-    if (folder / ADAPTER / JOINED).exists() and not has_ended(folder, federation):
+    found = federation_of(folder)
+    if found not in (None, federation):
         raise FederationError(
-            f"{folder} has the result of the federation {_read_joined(folder).federation[:12]}, which would be "
+            f"{folder} has the result of the federation {found[:12]}, which would be "
             f"replaced: move {ADAPTER}, comparison and {REPORT} away from there first, and keep the rest."
         )
 

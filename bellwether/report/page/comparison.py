@@ -390,6 +390,15 @@ def _arms(comparison: Comparison) -> Section:
     return Section("arms", "How arms were trained", [table])
 
 
+def _seen(comparison: Comparison) -> str:
+    """Return what trials did, and which rows they were scored on."""
+    tune = comparison.recipe.compare.tune if comparison.recipe.compare is not None else None
+    text = "They chose learning rate and passes of each arm; no trial saw a test row."
+    if tune is None or tune.choose_by != "clients_loss":
+        return text
+    return f"{text} They chose by the rows that clients hold out, so that gains on these are not of unseen rows."
+
+
 def _trials(comparison: Comparison) -> list[Section]:
     """Return the trials that chose learning rates and passes, where there were any."""
     if not comparison.trials:
@@ -404,8 +413,4 @@ def _trials(comparison: Comparison) -> list[Section]:
         for one in comparison.trials
     ]
     table = _table("Trials on validation rows", ["arm", "learning rate", "passes", "score"], rows, folded=True)
-    return [
-        Section(
-            "trials", "Trials", [table], "They chose learning rate and passes of each arm; no trial saw a test row."
-        )
-    ]
+    return [Section("trials", "Trials", [table], _seen(comparison))]

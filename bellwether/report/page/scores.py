@@ -160,42 +160,75 @@ def gains(run: FinishedRun) -> list[Section]:
     if not names:
         return []
     before, after = (
-        {client: means(sum(record.clients[client].values(), start=Totals())) for client in names}
-        for record in (scored[0], scored[-1])
+        {client: _mean_of(record.clients[client]) for client in names} for record in (scored[0], scored[-1])
     )
+    shared = {client: _mean_of(scored[-1].shared[client]) for client in names if client in scored[-1].shared}
+    stages = {", base": before, **({", shared": shared, ", own": after} if shared else {", tuned": after})}
     parts: list[Part] = []
     for metric in _charted(run):
-        gained = {client: metric.value(after[client]) - metric.value(before[client]) for client in names}
-        gained = {client: gain for client, gain in gained.items() if math.isfinite(gain)}
+        gained = _gains(metric, before, after)
         if gained:
-            parts.append(_gain_figure(metric, gained))
-    heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in METRICS for side in (", base", ", tuned"))]
+            parts.append(_gain_figure(metric, gained, _gains(metric, before, shared)))
+    heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in METRICS for side in stages)]
     table = [
         [
             words(client),
             Cell(f"{after[client].rows:,}"),
-            *(Cell(metric.number(metric.value(one[client]))) for metric in METRICS for one in (before, after)),
+            *(
+                Cell(metric.number(metric.value(one[client])) if client in one else "–")
+                for metric in METRICS
+                for one in stages.values()
+            ),
         ]
         for client in names
     ]
     parts.append(Table("Scores of each client's own held-out rows", heads, table, folded=len(names) > 12))
+    tuned = "the adapter that all share, and the one that the client serves, each" if shared else "the tuned model"
     lead = (
-        "On the rows that clients hold out of their own: the tuned model minus the untuned base. A client holds few "
+        f"On the rows that clients hold out of their own: {tuned} minus the untuned base. A client holds few "
         "such rows, and only totals leave it, so there are no intervals."
     )
     return [Section("gains", "Gain per client", parts, lead)]
 
 
-def _gain_figure(metric: Metric, gains: Mapping[str, float]) -> Figure:
-    """Return the chart of what clients gain in a score, the largest gain first."""
+def _mean_of(categories: Mapping[str, Totals]) -> Scores:
+    """Return a client's scores over all its rows, each counted alike."""
+    return means(sum(categories.values(), start=Totals()))
+
+
+def _gains(metric: Metric, before: Mapping[str, Scores], after: Mapping[str, Scores]) -> dict[str, float]:
+    """Return what clients gain in a score, where both are known."""
+    gained = {client: metric.value(after[client]) - metric.value(before[client]) for client in after}
+    return {client: gain for client, gain in gained.items() if math.isfinite(gain)}
+
+
+def _gain_figure(metric: Metric, gains: Mapping[str, float], shared: Mapping[str, float]) -> Figure:
+    """Return the chart of what clients gain in a score, the largest gain first.
+
+    Args:
+        metric: the score.
+        gains: by what each client serves, over the untuned base.
+        shared: by what all share, where clients serve adapters of their own.
+    """
     order = sorted(gains, key=lambda client: -gains[client] * metric.better)
-    better = sum(gain * metric.better > 0 for gain in gains.values())
     title = f"Gain in {metric.name}" if metric.better > 0 else f"Change of the {metric.name} (less is better)"
     label = f"{title} of {counted(len(gains), 'client')}, {gains[order[-1]]:.3g} to {gains[order[0]]:.3g} {metric.gap}."
-    note = f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off."
+    note = _better_off(metric, gains)
+    if shared:
+        own = {client: gains[client] - shared[client] for client in order if client in shared}
+        note = f"With an adapter of its own: {note} {_better_off(metric, own, ' than with what all share')}"
     if len(order) > _SHOWN:
         chart = histogram(f"gain-{metric.key}", label, list(gains.values()), metric.gap, "clients", zero=True)
     else:
-        gained = Series("gain", [], [gains[client] for client in order])
-        chart = bars(f"gain-{metric.key}", label, order, [gained], metric.gap)
+        series = [Series("its own" if shared else "gain", [], [gains[client] for client in order])]
+        if shared:
+            series.insert(0, Series("what all share", [], [shared.get(client, 0.0) for client in order], look=7))
+        chart = bars(f"gain-{metric.key}", label, order, series, metric.gap)
     return Figure(title, chart, note)
+
+
+def _better_off(metric: Metric, gains: Mapping[str, float], than: str = "") -> str:
+    """Return how many clients are better off, and how many worse, in a sentence."""
+    better, worse = (sum(gain * metric.better * sign > 0 for gain in gains.values()) for sign in (1, -1))
+    lost = f", and {worse:,} worse" if worse else ""
+    return f"{better:,} of {counted(len(gains), 'client')} {'is' if better == 1 else 'are'} better off{than}{lost}."
