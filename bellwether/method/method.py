@@ -235,6 +235,8 @@ class Method:
         needs: fields of the recipe's training section, and the only values with which the method is right.
         mixed_ranks: whether clients may have adapters of unlike ranks.
         folds: whether it folds updates into the base, which must be of plain floats then.
+        begins_anew: whether rounds begin with other directions than the last one ended with, so that what compression
+            left out of an update cannot be added to a later one.
     """
 
     close: Callable[[Closing], State]
@@ -248,6 +250,7 @@ class Method:
     needs: Mapping[str, Any] = field(default_factory=dict)
     mixed_ranks: bool = False
     folds: bool = False
+    begins_anew: bool = False
 
 
 def without_values(update: Update) -> Update:

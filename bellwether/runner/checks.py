@@ -248,6 +248,13 @@ def check_methods(recipe: Recipe, clients: Sequence[str], trace: Trace | None) -
             f"The method {name} folds updates into the base, whose weights would lose most of them in {model.dtype}; "
             "set model.dtype=float32, or take another method."
         )
+    compression = recipe.compression
+    if method.begins_anew and compression.up != "none" and compression.error_feedback:
+        problems.append(
+            f"compression.up is {compression.up} with error feedback, but the method {name} begins every round with "
+            "other factors, to which nothing that was left out before can be added; set "
+            "compression.error_feedback=false, or take another method."
+        )
     client_ranks(recipe.lora, clients, Randomness(recipe.seed))
     if problems:
         raise RecipeError(problems)

@@ -203,9 +203,8 @@ def _lines(plan: Plan) -> list[tuple[str, str]]:
 
 def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: int) -> tuple[int, int]:
     """Return the bytes of a round, down and up, of a cohort of clients of average rank, as the method sends them."""
-    import numpy as np
-
-    from bellwether.exchange.checks import array_bytes, payload_bytes
+    from bellwether.exchange.checks import due_bytes, payload_bytes
+    from bellwether.exchange.compress import DOWN, compress_payload
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method
@@ -219,9 +218,8 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
     down = up = 0.0
     for rank, count in ranks.items():
         payload = method.give(state, Known("", rank), 1)
-        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in method.returns(payload).items()}
-        down += count * payload_bytes(payload)
-        up += count * array_bytes({**payload.expected, **arrays})
+        down += count * payload_bytes(compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN)))
+        up += count * due_bytes(payload.expected, method.returns(payload), recipe.compression)
     return round(cohort * down / len(clients)), round(cohort * up / len(clients))
 
 
