@@ -80,13 +80,14 @@ def pack(values_P: NDArray[Any], kind: str, draw: np.random.Generator, keep: flo
         keep: the share of the values that ``top_k`` takes; at least one.
     """
     largest = _rounded_up(np.abs(values_P).max(initial=0.0, keepdims=True), np.float32)
-    if not np.isfinite(largest).all():
-        values_P = np.zeros_like(values_P)
     scale = largest.astype(values_P.dtype)
+    if not np.isfinite(largest).all():
+        values_P, scale = np.zeros_like(values_P), np.zeros_like(scale)
     rest = _largest(values_P, scale, keep) if kind == "top_k" else _quantized(values_P, scale, kind, draw)
     return {LARGEST: largest, **rest}
 
 
+@np.errstate(invalid="ignore")  # a largest entry that is not finite makes values that are not
 def unpack(arrays: Arrays, kind: str, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the vector that arrays hold, whose forms and contents were checked.
 
