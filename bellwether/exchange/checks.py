@@ -128,18 +128,23 @@ def check_update(
     max_rows: int,
     max_norm: float,
     compression: Compression | None = None,
+    received: Payload | None = None,
 ) -> Update:
     """Refuse a reply that must not be aggregated; return its update.
 
     Args:
         reply: what the engine delivered.
-        payload: what this client was sent, with the server's exact tensors: what comes back has its keys, shapes and
-            precision, and a change that comes packed is added to them.
+        payload: what this client was sent, as the server has it exactly: what comes back has its keys, shapes and
+            precision.
         returns: the shapes of the arrays that the method expects beside the tensors, by name.
         round: the round that is being closed.
         max_rows: rows that one update may claim.
         max_norm: the largest norm of the change of all tensors, and of each array.
         compression: the recipe's section, which says how it comes; None is as whole tensors.
+        received: what the client made of the payload, which it began with; None is the payload.
+
+    Returns:
+        The update with whole tensors: the server's exact ones and the client's change, since it received them.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
@@ -153,7 +158,7 @@ def check_update(
     _check_count("rows", update.rows, 1, max_rows)
     _check_figures(update.metrics, max_rows)
     expected = payload.expected
-    update = _unpacked(update, expected, compression or Compression())
+    update = _with_tensors(update, expected, (received or payload).expected, compression or Compression())
     check_tensors(update.tensors, expected)
     _check_names("arrays", update.arrays, returns)
     precision = next(iter(payload.adapter.tensors.values())).dtype
@@ -293,11 +298,16 @@ def _check_positions(arrays: Arrays, size: int) -> None:
         raise UpdateRejected("the bitmap of what it packed does not mark as many entries as came")
 
 
-def _unpacked(update: Update, expected: Tensors, settings: Compression) -> Update:
-    """Return an update with the tensors behind what it packed, added to those that the server has."""
+def _with_tensors(update: Update, expected: Tensors, received: Tensors, settings: Compression) -> Update:
+    """Return an update with its change of what was received added to the tensors that the server has."""
     if settings.up == "none":
         _check_names("packed arrays", update.packed, {})
-        return update
+        if received is expected or all(received[key] is expected[key] for key in expected):
+            return update
+        check_tensors(update.tensors, expected)
+        with np.errstate(over="ignore"):  # what is not finite is refused next
+            changed = {key: expected[key] + (update.tensors[key] - value) for key, value in received.items()}
+        return replace(update, tensors=changed)
     _check_names("whole tensors", update.tensors, {})
     sent_P = flat(expected, expected)
     check_packed(update.packed, settings.up, len(sent_P), settings.keep)

@@ -85,8 +85,9 @@ class Collection:
         self.duration = max(self.duration, min(reply.seconds, deadline or math.inf))
         check_seconds(reply, deadline if reply.failure is None else None)
         limits = self._limits
-        due, compression = self._returns[reply.client], self._tasks[reply.client].compression
-        return check_update(reply, payload, due, self._round, limits.max_rows, limits.max_norm, compression)
+        task, due = self._tasks[reply.client], self._returns[reply.client]
+        most = limits.max_rows, limits.max_norm
+        return check_update(reply, payload, due, self._round, *most, task.compression, task.payload)
 
     def _leave_out(self, client: str, reason: str) -> None:
         self.left_out[client] = reason
