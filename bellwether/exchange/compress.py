@@ -3,8 +3,8 @@
 Down, the tensors that are trained travel in 8 or 4 bits, and the client begins with what it received, y. Those that are
 not trained, such as FFA-LoRA's A, must be the same at all clients, and travel whole; so do a method's arrays and what
 is folded. Up travels the change since y, and the server adds it to x, its own exact tensors, so that the way down adds
-no error that stays; where whole tensors z come, it takes z - y of them. With error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847) the client
-keeps what it could not send, and adds it next time:
+no error that stays; where whole tensors z come, it takes z - y of them. With error feedback (Seide et al. 2014;
+Karimireddy et al. 2019, arXiv 1901.09847) the client keeps what it could not send, and adds it next time:
 
     d = z - y + e          z its trained tensors, e what was left of its last update that counted, 0 at first
     sent  C(d)             server: x + C(d)
