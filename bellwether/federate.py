@@ -16,6 +16,7 @@ from bellwether.errors import RoundFailed, UpdateRejected
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.checks import check_scores
 from bellwether.exchange.collect import Collection
+from bellwether.exchange.compress import DOWN, compress_payload
 from bellwether.exchange.messages import (
     EvaluateTask,
     Payload,
@@ -173,7 +174,8 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     start = time.perf_counter()
     oldest = progress.rounds[: max(0, round - recipe.output.keep_checkpoints)]
     certain = what_is_known(federation.ranks, oldest)
-    tasks = {client: _task(federation, progress, known[client], certain[client].settled) for client in drawn}
+    payloads = {client: _payload(federation, progress.state, known[client], round) for client in drawn}
+    tasks = {client: _task(recipe, round, payloads[client], known[client], certain[client]) for client in drawn}
     surveyed = _survey(federation, round, tasks) if recipe.selection.surveys else None
     failure = None
     if surveyed is not None:
@@ -184,7 +186,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     asked = time.perf_counter()
     missing = surveyed.left_out if surveyed else {}
     due = {client: _returns(federation, task) for client, task in tasks.items()}
-    answers = Collection(tasks, due, recipe.federation, missing, federation.watch, round)
+    answers = Collection(tasks, payloads, due, recipe.federation, missing, federation.watch, round)
     for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
         answers.take(reply)
     answers.close()
@@ -233,13 +235,13 @@ def _sample(federation: Federation, progress: Progress, known: Mapping[str, Know
         return check_cohort(drawn, clients, f"Round {round}: the sampler {name}")
 
 
-def _task(federation: Federation, progress: Progress, client: Known, certain: int) -> TrainTask:
-    """Return what one client is asked in the next round, which holds nothing of another one's."""
-    recipe, round = federation.recipe, progress.round + 1
-    payload = _payload(federation, progress.state, client, round)
-    draws = client_draws(Randomness(recipe.seed), round, client.client)
-    task = TrainTask(round, payload, recipe.training, recipe.federation.rounds, draws, recipe.selection)
-    return replace(task, settled=client.settled, certain=certain)
+def _task(recipe: Recipe, round: int, payload: Payload, client: Known, certain: Known) -> TrainTask:
+    """Return what one client is asked in a round, with what it receives of its payload, and nothing of another's."""
+    randomness, name = Randomness(recipe.seed), client.client
+    received = compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN, round=round, client=name))
+    draws = client_draws(randomness, round, name)
+    task = TrainTask(round, received, recipe.training, recipe.federation.rounds, draws, recipe.selection)
+    return replace(task, settled=client.settled, certain=certain.settled, compression=recipe.compression)
 
 
 def _payload(federation: Federation, state: State, client: Known, round: int) -> Payload:

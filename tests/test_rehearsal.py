@@ -39,11 +39,13 @@ METHODS = {
     "fedadam": ("method={name: fedadam}",),
     "feddpa": ("method={name: feddpa}",),
     "fine-tuned": ("method={name: fedavg, fine_tune: true}",),
+    "compressed": ("compression.up=top_k", "compression.down=4bit", "method={name: rolora}"),
     "fedhds": ("selection.method=hierarchical", "selection.min_cluster_rows=2"),
 }
 
 
-# One is enough, in which clients are asked for a survey, too; SCAFFOLD, with a state at both ends, is in the next test.
+# One is enough, in which clients are asked for a survey, too; SCAFFOLD, with a state at both ends, is in the next
+# test, where updates and adapters travel in few bits and clients keep what these left out.
 GATE = "fedhds"
 
 
@@ -92,7 +94,7 @@ def test_a_site_killed_in_mid_training_and_a_coordinator_killed_in_mid_round_cos
     bellwether, tiny_recipe, tmp_path
 ):
     words = (tiny_recipe, *METHODS["scaffold"], "training.learning_rate=0.001", "training.local_epochs=40")
-    words = (*words, "federation.rounds=2", "federation.fraction=1")
+    words = (*words, "compression.up=4bit", "compression.down=8bit", "federation.rounds=2", "federation.fraction=1")
     simulated = bellwether("run", *words, "--out", "simulated")
     assert simulated.code == 0, simulated.err
     rehearsed = start("federation", "rehearse", *words, "--sites", "2", "--out", "run", folder=tmp_path)

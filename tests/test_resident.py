@@ -16,6 +16,7 @@ from bellwether.engine.remote import terms_of
 from bellwether.errors import CheckpointError, FederationError, ModelError, RoundFailed, UpdateRejected
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.codec import encode_task
+from bellwether.exchange.compress import compress_payload
 from bellwether.exchange.messages import EvaluateTask, Payload, Reply, TrainTask, client_draws
 from bellwether.exchange.scores import Totals
 from bellwether.exchange.seal import Header, Parcel, sealed
@@ -23,12 +24,12 @@ from bellwether.method.average import fedavg
 from bellwether.method.flexlora import flexlora
 from bellwether.method.scaffold import scaffold
 from bellwether.recipe.method import FedAvg, FlexLora, Flora
-from bellwether.recipe.recipe import Evaluation, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Training
 from bellwether.site.ledger import LEDGER, entries
 from bellwether.site.policy import Policy, as_limit
 from bellwether.site.protection import SECRET, lumped, own_secret
 from bellwether.site.resident import MOST_TASKS, kinds_going_on, tensor_shapes
-from bellwether.store.client_state import METHOD, keep_state
+from bellwether.store.client_state import METHOD, UNSENT, keep_state
 from bellwether.tools.randomness import Draws, Randomness
 
 TRAIN = TrainTask(1, Payload(START), Training(), 1, client_draws(Randomness(0), 1, "a"))
@@ -302,36 +303,59 @@ def working_by(method, folder):
 # What is kept ------------------------------------------------------------------------------------
 
 
-def with_kept(site, folder, rounds, going_on=("train",)):
+def with_kept(site, folder, rounds, going_on="train", name=METHOD):
     for round in rounds:
-        keep_state(folder / "1-a", METHOD, round, {"control": np.zeros(2)})
-    site._holdings = replace(site._holdings, folders={"a": folder / "1-a"}, going_on=going_on)
+        keep_state(folder / "1-a", name, round, {"control": np.zeros(2)})
+    site._holdings = replace(site._holdings, folders={"a": folder / "1-a"}, going_on={going_on: (name,)})
     return site
 
 
 @pytest.mark.parametrize(
     ("kept", "settled", "going_on", "gone"),
     [
-        ((), 0, ("train",), False),  # its first round
-        ((1, 2), 2, ("train",), False),
-        ((1, 2), 1, ("train",), False),  # the coordinator went back to an older checkpoint
-        ((), 2, ("evaluate",), False),  # a method that keeps nothing for training
-        ((), 2, ("train",), True),
-        ((1,), 2, ("train",), True),
-        ((2,), 1, ("train",), True),
+        ((), 0, "train", False),  # its first round
+        ((1, 2), 2, "train", False),
+        ((1, 2), 1, "train", False),  # the coordinator went back to an older checkpoint
+        ((), 2, "evaluate", False),  # a method that keeps nothing for training
+        ((), 2, "train", True),
+        ((1,), 2, "train", True),
+        ((2,), 1, "train", True),
     ],
 )
-def test_a_task_that_would_go_on_from_what_is_lost_is_refused(tmp_path, kept, settled, going_on, gone):
-    site = with_kept(resident("north", tmp_path), tmp_path, kept, going_on)
+@pytest.mark.parametrize("name", [METHOD, UNSENT])
+def test_a_task_that_would_go_on_from_what_is_lost_is_refused(tmp_path, kept, settled, going_on, gone, name):
+    site = with_kept(resident("north", tmp_path), tmp_path, kept, going_on, name)
     said = ask(site, replace(TRAIN, round=3, settled=settled))
-    assert (f"1-a/method/000{settled}.npz has to be restored" in said) == gone
+    assert (f"1-a/{name}/000{settled}.npz has to be restored" in said) == gone
     assert ("rows" in said) != gone
     assert str(tmp_path) not in said
 
 
 def test_of_the_methods_scaffold_alone_goes_on_from_what_it_keeps():
-    assert kinds_going_on(scaffold()) == ("train",)
-    assert kinds_going_on(fedavg()) == kinds_going_on(flexlora()) == ()
+    whole = Compression()
+    assert kinds_going_on(scaffold(), whole) == {"train": (METHOD,)}
+    assert kinds_going_on(fedavg(), whole) == kinds_going_on(flexlora(), whole) == {}
+
+
+def test_with_error_feedback_every_method_goes_on_from_what_was_left_unsent():
+    fed = Compression(up="4bit")
+    assert kinds_going_on(fedavg(), fed) == {"train": (UNSENT,)}
+    assert kinds_going_on(scaffold(), fed) == {"train": (METHOD, UNSENT)}
+    assert kinds_going_on(fedavg(), Compression(up="4bit", error_feedback=False)) == {}
+    assert kinds_going_on(fedavg(), Compression(down="4bit")) == {}
+
+
+@pytest.mark.parametrize(("agreed", "sent"), [("none", "8bit"), ("8bit", "none"), ("8bit", "4bit")])
+def test_an_adapter_comes_in_as_many_bits_as_was_agreed(tmp_path, agreed, sent):
+    site = resident("north", tmp_path)
+    recipe = site._holdings.recipe.model_copy(update={"compression": Compression(down=agreed)})
+    site._holdings = replace(site._holdings, recipe=recipe)
+    payload = compress_payload(Payload(START), sent, np.random.default_rng(0))
+    refusal = f"its adapter does not come as was agreed to, with compression.down={agreed}"
+    assert refusal in ask(site, replace(TRAIN, payload=payload))
+    due = compress_payload(Payload(START), agreed, np.random.default_rng(0))
+    assert "rows" in ask(site, replace(TRAIN, payload=due))
+    assert ("down=none" in ask(site, replace(SCORE, payload=due), "evaluate", "n2")) == (agreed != "none")
 
 
 # What is protected -------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ import torch
 from bellwether.client.batches import collate, local_steps
 from bellwether.client.objective import make_loss
 from bellwether.client.optimizer import make_optimizer
+from bellwether.client.sending import as_it_travels
 from bellwether.data.rows import TokenRow
-from bellwether.errors import NotFinite, RoundFailed, first_line
+from bellwether.errors import NotFinite, RoundFailed, UpdateRejected, first_line
 from bellwether.exchange.adapter import Arrays, Tensors
 from bellwether.exchange.messages import Reply, TrainTask, Update
 from bellwether.method.method import Finished, Method, Pass, Step, Trained, send_trained
@@ -40,7 +41,7 @@ from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
 from bellwether.model.forward import TokenLoss, token_losses
 from bellwether.model.lora import LoraLayers
-from bellwether.store.client_state import METHOD, forget_state, keep_state, kept_rounds, recall_state
+from bellwether.store.client_state import METHOD, keep_settled, kept_rounds, recall_state
 from bellwether.tools.functions import naming
 from bellwether.tools.progress import TRAINING, advance
 
@@ -181,9 +182,8 @@ def train_chosen(
         seconds[client] = time.perf_counter() - start
     for reply in train_cohort(base, layers, selected, tasks, method, tokens, folders):
         update, settings = reply.update, tasks[reply.client].selection
-        assert update is not None
-        weight = len(cohort[reply.client]) if settings.weigh_by == "all" else update.rows
-        if settings.method != "full":
+        if update is not None and settings.method != "full":
+            weight = len(cohort[reply.client]) if settings.weigh_by == "all" else update.rows
             update = replace(update, rows=weight, metrics={**update.metrics, "selected": float(update.rows)})
         yield replace(reply, seconds=seconds[reply.client] + reply.seconds, update=update)
 
@@ -203,14 +203,6 @@ def recalled(folders: Mapping[str, Path], client: str, settled: int) -> Arrays:
     return found if found is not None else {}
 
 
-def _keep(folder: Path, task: TrainTask, own: Arrays) -> None:
-    """Keep what a method leaves at a client, and forget what no round can go on from any more."""
-    keep_state(folder, METHOD, task.round, own)
-    never_counted = range(task.settled + 1, task.round)
-    rounds = kept_rounds(folder, METHOD)
-    forget_state(folder, METHOD, [round for round in rounds if round < task.certain or round in never_counted])
-
-
 def _train_together(
     base: Base,
     layers: LoraLayers,
@@ -228,9 +220,14 @@ def _train_together(
     work = {client.name: sum(_work(passes[client.name].plan) for passes in passed) for client in clients}
     for client in clients:
         own = [passes[client.name] for passes in passed]
-        update = _finished(client, own, method, folders)
         share = seconds * work[client.name] / sum(work.values())
-        yield Reply(client.name, share, update=update, losses=own[0].losses)
+        reply = Reply(client.name, share, losses=own[0].losses)
+        try:
+            sent = as_it_travels(_finished(client, own, method, folders), client.task, folders)
+            reply = replace(reply, update=sent)
+        except UpdateRejected as reason:
+            reply = replace(reply, failure=str(reason))
+        yield reply
 
 
 def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folders: Mapping[str, Path]) -> Update:
@@ -245,9 +242,9 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
             raise RoundFailed(f"{what} is a {type(finished).__name__}; return a Finished.")
         arrays = {name: np.asarray(value).astype(precision) for name, value in finished.arrays.items()}
     if finished.own is not None:
-        _keep(folders[client.name], task, finished.own)
+        keep_settled(folders[client.name], METHOD, task.round, finished.own, task.settled, task.certain)
     elif client.name in folders and (method.finish is not send_trained or kept_rounds(folders[client.name], METHOD)):
-        _keep(folders[client.name], task, {})  # an empty file is no lost one
+        keep_settled(folders[client.name], METHOD, task.round, {}, task.settled, task.certain)
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 

@@ -424,5 +424,7 @@ def _most(task: Task) -> int:
     small = LONGEST_MANIFEST + LONGEST_HEADER
     if isinstance(task, EvaluateTask):
         return small
-    # What comes back of an update is of the kind of what was sent, with arrays beside it.
-    return small + (LONGEST_SURVEY if isinstance(task, SurveyTask) else 3 * payload_bytes(task.payload))
+    if isinstance(task, SurveyTask):
+        return small + LONGEST_SURVEY
+    # What comes back of an update is of the kind of what was sent, with arrays beside it, and may come whole.
+    return small + 3 * payload_bytes(replace(task.payload, packed=None))

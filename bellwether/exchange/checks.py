@@ -13,15 +13,30 @@ import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.adapter import Arrays
+from bellwether.exchange.adapter import Arrays, Tensors, flat
 from bellwether.exchange.messages import Payload, Reply, Survey, SurveyTask, TrainTask, Update
+from bellwether.exchange.packing import (
+    BITMAP,
+    CODES,
+    INDICES,
+    LARGEST,
+    LEVELS,
+    SCALES,
+    VALUES,
+    forms,
+    levels,
+    split,
+    unpack,
+)
 from bellwether.exchange.scores import Totals
+from bellwether.recipe.recipe import Compression
 from bellwether.tools.words import counted
 
 MOST_CENTROIDS = 10_000  # of one client; more would make the server cluster for hours
@@ -39,9 +54,27 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
 
 
 def payload_bytes(payload: Payload) -> int:
-    """Return the bytes of what a client is sent."""
+    """Return the bytes of what a client is sent, as it travels."""
     folded = payload.folded.tensors if payload.folded is not None else {}
-    return array_bytes({**payload.adapter.tensors, **payload.arrays}) + (array_bytes(folded) if folded else 0)
+    packed = payload.packed.arrays if payload.packed is not None else {}
+    beside = sum(array_bytes(arrays) for arrays in (folded, packed) if arrays)
+    return array_bytes({**payload.whole, **payload.arrays}) + beside
+
+
+def due_bytes(expected: Tensors, arrays: Shapes, settings: Compression) -> int:
+    """Return the bytes of an update that is as it shall be.
+
+    Args:
+        expected: the tensors that it tells of.
+        arrays: the shapes of float32 arrays beside them, by name.
+        settings: the recipe's compression section, which says how they come.
+    """
+    beside = {name: np.broadcast_to(np.float32(0), shape) for name, shape in arrays.items()}
+    if settings.up == "none" or not expected:
+        return array_bytes({**expected, **beside}) if expected or beside else 0
+    due = forms(settings.up, sum(value.size for value in expected.values()), settings.keep)
+    packed = {name: np.broadcast_to(dtype.type(0), shape) for name, (dtype, shape) in due.items()}
+    return array_bytes(packed) + (array_bytes(beside) if beside else 0)
 
 
 def task_bytes(task: TrainTask | SurveyTask, reply: Reply) -> int:
@@ -53,15 +86,19 @@ def task_bytes(task: TrainTask | SurveyTask, reply: Reply) -> int:
 
 def update_bytes(update: Any) -> int:
     """Return the bytes of what a client sent, also where it must be refused: of all that are arrays, they travelled."""
-    parts = (getattr(update, name, None) for name in ("tensors", "arrays"))
-    arrays = {
-        key[:LONGEST_NAME] if isinstance(key, str) else _shown(key): value
-        for part in parts
+    parts = [getattr(update, name, None) for name in ("tensors", "arrays", "packed")]
+    named = [
+        {
+            key[:LONGEST_NAME] if isinstance(key, str) else _shown(key): value
+            for key, value in part.items()
+            if type(value) is np.ndarray
+        }
         if isinstance(part, Mapping)
-        for key, value in part.items()
-        if type(value) is np.ndarray
-    }
-    return array_bytes(arrays) if arrays else 0
+        else {}
+        for part in parts
+    ]
+    together = ({**named[0], **named[1]}, named[2])
+    return sum(array_bytes(arrays) for arrays in together if arrays)
 
 
 def array_bytes(arrays: Arrays) -> int:
@@ -90,16 +127,24 @@ def check_update(
     round: int,
     max_rows: int,
     max_norm: float,
+    compression: Compression | None = None,
+    received: Payload | None = None,
 ) -> Update:
     """Refuse a reply that must not be aggregated; return its update.
 
     Args:
         reply: what the engine delivered.
-        payload: what this client was sent: what comes back has its keys, shapes and precision.
+        payload: what this client was sent, as the server has it exactly: what comes back has its keys, shapes and
+            precision.
         returns: the shapes of the arrays that the method expects beside the tensors, by name.
         round: the round that is being closed.
         max_rows: rows that one update may claim.
         max_norm: the largest norm of the change of all tensors, and of each array.
+        compression: the recipe's section, which says how it comes; None is as whole tensors.
+        received: what the client made of the payload, which it began with; None is the payload.
+
+    Returns:
+        The update with whole tensors: the server's exact ones and the client's change, since it received them.
 
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
@@ -113,10 +158,9 @@ def check_update(
     _check_count("rows", update.rows, 1, max_rows)
     _check_figures(update.metrics, max_rows)
     expected = payload.expected
-    _check_names("tensors", update.tensors, expected)
+    update = _with_tensors(update, expected, (received or payload).expected, compression or Compression())
+    check_tensors(update.tensors, expected)
     _check_names("arrays", update.arrays, returns)
-    for key, sent in expected.items():
-        check_array(key, update.tensors[key], sent.shape, sent.dtype)
     precision = next(iter(payload.adapter.tensors.values())).dtype
     for name, shape in returns.items():
         check_array(name, update.arrays[name], shape, precision)
@@ -199,6 +243,77 @@ def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[A
         raise UpdateRejected(f"{name} has shape {value.shape}, not {shape}")
     if not np.isfinite(value).all():
         raise UpdateRejected(f"{name} holds {int((~np.isfinite(value)).sum())} values that are not finite")
+
+
+def check_tensors(tensors: Any, expected: Tensors) -> None:
+    """Refuse tensors of other keys, precision or shapes than those that come back, or that are not finite.
+
+    Raises:
+        UpdateRejected: the reason, as one clause.
+    """
+    _check_names("tensors", tensors, expected)
+    for key, sent in expected.items():
+        check_array(key, tensors[key], sent.shape, sent.dtype)
+
+
+def check_packed(arrays: Any, kind: str, size: int, keep: float = 1.0) -> None:
+    """Refuse a packed vector of another form, or with contents that no packing gives.
+
+    Args:
+        arrays: whatever came in place of what ``packing.pack`` gives.
+        kind: ``8bit``, ``4bit`` or ``top_k``.
+        size: how many values the vector has.
+        keep: the share of them that ``top_k`` takes.
+
+    Raises:
+        UpdateRejected: the reason, as one clause.
+    """
+    due = forms(kind, size, keep)
+    _check_names("packed arrays", arrays, due)
+    for name, (dtype, shape) in due.items():
+        check_array(f"its packed {name}", arrays[name], shape, dtype)
+    if arrays[LARGEST][0] < 0:
+        raise UpdateRejected("the largest entry of what it packed is negative")
+    if kind == "top_k":
+        _check_positions(arrays, size)
+        if (np.abs(arrays[VALUES]) > 1).any():
+            raise UpdateRejected("what it packed has entries above the largest")
+        return
+    scales_B, codes = arrays[SCALES], arrays[CODES]
+    if ((scales_B < 0) | (scales_B > 1)).any():
+        raise UpdateRejected("a scale of what it packed is not from 0 to 1")
+    if (levels(codes, kind, size) > 2 * LEVELS[kind]).any() or (kind == "4bit" and size % 2 and codes[-1] >> 4):
+        raise UpdateRejected("a code of what it packed is none that rounding gives")
+
+
+def _check_positions(arrays: Arrays, size: int) -> None:
+    """Refuse positions of entries that are not each once in a vector of so many values."""
+    if INDICES in arrays:
+        indices = arrays[INDICES].astype(np.int64)
+        if (np.diff(indices) <= 0).any() or indices[-1] >= size:
+            raise UpdateRejected(f"the indices of what it packed do not rise within 0 to {size - 1}")
+        return
+    bits = np.unpackbits(arrays[BITMAP], bitorder="little")
+    if bits[size:].any() or int(bits.sum()) != len(arrays[VALUES]):
+        raise UpdateRejected("the bitmap of what it packed does not mark as many entries as came")
+
+
+def _with_tensors(update: Update, expected: Tensors, received: Tensors, settings: Compression) -> Update:
+    """Return an update with its change of what was received added to the tensors that the server has."""
+    if settings.up == "none" or not expected:
+        _check_names("packed arrays", update.packed, {})
+        if all(received[key] is value for key, value in expected.items()):  # it came as the server has it
+            return update
+        check_tensors(update.tensors, expected)
+        with np.errstate(over="ignore"):  # what is not finite is refused next
+            changed = {key: expected[key] + (update.tensors[key] - value) for key, value in received.items()}
+        return replace(update, tensors=changed)
+    _check_names("whole tensors", update.tensors, {})
+    sent_P = flat(expected, expected)
+    check_packed(update.packed, settings.up, len(sent_P), settings.keep)
+    with np.errstate(over="ignore"):  # what is not finite is refused next
+        values_P = sent_P + unpack(update.packed, settings.up, len(sent_P), sent_P.dtype)
+    return replace(update, tensors=split(values_P, expected), packed={})
 
 
 def _check_signature(what: str, message: Update | Survey, reply: Reply, round: int) -> None:

@@ -21,10 +21,11 @@ from pydantic import Field
 
 from bellwether.errors import UpdateRejected, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, Arrays
-from bellwether.exchange.checks import LONGEST_NAME, MOST_NAMES
+from bellwether.exchange.checks import LONGEST_NAME, MOST_NAMES, check_packed
 from bellwether.exchange.messages import EvaluateTask, Payload, Reply, Survey, SurveyTask, Task, TrainTask, Update
+from bellwether.exchange.packing import Packed, split, unpack
 from bellwether.exchange.scores import Totals
-from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Selection, Training
 from bellwether.tools.json_text import KEPT, Count, Number, from_json, plain, typed
 from bellwether.tools.randomness import Draws
 
@@ -36,10 +37,12 @@ MOST_DIMENSIONS = 8
 
 # The parts of a message that arrays belong to.
 ADAPTER, ARRAYS, FOLDED, TENSORS, CENTROIDS = "adapter", "arrays", "folded", "tensors", "centroids"
+PACKED = "packed"
 
-_Precision = Literal["float16", "float32", "float64"]
+_Precision = Literal["float16", "float32", "float64", "uint8", "uint32"]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Name = Annotated[str, Field(max_length=1000)]
+_Shape = Annotated[tuple[Count, ...], Field(max_length=MOST_DIMENSIONS)]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class _Array:
 
     __pydantic_config__ = KEPT
 
-    part: Literal["adapter", "arrays", "folded", "tensors", "centroids"]
+    part: Literal["adapter", "arrays", "folded", "tensors", "centroids", "packed"]
     name: _Name
     precision: _Precision
-    shape: Annotated[tuple[Count, ...], Field(max_length=MOST_DIMENSIONS)]
+    shape: _Shape
 
     @property
     def bytes(self) -> int:
@@ -71,6 +74,17 @@ class _Manifest:
 
 
 @dataclass(frozen=True)
+class _PackedFields:
+    """What of an adapter travels packed, without its arrays: keys of all tensors, shapes of those packed."""
+
+    __pydantic_config__ = KEPT
+
+    kind: Literal["8bit", "4bit"]
+    keys: tuple[_Name, ...]
+    shapes: dict[_Name, _Shape | None]
+
+
+@dataclass(frozen=True)
 class _PayloadFields:
     """A payload without its arrays."""
 
@@ -80,6 +94,7 @@ class _PayloadFields:
     trained: tuple[str, ...] | None
     returned: tuple[str, ...] | None
     folded: AdapterConfig | None
+    packed: _PackedFields | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,7 @@ class _TrainFields:
     kept: list[Count] | None
     settled: Count
     certain: Count
+    compression: Compression
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,7 @@ def encode_task(task: Task) -> tuple[bytes, bytes]:
         fields |= {"training": task.training.model_dump(mode="json"), "rounds": task.rounds}
         fields |= {"kept": None if task.kept is None else list(task.kept)}
         fields |= {"settled": task.settled, "certain": task.certain}
+        fields |= {"compression": task.compression.model_dump(mode="json")}
     if isinstance(task, TrainTask | SurveyTask):
         fields |= {"selection": task.selection.model_dump(mode="json"), "draws": dict(task.draws.seeds)}
     else:
@@ -178,6 +195,7 @@ def decode_task(manifest: bytes, body: bytes) -> Task:
                 fields.kept,
                 fields.settled,
                 fields.certain,
+                fields.compression,
             )
         if head.kind == "survey":
             asked: _SurveyFields = typed(head.fields, _SurveyFields)
@@ -196,7 +214,7 @@ def encode_reply(reply: Reply, kind: Kind) -> tuple[bytes, bytes]:
     arrays: dict[str, Arrays] = {}
     if reply.update is not None:
         fields |= {"rows": reply.update.rows, "metrics": plain(reply.update.metrics)}
-        arrays = {TENSORS: reply.update.tensors, ARRAYS: reply.update.arrays}
+        arrays = {TENSORS: reply.update.tensors, ARRAYS: reply.update.arrays, PACKED: reply.update.packed}
     if reply.survey is not None:
         arrays = {CENTROIDS: {"": reply.survey.centroids_Cd}}
     if reply.totals is not None:
@@ -228,7 +246,8 @@ def decode_reply(manifest: bytes, body: bytes, kind: Kind, client: str, round: i
     update = survey = None
     if kind == "train" and fields.rows is not None:
         tensors, more = arrays.get(TENSORS, {}), arrays.get(ARRAYS, {})
-        update = Update(client, round, tensors, fields.rows, fields.metrics or {}, more)
+        packed = arrays.get(PACKED, {})
+        update = Update(client, round, tensors, fields.rows, fields.metrics or {}, more, packed)
     if kind == "survey" and "" in arrays.get(CENTROIDS, {}):
         survey = Survey(client, round, arrays[CENTROIDS][""])
     totals = fields.totals if kind == "evaluate" else None
@@ -284,23 +303,46 @@ def _cut(arrays: Sequence[_Array], body: bytes) -> Iterator[NDArray[Any]]:
 
 
 def _payload_fields(payload: Payload) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "config": plain(payload.adapter.config),
         "trained": plain(payload.trained),
         "returned": plain(payload.returned),
         "folded": None if payload.folded is None else plain(payload.folded.config),
     }
+    if payload.packed is not None:
+        kind, keys = payload.packed.kind, payload.packed.keys
+        shapes = {key: list(one.shape) if key in keys else None for key, one in payload.adapter.tensors.items()}
+        fields |= {"packed": {"kind": kind, "keys": list(keys), "shapes": shapes}}
+    return fields
 
 
 def _payload_arrays(payload: Payload) -> dict[str, Arrays]:
     folded = {} if payload.folded is None else payload.folded.tensors
-    return {ADAPTER: payload.adapter.tensors, ARRAYS: payload.arrays, FOLDED: folded}
+    packed = {} if payload.packed is None else payload.packed.arrays
+    return {ADAPTER: payload.whole, ARRAYS: payload.arrays, FOLDED: folded, PACKED: packed}
 
 
 def _payload(fields: _PayloadFields, arrays: Mapping[str, Arrays]) -> Payload:
-    adapter = Adapter(fields.config, arrays.get(ADAPTER, {}))
+    packed = None
+    tensors = arrays.get(ADAPTER, {})
+    if fields.packed is not None:
+        packed = Packed(fields.packed.kind, fields.packed.keys, arrays.get(PACKED, {}))
+        tensors = _received(fields.packed, packed, tensors)
+    adapter = Adapter(fields.config, tensors)
     unknown = {*(fields.trained or ()), *(fields.returned or ())} - adapter.tensors.keys()
     if not adapter.tensors or unknown:
         raise ValueError("its adapter has not the tensors that it names")
     folded = None if fields.folded is None else Adapter(fields.folded, arrays.get(FOLDED, {}))
-    return Payload(adapter, arrays.get(ARRAYS, {}), fields.trained, fields.returned, folded)
+    return Payload(adapter, arrays.get(ARRAYS, {}), fields.trained, fields.returned, folded, packed)
+
+
+def _received(fields: _PackedFields, packed: Packed, whole: Arrays) -> dict[str, NDArray[Any]]:
+    """Return all tensors of an adapter of which some came packed, in its order."""
+    shapes = {key: shape for key, shape in fields.shapes.items() if shape is not None}
+    if sorted(packed.keys) != sorted(shapes) or fields.shapes.keys() - shapes.keys() != whole.keys():
+        raise ValueError("its packed tensors are not those that it names")
+    size = sum(math.prod(shape) for shape in shapes.values())
+    check_packed(packed.arrays, packed.kind, size)  # before memory is taken for what the shapes claim
+    like = {key: np.broadcast_to(np.float32(0), shapes[key]) for key in packed.keys}
+    found = split(unpack(packed.arrays, packed.kind, size, np.dtype(np.float32)), like)
+    return {key: found[key] if key in found else whole[key] for key in fields.shapes}

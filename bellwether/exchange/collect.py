@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, task_bytes, update_bytes
-from bellwether.exchange.messages import Reply, TrainTask, Update
+from bellwether.exchange.messages import Payload, Reply, TrainTask, Update
 from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
 from bellwether.recipe.recipe import Federation
 
@@ -16,7 +16,8 @@ class Collection:
     """The updates of a round: each is taken once, of a client that was asked, in time, and as it should be.
 
     Args:
-        tasks: what each client of the cohort was asked.
+        tasks: what each client of the cohort was asked, with what it receives.
+        payloads: what each was sent, as the server has it exactly.
         returns: the shapes of the arrays that the method expects back of each client beside its tensors, by name.
         limits: the recipe's section: deadline, rows and norm that are believed.
         left_out: who is left out already, and why.
@@ -34,13 +35,15 @@ class Collection:
     def __init__(
         self,
         tasks: Mapping[str, TrainTask],
+        payloads: Mapping[str, Payload],
         returns: Mapping[str, Shapes],
         limits: Federation,
         left_out: Mapping[str, str],
         watch: Watcher,
         round: int,
     ) -> None:
-        self._tasks, self._returns, self._limits, self._watch, self._round = tasks, returns, limits, watch, round
+        self._tasks, self._payloads, self._returns = tasks, payloads, returns
+        self._limits, self._watch, self._round = limits, watch, round
         self._heard: set[str] = set()
         self.accepted: list[tuple[Update, ClientRecord]] = []
         self.left_out = dict(left_out)
@@ -76,14 +79,15 @@ class Collection:
 
     def _checked(self, reply: Reply) -> Update:
         """Return a reply's update, once its time and everything in it is believed."""
-        deadline, payload = self._limits.deadline, self._tasks[reply.client].payload
+        deadline, payload = self._limits.deadline, self._payloads[reply.client]
         check_seconds(reply, None)
         # The server waits for what comes in time; what comes later costs it no more than the deadline.
         self.duration = max(self.duration, min(reply.seconds, deadline or math.inf))
         check_seconds(reply, deadline if reply.failure is None else None)
         limits = self._limits
-        due = self._returns[reply.client]
-        return check_update(reply, payload, due, self._round, limits.max_rows, limits.max_norm)
+        task, due = self._tasks[reply.client], self._returns[reply.client]
+        most = limits.max_rows, limits.max_norm
+        return check_update(reply, payload, due, self._round, *most, task.compression, task.payload)
 
     def _leave_out(self, client: str, reason: str) -> None:
         self.left_out[client] = reason

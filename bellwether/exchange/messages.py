@@ -15,13 +15,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bellwether.exchange.adapter import Adapter, Arrays, Tensors
+from bellwether.exchange.packing import Packed
 from bellwether.exchange.scores import Totals
-from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Selection, Training
 from bellwether.tools.randomness import Draws, Randomness
 
 # What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
 NOISE = "centroid noise"
-PURPOSES = ("batch order", "dropout", "selection", NOISE, "t-SNE", "method")
+PURPOSES = ("batch order", "dropout", "selection", NOISE, "t-SNE", "method", "compression")
 SPACE = "selection space"
 
 
@@ -49,6 +50,8 @@ class Payload:
         returned: keys of the tensors that come back; None are those that are trained.
         folded: an update of the frozen weights that all rounds before have folded into them, as factors; the client
             adds it to its base before it begins. None leaves the base as it is.
+        packed: tensors of the adapter as they travel, of which the client makes those of ``adapter``; None sends all
+            of them whole.
     """
 
     adapter: Adapter
@@ -56,6 +59,13 @@ class Payload:
     trained: tuple[str, ...] | None = None
     returned: tuple[str, ...] | None = None
     folded: Adapter | None = None
+    packed: Packed | None = None
+
+    @property
+    def whole(self) -> Tensors:
+        """The tensors of the adapter that travel as they are."""
+        packed = self.packed.keys if self.packed is not None else ()
+        return {key: value for key, value in self.adapter.tensors.items() if key not in packed}
 
     @property
     def expected(self) -> Tensors:
@@ -81,6 +91,7 @@ class TrainTask:
             later rounds is not to be gone on from.
         certain: the last such round at the oldest checkpoint that the run can still go back to; what the client keeps
             of earlier rounds is needed no more.
+        compression: the recipe's compression section, which says how the update comes back.
     """
 
     round: int
@@ -92,6 +103,7 @@ class TrainTask:
     kept: Sequence[int] | None = None
     settled: int = 0
     certain: int = 0
+    compression: Compression = field(default_factory=Compression)
 
     @property
     def adapter(self) -> Adapter:
@@ -151,6 +163,7 @@ class Update:
         metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
             ``rows`` (as trained, repetitions counted), ``selected`` (how many of its rows it trained on).
         arrays: named arrays beside the adapter, as the method says.
+        packed: the change of its tensors in few bytes, in place of them, where the recipe's compression says so.
     """
 
     client: str
@@ -159,6 +172,7 @@ class Update:
     rows: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
+    packed: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bellwether.tools.randomness import Randomness
 
 def flora() -> Method:
     """Return FLoRA; clients may have unlike ranks."""
-    return Method(_fold_all, give=of_its_rank, mixed_ranks=True, folds=True)
+    return Method(_fold_all, give=of_its_rank, mixed_ranks=True, folds=True, begins_anew=True)
 
 
 def fedex_lora() -> Method:

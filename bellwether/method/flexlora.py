@@ -25,7 +25,7 @@ from bellwether.method.products import cut, factors, mean_product
 
 def flexlora() -> Method:
     """Return FlexLoRA; clients are weighted by their rows."""
-    return Method(_close, give=of_its_rank, mixed_ranks=True)
+    return Method(_close, give=of_its_rank, mixed_ranks=True, begins_anew=True)
 
 
 def of_its_rank(state: State, client: Known, round: int) -> Payload:

@@ -243,6 +243,8 @@ class Method:
         folds: whether it folds updates into the base, which must be of plain floats then.
         last: the method of the run's last round, in which all clients are asked, whatever the sampler; None has no
             such round. Its state is that of the rounds before; who serves what is asked of the method itself.
+        begins_anew: whether rounds begin with other directions than the last one ended with, so that what compression
+            left out of an update cannot be added to a later one.
     """
 
     close: Callable[[Closing], State]
@@ -261,6 +263,8 @@ class Method:
     def of_round(self, round: int, rounds: int) -> Method:
         """Return the method of a round: this one, or that of the last of all rounds."""
         return self.last if self.last is not None and round == rounds else self
+
+    begins_anew: bool = False
 
 
 def without_values(update: Update) -> Update:

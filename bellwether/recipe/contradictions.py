@@ -227,9 +227,9 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     section = field.partition(".")[0]
     if arm.trains != "federation" and field.startswith("lora.ranks"):
         return True
-    if arm.trains == "federation" or section not in ("training", "federation", "method"):
+    if arm.trains == "federation" or section not in ("training", "federation", "method", "compression"):
         return False
     if not arm.learns or field == "training.warmup_rounds":
         return True
     passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
-    return section == "method" or (section == "federation" and not (counted and field in passes))
+    return section in ("method", "compression") or (section == "federation" and not (counted and field in passes))

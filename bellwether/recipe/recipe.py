@@ -24,6 +24,7 @@ __all__ = [
     "Availability",
     "Columns",
     "Compare",
+    "Compression",
     "Data",
     "Engine",
     "Evaluation",
@@ -256,6 +257,25 @@ class Training(Section):
     )
 
 
+class Compression(Section):
+    """In how few bytes updates and adapters travel; none sends every value in four."""
+
+    up: Literal["none", "8bit", "4bit", "top_k"] = Field(
+        "none",
+        description="how clients send the change of their adapters: none (as whole tensors), 8bit or 4bit a value, "
+        "rounded at random, in blocks of 64 with a scale, or top_k, the largest values alone",
+    )
+    down: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="how clients are sent what they train: none, or 8bit or 4bit a value; what a client does not "
+        "train, and adapters to be scored, come whole",
+    )
+    keep: float = Field(0.1, gt=0, le=1, description="share of the values that top_k sends; at least one (up: top_k)")
+    error_feedback: bool = Field(
+        True, description="whether clients keep what compression left out of an update, and add it to their next one"
+    )
+
+
 class Availability(Section):
     """Simulated resources of clients: who is away, who is slow, who drops out."""
 
@@ -364,6 +384,7 @@ class Recipe(Section):
     method: MethodSection = Field(FedAvg(), description="the method of federated learning, and its own hyperparameters")
     training: Training = Training()
     selection: Selection = Selection()
+    compression: Compression = Compression()
     engine: Engine = Engine()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()

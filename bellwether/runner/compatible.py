@@ -68,11 +68,23 @@ def _bfloat16(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _error_feedback(recipe: Recipe, method: Method) -> list[str]:
+    settings = recipe.compression
+    if not method.begins_anew or settings.up == "none" or not settings.error_feedback:
+        return []
+    return [
+        f"compression.up is {settings.up} with error feedback, but the method {recipe.method.name} begins every round "
+        "with other factors, to which nothing that was left out before can be added; set "
+        "compression.error_feedback=false, or take another method."
+    ]
+
+
 RULES = (
     Rule("AdamW, schedules and clipping", ("training.optimizer=adamw",), _wrong_training),
     Rule("unlike ranks", ("lora.ranks=[2, 4]",), _unlike_ranks),
     Rule("a base in 8 or 4 bits", ("model.quantization=4bit",), _quantised),
     Rule("a base in bfloat16", ("model.dtype=bfloat16",), _bfloat16),
+    Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
 )
 
 

@@ -212,9 +212,8 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
 
     Where the last round is another one, it is the mean over all rounds.
     """
-    import numpy as np
-
-    from bellwether.exchange.checks import array_bytes, payload_bytes
+    from bellwether.exchange.checks import due_bytes, payload_bytes
+    from bellwether.exchange.compress import DOWN, compress_payload
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method
@@ -232,10 +231,9 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
     down = up = 0.0
     for (one, asked, times), (rank, count) in itertools.product(kinds, ranks.items()):
         payload, share = one.give(state, Known("", rank), 1), asked * count / len(clients) * times / rounds
-        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in one.returns(payload).items()}
-        sent = {**payload.expected, **arrays}
-        down += share * payload_bytes(payload)
-        up += share * (array_bytes(sent) if sent else 0)
+        received = compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN))
+        down += share * payload_bytes(received)
+        up += share * due_bytes(payload.expected, one.returns(payload), recipe.compression)
     return round(down), round(up)
 
 

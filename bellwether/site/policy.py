@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bellwether.errors import FederationError, first_line
-from bellwether.exchange.checks import array_bytes
+from bellwether.exchange.checks import due_bytes
 from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
 from bellwether.model.folder import on_hub
@@ -123,7 +123,7 @@ def forbids_task(policy: Policy, folder: Path, task: Task) -> str | None:
     """
     most = policy.megabytes_per_round
     if most is not None and isinstance(task, TrainTask):
-        expected = array_bytes(task.payload.expected)
+        expected = due_bytes(task.payload.expected, {}, task.compression)
         if expected > most * 1e6:
             return f"an update has at least {byte_size(expected)}, and {byte_size(most * 1e6)} are allowed for a round"
     if policy.minutes_per_day is not None:

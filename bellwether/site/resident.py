@@ -41,13 +41,13 @@ from bellwether.method.method import Method, send_trained, serve_sent
 from bellwether.method.named import make_method
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Compression, Recipe
 from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
 from bellwether.site.protection import without_small_names
 from bellwether.site.trained import row_hash
-from bellwether.store.client_state import METHOD, kept_rounds
+from bellwether.store.client_state import METHOD, UNSENT, kept_rounds, state_file
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.pauses import Pauses
 from bellwether.tools.words import byte_size, duration
@@ -58,6 +58,8 @@ MOST_TOLD = 10  # facts that differ, of which coordinator and person are told
 # Different tasks of one kind, round and client that are done. An honest coordinator asks one, or another where it goes
 # back to an older checkpoint; whoever could ask without end would learn of the rows without end.
 MOST_TASKS = 5
+
+_KEPT = {METHOD: "what its method kept here", UNSENT: "what its update left to be sent"}
 
 # From a task that was found to be the coordinator's to why this site's policy forbids it, as a clause; or None.
 Policy = Callable[[Header, Task], str | None]
@@ -97,7 +99,7 @@ class Holdings:
         config: the adapter's configuration, with the largest rank.
         shapes: inputs and outputs of each adapted module.
         folders: each client's own, with what the method keeps there.
-        going_on: the kinds of tasks that go on from what the method keeps.
+        going_on: of the kinds of tasks that go on from what is kept of the last round that counted, what that is.
         rows: a hash of the rows.
         secret: what noise on centroids is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
             protected from the coordinator.
@@ -111,7 +113,7 @@ class Holdings:
     config: AdapterConfig
     shapes: Mapping[str, tuple[int, int]]
     folders: Mapping[str, Path] = field(default_factory=dict)
-    going_on: Collection[str] = ()
+    going_on: Mapping[str, Collection[str]] = field(default_factory=dict)
     rows: str = ""
     secret: bytes | None = None
 
@@ -129,17 +131,19 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     method = make_method(work.method)
     engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
-    clients, going_on = tuple(work.rows), kinds_going_on(method)
+    clients, going_on = tuple(work.rows), kinds_going_on(method, recipe.compression)
     rows = hashlib.sha256(json.dumps([[row_hash(one.row) for one in rows] for rows in work.rows.values()]).encode())
     return Holdings(
         name, clients, recipe, engine, facts, work.config, shapes, work.folders, going_on, rows.hexdigest(), work.secret
     )
 
 
-def kinds_going_on(method: Method) -> tuple[str, ...]:
-    """Return the kinds of tasks that go on from what a method keeps at a client."""
-    kinds = {"train": method.finish is not send_trained, "evaluate": method.serves is not serve_sent}
-    return tuple(kind for kind, goes_on in kinds.items() if goes_on)
+def kinds_going_on(method: Method, compression: Compression) -> dict[str, tuple[str, ...]]:
+    """Return the kinds of tasks that go on from what is kept at a client, each with what that is."""
+    left = (UNSENT,) if compression.up != "none" and compression.error_feedback else ()
+    train = (*((METHOD,) if method.finish is not send_trained else ()), *left)
+    kinds = {"train": train, "evaluate": (METHOD,) if method.serves is not serve_sent else ()}
+    return {kind: names for kind, names in kinds.items() if names}
 
 
 class Resident:
@@ -322,12 +326,14 @@ class Resident:
             raise UpdateRejected("the task is not the one that its header names")
         _check_draws(task)
         if task.payload is not None:
-            _check_payload(task.payload, self._holdings)
+            down = "none" if header.kind == "evaluate" else self._holdings.recipe.compression.down
+            _check_payload(task.payload, self._holdings, down)
         _check_kept(header, task, self._holdings)
+        task = _with_own_settings(task, self._holdings.recipe)
         forbidden = self._policy(header, task)
         if forbidden is not None:
             raise UpdateRejected(f"the policy of this site forbids it: {forbidden}")
-        return _with_own_settings(task, self._holdings.recipe)
+        return task
 
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
@@ -373,28 +379,33 @@ def _check_round(header: Header, rounds: int) -> None:
 
 def _check_kept(header: Header, task: Task, holdings: Holdings) -> None:
     """Refuse to go on from what a client kept of the last round that counted, where that is lost."""
-    if isinstance(task, SurveyTask) or not task.settled or header.kind not in holdings.going_on:
+    if isinstance(task, SurveyTask) or not task.settled:
         return
-    folder = holdings.folders[header.client]
-    if task.settled not in kept_rounds(folder, METHOD):
-        raise UpdateRejected(
-            f"what its method kept here of round {task.settled} is gone, and without it another result would come: "
-            f"{folder.name}/{METHOD}/{task.settled:04d}.npz has to be restored"
-        )
+    for name in holdings.going_on.get(header.kind, ()):
+        folder = holdings.folders[header.client]
+        if task.settled not in kept_rounds(folder, name):
+            path = state_file(folder, name, task.settled).relative_to(folder.parent)
+            raise UpdateRejected(
+                f"{_KEPT[name]} of round {task.settled} is gone, and without it another result would come: "
+                f"{path.as_posix()} has to be restored"
+            )
 
 
 def _with_own_settings(task: Task, recipe: Recipe) -> Task:
     """Return a task whose settings are the site's own, which the terms say are the same but for paths."""
     if isinstance(task, TrainTask):
-        return replace(task, training=recipe.training, selection=recipe.selection, rounds=recipe.federation.rounds)
+        task = replace(task, training=recipe.training, selection=recipe.selection, compression=recipe.compression)
+        return replace(task, rounds=recipe.federation.rounds)
     if isinstance(task, SurveyTask):
         return replace(task, selection=recipe.selection)
     return replace(task, evaluation=recipe.evaluation)
 
 
-def _check_payload(payload: Payload, holdings: Holdings) -> None:
-    """Refuse an adapter that does not fit this site's base, or that would be trained otherwise than was agreed."""
+def _check_payload(payload: Payload, holdings: Holdings, down: str) -> None:
+    """Refuse an adapter that does not fit this site's base, or comes or is trained otherwise than was agreed."""
     own = holdings.config
+    if (payload.packed.kind if payload.packed is not None else "none") != down:
+        raise UpdateRejected(f"its adapter does not come as was agreed to, with compression.down={down}")
     _check_folded(payload.folded, holdings)
     for adapter in (payload.adapter, payload.folded):
         if adapter is None:

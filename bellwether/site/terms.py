@@ -10,6 +10,7 @@ from bellwether.data.rows import TokenRow
 from bellwether.data.sources import is_hub_name
 from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError
+from bellwether.exchange.packing import packed_bytes
 from bellwether.exchange.scores import Totals
 from bellwether.method.select.budget import budget
 from bellwether.model.base import Base
@@ -126,10 +127,9 @@ def terms_for(
     config = adapter_config(base, own_lora(recipe.lora, invited.site))
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
-    federation, selection = recipe.federation, recipe.selection
-    leaves = [
-        f"an update of the adapter, {byte_size(4 * numbers)}, and what the method {recipe.method.name} adds to it"
-    ]
+    federation, selection, compression = recipe.federation, recipe.selection, recipe.compression
+    size = byte_size(packed_bytes(compression.up, numbers, compression.keep))
+    leaves = [f"an update of the adapter, {size}, and what the method {recipe.method.name} adds to it"]
     leaves += ["the number of rows and tokens trained on, and their mean loss"]
     leaves += [
         "which versions and settings here are others than the coordinator's; how long a task took; and where one "

@@ -6,6 +6,7 @@ of that round; a later round names the one that it goes on from.
 NAME/survey/0003.npz       where the client's rows lie by the model of round 3, see ``bellwether.client.memory``
 NAME/selected/0003.json    the numbers of the rows that it trained on in round 3, see ``bellwether.client.choose``
 NAME/method/0003.npz       what the method keeps at the client after round 3, such as SCAFFOLD's control variate
+NAME/unsent/0003.npz       what compression left out of its update of round 3, to be added to its next one
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bellwether.exchange.records import RoundRecord
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import Count, from_json, typed
 
-SURVEY, SELECTED, METHOD = "survey", "selected", "method"
+SURVEY, SELECTED, METHOD, UNSENT = "survey", "selected", "method", "unsent"
+SETTLED = (METHOD, UNSENT)  # what a client goes on from, of its last round that counted
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -47,7 +49,32 @@ def keep_state(client: Path, name: str, round: int, arrays: Arrays) -> None:
         for key, value in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
-    write_atomic(make_folder(client / name) / f"{round:04d}.npz", buffer.getvalue())
+    make_folder(client / name)
+    write_atomic(state_file(client, name, round), buffer.getvalue())
+
+
+def keep_settled(client: Path, name: str, round: int, arrays: Arrays, settled: int, certain: int) -> None:
+    """Write what a client keeps of a round, and forget what no round can go on from any more.
+
+    Args:
+        client: the client's own folder.
+        name: what it is.
+        round: the round that leaves it.
+        arrays: named arrays; where there are none, an empty file tells that none is lost.
+        settled: the last round before in which an update of this client counted.
+        certain: the last such round at the oldest checkpoint that the run can still go back to.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    keep_state(client, name, round, arrays)
+    never_counted = range(settled + 1, round)
+    forget_state(client, name, [one for one in kept_rounds(client, name) if one < certain or one in never_counted])
+
+
+def state_file(client: Path, name: str, round: int) -> Path:
+    """Return the file of what a client keeps of a round."""
+    return client / name / f"{round:04d}.npz"
 
 
 def kept_rounds(client: Path, name: str) -> list[int]:
@@ -118,8 +145,9 @@ def forgotten(folders: Mapping[str, Path], rounds: Sequence[RoundRecord], choose
                 settled[client] = record.round
             if chooses:
                 left.append(folders[client] / SELECTED / f"{record.round:04d}.json")
-    if any((folder / METHOD).is_dir() for folder in folders.values()):
-        left += [folders[client] / METHOD / f"{round:04d}.npz" for client, round in settled.items()]
+    for name in SETTLED:
+        if any((folder / name).is_dir() for folder in folders.values()):
+            left += [state_file(folders[client], name, round) for client, round in settled.items()]
     return [path for path in left if not path.exists()]
 
 
