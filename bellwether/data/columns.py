@@ -1,11 +1,11 @@
-"""From a record's columns to a row: Dolly's, Alpaca's, chats, or a mapping of the recipe."""
+"""From a record's columns to a row: Dolly's, Alpaca's, chats, preferences, or a mapping of the recipe."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bellwether.data.records import LONGEST_ROW, kind
@@ -20,6 +20,8 @@ USUAL_NAMES = {
     "response": ("response", "output", "answer", "completion"),
     "category": ("category",),
     "messages": ("messages", "conversations"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
     "group": ("language", "domain"),
 }
 ROLES = {
@@ -56,7 +58,8 @@ MOST_GROUPS = 20
 class Layout:
     """Which column of a source holds what; None where there is none.
 
-    A layout names either ``messages``, or ``instruction`` and, but for questions without answers, ``response``.
+    A layout names ``messages``; or ``chosen`` and ``rejected``, with ``instruction`` where they are not whole chats; or
+    ``instruction`` and, but for questions without answers, ``response``.
     """
 
     instruction: str | None = None
@@ -67,6 +70,8 @@ class Layout:
     client: str | None = None
     group: str | None = None
     tools: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
 
     @property
     def used(self) -> set[str]:
@@ -112,6 +117,10 @@ def find_layout(
         for role, usuals in usual_names.items()
     }
     plain = found["instruction"] is not None and (found["response"] is not None or not answered)
+    # What can be read as one answer is, unless the recipe names the two: files of preferences often have both forms.
+    told = given.keys() & {"chosen", "rejected"}
+    if told or (found["chosen"] and found["rejected"] and not plain and found["messages"] is None):
+        return _pair_layout(found, client, name, columns)
     if found["messages"] is not None and ("messages" in given or not plain):
         tools = "tools" if "tools" in free else None
         return Layout(
@@ -131,6 +140,18 @@ def find_layout(
         client=client,
         group=found["group"],
     )
+
+
+def _pair_layout(found: Mapping[str, str | None], client: str | None, name: str, columns: Collection[str]) -> Layout:
+    """Return the layout of preference rows, refusing one answer without the other."""
+    missing = next((role for role in ("chosen", "rejected") if found[role] is None), None)
+    if missing is not None:
+        raise DataError(
+            f"{name}: no column holds the {missing} answers (there are {listed(columns)}); name it in "
+            f"data.columns.{missing}."
+        )
+    roles = ("instruction", "context", "category", "group", "chosen", "rejected")
+    return Layout(client=client, **{role: found[role] for role in roles})
 
 
 def _check_roles(given: Mapping[str, str]) -> None:
@@ -172,12 +193,12 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
     if layout.client:
         client = _label(values, layout.client)
         check_client_name(client)
+    if layout.chosen:
+        return replace(_pair(values, layout), category=category, client=client, place=place, group=group)
     said = _messages(values, layout)
     if said is not None:
-        turns = _turns(*said)
-        asked = next(turn for turn in reversed(turns) if turn.role == "user")
         tools = _tools(values.get(layout.tools)) if layout.tools else ""
-        return Row(asked.text, turns[-1].text, "", category, turns, client, place, group, tools)
+        return replace(_chat(_turns(*said)), category=category, client=client, place=place, group=group, tools=tools)
     assert layout.instruction
     return Row(
         instruction=_needed(values, layout.instruction),
@@ -188,6 +209,57 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
         place=place,
         group=group,
     )
+
+
+def _chat(turns: tuple[Turn, ...]) -> Row:
+    """Return the row of a chat."""
+    asked = next(turn for turn in reversed(turns) if turn.role == "user")
+    return Row(asked.text, turns[-1].text, turns=turns)
+
+
+def _pair(values: Mapping[str, Any], layout: Layout) -> Row:
+    """Return the row of a prompt and two answers, which are texts, messages behind a prompt, or whole chats."""
+    assert layout.chosen
+    assert layout.rejected
+    asked = values.get(layout.instruction) if layout.instruction else None
+    sides = layout.chosen, layout.rejected
+    several = [isinstance(values.get(side), list) for side in sides]
+    if any(several):
+        if not all(several):
+            raise DataError(f"of {sides[0]!r} and {sides[1]!r} one is a list of messages, and the other is not.")
+        # A list of messages stands before both answers; a text beside whole chats repeats what they begin with.
+        before = asked if isinstance(asked, list) else []
+        chosen, rejected = (_turns([*before, *values[side]], f"{side!r}, message") for side in sides)
+        _check_pair(chosen, rejected, sides)
+        row = replace(_chat(chosen), rejected=rejected[-1])
+    else:
+        if layout.instruction is None:
+            raise DataError(
+                f"the field {layout.chosen!r} is no whole chat, so the prompt must stand beside it; name its column in "
+                "data.columns.instruction."
+            )
+        row = Row(
+            instruction=_needed(values, layout.instruction),
+            response=_needed(values, layout.chosen),
+            context=_optional(values, layout.context) if layout.context else "",
+            rejected=Turn("assistant", _needed(values, layout.rejected)),
+        )
+    alike = row.turns[-1] == row.rejected if row.turns else row.rejected == Turn("assistant", row.response)
+    if alike:
+        raise DataError(f"{sides[0]!r} and {sides[1]!r} are equal, so neither is the better one; remove the row.")
+    return row
+
+
+def _check_pair(chosen: Sequence[Turn], rejected: Sequence[Turn], sides: tuple[str, str]) -> None:
+    """Refuse two chats that differ before their last message, or whose last message is not to be trained."""
+    if chosen[:-1] != rejected[:-1]:
+        number = next((n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False), 1) if one != other), 1)
+        raise DataError(
+            f"{sides[0]!r} and {sides[1]!r} differ from message {number} on, but only the last answer may differ; mend "
+            "or remove the row."
+        )
+    if not (chosen[-1].trained and rejected[-1].trained):
+        raise DataError("the last message has a weight of 0, but it is what is preferred or rejected; remove the row.")
 
 
 def unused_fields(values: Mapping[str, Any], layout: Layout) -> set[str]:

@@ -80,8 +80,8 @@ def work_of(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) 
         in_pass = -(-batches // training.accumulation)
         steps = training.local_steps or training.local_epochs * in_pass
         passes = in_turn * steps / in_pass
-        lengths = [len(row) for row in rows]
-        trained = sum(int(row.trained_T[1:].sum()) for row in rows)
+        lengths = [len(answer) for row in rows for answer in row.answers]
+        trained = sum(row.trained_tokens for row in rows)
         once = (len(rows), sum(lengths), trained, sum(length**2 for length in lengths), in_pass)
         total = [before + passes * more for before, more in zip(total, once, strict=True)]
     return Work(*(value * cohort / len(clients) for value in total))
