@@ -111,7 +111,7 @@ def _check_clients(name: str, arm: Arm, prepared: Prepared) -> None:
 def validating(recipe: Recipe) -> Recipe:
     """Return the recipe of trials, which never see a test row, and give no answers where the loss alone chooses."""
     tune = recipe.compare.tune if recipe.compare is not None else None
-    generate = recipe.evaluation.generate and (tune is None or tune.choose_by != "loss")
+    generate = recipe.evaluation.generate and (tune is None or tune.choose_by in ("rouge_l", "exact"))
     return with_overrides(recipe, {"evaluation.part": "validation", "evaluation.generate": generate})
 
 

@@ -49,7 +49,10 @@ class Tune(Section):
     passes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (10, 20, 40), min_length=1, description="passes over each client's rows to try"
     )
-    choose_by: Literal["loss", "rouge_l", "exact"] = Field("loss", description="macro score that chooses")
+    choose_by: Literal["loss", "rouge_l", "exact", "preferred"] = Field(
+        "loss",
+        description="macro score that chooses; preferred, of preference rows, is the share of pairs decided right",
+    )
 
 
 class Compare(Section):

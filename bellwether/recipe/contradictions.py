@@ -32,6 +32,12 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
             text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
             found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
         found += _compare_contradictions(recipe.compare, recipe.evaluation.generate)
+        tune = recipe.compare.tune
+        if tune is not None and tune.choose_by == "preferred" and recipe.training.loss != "dpo":
+            text = (
+                "compare.tune.choose_by is preferred, but rows have one answer unless training.loss is dpo; choose by"
+            )
+            found.append((("compare", "tune", "choose_by"), f"{text} loss."))
     return found
 
 
@@ -176,7 +182,7 @@ def _compare_contradictions(compare: Compare, generate: bool) -> list[tuple[Loca
         for place, values in lists
         if (twice := [value for value, count in Counter(values).items() if count > 1])
     ]
-    if tune is not None and tune.choose_by != "loss" and not generate:
+    if tune is not None and tune.choose_by in ("rouge_l", "exact") and not generate:
         found.append(
             (
                 ("tune", "choose_by"),
