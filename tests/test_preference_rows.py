@@ -362,3 +362,17 @@ def test_a_federation_on_pairs_of_the_embedded_world_prefers_right_answers_to_ot
     assert before == 0.5
     assert after > 0.8
     assert json_lines(tmp_path / "run" / "rounds.jsonl")[-1]["preferred"] > 0.5
+
+
+@pytest.mark.integration
+def test_a_plan_counts_both_answers_and_the_reference(pairs_recipe):
+    from bellwether.runner.plan import plan
+
+    pairs = plan(load_recipe(pairs_recipe))
+    chosen = plan(load_recipe(pairs_recipe, ["training.loss=cross_entropy", "data.columns.response=chosen"]))
+    recipe = load_recipe(pairs_recipe)
+    rows = [row for part in prepare(recipe).clients.values() for row in part.rows]
+    cohort = sum(sum(map(len, row.answers)) for row in rows) / 2  # half of the clients, which hold alike many rows
+    assert pairs.tokens_per_round == pytest.approx(cohort)
+    assert pairs.memory["activations"] > 1.9 * chosen.memory["activations"]
+    assert pairs.flops_per_round > 1.3 * 1.9 * chosen.flops_per_round
