@@ -353,7 +353,16 @@ def _record(
         duration=answers.duration,
         adapter=adapter.fingerprint(),
         failure=failure,
+        preferred=_over_rows([(record.preferred, record.rows_seen) for record in clients]),
+        margin=_over_rows([(record.margin, record.rows_seen) for record in clients]),
     )
+
+
+def _over_rows(figures: Sequence[tuple[float | None, int]]) -> float | None:
+    """Return the mean of a figure that clients tell, weighted by rows; None where nobody tells it."""
+    known = [(figure, rows) for figure, rows in figures if figure is not None]
+    rows = sum(count for _, count in known)
+    return sum(figure * count for figure, count in known) / rows if rows else None
 
 
 def is_due(round: int, recipe: Recipe) -> bool:

@@ -62,6 +62,9 @@ METHODS = {
     "fedsa_lora": ["partition.client_test_fraction=0.25"],
     "ditto": ["partition.client_test_fraction=0.25"],
     "fedadam": [],
+    "hetlora": ["lora.ranks=[1, 2]", *DROPPING],
+    "feddpa": ["partition.client_test_fraction=0.25"],
+    "fedavg": ["method.fine_tune=true", "partition.client_test_fraction=0.25"],
 }
 
 

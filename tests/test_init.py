@@ -87,6 +87,8 @@ def test_columns_of_other_names_are_mapped(tmp_path):
         "response": None,  # a usual name
         "category": "Topic",
         "messages": None,
+        "chosen": None,
+        "rejected": None,
         "group": None,
     }
     assert len(load_federated(recipe.data, recipe.partition, Randomness(0)).test) == 5  # 15 % of 30, rounded up

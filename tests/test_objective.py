@@ -153,4 +153,4 @@ def test_a_run_with_ones_own_loss_says_that_the_faster_step_steps_aside(bellweth
 def test_an_unknown_loss_is_refused_with_the_names_there_are(bellwether):
     run = bellwether("run", "training.loss=hinge")
     assert run.code == 2
-    assert "'hinge' is not one of cross_entropy, nor package.module:function" in run.err
+    assert "'hinge' is not one of cross_entropy, dpo, nor package.module:function" in run.err

@@ -106,7 +106,7 @@ def _check_choosing(tune: Tune, prepared: Mapping[str, Prepared]) -> None:
 
 def _scored_rows(prepared: Prepared) -> list[Any]:
     return [
-        (one.row.instruction, one.row.context, one.row.response, one.row.turns, one.category)
+        (one.row.instruction, one.row.context, one.row.response, one.row.turns, one.row.rejected, one.category)
         for one in prepared.scored.rows
     ]
 

@@ -295,7 +295,7 @@ def _finished(job: _Job, outcomes: Sequence[Outcome], before: bool = False) -> A
         return ArmFinished(job.run, Scores(0, None, None, None), before, f"counts as the worst. {failure}")
     scores = [macro(outcome.by_category()) for outcome in outcomes]
     rows = sum(one.rows for one in scores)
-    means = (_mean_of(scores, name) for name in ("loss", "rouge_l", "exact"))
+    means = (_mean_of(scores, name) for name in ("loss", "rouge_l", "exact", "preferred"))
     return ArmFinished(job.run, Scores(rows, *means), before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from bellwether.model.forward import token_losses
 from bellwether.model.generate import answer_text, generate
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.recipe import Evaluation
-from bellwether.tools.progress import LOSSES, advance
+from bellwether.tools.progress import LOSSES, REFERENCE, advance
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ def score(
     Returns:
         One result per row, in the order of ``rows``.
     """
-    losses = row_losses(base, layers, rows, evaluation.batch_size)
+    losses = answer_losses(base, layers, rows, evaluation.batch_size)
+    references = losses
+    if any(row.rejected is not None for row in rows):
+        with layers.disabled():
+            references = answer_losses(base, layers, rows, evaluation.batch_size, REFERENCE)
     answers = _answers(base, layers, rows, evaluation, stop) if evaluation.generate else [None] * len(rows)
-    return [_scored(row, loss, answer) for row, loss, answer in zip(rows, losses, answers, strict=True)]
+    return [_scored(*of_row) for of_row in zip(rows, losses, references, answers, strict=True)]
 
 
 def by_category(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str, Totals]:
@@ -57,14 +61,32 @@ def by_group(rows: Sequence[TokenRow], scored: Sequence[Scored]) -> Mapping[str,
     return add_up((row.group, result.totals) for row, result in zip(rows, scored, strict=True))
 
 
-def _scored(row: TokenRow, loss: float, answer: str | None) -> Scored:
-    """Return a row's totals from its summed loss and its answer, of which its reasoning is left out."""
-    tokens = int(row.response_T[1:].sum())
+def _scored(row: TokenRow, losses: Sequence[float], references: Sequence[float], answer: str | None) -> Scored:
+    """Return a row's totals from the summed losses of its answers, those of the untuned base where it has two, and
+    what was generated, of which its reasoning is left out.
+    """
+    totals = Totals(rows=1, tokens=int(row.response_T[1:].sum()), loss=losses[0])
+    if row.rejected is not None:
+        # Of implicit rewards, log π − log π_ref, the difference, over β.
+        margin = (losses[1] - references[1]) - (losses[0] - references[0])
+        totals = replace(totals, pairs=1, preferred=0.5 if margin == 0 else float(margin > 0))
     if answer is None:
-        return Scored(Totals(rows=1, tokens=tokens, loss=loss), None)
+        return Scored(totals, None)
     said, wanted = without_reasoning(answer), without_reasoning(row.response)
     similarity, exact = rouge_l(said, wanted), int(exact_match(said, wanted))
-    return Scored(Totals(1, tokens, loss, generated=1, rouge_l=similarity, exact=exact), answer)
+    return Scored(replace(totals, generated=1, rouge_l=similarity, exact=exact), answer)
+
+
+def answer_losses(
+    base: Base, layers: LoraLayers, rows: Sequence[TokenRow], size: int, phase: str = LOSSES
+) -> list[list[float]]:
+    """Return of each row the cross-entropy summed over the response tokens of each of its answers, in nats.
+
+    Arguments as in ``row_losses``; the answers of ``size`` rows run through the base at once.
+    """
+    answers = max((len(row.answers) for row in rows), default=1)
+    flat = iter(row_losses(base, layers, [one for row in rows for one in row.answers], answers * size, phase))
+    return [[next(flat) for _ in row.answers] for row in rows]
 
 
 @torch.no_grad()

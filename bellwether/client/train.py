@@ -3,8 +3,8 @@
 The base stays frozen; A and B of the LoRA layers are trained by AdamW, whose state begins afresh in every round, as
 in FedIT (Zhang et al. 2023, arXiv 2305.05644), or by plain SGD. The loss of a client's step is a mean over all its
 trained tokens, over all its accumulated batches: of the cross-entropy, or of another loss that the recipe names
-(``objective``). The method says how many passes a client goes through, what corrects its gradients, and what it sends
-and keeps in the end.
+(``objective``), such as that of pairs of answers, which compares with the base as it is without any adapter. The
+method says how many passes a client goes through, what corrects its gradients, and what it sends and keeps in the end.
 
 Several clients are trained together: their adapters stand in slots of the same LoRA layers, the rows of all their
 steps run through the one base in pieces of a given number of tokens, and each keeps its own loss, gradient,
@@ -12,14 +12,14 @@ clipping, optimizer state and learning rate. A client that has taken all its ste
 one, a piece is one of the client's own batches, so that a client trains alike wherever it is. Clients whose adapters
 are of unlike rank or scaling, or that train unlike parts of them, are never trained together.
 
-Shape legend: K clients trained together, S selected positions, P parameters of an adapter.
+Shape legend: K clients trained together, S selected positions, P parameters of an adapter, X losses, F figures.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 from bellwether.client.batches import collate, local_steps
-from bellwether.client.objective import make_loss
+from bellwether.client.objective import Objective, Reference, make_objective
 from bellwether.client.optimizer import make_optimizer
+from bellwether.client.score import answer_losses
 from bellwether.client.sending import as_it_travels
 from bellwether.data.rows import TokenRow
 from bellwether.errors import NotFinite, RoundFailed, UpdateRejected, first_line
@@ -39,11 +40,11 @@ from bellwether.method.method import Finished, Method, Pass, Step, Trained, send
 from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.dropout import Dropout
-from bellwether.model.forward import TokenLoss, token_losses
+from bellwether.model.forward import token_losses
 from bellwether.model.lora import LoraLayers
 from bellwether.store.client_state import METHOD, keep_settled, kept_rounds, recall_state
 from bellwether.tools.functions import naming
-from bellwether.tools.progress import TRAINING, advance
+from bellwether.tools.progress import REFERENCE, TRAINING, advance
 
 # From a client, its rows and what it is asked to the numbers of the rows that it trains on.
 Choose = Callable[[str, Sequence[TokenRow], TrainTask], Sequence[int]]
@@ -66,14 +67,16 @@ class _Plan:
     Args:
         client: whose it is.
         steps: per optimizer step its batches, per batch row numbers.
-        seeds: a number for each of these rows, from which its dropout derives.
+        seeds: a number for each of these rows, from which its dropout derives; both answers of a row are dropped alike.
         rates: the learning rate of each step.
+        references: by row number what the loss compares with, where it does.
     """
 
     client: _Client
     steps: Sequence[Sequence[Sequence[int]]]
     seeds: Sequence[Sequence[Sequence[int]]]
     rates: Sequence[float]
+    references: Mapping[int, Reference] = field(default_factory=dict)
 
     @property
     def rows(self) -> Sequence[TokenRow]:
@@ -83,12 +86,12 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a client has after a pass: its tensors, the mean loss of each step, and what it went through."""
+    """What a client has after a pass: its tensors, the mean loss of each step, and figures of all it went through."""
 
     plan: _Plan
     tensors: Tensors
     losses: Sequence[float]
-    loss: float
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class _Used:
     slot: int
     row: TokenRow
     seed: int
+    reference: Reference
 
 
 def train_cohort(
@@ -213,9 +217,13 @@ def _train_together(
 ) -> Iterator[Reply]:
     """Train some clients at the same time; yield their replies in their order."""
     start = time.perf_counter()
-    loss = make_loss(clients[0].task.training)
+    objective = make_objective(clients[0].task.training)
     passes = len(method.passes)
-    passed = [_go_through(base, layers, clients, part, passes, loss, tokens) for part in enumerate(method.passes)]
+    planned = [_plans(base, layers, client, passes, objective) for client in clients]
+    passed = [
+        _go_through(base, layers, [plans[number] for plans in planned], part, (number, passes), objective, tokens)
+        for number, part in enumerate(method.passes)
+    ]
     seconds = time.perf_counter() - start
     work = {client.name: sum(_work(passes[client.name].plan) for passes in passed) for client in clients}
     for client in clients:
@@ -248,29 +256,50 @@ def _finished(client: _Client, passed: Sequence[_Passed], method: Method, folder
     return Update(client.name, task.round, finished.tensors, len(client.rows), _metrics(passed), arrays)
 
 
+def _plans(base: Base, layers: LoraLayers, client: _Client, passes: int, objective: Objective) -> list[_Plan]:
+    """Return all that a client will do, pass by pass."""
+    plans = [_planned(client, part) for part in range(passes)]
+    return _with_references(base, layers, plans) if objective.referenced else plans
+
+
 def _planned(client: _Client, part: int) -> _Plan:
     """Draw a client's steps and the numbers that its dropout derives from."""
     task = client.task
-    steps = local_steps([len(row) for row in client.rows], task.training, task.draws.numpy("batch order", part))
+    steps = local_steps([row.longest for row in client.rows], task.training, task.draws.numpy("batch order", part))
     draws = task.draws.numpy("dropout", part)
     seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
     rates = [learning_rate(task.training, task.round, task.rounds, n, len(steps)) for n in range(len(steps))]
     return _Plan(client, steps, seeds, rates)
 
 
+def _with_references(base: Base, layers: LoraLayers, plans: Sequence[_Plan]) -> list[_Plan]:
+    """Return the plans of a client's passes, with what the untuned base makes of all rows that they use.
+
+    It is computed once for all passes and epochs of a task, without dropout and without gradients, in batches of as
+    many rows as are trained at once, for each client by itself, so that it does not depend on who trains beside it.
+    """
+    client = plans[0].client
+    used = sorted({number for plan in plans for step in plan.steps for batch in step for number in batch})
+    rows = [client.rows[number] for number in used]
+    with layers.disabled():
+        losses = answer_losses(base, layers, rows, client.task.training.batch_size, REFERENCE)
+    references = {number: [-loss for loss in losses_of_row] for number, losses_of_row in zip(used, losses, strict=True)}
+    return [replace(plan, references=references) for plan in plans]
+
+
 def _go_through(
     base: Base,
     layers: LoraLayers,
-    clients: Sequence[_Client],
-    part: tuple[int, Pass],
-    passes: int,
-    loss: TokenLoss | None,
+    plans: Sequence[_Plan],
+    training_pass: Pass,
+    place: tuple[int, int],
+    objective: Objective,
     tokens: int | None,
 ) -> dict[str, _Passed]:
-    """Let clients go through one pass of several at the same time; return what each has then, by name."""
-    number, training_pass = part
+    """Let clients go through one pass at the same time, whose place among all is given; return what each has then."""
+    number, passes = place
     # Those that take most steps stand first, so that those at work are always the first slots.
-    busy = sorted((_planned(client, number) for client in clients), key=lambda plan: -len(plan.steps))
+    busy = sorted(plans, key=lambda plan: -len(plan.steps))
     training = busy[0].client.task.training
     for slot, plan in enumerate(busy):
         with naming("What the method lets a client begin with", RoundFailed):
@@ -280,17 +309,17 @@ def _go_through(
     trained_P = layers.where(busy[0].client.task.payload.trained)
     values_KP, grads_KP = layers.values_KP[: len(busy)], layers.grads_KP[: len(busy)]
     optimizer = make_optimizer(training, values_KP, grads_KP, trained_P)
-    loss_K, losses = torch.zeros(len(busy), device=base.device), []
+    figures_FK, losses = torch.zeros(len(objective.figures), len(busy), device=base.device), []
     for step in range(len(busy[0].steps)):
         active = sum(step < len(plan.steps) for plan in busy)
         counted_K = torch.tensor(
-            [max(1, _trained(plan, step)) if slot < active else 1 for slot, plan in enumerate(busy)],
+            [max(1, _counted(plan, step, objective)) if slot < active else 1 for slot, plan in enumerate(busy)],
             device=base.device,
         )
-        before_K = loss_K.clone()
+        before_K = figures_FK[0].clone()
         for piece in _pieces(busy[:active], step, tokens if layers.slots > 1 else None):
-            loss_K += _backward(base, layers, piece, counted_K, busy[0].client.task, loss)
-        losses.append((loss_K - before_K) / counted_K)
+            figures_FK += _backward(base, layers, piece, counted_K, busy[0].client.task, objective)
+        losses.append((figures_FK[0] - before_K) / counted_K)
         if correct is not None:
             for slot in range(active):
                 correct(slot, step)
@@ -301,9 +330,20 @@ def _go_through(
         advance(TRAINING, number * steps + step + 1, passes * steps, "steps", len(busy))
     by_slot = torch.stack(losses).T.tolist()
     return {
-        plan.client.name: _Passed(plan, layers.read(slot), by_slot[slot][: len(plan.steps)], float(loss_K[slot]))
+        plan.client.name: _Passed(
+            plan,
+            layers.read(slot),
+            by_slot[slot][: len(plan.steps)],
+            _means(figures_FK[:, slot].tolist(), plan, objective),
+        )
         for slot, plan in enumerate(busy)
     }
+
+
+def _means(sums_F: Sequence[float], plan: _Plan, objective: Objective) -> dict[str, float]:
+    """Return the mean of each figure over all losses of a pass, as met."""
+    count = sum(_counted(plan, step, objective) for step in range(len(plan.steps)))
+    return {name: total / max(count, 1) for name, total in zip(objective.figures, sums_F, strict=True)}
 
 
 def _corrections(layers: LoraLayers, plans: Sequence[_Plan], training_pass: Pass) -> Callable[[int, int], None] | None:
@@ -346,27 +386,28 @@ def _as_tensors(arrays: Arrays, like_P: torch.Tensor) -> dict[str, torch.Tensor]
 
 def _work(plan: _Plan) -> int:
     """Return the tokens of all rows that a client goes through, repetitions counted."""
-    return sum(len(plan.rows[index]) for step in plan.steps for batch in step for index in batch)
+    return sum(plan.rows[index].tokens for step in plan.steps for batch in step for index in batch)
 
 
-def _trained(plan: _Plan, number: int) -> int:
-    """Return the trained tokens of one of a client's steps."""
-    return sum(plan.rows[index].trained_tokens for batch in plan.steps[number] for index in batch)
+def _counted(plan: _Plan, number: int, objective: Objective) -> int:
+    """Return over how many losses the mean of one of a client's steps is."""
+    return sum(objective.count(plan.rows[index]) for batch in plan.steps[number] for index in batch)
 
 
 def _metrics(passed: Sequence[_Passed]) -> dict[str, float]:
     """Return a client's figures.
 
-    ``loss`` is the mean loss per trained token as met in the first pass, in nats where it is the cross-entropy;
-    ``tokens`` the number of trained tokens in all passes, and ``rows`` that of the rows they stand in, repetitions
-    counted in both.
+    ``loss`` is the mean loss per trained token, or per pair of answers, as met in the first pass, in nats where it is
+    the cross-entropy; of pairs there are also ``preferred`` and ``margin`` (see ``objective.pair_losses``); ``tokens``
+    is the number of trained tokens in all passes, and ``rows`` that of the rows they stand in, repetitions counted in
+    both.
     """
     trained = [
         [one.plan.rows[index].trained_tokens for step in one.plan.steps for batch in step for index in batch]
         for one in passed
     ]
     return {
-        "loss": passed[0].loss / max(sum(trained[0]), 1),
+        **passed[0].figures,
         "tokens": float(sum(map(sum, trained))),
         "rows": float(sum(map(len, trained))),
     }
@@ -376,10 +417,13 @@ def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator
     """Yield the rows of all clients' next steps in pieces that run through the base at once.
 
     Rows of like length share a piece of at most ``tokens`` tokens with its padding, or of one row; without a limit, a
-    piece is one batch of one client.
+    piece is one batch of one client. Both answers of a row are in the same piece.
     """
     batches = [
-        [_Used(slot, plan.rows[index], seed) for index, seed in zip(batch, seeds, strict=True)]
+        [
+            _Used(slot, plan.rows[index], seed, plan.references.get(index, ()))
+            for index, seed in zip(batch, seeds, strict=True)
+        ]
         for slot, plan in enumerate(plans)
         for batch, seeds in zip(plan.steps[number], plan.seeds[number], strict=True)
     ]
@@ -387,8 +431,9 @@ def _pieces(plans: Sequence[_Plan], number: int, tokens: int | None) -> Iterator
         yield from batches
         return
     piece: list[_Used] = []
-    for used in sorted((used for batch in batches for used in batch), key=lambda used: -len(used.row)):
-        if piece and len(piece[0].row) * (len(piece) + 1) > tokens:
+    for used in sorted((used for batch in batches for used in batch), key=lambda used: -used.row.longest):
+        answers = sum(len(one.row.answers) for one in (*piece, used))
+        if piece and piece[0].row.longest * answers > tokens:
             yield sorted(piece, key=lambda used: used.slot)  # so that few slots stand beside each other
             piece = []
         piece.append(used)
@@ -401,20 +446,23 @@ def _backward(
     piece: Sequence[_Used],
     counted_K: torch.Tensor,
     task: TrainTask,
-    loss: TokenLoss | None,
+    objective: Objective,
 ) -> torch.Tensor:
-    """Add a piece's gradients to its clients' slots; return each client's loss summed over its tokens there.
+    """Add a piece's gradients to its clients' slots; return each client's figures_FK summed over its losses there.
 
-    A client's loss is a mean over ``counted_K``, the trained tokens of its whole step.
+    A client's loss is a mean over ``counted_K``, the trained tokens, or pairs, of its whole step.
     """
-    batch = collate([used.row for used in piece], base.device)
-    slots = [used.slot for used in piece]
+    answers = [(used, answer) for used in piece for answer in used.row.answers]
+    batch = collate([answer for _, answer in answers], base.device)
+    slots = [used.slot for used, _ in answers]
     probability, dropout = task.adapter.config.dropout, None
     if probability > 0:
-        dropout = Dropout(probability, torch.tensor([used.seed for used in piece], device=base.device))
+        dropout = Dropout(probability, torch.tensor([used.seed for used, _ in answers], device=base.device))
     again = task.training.gradient_checkpointing
-    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again, loss=loss)
-    slot_S = torch.tensor(slots, device=base.device)[batch.row_M[batch.select_S]]
-    loss_K = torch.zeros_like(counted_K, dtype=loss_S.dtype).index_add(0, slot_S, loss_S)
-    torch.autograd.backward((loss_K / counted_K).sum())
-    return loss_K.detach()
+    loss_S = token_losses(base.model, layers, batch, slots, dropout, checkpointing=again, loss=objective.token_loss)
+    answer_S = batch.row_M[batch.select_S]
+    figures_FX, row_X = objective.losses(loss_S, answer_S, [used.reference for used in piece])
+    slot_X = torch.tensor([used.slot for used in piece], device=base.device)[row_X]
+    figures_FK = figures_FX.new_zeros(len(figures_FX), len(counted_K)).index_add(1, slot_X, figures_FX)
+    torch.autograd.backward((figures_FK[0] / counted_K).sum())
+    return figures_FK.detach()

@@ -1,14 +1,13 @@
-"""From a record's columns to a row: Dolly's, Alpaca's, chats, or a mapping of the recipe."""
+"""From a record's columns to a row: Dolly's, Alpaca's, chats, preferences, or a mapping of the recipe."""
 
 from __future__ import annotations
 
-import json
-import unicodedata
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bellwether.data.records import LONGEST_ROW, kind
+from bellwether.data.messages import READ_FIELDS, is_empty, read_text, read_tools, read_turns
+from bellwether.data.records import kind
 from bellwether.data.rows import Row, Turn
 from bellwether.errors import DataError
 from bellwether.recipe import recipe
@@ -20,32 +19,12 @@ USUAL_NAMES = {
     "response": ("response", "output", "answer", "completion"),
     "category": ("category",),
     "messages": ("messages", "conversations"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
     "group": ("language", "domain"),
 }
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_call": "assistant",
-    "observation": "tool",
-}
-# The role of ShareGPT whose text is a call of a tool, as JSON.
-_CALLING = "function_call"
-# Fields of a message that a chat template may render, beside its role and content.
-RENDERED_FIELDS = ("tool_calls", "tool_call_id", "name")
-_ROLE_FIELDS, _TEXT_FIELDS, _REASONING_FIELDS = (
-    ("role", "from"),
-    ("content", "value"),
-    ("reasoning_content", "reasoning"),
-)
-_READ_FIELDS = {*_ROLE_FIELDS, *_TEXT_FIELDS, *_REASONING_FIELDS, *RENDERED_FIELDS, "weight"}
 LONGEST_CLIENT_NAME = 100
 LONGEST_LABEL = 1_000
-LONGEST_CALLS = 100_000  # characters of a message's calls, or of a row's descriptions of tools, as JSON
 
 # A column of a usual name holds something else than groups where its texts are longer or more than these.
 LONGEST_GROUP = 64
@@ -56,7 +35,8 @@ MOST_GROUPS = 20
 class Layout:
     """Which column of a source holds what; None where there is none.
 
-    A layout names either ``messages``, or ``instruction`` and, but for questions without answers, ``response``.
+    A layout names ``messages``; or ``chosen`` and ``rejected``, with ``instruction`` where they are not whole chats; or
+    ``instruction`` and, but for questions without answers, ``response``.
     """
 
     instruction: str | None = None
@@ -67,6 +47,8 @@ class Layout:
     client: str | None = None
     group: str | None = None
     tools: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
 
     @property
     def used(self) -> set[str]:
@@ -112,6 +94,10 @@ def find_layout(
         for role, usuals in usual_names.items()
     }
     plain = found["instruction"] is not None and (found["response"] is not None or not answered)
+    # What can be read as one answer is, unless the recipe names the two: files of preferences often have both forms.
+    told = given.keys() & {"chosen", "rejected"}
+    if told or (found["chosen"] and found["rejected"] and not plain and found["messages"] is None):
+        return _pair_layout(found, client, name, columns)
     if found["messages"] is not None and ("messages" in given or not plain):
         tools = "tools" if "tools" in free else None
         return Layout(
@@ -131,6 +117,18 @@ def find_layout(
         client=client,
         group=found["group"],
     )
+
+
+def _pair_layout(found: Mapping[str, str | None], client: str | None, name: str, columns: Collection[str]) -> Layout:
+    """Return the layout of preference rows, refusing one answer without the other."""
+    missing = next((role for role in ("chosen", "rejected") if found[role] is None), None)
+    if missing is not None:
+        raise DataError(
+            f"{name}: no column holds the {missing} answers (there are {listed(columns)}); name it in "
+            f"data.columns.{missing}."
+        )
+    roles = ("instruction", "context", "category", "group", "chosen", "rejected")
+    return Layout(client=client, **{role: found[role] for role in roles})
 
 
 def _check_roles(given: Mapping[str, str]) -> None:
@@ -172,12 +170,14 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
     if layout.client:
         client = _label(values, layout.client)
         check_client_name(client)
+    if layout.chosen:
+        return replace(_pair(values, layout), category=category, client=client, place=place, group=group)
     said = _messages(values, layout)
     if said is not None:
-        turns = _turns(*said)
-        asked = next(turn for turn in reversed(turns) if turn.role == "user")
-        tools = _tools(values.get(layout.tools)) if layout.tools else ""
-        return Row(asked.text, turns[-1].text, "", category, turns, client, place, group, tools)
+        tools = read_tools(values.get(layout.tools)) if layout.tools else ""
+        return replace(
+            _chat(read_turns(*said)), category=category, client=client, place=place, group=group, tools=tools
+        )
     assert layout.instruction
     return Row(
         instruction=_needed(values, layout.instruction),
@@ -190,6 +190,57 @@ def make_row(values: Mapping[str, Any], layout: Layout, place: str, client: str 
     )
 
 
+def _chat(turns: tuple[Turn, ...]) -> Row:
+    """Return the row of a chat."""
+    asked = next(turn for turn in reversed(turns) if turn.role == "user")
+    return Row(asked.text, turns[-1].text, turns=turns)
+
+
+def _pair(values: Mapping[str, Any], layout: Layout) -> Row:
+    """Return the row of a prompt and two answers, which are texts, messages behind a prompt, or whole chats."""
+    assert layout.chosen
+    assert layout.rejected
+    asked = values.get(layout.instruction) if layout.instruction else None
+    sides = layout.chosen, layout.rejected
+    several = [isinstance(values.get(side), list) for side in sides]
+    if any(several):
+        if not all(several):
+            raise DataError(f"of {sides[0]!r} and {sides[1]!r} one is a list of messages, and the other is not.")
+        # A list of messages stands before both answers; a text beside whole chats repeats what they begin with.
+        before = asked if isinstance(asked, list) else []
+        chosen, rejected = (read_turns([*before, *values[side]], f"{side!r}, message") for side in sides)
+        _check_pair(chosen, rejected, sides)
+        row = replace(_chat(chosen), rejected=rejected[-1])
+    else:
+        if layout.instruction is None:
+            raise DataError(
+                f"the field {layout.chosen!r} is no whole chat, so the prompt must stand beside it; name its column in "
+                "data.columns.instruction."
+            )
+        row = Row(
+            instruction=_needed(values, layout.instruction),
+            response=_needed(values, layout.chosen),
+            context=_optional(values, layout.context) if layout.context else "",
+            rejected=Turn("assistant", _needed(values, layout.rejected)),
+        )
+    alike = row.turns[-1] == row.rejected if row.turns else row.rejected == Turn("assistant", row.response)
+    if alike:
+        raise DataError(f"{sides[0]!r} and {sides[1]!r} are equal, so neither is the better one; remove the row.")
+    return row
+
+
+def _check_pair(chosen: Sequence[Turn], rejected: Sequence[Turn], sides: tuple[str, str]) -> None:
+    """Refuse two chats that differ before their last message, or whose last message is not to be trained."""
+    if chosen[:-1] != rejected[:-1]:
+        number = next((n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False), 1) if one != other), 1)
+        raise DataError(
+            f"{sides[0]!r} and {sides[1]!r} differ from message {number} on, but only the last answer may differ; mend "
+            "or remove the row."
+        )
+    if not (chosen[-1].trained and rejected[-1].trained):
+        raise DataError("the last message has a weight of 0, but it is what is preferred or rejected; remove the row.")
+
+
 def unused_fields(values: Mapping[str, Any], layout: Layout) -> set[str]:
     """Return the names of fields inside a record's messages that hold something and are not read."""
     messages = values.get(layout.messages) if layout.messages else None
@@ -198,7 +249,7 @@ def unused_fields(values: Mapping[str, Any], layout: Layout) -> set[str]:
         str(field)
         for message in kept
         for field, value in message.items()
-        if field not in _READ_FIELDS and value not in (None, "", [], {})
+        if field not in READ_FIELDS and value not in (None, "", [], {})
     }
 
 
@@ -222,21 +273,16 @@ def _needed(values: Mapping[str, Any], column: str) -> str:
     """Return a text that must be there."""
     if column not in values:
         raise DataError(f"the field {column!r} is missing; every row needs one.")
-    text = _string(values[column], f"the field {column!r}")
+    text = read_text(values[column], f"the field {column!r}")
     if is_empty(text):
         raise DataError(f"the field {column!r} is empty; fill it or remove the row.")
     return text
 
 
-def is_empty(text: str) -> bool:
-    """Return whether a text shows nothing: white space, and marks without width such as U+200B."""
-    return not text.strip() or all(mark.isspace() or unicodedata.category(mark) == "Cf" for mark in text)
-
-
 def _optional(values: Mapping[str, Any], column: str) -> str:
     """Return a text that may be absent or null."""
     value = values.get(column)
-    return "" if value is None else _string(value, f"the field {column!r}")
+    return "" if value is None else read_text(value, f"the field {column!r}")
 
 
 def _label(values: Mapping[str, Any], column: str) -> str:
@@ -249,19 +295,6 @@ def _label(values: Mapping[str, Any], column: str) -> str:
             f"the field {column!r} has {len(label):,} characters, but a name of at most {LONGEST_LABEL:,} is wanted."
         )
     return label
-
-
-def _string(value: Any, what: str) -> str:
-    """Return a value that must be text that UTF-8 can hold."""
-    if not isinstance(value, str):
-        raise DataError(f"{what} is {kind(value)}, but text is wanted.")
-    if len(value) > LONGEST_ROW:
-        raise DataError(f"{what} has {len(value):,} characters, but at most {LONGEST_ROW:,} are read; shorten it.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{what} holds half a character ({value[error.start]!r}); mend it.") from error
-    return value
 
 
 def _messages(values: Mapping[str, Any], layout: Layout) -> tuple[list[Any], str] | None:
@@ -279,125 +312,3 @@ def _messages(values: Mapping[str, Any], layout: Layout) -> tuple[list[Any], str
     if not all(isinstance(part, list) for part in parts):
         return None
     return [message for part in parts for message in part or ()], "message"
-
-
-def _turns(messages: list[Any], what: str) -> tuple[Turn, ...]:
-    """Return the messages of a chat: maybe a system message, then the user and the assistant in turn.
-
-    Between a call of tools by the assistant and its next message stand messages of these.
-    """
-    turns = [_turn(message, f"{what} {number}") for number, message in enumerate(messages, 1)]
-    if turns and turns[0].role == "system" and is_empty(turns[0].text):
-        del turns[0]
-    due: tuple[str, ...] = ("user",)
-    for number, turn in enumerate(turns, 1):
-        if turn.role == "system" and number == 1:
-            continue
-        if turn.role not in due:
-            raise DataError(
-                f"{what} {number} is of the {turn.role}, but one of the {' or the '.join(due)} is due there."
-            )
-        calls = "tool_calls" in turn.fields
-        if is_empty(turn.text) and not calls:
-            raise DataError(f"{what} {number} is empty; fill it or remove the row.")
-        due = {"user": ("assistant",), "tool": ("assistant", "tool")}.get(turn.role, ("tool",) if calls else ("user",))
-    if not turns or turns[-1].role != "assistant":
-        raise DataError("the chat does not end with a message of the assistant; remove what follows the last one.")
-    if not any(turn.trained for turn in turns if turn.role == "assistant"):
-        raise DataError("all messages of the assistant have a weight of 0, so nothing is trained; remove the row.")
-    return tuple(turns)
-
-
-def _turn(message: Any, what: str) -> Turn:
-    """Return one message, written as role and content, or as from and value."""
-    if not isinstance(message, dict):
-        raise DataError(f"{what} is {kind(message)}, but an object with role and content is wanted.")
-    role = _first(message, _ROLE_FIELDS)
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"{what} has the role {repr(role)[:40]}; known are {', '.join(ROLES)}.")
-    fields = {field: message[field] for field in RENDERED_FIELDS if message.get(field) not in (None, "", [])}
-    if "tool_calls" in fields:
-        fields["tool_calls"] = _calls(fields["tool_calls"], what)
-    text = _first(message, _TEXT_FIELDS)
-    if role == _CALLING:
-        fields["tool_calls"], text = _written_calls(text, what), None
-    weight = message.get("weight")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"{what} has the weight {repr(weight)[:40]}, but 0 or 1 is wanted.")
-    reasoning = _first(message, _REASONING_FIELDS)
-    return Turn(
-        ROLES[role],
-        "" if text is None and fields else _said(text, what),
-        weight != 0,
-        "" if reasoning is None else _string(reasoning, f"the reasoning of {what}"),
-        _as_json(fields, f"{what} has calls of tools") if fields else "",
-    )
-
-
-def _as_json(value: Any, what: str) -> str:
-    """Return what cannot be cut as JSON, refusing what is too long to be rendered."""
-    text = json.dumps(value, ensure_ascii=False)
-    if len(text) > LONGEST_CALLS:
-        raise DataError(f"{what} of {len(text):,} characters, but at most {LONGEST_CALLS:,} are read; shorten them.")
-    return text
-
-
-def _first(message: Mapping[str, Any], fields: Iterable[str]) -> Any:
-    """Return the first of some fields that holds something."""
-    return next((message[field] for field in fields if message.get(field) is not None), None)
-
-
-def _said(value: Any, what: str) -> str:
-    """Return a message's text, which may come in parts."""
-    if not isinstance(value, list):
-        return _string(value, what)
-    texts = []
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            found = repr(part.get("type"))[:40] if isinstance(part, dict) else kind(part)
-            raise DataError(f"{what} has a part that is {found}, but objects of the type 'text' are all that is read.")
-        texts.append(_string(part.get("text"), f"a part of {what}"))
-    return "".join(texts)
-
-
-def _calls(calls: Any, what: str) -> list[dict[str, Any]]:
-    """Return calls of tools, their arguments as objects, as chat templates want them."""
-    found = []
-    for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"{what} has tool_calls that are no list of calls with a function and its name.")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError as error:
-                raise DataError(f"{what} calls {function['name']!r} with arguments that are not JSON.") from error
-        found.append({**call, "function": {**function, "arguments": arguments}})
-    return found
-
-
-def _written_calls(text: Any, what: str) -> list[dict[str, Any]]:
-    """Return the calls of tools in a text: one as JSON with its name and arguments, or a list of them."""
-    wanted = 'JSON such as {"name": "search", "arguments": {"text": "..."}} is wanted there; mend it or remove the row.'
-    try:
-        found = json.loads(_string(text, what))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{what} has the role {_CALLING}, but its text is not JSON; {wanted}") from error
-    calls = found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        raise DataError(f"{what} has the role {_CALLING}, but its text names no tool; {wanted}")
-    functions = [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
-    return _calls([{"type": "function", "function": function} for function in functions], what)
-
-
-def _tools(tools: Any) -> str:
-    """Return descriptions of tools as JSON; nothing where there are none."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools or "[]")
-        except ValueError as error:
-            raise DataError("the field 'tools' is text that is not JSON.") from error
-    if tools is not None and not isinstance(tools, list):
-        raise DataError(f"the field 'tools' is {kind(tools)}, but a list of descriptions is wanted.")
-    return _as_json(tools, "the field 'tools' has descriptions") if tools else ""

@@ -118,8 +118,9 @@ def rows_fingerprint(federated: Federated) -> str:
         digest.update(json.dumps([part, len(rows)]).encode())
         for row in rows:
             turns = [[turn.role, turn.text, *_beside(turn)] for turn in row.turns]
-            parts = [row.instruction, row.context, row.response, row.category, row.group, turns]
+            parts: list[object] = [row.instruction, row.context, row.response, row.category, row.group, turns]
             parts += [row.tools] if row.tools else []
+            parts += [["rejected", row.rejected.text, *_beside(row.rejected)]] if row.rejected is not None else []
             digest.update(json.dumps(parts).encode())
 
     for client, rows in federated.clients.items():
@@ -304,7 +305,7 @@ def _note_duplicates_at_clients(
 
 
 def _content(row: Row) -> tuple[object, ...]:
-    return row.instruction, row.context, row.response, row.turns
+    return row.instruction, row.context, row.response, row.turns, row.rejected
 
 
 def _check_natural_clients(rows: Sequence[Row], left: set[str], data: recipe.Data, reason: str) -> list[str]:

@@ -156,9 +156,9 @@ def forbidden_marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> S
 
 def row_texts(row: Row) -> list[str]:
     """Return all texts of a row that its rendering shows."""
-    if not row.turns:
-        return [row.instruction, row.context, row.response]
-    return [text for turn in row.turns for text in (turn.text, turn.reasoning, turn.fields) if text] + [row.tools]
+    turns = row.turns if row.rejected is None else (*row.turns, row.rejected)
+    said = [text for turn in turns for text in (turn.text, turn.reasoning, turn.fields) if text]
+    return said + ([row.tools] if row.turns else [row.instruction, row.context, row.response])
 
 
 def written_special(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Template) -> str | None:

@@ -6,7 +6,7 @@ Shape legend: T tokens of one row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One instruction with its response, or one chat.
+    """One instruction with its response, or one chat; or one of these with a second answer that is the worse one.
 
     Args:
         instruction: what is asked; for a chat, its last user message.
@@ -45,6 +45,8 @@ class Row:
         place: where the row stands, such as ``dolly.jsonl:17``, for messages.
         group: its language or domain; empty where the source names none.
         tools: descriptions of the tools that a chat may call, as JSON; empty where there are none.
+        rejected: of a preference row the answer that was rejected, where ``response``, or the last of the ``turns``, is
+            the chosen one; None where a row has but one answer.
     """
 
     instruction: str
@@ -56,6 +58,16 @@ class Row:
     place: str = ""
     group: str = ""
     tools: str = ""
+    rejected: Turn | None = None
+
+    @property
+    def answers(self) -> tuple[Row, ...]:
+        """The row with each of its answers alone, the chosen one first."""
+        if self.rejected is None:
+            return (self,)
+        turns = (*self.turns[:-1], self.rejected) if self.turns else ()
+        other = replace(self, response=self.rejected.text, turns=turns, rejected=None)
+        return replace(self, rejected=None), other
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,8 @@ class TokenRow:
             loss is on all tokens); scores are taken there.
         prompt_length: tokens before the last response; what generation starts from.
         row: the row it was made of.
+        rejected: of a preference row the prompt, of the same tokens, with the rejected answer; None where a row has but
+            one answer.
     """
 
     ids_T: NDArray[np.int64]
@@ -76,6 +90,22 @@ class TokenRow:
     response_T: NDArray[np.bool_]
     prompt_length: int
     row: Row
+    rejected: TokenRow | None = None
+
+    @property
+    def answers(self) -> tuple[TokenRow, ...]:
+        """The prompt with each answer, the chosen one first; one after the other they run through the base."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return max(map(len, self.answers))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run through the base for it: the prompt counts with each answer."""
+        return sum(map(len, self.answers))
 
     @property
     def category(self) -> str:
@@ -95,7 +125,7 @@ class TokenRow:
     @property
     def trained_tokens(self) -> int:
         """How many of its tokens are trained; before the first there is nothing to predict it from."""
-        return int(self.trained_T[1:].sum())
+        return sum(int(answer.trained_T[1:].sum()) for answer in self.answers)
 
     def __len__(self) -> int:
         return len(self.ids_T)

@@ -203,7 +203,12 @@ class _Encoder:
         self.leading_T = leading_ids(tokenizer, template)
 
     def rows(self, rows: Sequence[Row]) -> list[_Made]:
-        """Return token rows, whatever their lengths."""
+        """Return token rows, whatever their lengths; those with two answers as one."""
+        made = iter(self._single([answer for row in rows for answer in row.answers]))
+        return [_joined(row, [next(made) for _ in row.answers]) for row in rows]
+
+    def _single(self, rows: Sequence[Row]) -> list[_Made]:
+        """Return token rows of rows with one answer."""
         rendered = [self._rendered(row) for row in rows]
         good = [item for item in rendered if isinstance(item, Rendered)]
         parts = self._parts(good) if self.tokenizer.is_fast else self._parts_without_offsets(good)
@@ -264,6 +269,28 @@ class _Encoder:
                 "set eos_token in its tokenizer_config.json."
             )
         return int(eos)
+
+
+def _joined(row: Row, made: Sequence[_Made]) -> _Made:
+    """Return what was made of a row's one answer, or of its two, of which nothing else is trained."""
+    if row.rejected is None:
+        return made[0]
+    wrong = next((one for one in made if isinstance(one, str)), None)
+    if wrong is not None:
+        return wrong
+    (chosen, remarks), (rejected, more) = (one for one in made if not isinstance(one, str))
+    # The prompt's length is that of the whole row where an answer has no token of its own.
+    start = min(chosen.prompt_length, rejected.prompt_length)
+    if not np.array_equal(chosen.ids_T[:start], rejected.ids_T[:start]):
+        return "its prompt is rendered otherwise before the one answer than before the other; remove the row."
+    alone, beside = (replace(one, trained_T=_behind_prompt(one), response_T=_behind_prompt(one)) for one in
+                     (chosen, rejected))  # fmt: skip
+    return replace(alone, row=row, rejected=beside), tuple(dict.fromkeys((*remarks, *more)))
+
+
+def _behind_prompt(tokens: TokenRow) -> NDArray[np.bool_]:
+    """Return which tokens are those of the last answer."""
+    return np.arange(len(tokens)) >= tokens.prompt_length
 
 
 @dataclass(frozen=True)
@@ -329,7 +356,8 @@ def _pieces(rendered: Rendered) -> Iterator[tuple[bool, str]]:
 
 def _texts(row: Row) -> list[str]:
     """Return the texts of a row that cannot be shortened to fit, but for the turns of a chat that can be left out."""
-    return [text for turn in row.turns for text in (turn.text, turn.reasoning)] or [row.instruction, row.response]
+    own = [text for turn in row.turns for text in (turn.text, turn.reasoning)] or [row.instruction, row.response]
+    return own if row.rejected is None else [*own, row.rejected.text, row.rejected.reasoning]
 
 
 def _bounded(row: Row, most: int, turns: int) -> Row:
@@ -345,12 +373,17 @@ def _bounded(row: Row, most: int, turns: int) -> Row:
     kept = row.turns[: asked[0]] + row.turns[begin:] if asked else ()
     if kept == row.turns and max(len(row.context), *map(len, _texts(row))) <= most:
         return row
+
+    def beginning(turn: Turn) -> Turn:
+        return replace(turn, text=turn.text[: most + 1], reasoning=turn.reasoning[: most + 1])
+
     return replace(
         row,
         instruction=row.instruction[: most + 1],
         context=row.context[:most],
         response=row.response[: most + 1],
-        turns=tuple(replace(turn, text=turn.text[: most + 1], reasoning=turn.reasoning[: most + 1]) for turn in kept),
+        turns=tuple(map(beginning, kept)),
+        rejected=None if row.rejected is None else beginning(row.rejected),
     )
 
 
@@ -366,7 +399,7 @@ def _fitted(rows: Sequence[Row], encoder: _Encoder) -> list[_Made]:
     tokens = encoder.rows(current)
     limit = encoder.settings.max_tokens
     while True:
-        excesses = [0 if isinstance(made, str) else len(made[0]) - limit for made in tokens]
+        excesses = [0 if isinstance(made, str) else made[0].longest - limit for made in tokens]
         long = [number for number, row in enumerate(current) if excesses[number] > 0 and _can_shrink(row)]
         if not long:
             return tokens
@@ -407,7 +440,7 @@ def _beginning(text: str, encoded: Encoded, less: int) -> str:
 
 
 def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
-    """Return a token row cut to a number of tokens, of the row as it was; none without a token of its response.
+    """Return a token row cut to a number of tokens, of the row as it was; none without a token of each answer.
 
     Args:
         tokens: of the row as it was shortened to fit.
@@ -415,11 +448,21 @@ def _cut(tokens: TokenRow, row: Row, limit: int, most: int) -> Fitted:
         limit: tokens of a row.
         most: characters of a text that are tokenised; a longer one that fits would fit for want of the others.
     """
-    fits_by_chance = len(tokens) <= limit and any(len(text) > most for text in _texts(tokens.row))
-    if tokens.prompt_length >= min(limit, len(tokens)) or fits_by_chance:
-        return Fitted(None, False, False, len(tokens))
+    length = tokens.longest
+    fits_by_chance = length <= limit and any(len(text) > most for text in _texts(tokens.row))
+    empty = any(answer.prompt_length >= min(limit, len(answer)) for answer in tokens.answers)
+    if empty or fits_by_chance:
+        return Fitted(None, False, False, length)
     shortened = (len(tokens.row.context), len(tokens.row.turns)) != (len(row.context), len(row.turns))
-    kept = TokenRow(
+    kept, *rejected = (
+        _beginning_of(answer, whole, limit) for answer, whole in zip(tokens.answers, row.answers, strict=True)
+    )
+    kept = replace(kept, row=row, rejected=next(iter(rejected), None))
+    return Fitted(kept, shortened, length > limit, length)
+
+
+def _beginning_of(tokens: TokenRow, row: Row, limit: int) -> TokenRow:
+    """Return the first tokens of a token row with one answer, of the row as it was."""
+    return TokenRow(
         tokens.ids_T[:limit], tokens.trained_T[:limit], tokens.response_T[:limit], tokens.prompt_length, row
     )
-    return Fitted(kept, shortened, len(tokens) > limit, len(tokens))

@@ -339,8 +339,9 @@ def _check_figures(metrics: Any, max_rows: int) -> None:
         if not _is_finite(figure):
             raise UpdateRejected(f"its {name!r} is {_shown(figure)}, not a finite number")
     most = {"loss": LARGEST_LOSS, "tokens": MOST_TOKENS, "rows": MOST_TOKENS, "selected": max_rows}
+    most |= {"preferred": 1.0, "margin": LARGEST_LOSS}
     for name, limit in most.items():
-        least = -LARGEST_LOSS if name == "loss" else 0
+        least = -LARGEST_LOSS if name in ("loss", "margin") else 0
         if name in metrics and not least <= metrics[name] <= limit:
             raise UpdateRejected(
                 f"its {name!r} is {_shown(metrics[name])}, where {least:.17g} to {limit:.17g} are believed"
@@ -354,15 +355,19 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
     _check_name(what, name)
     if not isinstance(totals, Totals):
         raise UpdateRejected(f"the {what} {_shown(name)} has {_kind(totals)} in place of totals")
-    for field, most in (("rows", max_rows), ("tokens", MOST_TOKENS), ("generated", max_rows), ("exact", max_rows)):
+    counts = {"rows": max_rows, "tokens": MOST_TOKENS, "generated": max_rows, "exact": max_rows, "pairs": max_rows}
+    for field, most in counts.items():
         _check_count(f"{field} in the {what} {_shown(name)}", getattr(totals, field), 0, most)
     if not totals.exact <= totals.generated <= totals.rows:
         raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows, or more right ones than answers")
+    if totals.pairs > totals.rows:
+        raise UpdateRejected(f"the {what} {_shown(name)} has more pairs than rows")
     if totals.tokens > totals.rows * LONGEST_ROW:
         raise UpdateRejected(
             f"the {what} {_shown(name)} has {counted(totals.tokens, 'token')} in {counted(totals.rows, 'row')}"
         )
-    for field, limit in (("loss", LARGEST_LOSS * totals.tokens), ("rouge_l", totals.generated + 1e-6)):
+    limits = {"loss": LARGEST_LOSS * totals.tokens, "rouge_l": totals.generated + 1e-6, "preferred": totals.pairs}
+    for field, limit in limits.items():
         value = getattr(totals, field)
         if not _is_finite(value) or not 0 <= value <= limit:
             raise UpdateRejected(f"the {what} {_shown(name)} has a {field} of {_shown(value)} in all")

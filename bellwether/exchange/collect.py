@@ -105,4 +105,5 @@ def _record(update: Update, seconds: float) -> ClientRecord:
         float(figures.get("loss", math.nan)),
         seconds,
         int(figures["selected"]) if "selected" in figures else None,
+        *(float(figures[name]) if name in figures else None for name in ("preferred", "margin")),
     )

@@ -27,9 +27,12 @@ class ClientRecord:
         rows: the weight of its update: rows it has to train on, or those it chose.
         rows_seen: rows it trained on, repetitions counted.
         tokens: trained tokens, repetitions counted.
-        loss: mean loss over those tokens while training, in nats where it is the cross-entropy.
+        loss: mean loss over those tokens, or over pairs of answers, while training, in nats where it is the
+            cross-entropy.
         seconds: how long it took.
         selected: how many of its rows it trained on; None where clients train on all.
+        preferred: of pairs of answers the share whose chosen one had the higher implicit reward while training.
+        margin: by how much, in the mean.
     """
 
     client: str
@@ -39,6 +42,8 @@ class ClientRecord:
     loss: Number
     seconds: Number
     selected: Count | None = None
+    preferred: Amount | None = None
+    margin: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,9 @@ class RoundRecord:
         adapter: fingerprint of the adapter after the round.
         failure: why the round kept the adapter as it was; None where it did not fail.
         survey: what the cohort told of its rows before; None where nobody asked.
+        preferred: of pairs of answers the share whose chosen one had the higher implicit reward while training, over
+            all clients, weighted by rows; None where rows have one answer.
+        margin: by how much, likewise.
     """
 
     round: Count
@@ -106,6 +114,8 @@ class RoundRecord:
     adapter: str
     failure: str | None = None
     survey: SurveyRecord | None = None
+    preferred: Amount | None = None
+    margin: Number | None = None
 
 
 @dataclass(frozen=True)

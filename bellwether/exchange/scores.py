@@ -33,6 +33,10 @@ class Totals:
         generated: rows for which an answer was generated.
         rouge_l: ROUGE-L F1, each in 0..1, summed over generated answers.
         exact: generated answers that equal the reference.
+        pairs: preference rows among the scored ones; their loss is that of the chosen answer.
+        preferred: of these those whose chosen answer has the higher implicit reward, β (log π − log π_ref) with the
+            untuned base as π_ref (Rafailov et al. 2023, arXiv 2305.18290), by which trained the model would choose it;
+            where both are equal, half a pair.
     """
 
     __pydantic_config__ = KEPT
@@ -43,6 +47,8 @@ class Totals:
     generated: Count = 0
     rouge_l: Amount = 0.0
     exact: Count = 0
+    pairs: Count = 0
+    preferred: Amount = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -52,6 +58,8 @@ class Totals:
             self.generated + other.generated,
             self.rouge_l + other.rouge_l,
             self.exact + other.exact,
+            self.pairs + other.pairs,
+            self.preferred + other.preferred,
         )
 
 
@@ -64,12 +72,15 @@ class Scores:
         loss: cross-entropy, in nats per response token.
         rouge_l: ROUGE-L F1, 0..1.
         exact: share of answers that equal the reference, 0..1.
+        preferred: share of preference rows whose chosen answer has the higher implicit reward, 0..1; 0.5 is chance, and
+            the untuned base's.
     """
 
     rows: int
     loss: float | None
     rouge_l: float | None
     exact: float | None
+    preferred: float | None = None
 
     @property
     def perplexity(self) -> float | None:
@@ -82,11 +93,10 @@ def fraction(totals: Totals, metric: str) -> tuple[float, float] | None:
 
     Args:
         totals: of scored rows.
-        metric: ``loss``, ``rouge_l`` or ``exact``.
+        metric: ``loss``, ``rouge_l``, ``exact`` or ``preferred``.
     """
-    if metric == "loss":
-        return (totals.loss, float(totals.tokens)) if totals.tokens else None
-    return (float(getattr(totals, metric)), float(totals.generated)) if totals.generated else None
+    counts = {"loss": totals.tokens, "rouge_l": totals.generated, "exact": totals.generated, "preferred": totals.pairs}
+    return (float(getattr(totals, metric)), float(counts[metric])) if counts[metric] else None
 
 
 def add_up(parts: Iterable[tuple[str, Totals]]) -> dict[str, Totals]:
@@ -104,6 +114,7 @@ def means(totals: Totals) -> Scores:
         loss=totals.loss / totals.tokens if totals.tokens else None,
         rouge_l=totals.rouge_l / totals.generated if totals.generated else None,
         exact=totals.exact / totals.generated if totals.generated else None,
+        preferred=totals.preferred / totals.pairs if totals.pairs else None,
     )
 
 
@@ -120,6 +131,7 @@ def macro(categories: Mapping[str, Totals]) -> Scores:
         loss=mean([score.loss for score in scores]),
         rouge_l=mean([score.rouge_l for score in scores]),
         exact=mean([score.exact for score in scores]),
+        preferred=mean([score.preferred for score in scores]),
     )
 
 

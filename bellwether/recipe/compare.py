@@ -52,9 +52,10 @@ class Tune(Section):
     passes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         (10, 20, 40), min_length=1, description="passes over each client's rows to try; null: each arm says its own"
     )
-    choose_by: Literal["loss", "rouge_l", "exact", "clients_loss"] = Field(
+    choose_by: Literal["loss", "rouge_l", "exact", "preferred", "clients_loss"] = Field(
         "loss",
-        description="macro score that chooses; clients_loss: the mean over clients of the loss of what each serves on "
+        description="macro score that chooses; preferred, of preference rows: the share of pairs decided right; "
+        "clients_loss: the mean over clients of the loss of what each serves on "
         "rows that it holds out itself, where methods let them serve adapters of their own",
     )
 
@@ -66,7 +67,7 @@ class Tune(Section):
     @property
     def less_is_better(self) -> bool:
         """Whether the smallest score is the best."""
-        return not self.answers
+        return self.choose_by in ("loss", "clients_loss")
 
 
 class Compare(Section):

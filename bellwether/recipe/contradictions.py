@@ -8,7 +8,7 @@ from typing import Any
 
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
-from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection, Tune
+from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection, Training, Tune
 from bellwether.tools.words import counted, cut
 
 
@@ -32,6 +32,12 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
             text = f"engine.processes is {recipe.engine.processes}, but a comparison runs its arms side by side instead"
             found.append((("engine", "processes"), f"{text} (--jobs); set it to 1."))
         found += _compare_contradictions(recipe.compare, recipe.evaluation.generate)
+        tune = recipe.compare.tune
+        if tune is not None and tune.choose_by == "preferred" and recipe.training.loss != "dpo":
+            text = (
+                "compare.tune.choose_by is preferred, but rows have one answer unless training.loss is dpo; choose by"
+            )
+            found.append((("compare", "tune", "choose_by"), f"{text} loss."))
     return found
 
 
@@ -65,12 +71,29 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
         text = f"lora.ranks goes up to {largest}, but lora.rank, the server's, is {recipe.lora.rank}; raise lora.rank"
         yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
+    yield from _of_pairs(recipe)
     if warmup >= federation.rounds:
         text = (
             f"training.warmup_rounds is {warmup}, which leaves none of the "
             f"{counted(federation.rounds, 'round')} at the full"
         )
         yield "training.warmup_rounds", f"{text} learning rate; give fewer."
+
+
+def _of_pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what contradicts a loss of pairs, or means nothing without one."""
+    training, method = recipe.training, recipe.selection.method
+    if training.loss != "dpo":
+        if training.beta != Training().beta:
+            text = f"training.beta is given, but training.loss is {cut(training.loss)}, which knows none; leave it out"
+            yield "training.beta", f"{text}, or set training.loss=dpo."
+        return
+    if recipe.data.loss_on != "response":
+        text = f"data.loss_on is {recipe.data.loss_on}, but training.loss dpo compares answers; set it to response."
+        yield "data.loss_on", text
+    if method not in ("full", "random"):
+        text = f"selection.method is {cut(method)}, which looks at one answer of a row, but with training.loss dpo rows"
+        yield "selection.method", f"{text} have two; set it to full or random."
 
 
 def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:

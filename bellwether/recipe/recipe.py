@@ -80,6 +80,14 @@ class Columns(Section):
     messages: str | None = Field(
         None, description="column with a chat; null tries messages, conversations; '' takes none"
     )
+    chosen: str | None = Field(
+        None,
+        description="column with the better of two answers to the instruction, or with a chat that ends with it; null "
+        "tries chosen, where rows have no response; '' takes none",
+    )
+    rejected: str | None = Field(
+        None, description="column with the other answer, or chat; null tries rejected; '' takes none"
+    )
     group: str | None = Field(
         None,
         description="column with a language or domain; null tries language, domain, where they hold few short labels; "
@@ -223,10 +231,14 @@ class Lora(Section):
 class Training(Section):
     """What a client does with its rows in a round."""
 
-    loss: Annotated[str, AfterValidator(ours_or_own("cross_entropy"))] = Field(
+    loss: Annotated[str, AfterValidator(ours_or_own("cross_entropy", "dpo"))] = Field(
         "cross_entropy",
         description="what is minimised, a mean over the trained tokens of a step: cross_entropy, or "
-        "package.module:function, which gets whole logits and so takes more time and memory",
+        "package.module:function, which gets whole logits and so takes more time and memory; or dpo, a mean over the "
+        "pairs of a step, for rows with a chosen and a rejected answer",
+    )
+    beta: float = Field(
+        0.1, gt=0, le=100, description="how strongly the model is held to the base, its reference (dpo)"
     )
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="adamw, or sgd: plain steps along the gradient, without momentum"

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 SHOWN_CLIENTS = 12  # in a terminal; the files have them all
 RELATED = ("rouge_l", "exact")
 
-_NAMES = {"loss": "loss", "rouge_l": "ROUGE-L", "exact": "exact"}
-_HEADS = {"loss": "loss", "rouge_l": "ROUGE-L %", "exact": "exact %"}
-_SCALE = {"loss": 1.0, "rouge_l": 100.0, "exact": 100.0}
+_NAMES = {"loss": "loss", "rouge_l": "ROUGE-L", "exact": "exact", "preferred": "preferred"}
+_HEADS = {"loss": "loss", "rouge_l": "ROUGE-L %", "exact": "exact %", "preferred": "preferred %"}
+_SCALE = {"loss": 1.0, "rouge_l": 100.0, "exact": 100.0, "preferred": 100.0}
 _LEGEND = (
     "Means over seeds, with intervals of 95 %. A difference marked with = cannot be told from none (p > 0.05, adjusted "
     "by Holm's method)."
@@ -68,24 +68,34 @@ def _gap(found: Interval | None, metric: str) -> str:
     return "-" if found is None else ("= " if found.p > 0.05 else "") + _shown(found, metric)
 
 
+def shown_metrics(lines: Sequence[Line]) -> Sequence[str]:
+    """Return the scores that tables have columns for: those of preferences only where rows have two answers.
+
+    Args:
+        lines: of ``make_lines``.
+    """
+    return [metric for metric in METRICS if metric != "preferred" or any(metric in line.scores for line in lines)]
+
+
 def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Return heads and cells of the main table; without any difference it has no columns for them.
 
     Args:
         lines: of ``make_lines``.
     """
-    compared = METRICS if any(line.gaps for line in lines) else ()
+    shown = shown_metrics(lines)
+    compared = shown if any(line.gaps for line in lines) else ()
     related = RELATED if any(line.ratios for line in lines) else ()
     heads = [
         "arm",
-        *_HEADS.values(),
+        *(_HEADS[metric] for metric in shown),
         *(f"federated minus it, {_HEADS[metric]}" for metric in compared),
         *(f"federated / it, {_NAMES[metric]}" for metric in related),
     ]
     rows = [
         [
             line.name,
-            *(_shown(line.scores.get(metric), metric) for metric in METRICS),
+            *(_shown(line.scores.get(metric), metric) for metric in shown),
             *(_gap(line.gaps.get(metric), metric) for metric in compared),
             *(f"{line.ratios[metric]:.3f}" if metric in line.ratios else "-" for metric in related),
         ]
@@ -172,8 +182,8 @@ def terminal(lines: Sequence[Line], gains: Sequence[ClientGain], *, ascii_only: 
     from rich.console import Group
 
     heads, rows = cells(lines)
-    scores = 1 + len(METRICS)
-    ends = scores + len(METRICS)  # ratios are in the files
+    scores = 1 + len(shown_metrics(lines))
+    ends = 2 * scores - 1  # ratios are in the files
     compared = [row for row in rows if any(cell != "-" for cell in row[scores:ends])]
     tables = [("Scores, mean [95 % interval]", heads[:scores], [row[:scores] for row in rows])]
     if compared:
@@ -217,7 +227,7 @@ def _sections(lines: Sequence[Line], gains: Sequence[ClientGain], comparison: Co
     yield f"{markdown(*cells(lines))}\n{_LEGEND}{references(comparison)}\n\n{_made_of(comparison)}"
     for part, title in (("groups", "group"), ("categories", "category")):
         if any(getattr(line, part) for line in lines):
-            for metric in METRICS:
+            for metric in shown_metrics(lines):
                 yield f"{_HEADS[metric]} by {title}\n\n" + markdown(*part_cells(lines, metric, part))
     if gains:
         yield f"{_gains(gains)}\n\n" + markdown(*gain_cells(gains))

@@ -27,7 +27,7 @@ from bellwether.tools.randomness import Randomness
 
 Floats = NDArray[np.float64]
 
-METRICS = ("loss", "rouge_l", "exact")
+METRICS = ("loss", "rouge_l", "exact", "preferred")
 OWN = "own categories"
 SAMPLES, SAMPLES_BY_CATEGORY = 10_000, 2_000  # resamples; of intervals by category and client there are many
 

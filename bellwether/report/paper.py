@@ -22,10 +22,10 @@ from bellwether.tools.spreadsheet import csv_table
 from bellwether.tools.version import VERSION
 from bellwether.tools.words import counted
 
-_HEADS = {"loss": "loss", "rouge_l": r"ROUGE-L, \%", "exact": r"exact match, \%"}
-_DIGITS = {"loss": 3, "rouge_l": 1, "exact": 1}
-_SCALE = {"loss": 1.0, "rouge_l": 100.0, "exact": 100.0}
-_BETTER = {"loss": -1, "rouge_l": 1, "exact": 1}
+_HEADS = {"loss": "loss", "rouge_l": r"ROUGE-L, \%", "exact": r"exact match, \%", "preferred": r"preferred, \%"}
+_DIGITS = {"loss": 3, "rouge_l": 1, "exact": 1, "preferred": 1}
+_SCALE = {"loss": 1.0, "rouge_l": 100.0, "exact": 100.0, "preferred": 100.0}
+_BETTER = {"loss": -1, "rouge_l": 1, "exact": 1, "preferred": 1}
 _NONE = "--"
 # Sections whose tables are none of a paper's, or have files of their own (``comparison_tables``).
 _ELSEWHERE = {"environment", "scores"}

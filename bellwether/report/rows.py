@@ -51,15 +51,19 @@ def shown_rows(
             row.row.place,
             client,
             row.category,
-            f"{counted(len(row), 'token')}, {row.trained_tokens} of them trained",
+            f"{counted(row.tokens, 'token')}, {row.trained_tokens} of them trained",
         ]
         text = Text(clean(" · ".join(filter(None, about))), style="bold")
         text.append("\n")
-        for piece, trained in trained_runs(row, tokenizer):
-            said = clean_lines(piece)
-            if marks is not None:
-                text.append(f"{marks[0]}{said}{marks[1]}" if trained else said, style="not bold")
-            else:
-                text.append(said, style="not bold black on green" if trained else "not bold")
-        text.append("\n")
+        for answer in row.answers:
+            text.append("" if answer is row else "rejected, behind the same prompt:\n")
+            for piece, trained in trained_runs(answer, tokenizer):
+                if answer is not row and not trained:
+                    continue
+                said = clean_lines(piece)
+                if marks is not None:
+                    text.append(f"{marks[0]}{said}{marks[1]}" if trained else said, style="not bold")
+                else:
+                    text.append(said, style="not bold black on green" if trained else "not bold")
+            text.append("\n")
         yield text

@@ -205,6 +205,25 @@ def check_scored(recipe: Recipe, federated: Federated) -> None:
         raise RecipeError(f"evaluation.part is validation, but no rows are held out for it{why}")
 
 
+def check_answers(recipe: Recipe, federated: Federated) -> None:
+    """Refuse rows with one answer where the loss compares two, and rows with two where it looks at one."""
+    pairs = recipe.training.loss == "dpo"
+    parts = (*federated.clients.values(), *federated.held_out.values(), federated.validation, federated.test)
+    wrong = next((row for part in parts for row in part if (row.rejected is not None) != pairs), None)
+    if wrong is None:
+        return
+    place = wrong.place or "a row"
+    if pairs:
+        raise DataError(
+            f"{place}: training.loss is dpo, but this row has one answer; name the columns of both in "
+            "data.columns.chosen and data.columns.rejected, or set training.loss=cross_entropy."
+        )
+    raise DataError(
+        f"{place}: this row has a chosen and a rejected answer, but training.loss is {recipe.training.loss}; set "
+        "training.loss=dpo, or train on the chosen answers alone by data.columns.response=chosen."
+    )
+
+
 def check_cohort_size(recipe: Recipe, clients: int) -> None:
     """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
     size = recipe.federation.cohort_size

@@ -79,11 +79,21 @@ def _error_feedback(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _preferences(recipe: Recipe, method: Method) -> list[str]:
+    if not method.folds or recipe.training.loss != "dpo":
+        return []
+    return [
+        f"The method {recipe.method.name} folds updates into the base, but training.loss dpo takes the base as it was "
+        "for its reference; take another method, such as method.name=fedavg."
+    ]
+
+
 RULES = (
     Rule("AdamW, schedules and clipping", ("training.optimizer=adamw",), _wrong_training),
     Rule("unlike ranks", ("lora.ranks=[2, 4]",), _unlike_ranks),
     Rule("a base in 8 or 4 bits", ("model.quantization=4bit",), _quantised),
     Rule("a base in bfloat16", ("model.dtype=bfloat16",), _bfloat16),
+    Rule("preferences (dpo)", ("training.loss=dpo",), _preferences),
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
 )
 

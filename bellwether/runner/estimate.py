@@ -56,7 +56,7 @@ def memory_bytes(
 
     Weights take 4 or 2 bytes each by ``model.dtype``, or less (see ``weight_bytes``). An adapter weight takes 16: its
     value, its gradient and AdamW's two moments, in float32; with plain SGD 8. The largest batch is ``batch_size``
-    rows of the longest length.
+    rows of the longest length, each with both answers where a loss compares them.
 
     Over padded rows each token keeps, for the backward pass, inputs and outputs of linear modules, and the float32
     inputs of the adapted ones, twice with dropout (the mask too), ten times the hidden size a layer for norms, rotation
@@ -92,6 +92,7 @@ def memory_bytes(
     per_token += sum(4 * copies * shape.inputs for shape in adapted.values())
     if recipe.training.gradient_checkpointing:
         per_token = per_token // facts.layers + facts.layers * facts.hidden_size * width
+    longest *= 2 if recipe.training.loss == "dpo" else 1  # both answers of a row are there at once
     tokens = recipe.training.batch_size * longest
     if together > 1:
         tokens = max(longest, min(recipe.engine.tokens, together * recipe.training.accumulation * tokens))
@@ -116,9 +117,7 @@ def _runs_end_to_end(facts: ModelFacts, recipe: Recipe) -> bool:
     from bellwether.model.loading import pick_device
 
     settings = recipe.model
-    usual = (
-        settings.attention != "eager" and settings.quantization == "none" and recipe.training.loss == "cross_entropy"
-    )
+    usual = settings.attention != "eager" and settings.quantization == "none" and ":" not in recipe.training.loss
     return usual and knows(facts.architecture) and pick_device(settings.device).type == "cpu"
 
 

@@ -104,7 +104,7 @@ def propose(
         _data_section(seen, base),
         _partition_section(seen),
         _federation_section(clients, 20 if base is None else 10),
-        _training_sections(base),
+        _training_sections(base, pairs=any(row.rejected is not None for row in seen.read or ())),
     ]
     warnings = embedded_warnings(seen.read, _embedded_ids) if base is None and seen.read else []
     return Proposal("\n".join(sections), warnings, seen.to_choose)
@@ -126,7 +126,7 @@ def _opened(path: str, seen: Seen) -> _Base:
         path,
         opened.facts.parameters,
         opened.facts.max_positions,
-        [len(row) for row in tokens],
+        [row.longest for row in tokens],
         [len(row) - row.prompt_length for row in tokens],
     )
 
@@ -419,17 +419,20 @@ def _federation_section(clients: int, rounds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training_sections(base: _Base | None) -> str:
+def _training_sections(base: _Base | None, *, pairs: bool) -> str:
+    loss = ["  loss: dpo  # rows have a chosen and a rejected answer", "  beta: 0.1  # holds the model to the base"]
+    loss = loss if pairs else []
     if base is None:
         rate = recipe.Training().learning_rate
         rates = f"  learning_rate: {rate}  # suits the small embedded base; 3.0e-4 is usual for others"
-        return "\n".join(["lora:", "  rank: 8", "training:", rates]) + "\n"
+        return "\n".join(["lora:", "  rank: 8", "training:", *loss, rates]) + "\n"
     large = base.parameters is None or base.parameters >= _LARGE
     lines = [
         "lora:",
         "  rank: 8  # rows of A and columns of B; more learns more and sends more",
         "  alpha: 16",
         "training:",
+        *loss,
         "  learning_rate: 3.0e-4  # usual for AdamW over a frozen base; try 1.0e-4 and 1.0e-3 on validation rows",
         f"  batch_size: {2 if large else 8}  # rows at once; with accumulation, 8 rows in an optimizer step",
         f"  accumulation: {4 if large else 1}",

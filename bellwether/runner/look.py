@@ -29,6 +29,8 @@ _OTHER_NAMES = {
     "response": ("completion", "target", "reply", "assistant", "label"),
     "category": ("type", "topic", "label", "class", "task"),
     "messages": ("chat", "dialog", "dialogue", "conversation", "turns"),
+    "chosen": (),
+    "rejected": (),
     "group": ("lang",),
 }
 ROLES = tuple(_OTHER_NAMES)
@@ -268,6 +270,8 @@ def _mapping(columns: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str
         has.add("instruction")
     if {"instruction", "response"} <= has and "messages" not in chosen:
         found.pop("messages", None)
+    elif {"chosen", "rejected"} <= has and "messages" not in has:
+        found.pop("response", None)
     elif "messages" in has:
         beside = {*chosen, "messages", "category", "group"}
         found = {role: column for role, column in found.items() if role in beside}

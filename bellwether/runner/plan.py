@@ -113,7 +113,7 @@ def plan(recipe: Recipe) -> Plan:
     adapter, work, measured = adapter_size(facts, recipe), work_of(rows, cohort, recipe), speed(facts, recipe)
     flops = work_flops(facts, recipe, work)
     down, up = traffic(facts, recipe, list(prepared.clients), cohort)
-    longest = max(len(row) for client in rows for row in client)
+    longest = max(row.longest for client in rows for row in client)
     return Plan(
         model=facts.name,
         architecture=facts.architecture,

@@ -25,6 +25,7 @@ from bellwether.method.cohort import Trace, cohort_size, make_trace
 from bellwether.recipe.contradictions import check_recipe
 from bellwether.recipe.recipe import Model, Recipe, Selection
 from bellwether.runner.checks import (
+    check_answers,
     check_clients,
     check_cohort_size,
     check_features,
@@ -131,6 +132,7 @@ def prepare_with(
     check_trackers(recipe.output.trackers)
     opened = opened or Opened()
     check_scored(recipe, federated)
+    check_answers(recipe, federated)
     check_cohort_size(recipe, len(federated.clients))
     trace = _trace(recipe, list(federated.clients))
     check_methods(recipe, list(federated.clients), trace)
@@ -201,9 +203,9 @@ def prepared_fingerprint(prepared: Prepared) -> str:
         parts = (*parts, ("public", Tokenised(prepared.public)))
     for name, tokenised in parts:
         digest.update(f"{len(name)}|{name}|{len(tokenised.rows)}".encode())
-        for row in tokenised.rows:
-            digest.update(f"|{len(row)}|{row.prompt_length}|".encode())
-            digest.update(row.ids_T.tobytes() + row.trained_T.tobytes() + row.response_T.tobytes())
+        for answer in (one for row in tokenised.rows for one in row.answers):
+            digest.update(f"|{len(answer)}|{answer.prompt_length}|".encode())
+            digest.update(answer.ids_T.tobytes() + answer.trained_T.tobytes() + answer.response_T.tobytes())
     digest.update(repr(sorted(prepared.stop, key=lambda end: (isinstance(end, str), end))).encode())
     availability = prepared.recipe.federation.availability
     if availability is not None and availability.trace is not None:

@@ -150,7 +150,7 @@ def way_notes(base: Base, loss: str) -> list[str]:
     if base.device.type != "cpu":
         return []
     if decoder.fits(base.model):
-        if loss == "cross_entropy":
+        if ":" not in loss:
             return []
         return [f"training.loss {loss} takes whole logits: the faster step of output layer and loss steps aside."]
     return [

@@ -78,8 +78,8 @@ def work_of(clients: Sequence[Sequence[TokenRow]], cohort: int, recipe: Recipe) 
         in_pass = -(-batches // training.accumulation)
         steps = training.local_steps or training.local_epochs * in_pass
         passes = steps / in_pass
-        lengths = [len(row) for row in rows]
-        trained = sum(int(row.trained_T[1:].sum()) for row in rows)
+        lengths = [len(answer) for row in rows for answer in row.answers]
+        trained = sum(row.trained_tokens for row in rows)
         once = (len(rows), sum(lengths), trained, sum(length**2 for length in lengths), in_pass)
         total = [before + passes * more for before, more in zip(total, once, strict=True)]
     return Work(*(value * visits / len(clients) for value in total))
@@ -130,8 +130,13 @@ def train_seconds(flops: float, speed: Speed) -> float:
 
 
 def work_flops(facts: ModelFacts, recipe: Recipe, work: Work) -> float:
-    """Return the floating-point operations of a round's training."""
-    return train_flops(facts, adapter_size(facts, recipe).parameters, work.tokens, work.square, work.trained)
+    """Return the floating-point operations of a round's training, and of its reference where a loss has one."""
+    flops = train_flops(facts, adapter_size(facts, recipe).parameters, work.tokens, work.square, work.trained)
+    if recipe.training.loss != "dpo":
+        return flops
+    # Forwards alone, half of the frozen weights' share, and once for all epochs.
+    epochs = recipe.training.local_epochs if recipe.training.local_steps is None else 1
+    return flops + train_flops(facts, 0, work.tokens, work.square, work.trained) / (2 * epochs)
 
 
 def evaluation_seconds(facts: ModelFacts, recipe: Recipe, rows: Sequence[TokenRow], speed: Speed) -> float:
@@ -146,7 +151,10 @@ def evaluation_seconds(facts: ModelFacts, recipe: Recipe, rows: Sequence[TokenRo
     rate = speed.rate * speed.efficiency
     frozen = sum(shape.inputs * shape.outputs for shape in facts.linears)
     output = facts.output_layer.inputs * facts.output_layer.outputs
-    forward = 2 * frozen * sum(len(row) for row in rows) + 2 * output * sum(int(row.response_T.sum()) for row in rows)
+    # Of two answers, both with the adapter and without.
+    answers = [answer for row in rows for answer in row.answers * len(row.answers)]
+    tokens, counted = sum(map(len, answers)), sum(int(answer.response_T.sum()) for answer in answers)
+    forward = 2 * frozen * tokens + 2 * output * counted
     if not recipe.evaluation.generate or not rows:
         return forward / rate
     new = recipe.evaluation.max_new_tokens

@@ -17,6 +17,7 @@ from bellwether.tools.json_text import KEPT, check_depth, from_json, from_json_l
 from bellwether.tools.spreadsheet import csv_table
 
 MACRO, POOLED = "(macro)", "(all rows)"
+PREFERRED = "preferred"
 COLUMNS = ("round", "part", "category", "rows", "loss", "perplexity", "rouge_l", "exact")
 
 _KINDS: dict[str, type[Any]] = {"round": RoundRecord, "evaluation": EvaluationRecord}
@@ -106,19 +107,22 @@ def _scored_row(line: Any) -> ScoredRow:
 def evaluation_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return one row per evaluation and category, each evaluation opened by its macro mean.
 
-    The columns are ``COLUMNS``: loss in nats per response token, ``rouge_l`` and ``exact`` in 0..1;
-    None where nothing was scored. Where an evaluation has scores by group, a last column ``group`` names
-    the group of rows of the category ``POOLED``, the means over all rows of that group; it is empty elsewhere.
+    The columns are ``COLUMNS``: loss in nats per response token, ``rouge_l`` and ``exact`` in 0..1; None where nothing
+    was scored. Where preference rows were scored, ``preferred`` follows, in 0..1. Where an evaluation has scores by
+    group, a last column ``group`` names the group of rows of the category ``POOLED``, the means over all rows of that
+    group; it is empty elsewhere.
     """
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     grouped = any(record.groups for record in evaluations)
+    paired = any(totals.pairs for record in evaluations for totals in record.categories.values())
     rows: list[dict[str, Any]] = []
     for record in evaluations:
         scores = [(MACRO, "", macro(record.categories))]
         scores += [(name, "", means(record.categories[name])) for name in sorted(record.categories)]
         scores += [(POOLED, name, means(record.groups[name])) for name in sorted(record.groups)]
         for category, group, scored in scores:
-            rows.append(_score_row(record, category, scored) | ({"group": group} if grouped else {}))
+            row = _score_row(record, category, scored) | ({PREFERRED: scored.preferred} if paired else {})
+            rows.append(row | ({"group": group} if grouped else {}))
     return rows
 
 

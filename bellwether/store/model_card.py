@@ -124,6 +124,11 @@ def _scores(evaluations: list[EvaluationRecord]) -> str:
         "Loss is in nats per response token, ROUGE-L (F1, with stemming) and exact match in percent; "
         "each cell is untuned base → this adapter. The mean weighs every category alike."
     )
+    if any(totals.pairs for record in evaluations for totals in record.categories.values()):
+        note += (
+            " Preferred is the share of preference rows, in percent, whose chosen answer has gained more "
+            "log-probability over the untuned base than the rejected one; the base itself stands at chance."
+        )
     return "\n\n".join([*tables, note]) if tables else "It was not scored: no rows were held out."
 
 
@@ -148,14 +153,17 @@ def _rows(base: Mapping[str, Totals], final: Mapping[str, Totals]) -> list[tuple
 
 def _lines(title: str, first: str, rows: Iterable[tuple[str, Scores, Scores]]) -> str:
     """Return a table of scores in Markdown."""
-    head = [title, "", f"| {first} | rows | loss | ROUGE-L | exact match |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = list(rows)
+    paired = any(after.preferred is not None for _, _, after in rows)
+    names = ["rows", "loss", "ROUGE-L", "exact match", *(["preferred"] if paired else [])]
+    head = [title, "", f"| {' | '.join([first, *names])} |", f"| --- | {' | '.join('---:' for _ in names)} |"]
     return "\n".join(
-        [*head, *(f"| {label} | {after.rows} | {_changes(before, after)} |" for label, before, after in rows)]
+        [*head, *(f"| {label} | {after.rows} | {_changes(before, after, paired)} |" for label, before, after in rows)]
     )
 
 
-def _changes(before: Scores, after: Scores) -> str:
-    """Return the three cells with scores."""
+def _changes(before: Scores, after: Scores, paired: bool) -> str:
+    """Return the cells with scores."""
 
     def cell(old: float | None, new: float | None, factor: int, digits: int) -> str:
         old_text, new_text = ("–" if value is None else f"{factor * value:.{digits}f}" for value in (old, new))
@@ -166,6 +174,7 @@ def _changes(before: Scores, after: Scores) -> str:
             cell(before.loss, after.loss, 1, 3),
             cell(before.rouge_l, after.rouge_l, 100, 1),
             cell(before.exact, after.exact, 100, 1),
+            *([cell(before.preferred, after.preferred, 100, 1)] if paired else []),
         )
     )
 

@@ -97,7 +97,8 @@ class ComparisonStatus:
     def scores(self, arm: str) -> Scores:
         """Return the means of an arm over the seeds that are finished, trials left out."""
         found = [one.scores for run, one in self.finished.items() if run.arm == arm and not run.trial]
-        return Scores(sum(one.rows for one in found), *(_mean(found, name) for name in ("loss", "rouge_l", "exact")))
+        names = ("loss", "rouge_l", "exact", "preferred")
+        return Scores(sum(one.rows for one in found), *(_mean(found, name) for name in names))
 
     def _begin(self, run: ArmRun, now: float) -> RunStatus:
         """Return the status of an arm that goes on, which may be its first word."""

@@ -143,8 +143,9 @@ def _round_line(record: RoundRecord, status: RunStatus) -> str:
         return f"round {record.round}{total}: no row was selected, the adapter stays as it was{times}"
     speed = status.rows_per_second
     pace = "" if speed is None else f", {speed:,.0f} rows/s"
+    preferred = "" if record.preferred is None else f", preferred {_percent(record.preferred)}"
     return (
-        f"round {record.round}{total}: loss {record.loss:.4f}, {len(record.clients)} of "
+        f"round {record.round}{total}: loss {record.loss:.4f}{preferred}, {len(record.clients)} of "
         f"{counted(len(record.cohort), 'client')}, "
         f"{counted(record.rows_seen, 'row')}{pace}, {byte_size(record.bytes_up)} up, "
         f"{byte_size(record.bytes_down)} down{times}"
@@ -229,9 +230,9 @@ def score_table(base: EvaluationRecord, final: EvaluationRecord, *, ascii_only: 
         ascii_only: whether only ASCII can be shown.
     """
     title = f"{clean(final.part)}: untuned base against round {final.round}"
-    table = _table(title, "category", ascii_only)
     # The mean stands first, since it is what most people look for.
     mean = macro(base.categories), macro(final.categories)
+    table = _table(title, "category", mean[1], ascii_only)
     table.add_row("mean of categories", *_cells(*mean, ascii_only), end_section=True)
     _add_rows(table, base.categories, final.categories, ascii_only)
     return table
@@ -246,17 +247,17 @@ def group_table(base: EvaluationRecord, final: EvaluationRecord, *, ascii_only: 
         ascii_only: whether only ASCII can be shown.
     """
     title = f"{clean(final.part)} by group: untuned base against round {final.round}"
-    table = _table(title, "group (mean of rows)", ascii_only)
+    table = _table(title, "group (mean of rows)", macro(final.groups), ascii_only)
     _add_rows(table, base.groups, final.groups, ascii_only)
     return table
 
 
-def _table(title: str, first: str, ascii_only: bool) -> Table:
-    """Return an empty table of scores."""
+def _table(title: str, first: str, scores: Scores, ascii_only: bool) -> Table:
+    """Return an empty table with a column for each of the scores."""
     table = Table(title=title, box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD, title_style="bold")
     table.add_column(first, overflow="fold", min_width=8)
     table.add_column("rows", justify="right", no_wrap=True)
-    for heading in ("loss", "ROUGE-L", "exact match"):
+    for heading in ("loss", "ROUGE-L", "exact match", *(["preferred"] if scores.preferred is not None else [])):
         table.add_column(heading, justify="right")
     return table
 
@@ -281,12 +282,15 @@ def _cells(before: Scores, after: Scores, ascii_only: bool) -> list[Text]:
 
 
 def pairs(before: Scores, after: Scores) -> list[tuple[str, Show, float | None, float | None, int]]:
-    """Return name, format, old and new value, and the sign of an improvement, per score."""
-    return [
+    """Return name, format, old and new value, and the sign of an improvement, per score; of preferences where known."""
+    scores: list[tuple[str, Show, float | None, float | None, int]] = [
         ("loss", _plain_number, before.loss, after.loss, -1),
         ("ROUGE-L", _percent, before.rouge_l, after.rouge_l, 1),
         ("exact", _percent, before.exact, after.exact, 1),
     ]
+    if before.preferred is not None or after.preferred is not None:
+        scores.append(("preferred", _percent, before.preferred, after.preferred, 1))
+    return scores
 
 
 def change(show: Show, old: float | None, new: float | None, ascii_only: bool) -> str:

@@ -96,8 +96,10 @@ def scalars(record: RoundRecord | EvaluationRecord) -> dict[str, float]:
         "traffic/bytes_down": record.bytes_down,
         **{f"seconds/{_name(phase)}": seconds for phase, seconds in record.seconds.items()},
     }
-    trained = record.failure is None and record.clients
-    return {"train/loss": record.loss, **values} if trained else values
+    if record.failure is not None or not record.clients:
+        return values
+    figures = {"loss": record.loss, "preferred": record.preferred, "margin": record.margin}
+    return {f"train/{name}": value for name, value in figures.items() if value is not None} | values
 
 
 def _evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
@@ -111,7 +113,8 @@ def _evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
 
 def _known(scores: Scores) -> Mapping[str, float]:
     """Return the scores that are known."""
-    values = {"loss": scores.loss, "perplexity": scores.perplexity, "rouge_l": scores.rouge_l, "exact": scores.exact}
+    names = ("loss", "perplexity", "rouge_l", "exact", "preferred")
+    values = {name: getattr(scores, name) for name in names}
     return {key: value for key, value in values.items() if value is not None}
 
 

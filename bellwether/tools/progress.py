@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 # Phases that are told of in one place and timed in another.
 TRAINING = "training"
 LOSSES, ANSWERS = "computing losses", "writing answers"
+REFERENCE = "computing losses of the untuned base"
 AT_CLIENTS = "scoring at clients"
 
 

@@ -12,14 +12,14 @@ from markupsafe import Markup
 
 from bellwether.exchange.records import EvaluationRecord
 from bellwether.exchange.scores import macro
-from bellwether.report.compare_show import cells, part_cells, references
+from bellwether.report.compare_show import cells, part_cells, references, shown_metrics
 from bellwether.report.compare_table import Line
 from bellwether.report.page.appendix import answers_section, appendix, exchange
 from bellwether.report.page.charts import Series, dots, framed, lines
 from bellwether.report.page.clients import holdings, participation
 from bellwether.report.page.curves import SMOOTHED, middle_curve, reach
 from bellwether.report.page.effort import cost_section, gains_section
-from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Metric, capital
+from bellwether.report.page.metrics import EXACT, LOSS, METRICS, PREFERRED, ROUGE_L, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Table, Tile, named, words
 from bellwether.store.comparison import Comparison, Outcome
 from bellwether.store.finished import FinishedRun
@@ -75,7 +75,7 @@ class Compared:
 
     @property
     def metric(self) -> Metric:
-        """The score that speaks for the comparison: exact match where there is any, else ROUGE-L, else the loss.
+        """The score that speaks for the comparison: preferences, exact match where there is any, ROUGE-L, or the loss.
 
         Only scores count that the reference has, or without one the arms that learn; rules have scores of their own.
         """
@@ -83,6 +83,8 @@ class Compared:
         models = [line for line in self.of_arms if arms[line.name].learns or arms[line.name].trains == "nobody"]
         learned = [line for line in models if arms[line.name].learns]
         known = [self.reference] if self.reference else learned or models or self.of_arms
+        if any("preferred" in line.scores for line in known):
+            return PREFERRED
         best = max((line.scores["exact"].mean for line in models or known if "exact" in line.scores), default=0.0)
         if best >= 0.01 and any("exact" in line.scores for line in known):
             return EXACT
@@ -234,7 +236,7 @@ def scores_section(compared: Compared) -> Section:
             chart = dots(f"score-{metric.key}", label, names, [series], metric.axis, frame=frame)
             parts.append(Figure(capital(metric.name), chart, note))
     heads, rows = cells(compared.lines)
-    split = 1 + len(METRICS)
+    split = 1 + len(shown_metrics(compared.lines))
     parts.append(_table("Scores", heads[:split], [row[:split] for row in rows]))
     if len(heads) > split:
         compared_with = [row for row in rows if any(cell != "-" for cell in row[split:])]

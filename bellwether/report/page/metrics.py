@@ -101,7 +101,8 @@ class Metric:
 EXACT = Metric("exact", "exact match", "%", "points", 100.0, 1, 1, 100.0)
 ROUGE_L = Metric("rouge_l", "ROUGE-L", "%", "points", 100.0, 1, 1, 100.0)
 LOSS = Metric("loss", "loss", "nats per token", "nats per token", 1.0, 3, -1, math.inf)
-METRICS = (EXACT, ROUGE_L, LOSS)
+PREFERRED = Metric("preferred", "chosen answers preferred", "%", "points", 100.0, 1, 1, 100.0)
+METRICS = (PREFERRED, EXACT, ROUGE_L, LOSS)
 
 
 def spell_time(seconds: float) -> str:

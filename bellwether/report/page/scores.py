@@ -9,7 +9,7 @@ from bellwether.exchange.records import EvaluationRecord
 from bellwether.exchange.scores import Scores, Totals, macro, means
 from bellwether.report.page.charts import Series, bars, framed, histogram, lines
 from bellwether.report.page.curves import SMOOTHED, reach
-from bellwether.report.page.metrics import EXACT, LOSS, METRICS, ROUGE_L, Change, Metric, capital
+from bellwether.report.page.metrics import EXACT, LOSS, METRICS, PREFERRED, ROUGE_L, Change, Metric, capital
 from bellwether.report.page.parts import Cell, Figure, Part, Section, Table, words
 from bellwether.store.finished import FinishedRun
 from bellwether.tools.words import counted
@@ -28,7 +28,9 @@ def main_scores(run: FinishedRun) -> list[EvaluationRecord]:
 
 
 def headline(before: Scores, after: Scores) -> Metric:
-    """Return the score that speaks for a run: exact match where there is any, else ROUGE-L, else the loss."""
+    """Return the score that speaks for a run: preferences, or exact match where there is any, else ROUGE-L, or loss."""
+    if after.preferred is not None:
+        return PREFERRED
     if max(before.exact or 0.0, after.exact or 0.0) >= 0.01:
         return EXACT
     return ROUGE_L if after.rouge_l is not None else LOSS
@@ -49,11 +51,14 @@ def learning(run: FinishedRun, smooth: bool) -> Section:
     """
     good = [record for record in run.rounds if record.failure is None and math.isfinite(record.loss)]
     trained = Series("training, clients of the round", [one.round for one in good], [one.loss for one in good])
-    losses = [*([trained] if good else []), *_curves(run, [LOSS])]
-    answers = list(_curves(run, [EXACT, ROUGE_L]))
+    # Of pairs it is another loss than that of held-out answers.
+    pairs, held_out = run.recipe.training.loss == "dpo", list(_curves(run, [LOSS]))
+    losses = held_out if pairs else [*([trained] if good else []), *held_out]
+    answers = list(_curves(run, [PREFERRED, EXACT, ROUGE_L]))
     failed = sum(record.failure is not None for record in run.rounds)
     lead = f"{failed} of {counted(len(run.rounds), 'round')} failed and left the adapter as it was." if failed else ""
     parts = [
+        _curve_figure("Training loss", [trained] if pairs and good else [], "nats per pair", smooth),
         _curve_figure("Loss", losses, LOSS.unit, smooth),
         _curve_figure("Answers to held-out rows", answers, EXACT.unit, smooth),
     ]
@@ -169,14 +174,16 @@ def gains(run: FinishedRun) -> list[Section]:
         gained = _gains(metric, before, after)
         if gained:
             parts.append(_gain_figure(metric, gained, _gains(metric, before, shared)))
-    heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in METRICS for side in stages)]
+    paired = any(one.preferred is not None for one in after.values())
+    metrics = [metric for metric in METRICS if metric is not PREFERRED or paired]
+    heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in metrics for side in stages)]
     table = [
         [
             words(client),
             Cell(f"{after[client].rows:,}"),
             *(
                 Cell(metric.number(metric.value(one[client])) if client in one else "–")
-                for metric in METRICS
+                for metric in metrics
                 for one in stages.values()
             ),
         ]
