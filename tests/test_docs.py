@@ -131,10 +131,13 @@ def fields_table(section: type[Section] = Recipe, prefix: str = "") -> list[str]
 def method_lines() -> list[str]:
     """Return the lines of the recipe's section of the method: the name, and the fields of each method."""
     lines = [f"| `method.name` | `fedavg` | the method: {', '.join(METHODS)}, or package.module:function |"]
+    named: dict[tuple[str, Any, str], list[str]] = {}
     for name, section in [*METHODS.items(), ("one's own", OwnMethod)]:
         for field, info in section.model_fields.items():
             if field != "name":
-                lines.append(f"| `method.{field}` | `{info.default}` | {name}: {info.description} |")
+                named.setdefault((field, str(info.default), str(info.description)), []).append(name)
+    for (field, default, description), names in named.items():
+        lines.append(f"| `method.{field}` | `{default}` | {', '.join(names)}: {description} |")
     return lines
 
 

@@ -241,10 +241,10 @@ class Method:
         needs: fields of the recipe's training section, and the only values with which the method is right.
         mixed_ranks: whether clients may have adapters of unlike ranks.
         folds: whether it folds updates into the base, which must be of plain floats then.
-        last: the method of the run's last round, in which all clients are asked, whatever the sampler; None has no
-            such round. Its state is that of the rounds before; who serves what is asked of the method itself.
         begins_anew: whether rounds begin with other directions than the last one ended with, so that what compression
             left out of an update cannot be added to a later one.
+        last: the method of the run's last round, in which all clients are asked, whatever the sampler; None has no
+            such round. Its state is that of the rounds before; who serves what is asked of the method itself.
     """
 
     close: Callable[[Closing], State]
@@ -258,13 +258,12 @@ class Method:
     needs: Mapping[str, Any] = field(default_factory=dict)
     mixed_ranks: bool = False
     folds: bool = False
+    begins_anew: bool = False
     last: Method | None = None
 
     def of_round(self, round: int, rounds: int) -> Method:
         """Return the method of a round: this one, or that of the last of all rounds."""
         return self.last if self.last is not None and round == rounds else self
-
-    begins_anew: bool = False
 
 
 def without_values(update: Update) -> Update:
