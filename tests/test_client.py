@@ -325,7 +325,7 @@ def test_scores_leave_out_the_reasoning_before_an_answer(answer, reference, exac
 
     plain = token_row([1, 2], [0, 1])
     row = replace(plain, row=replace(plain.row, response=reference))
-    assert _scored(row, 1.0, answer).totals.exact == exact
+    assert _scored(row, [1.0], [0.0], answer).totals.exact == exact
 
 
 def test_an_exact_match_ignores_white_space_only():

@@ -22,6 +22,7 @@ EXPECTED = {
     "fedit-table": (10, 5, 5 * 20, 5 * 60),
     "fedit-trials": (10, 5, 5 * 20, 5 * 60),
     "languages-table": (10, 5, 5 * 20, 5 * 60),
+    "methods-table": (10, 5, 5 * 4, 5 * 48),  # a Dirichlet distribution; a fifth is held out
     "own-table": (10, 10, 160, 160),  # half of the rows are held out, for test and validation
     "quality-against-cost": (10, 5, 5 * 20, 5 * 60),
     "real-table": (10, 5, 5 * 10, 5 * 20),
@@ -29,7 +30,10 @@ EXPECTED = {
     "two-languages": (10, 5, 5 * 20, 5 * 60),
 }
 BILINGUAL = ("languages-table", "two-languages")
-EMBEDDED = ("default", "default-table", "fedit-100", "fedit-table", "fedit-trials", "quality-against-cost", *BILINGUAL)
+EMBEDDED = (
+    *("default", "default-table", "fedit-100", "fedit-table", "fedit-trials", "methods-table", "quality-against-cost"),
+    *BILINGUAL,
+)
 
 
 WARNED = (
@@ -59,6 +63,7 @@ def test_a_shipped_recipe_opens_with_the_command_that_runs_it(name: str) -> None
         "fedit-table": "bellwether compare fedit-table --out table --jobs 2",
         "fedit-trials": "bellwether compare fedit-trials --out trials --jobs 2",
         "languages-table": "bellwether compare languages-table --out languages --jobs 2",
+        "methods-table": "bellwether compare methods-table --out methods --jobs 2",
         "own-table": "bellwether compare own-table --model my-model --data questions.jsonl --out own --jobs 2",
         "quality-against-cost": "bellwether compare quality-against-cost --out costs --jobs 2",
         "real-table": "bellwether compare real-table --model my-model --data dolly.jsonl --out real",
@@ -84,7 +89,7 @@ def test_two_rounds_of_a_shipped_recipe(
     assert [len(record["cohort"]) for record in rounds] == [cohort, cohort]
     assert [len(record["clients"]) for record in rounds] == [cohort, cohort]
     assert all(least <= record["rows"] <= most for record in rounds)
-    scored = [row for row in json_lines(Path("out/evaluation.jsonl")) if row["round"] == 2]
+    scored = [row for row in json_lines(Path("out/evaluation.jsonl")) if row["round"] == 2 and row["part"] == "test"]
     # Ten rows of each of eight categories, in each language.
     languages = {row["group"]: row["rows"] for row in scored if row.get("group")}
     assert languages == ({"english": 80, "lowland": 80} if name in BILINGUAL else {})
