@@ -336,14 +336,16 @@ def _record(
     recipe = federation.recipe
     clients = tuple(record for _, record in answers.accepted)
     tokens = sum(record.tokens for record in clients)
-    loss = sum(record.loss * record.tokens for record in clients if record.tokens) / tokens if tokens else math.nan
+    # Of pairs it is a mean over pairs, else over tokens.
+    by_rows = any(record.preferred is not None for record in clients)
+    loss = _weighted([(record.loss, record.rows_seen if by_rows else record.tokens) for record in clients])
     return RoundRecord(
         round=round,
         cohort=cohort,
         clients=clients,
         left_out=dict(answers.left_out),
         learning_rate=learning_rate(recipe.training, round, recipe.federation.rounds),
-        loss=loss,
+        loss=math.nan if loss is None else loss,
         rows=sum(record.rows for record in clients),
         rows_seen=sum(record.rows_seen for record in clients),
         tokens=tokens,
@@ -353,16 +355,16 @@ def _record(
         duration=answers.duration,
         adapter=adapter.fingerprint(),
         failure=failure,
-        preferred=_over_rows([(record.preferred, record.rows_seen) for record in clients]),
-        margin=_over_rows([(record.margin, record.rows_seen) for record in clients]),
+        preferred=_weighted([(record.preferred, record.rows_seen) for record in clients]),
+        margin=_weighted([(record.margin, record.rows_seen) for record in clients]),
     )
 
 
-def _over_rows(figures: Sequence[tuple[float | None, int]]) -> float | None:
-    """Return the mean of a figure that clients tell, weighted by rows; None where nobody tells it."""
-    known = [(figure, rows) for figure, rows in figures if figure is not None]
-    rows = sum(count for _, count in known)
-    return sum(figure * count for figure, count in known) / rows if rows else None
+def _weighted(figures: Sequence[tuple[float | None, int]]) -> float | None:
+    """Return the mean of a figure that clients tell, each weighted by a number; None where nobody tells it."""
+    known = [(figure, count) for figure, count in figures if figure is not None and count]
+    total = sum(count for _, count in known)
+    return sum(figure * count for figure, count in known) / total if total else None
 
 
 def is_due(round: int, recipe: Recipe) -> bool:

@@ -735,6 +735,9 @@ FOLDING = {"flora", "fedex_lora"}
         (["lora.ranks=[2, 4]"], ONE_RANK),
         (["model.quantization=8bit"], FOLDING),
         (["model.dtype=bfloat16"], FOLDING),
+        (["training.loss=dpo"], FOLDING),
+        (["compression.up=4bit"], {"flora", "flexlora"}),
+        (["compression.down=8bit"], {"flora", "flexlora"}),
     ],
 )
 def test_just_the_methods_that_cannot_do_what_a_recipe_asks_for_are_refused(overrides, unable):
@@ -784,7 +787,7 @@ def test_naming_another_method_leaves_the_fields_of_the_last_one_behind():
     ("override", "said"),
     [
         ("method.name=fedavgg", "'fedavgg' is not one of fedavg, uniform, fedprox,"),
-        ("method.beta1=0.5", "there is no field method.beta1; known here: name, fine_tune."),
+        ("method.beta1=0.5", "there is no field method.beta1; did you mean training.beta?"),
         ("method={name: fedadam, beta3: 1}", "there is no field method.beta3; did you mean method.beta"),
         ("method={name: fedprox, mu: -1}", "method.mu is -1: input should be greater than 0 (FedProx's mu"),
         ("method=fedadam", "method is 'fedadam'"),

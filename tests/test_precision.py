@@ -42,6 +42,9 @@ def test_a_method_that_folds_into_the_base_takes_float32_on_any_machine(machine)
     timed, said = machine(8), []
     assert with_precision(load_recipe(None, [AUTO, "method.name=flora"]), None, said.append).model.dtype == "float32"
     assert "since the method flora folds updates into the base" in said[0]
+    arm = "compare={arms: {usual: {}, folding: {set: {method.name: fedex_lora}}}}"
+    assert with_precision(load_recipe(None, [AUTO, arm]), None, said.append).model.dtype == "float32"
+    assert "since the method fedex_lora folds updates into the base" in said[1]
     assert timed == []
 
 

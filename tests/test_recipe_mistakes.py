@@ -284,6 +284,21 @@ MISTAKES = {
         [],
         "compare.arms.x.passes is not given, but compare.tune.passes is null, so that each arm says its own; give it",
     ),
+    "kept_entries_without_top_k": mistake(
+        TINY + "compression: {up: 4bit, keep: 0.2}\n",
+        [],
+        "compression.keep is given, but compression.up is 4bit, which keeps all entries; leave it out",
+    ),
+    "error_feedback_of_nothing": mistake(
+        TINY + "compression: {error_feedback: false}\n",
+        [],
+        "compression.error_feedback is false, but compression.up is none, which leaves nothing unsent; leave it out",
+    ),
+    "trials_of_preferences_by_clients_loss": mistake(
+        TINY + "compare: {arms: {x: {}}, tune: {choose_by: clients_loss}}\n",
+        ["training.loss=dpo"],
+        "compare.tune.choose_by is clients_loss, the cross-entropy of chosen answers, which says little of preferences",
+    ),
     "rate_given_and_tuned": mistake(
         TINY + "compare: {arms: {x: {learning_rate: 0.1}}, tune: {}}\n",
         [],

@@ -1,5 +1,6 @@
 """What one client serves, exported: of a run, against what it was trained to and scored with, and at its site."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from conftest import json_lines
 
 from bellwether.client.score import by_category, score
-from bellwether.errors import BellwetherError, CheckpointError, FederationError, RecipeError
+from bellwether.errors import CheckpointError, FederationError, RecipeError
 from bellwether.exchange.adapter import adapter_files, read_adapter
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
@@ -15,10 +16,10 @@ from bellwether.recipe.file import load_recipe
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import run
 from bellwether.runner.served import served_by
-from bellwether.site.result import JOINED
 from bellwether.site.served import served
 from bellwether.store.client_state import keep_state
 from bellwether.store.finished import read_evaluations
+from bellwether.store.run_folder import JOINED
 from bellwether.tools.json_text import json_lines as lines_of
 
 pytestmark = pytest.mark.integration
@@ -139,5 +140,13 @@ def test_a_site_does_not_make_up_what_it_cannot_know(site, tmp_path):
     home, client = site("method.name=flora", "method.fine_tune=true")
     with pytest.raises(FederationError, match="the method flora folds updates into the base"):
         served(home, client)
-    with pytest.raises(BellwetherError, match="holds neither a finished run nor a site with the result"):
-        served(tmp_path, client)
+
+
+def test_a_folder_of_neither_a_run_nor_a_site_is_told_before_the_packages_of_sites_are_wanted(
+    tmp_path, bellwether, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "bellwether.site.served", None)  # as where cryptography is not installed
+    outcome = bellwether("export", tmp_path, tmp_path / "out", "--client", "client-01")
+    assert outcome.code != 0
+    assert "holds neither a finished run nor a site with the result of its federation" in outcome.err
+    assert not (tmp_path / "out").exists()

@@ -239,7 +239,7 @@ def _memory(prepared: Prepared) -> int:
     recipe, facts = prepared.recipe, prepared.base.facts
     adapter = adapter_size(facts, recipe)
     together = clients_together(recipe.engine, cohort_size(recipe.federation, len(prepared.clients)))
-    longest = max(len(row) for one in prepared.clients.values() for row in one.rows)
+    longest = max(row.longest for one in prepared.clients.values() for row in one.rows)
     return sum(memory_bytes(facts, recipe, adapter.parameters, adapter.modules, longest, together).values())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.given import resumed_recipe, trusted_recipe
+from bellwether.cli.given import require_flower, resumed_recipe, trusted_recipe
 from bellwether.cli.look import report_on
 from bellwether.cli.options import (
     DataFlag,
@@ -190,25 +190,3 @@ def show_result(result: Result) -> None:
     screen.print(summary([*result.rounds, *result.evaluations], ascii_only=screen.options.ascii_only))
     say(f"Adapter, scores and records are in {result.folder}.")
     report_on(result.folder)
-
-
-def require_flower() -> None:
-    """Refuse to go on where Flower is not installed, or another version of it than is relied upon.
-
-    Raises:
-        FederationError: it is not.
-    """
-    import importlib.metadata
-
-    try:
-        found = importlib.metadata.version("flwr")
-    except importlib.metadata.PackageNotFoundError:
-        raise FederationError(
-            "A federation across sites needs Flower, which is not installed here: run pip install -c constraints.txt "
-            "-e '.[federation]' in bellwether's folder."
-        ) from None
-    if not found.startswith("1.42."):
-        raise FederationError(
-            f"A federation across sites needs Flower 1.42, and {found} is installed here: run pip install -c "
-            "constraints.txt -e '.[federation]' in bellwether's folder."
-        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bellwether.cli.options import CLEARED
 from bellwether.cli.say import complain, printable
-from bellwether.errors import CheckpointError, RecipeError
+from bellwether.errors import CheckpointError, FederationError, RecipeError
 from bellwether.tools.words import counted
 
 if TYPE_CHECKING:
@@ -300,3 +300,25 @@ def _only_embedded(fields: Sequence[str]) -> bool:
         return all(source.partition(":")[0] == "starter" for source in load_recipe(None, sources).data.sources)
     except RecipeError:  # told together with the mistakes of other fields
         return False
+
+
+def require_flower() -> None:
+    """Refuse to go on where Flower is not installed, or another version of it than is relied upon.
+
+    Raises:
+        FederationError: it is not.
+    """
+    import importlib.metadata
+
+    try:
+        found = importlib.metadata.version("flwr")
+    except importlib.metadata.PackageNotFoundError:
+        raise FederationError(
+            "A federation across sites needs Flower, which is not installed here: run pip install -c constraints.txt "
+            "-e '.[federation]' in bellwether's folder."
+        ) from None
+    if not found.startswith("1.42."):
+        raise FederationError(
+            f"A federation across sites needs Flower 1.42, and {found} is installed here: run pip install -c "
+            "constraints.txt -e '.[federation]' in bellwether's folder."
+        )

@@ -57,11 +57,21 @@ def report_on(folder: Path) -> None:
 def _served_by(folder: Path, client: str) -> Adapter:
     """Return what a client serves: of a run, or of a site, whose folder needs what sites are installed with."""
     from bellwether.store.finished import is_run
+    from bellwether.store.run_folder import ADAPTER, JOINED
 
     if is_run(folder):
         from bellwether.runner.served import served_by
 
         return served_by(folder, client)
+    # Looked at here, since the room of sites wants the packages that they are installed with.
+    if not (folder / ADAPTER / JOINED).exists():
+        raise CheckpointError(
+            f"{folder} holds neither a finished run nor a site with the result of its federation; give one of them, or "
+            "leave --client out."
+        )
+    from bellwether.cli.given import require_flower
+
+    require_flower()
     from bellwether.site.served import served
 
     return served(folder, client)

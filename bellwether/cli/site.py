@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.federation import require_flower
+from bellwether.cli.given import require_flower
 from bellwether.cli.say import complain, console, printable, say
 from bellwether.errors import FederationError
 

@@ -27,12 +27,13 @@ def as_it_travels(update: Update, task: TrainTask, folders: Mapping[str, Path]) 
         CheckpointError: what was left before is damaged, or what is left now cannot be written.
     """
     settings, expected = task.compression, task.payload.expected
-    if settings.up == "none" or not expected:
+    if settings.up == "none":
         return update
     check_tensors(update.tensors, expected)
     feedback, draw = settings.error_feedback, task.draws.numpy(UP)
     before = _left_before(folders[update.client], task.settled, expected) if feedback else {}
-    sent, left = compress_update(update, task.payload, settings, before, draw)
+    # Where nothing is to come back, what was left stays left.
+    sent, left = compress_update(update, task.payload, settings, before, draw) if expected else (update, before)
     if feedback:
         keep_settled(folders[update.client], UNSENT, task.round, left, task.settled, task.certain)
     return sent

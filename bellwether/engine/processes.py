@@ -204,7 +204,7 @@ def split(costs: Mapping[str, float], parts: int) -> list[list[str]]:
 
 def _cost(rows: Sequence[TokenRow], task: Task) -> float:
     """Return about how many tokens a client will go through."""
-    tokens = float(sum(map(len, rows)))
+    tokens = float(sum(len(answer) for row in rows for answer in row.answers))
     return tokens * rows_to_train(len(rows), task) / len(rows) if isinstance(task, TrainTask) else tokens
 
 

@@ -81,7 +81,8 @@ class RoundRecord:
         clients: those whose updates were aggregated.
         left_out: client and reason for the others.
         learning_rate: the clients' learning rate at the beginning of the round; while it warms up, at its end.
-        loss: the clients' training loss per token, weighted by tokens, in nats where it is the cross-entropy.
+        loss: the clients' training loss per token, weighted by tokens, in nats where it is the cross-entropy; of
+            pairs of answers the mean over pairs.
         rows: rows that the clients have to train on.
         rows_seen: rows trained on, repetitions counted.
         tokens: tokens trained, repetitions counted.

@@ -241,8 +241,8 @@ class Method:
         needs: fields of the recipe's training section, and the only values with which the method is right.
         mixed_ranks: whether clients may have adapters of unlike ranks.
         folds: whether it folds updates into the base, which must be of plain floats then.
-        begins_anew: whether rounds begin with other directions than the last one ended with, so that what compression
-            left out of an update cannot be added to a later one.
+        begins_anew: whether rounds begin with other factors than the last one ended with, so that what compression left
+            out of an update cannot be added to a later one, and clients must train with the very factors of the server.
         last: the method of the run's last round, in which all clients are asked, whatever the sampler; None has no
             such round. Its state is that of the rounds before; who serves what is asked of the method itself.
     """

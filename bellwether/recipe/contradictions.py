@@ -8,7 +8,7 @@ from typing import Any
 
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
-from bellwether.recipe.recipe import Arm, Compare, Partition, Recipe, Selection, Training, Tune
+from bellwether.recipe.recipe import Arm, Compare, Compression, Partition, Recipe, Selection, Training, Tune
 from bellwether.tools.words import counted, cut
 
 
@@ -38,6 +38,9 @@ def contradictions(recipe: Recipe) -> list[tuple[Location, str]]:
                 "compare.tune.choose_by is preferred, but rows have one answer unless training.loss is dpo; choose by"
             )
             found.append((("compare", "tune", "choose_by"), f"{text} loss."))
+        if tune is not None and tune.choose_by == "clients_loss" and recipe.training.loss == "dpo":
+            text = "compare.tune.choose_by is clients_loss, the cross-entropy of chosen answers, which says little of"
+            found.append((("compare", "tune", "choose_by"), f"{text} preferences (dpo); choose by preferred."))
     return found
 
 
@@ -72,6 +75,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "lora.ranks", f"{text} to {largest}, or lower the others."
     yield from _of_selection(recipe.selection)
     yield from _of_pairs(recipe)
+    yield from _of_compression(recipe.compression)
     if warmup >= federation.rounds:
         text = (
             f"training.warmup_rounds is {warmup}, which leaves none of the "
@@ -94,6 +98,16 @@ def _of_pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if method not in ("full", "random"):
         text = f"selection.method is {cut(method)}, which looks at one answer of a row, but with training.loss dpo rows"
         yield "selection.method", f"{text} have two; set it to full or random."
+
+
+def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what has no effect as updates travel."""
+    if settings.keep != Compression().keep and settings.up != "top_k":
+        text = f"compression.keep is given, but compression.up is {settings.up}, which keeps all entries; leave it out."
+        yield "compression.keep", text
+    if not settings.error_feedback and settings.up == "none":
+        text = "compression.error_feedback is false, but compression.up is none, which leaves nothing unsent; leave it"
+        yield "compression.error_feedback", f"{text} out."
 
 
 def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:

@@ -223,7 +223,7 @@ class Lora(Section):
             min_length=1,
             description="ranks of clients, at most rank: {client-01: 4} by name, others have rank; or [2, 4, 8] to "
             "draw one for each client; null gives all the same; only for methods that take unlike ranks (flexlora, "
-            "flora)",
+            "hetlora, flora)",
         )
     )
 

@@ -263,7 +263,7 @@ def method_warnings(recipe: Recipe) -> list[str]:
         return warnings
     text = (
         f"With the method {name} each client serves an adapter of its own; the run's test rows, trials that choose by "
-        "loss, rouge_l or exact, and the adapter at the end are of what all share"
+        "loss, rouge_l, exact or preferred, and the adapter at the end are of what all share"
     )
     if recipe.partition.client_test_fraction:
         return [*warnings, f"{text}."]

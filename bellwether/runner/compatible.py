@@ -79,6 +79,16 @@ def _error_feedback(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _compressed_factors(recipe: Recipe, method: Method) -> list[str]:
+    if not method.begins_anew or recipe.compression.down == "none":
+        return []
+    return [
+        f"compression.down is {recipe.compression.down}, but the method {recipe.method.name} multiplies what clients "
+        "trained with the factors that they were sent, which they would not have had so; set compression.down=none, or "
+        "take another method."
+    ]
+
+
 def _preferences(recipe: Recipe, method: Method) -> list[str]:
     if not method.folds or recipe.training.loss != "dpo":
         return []
@@ -95,6 +105,7 @@ RULES = (
     Rule("a base in bfloat16", ("model.dtype=bfloat16",), _bfloat16),
     Rule("preferences (dpo)", ("training.loss=dpo",), _preferences),
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
+    Rule("few bits down", ("compression.down=8bit",), _compressed_factors),
 )
 
 

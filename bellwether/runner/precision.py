@@ -6,12 +6,13 @@ stands in the recipe of the run from then on, so that going on with it, or with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bellwether.errors import CheckpointError, RecipeError
 from bellwether.method.named import make_method
 from bellwether.recipe.file import load_recipe, with_overrides
+from bellwether.recipe.method import MethodSection
 from bellwether.recipe.recipe import Model, Recipe
 from bellwether.runner.estimate import product_rate
 from bellwether.store.checkpoint import RECIPE
@@ -38,14 +39,24 @@ def with_precision(recipe: Recipe, folder: Path | None, tell: Callable[[str], No
         return recipe
     if folder is not None and (folder / RECIPE).exists():
         return with_overrides(recipe, {"model.dtype": kept_recipe(folder).model.dtype})
-    if make_method(recipe.method).folds:
-        tell(f"model.dtype auto takes float32, since the method {recipe.method.name} folds updates into the base.")
+    folding = [section.name for section in _methods(recipe) if make_method(section).folds]
+    if folding:
+        tell(f"model.dtype auto takes float32, since the method {folding[0]} folds updates into the base.")
         return with_overrides(recipe, {"model.dtype": "float32"})
     times = speed_up(recipe.model)
     dtype = "bfloat16" if times >= WORTH else "float32"
     text = f"model.dtype auto takes {dtype}: products are {times:.1f} times as fast in bfloat16 as in float32 here"
     tell(f"{text}, and {WORTH:g} times is what it is taken for.")
     return with_overrides(recipe, {"model.dtype": dtype})
+
+
+def _methods(recipe: Recipe) -> Iterator[MethodSection]:
+    """Yield the method of a recipe, and of a comparison those of its arms."""
+    yield recipe.method
+    for name, arm in (recipe.compare.arms if recipe.compare else {}).items():
+        fields = {field: value for field, value in arm.set.items() if field.startswith("method.")}
+        if fields:
+            yield with_overrides(recipe, fields, f"compare.arms.{name}").method
 
 
 def kept_recipe(folder: Path) -> Recipe:

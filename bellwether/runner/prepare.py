@@ -297,7 +297,7 @@ def _to_score(recipe: Recipe, federated: Federated) -> Sequence[Row]:
     """
     part, wanted = recipe.evaluation.part, recipe.evaluation.categories
     rows = federated.test if part == "test" else federated.validation
-    if wanted is None:
+    if wanted is None or not rows:
         return rows
     known = sorted({row.category for row in rows})
     unknown = [name for name in wanted if name not in known]

@@ -148,7 +148,7 @@ def _joined(
 
 def _prepared(recipe: Recipe, site: str) -> Prepared:
     """Read and check a site's rows; of those that it holds out beside, all are scored, as test rows."""
-    evaluation = recipe.evaluation.model_copy(update={"part": "test"})  # validation rows are the coordinator's
+    evaluation = recipe.evaluation.model_copy(update={"part": "test", "categories": None})  # the coordinator's
     federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
     lora = own_lora(recipe.lora, site)
     own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation, "lora": lora})

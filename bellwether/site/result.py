@@ -33,11 +33,9 @@ from bellwether.site.invitation import Invitation
 from bellwether.site.ledger import Entry, entries
 from bellwether.site.resident import tensor_shapes
 from bellwether.site.trained import TrainedRows, check_same_rows, read_trained
-from bellwether.store.run_folder import ADAPTER, describe_environment
+from bellwether.store.run_folder import ADAPTER, JOINED, describe_environment
 from bellwether.tools.atomic import write_atomic, write_folder_atomic
 from bellwether.tools.json_text import from_json, json_lines, read_json, typed
-
-JOINED = "federation.json"  # in the adapter's folder
 
 
 def has_ended(folder: Path, federation: str) -> bool:

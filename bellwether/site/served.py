@@ -28,11 +28,7 @@ def served(folder: Path, client: str) -> Adapter:
         CheckpointError: what was kept is not there or cannot be read.
     """
     federation = federation_of(folder)
-    if federation is None:
-        raise FederationError(
-            f"{folder} holds neither a finished run nor a site with the result of its federation; give one of them, or "
-            "leave --client out."
-        )
+    assert federation is not None, "the command looks for the result first"
     recipe, method = with_own_adapters(folder)
     if method.folds or recipe.lora.ranks:
         raise FederationError(

@@ -12,6 +12,7 @@ from bellwether.engine.remote import terms_of
 from bellwether.errors import FederationError
 from bellwether.exchange.packing import packed_bytes
 from bellwether.exchange.scores import Totals
+from bellwether.method.named import make_method
 from bellwether.method.select.budget import budget
 from bellwether.model.base import Base
 from bellwether.model.folder import on_hub
@@ -131,6 +132,11 @@ def terms_for(
     size = byte_size(packed_bytes(compression.up, numbers, compression.keep))
     leaves = [f"an update of the adapter, {size}, and what the method {recipe.method.name} adds to it"]
     leaves += ["the number of rows and tokens trained on, and their mean loss"]
+    if recipe.training.loss == "dpo":
+        leaves.append(
+            "for how large a share of your pairs the chosen answer came to be preferred, and by how much in the mean; "
+            "also of those that you hold out"
+        )
     leaves += [
         "which versions and settings here are others than the coordinator's; how long a task took; and where one "
         "fails, of what kind the failure was"
@@ -150,7 +156,8 @@ def terms_for(
         f"Base model: {model_named(recipe)}, weights {base.fingerprint[:16]}; it stays as it is.",
         f"Trained: a LoRA adapter of {numbers:,} numbers, by {recipe.method.name}, on {counted(rows, 'row')} of yours"
         f"{_chosen(rows, selection)}.",
-        f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}.",
+        f"How often: {counted(federation.rounds, 'round')}; you are asked in {_share(federation)}"
+        f"{', and in the last one in any case' if make_method(recipe.method).last else ''}.",
         "What leaves this machine each time:",
         *(f"  - {one}" for one in leaves),
         f"What never leaves it: rows, their text and tokens{' but such names' if held_out else ''}, the base model, "

@@ -52,6 +52,8 @@ def kept_for(folder: Path, federation: str) -> Path:
 def row_hash(row: Row) -> str:
     """Return a hash of what a row says, the same wherever it stands."""
     said = [row.instruction, row.context, row.response, plain(row.turns)]
+    if row.rejected is not None:
+        said.append(plain(row.rejected))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 

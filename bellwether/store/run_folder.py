@@ -63,6 +63,7 @@ from bellwether.tools.lock import LOCK, OWNER, acquire, release
 ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
+JOINED = "federation.json"  # in the adapter's folder at a site: whose result it is
 ANSWERS = "answers"
 LOG = "log.txt"
 CLIENTS = "clients.json"
