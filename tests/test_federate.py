@@ -328,3 +328,17 @@ def test_bytes_are_sent_down_only_to_clients_that_the_task_reached():
     one_away = federate(federation("federation.rounds=1", engine=AddingEngine({(1, "d"): away})), begin()).rounds[0]
     assert one_away.bytes_down == all_there.bytes_down * 3 // 4
     assert one_away.bytes_up == all_there.bytes_up * 3 // 4
+
+
+def test_a_rounds_loss_of_pairs_is_the_mean_over_pairs_whatever_their_lengths():
+    told = {"a": (0.1, 1000, 10), "b": (0.7, 100, 10), "c": (0.4, 50, 20), "d": (0.4, 50, 20)}
+
+    def telling(client):
+        loss, tokens, rows = told[client]
+        figures = {"loss": loss, "tokens": tokens, "rows": rows, "preferred": 0.5, "margin": 0.0}
+        return lambda reply: [replace(reply, update=replace(reply.update, metrics=figures))]
+
+    engine = AddingEngine({(1, client): telling(client) for client in told})
+    (record,) = federate(federation("federation.rounds=1", engine=engine), begin()).rounds
+    asked = [told[one.client] for one in record.clients]
+    assert record.loss == pytest.approx(sum(loss * rows for loss, _, rows in asked) / sum(rows for *_, rows in asked))

@@ -376,3 +376,13 @@ def test_a_plan_counts_both_answers_and_the_reference(pairs_recipe):
     assert pairs.tokens_per_round == pytest.approx(cohort)
     assert pairs.memory["activations"] > 1.9 * chosen.memory["activations"]
     assert pairs.flops_per_round > 1.3 * 1.9 * chosen.flops_per_round
+
+
+def test_a_site_tells_pairs_apart_that_differ_in_the_rejected_answer_alone():
+    from bellwether.data.rows import Row, Turn
+    from bellwether.site.trained import row_hash
+
+    hashes = [
+        row_hash(Row("Why?", "", "So.", rejected=said and Turn("assistant", said))) for said in (None, "No.", "Never.")
+    ]
+    assert len(set(hashes)) == 3
