@@ -128,7 +128,7 @@ def timed_rooms(clock: Clock) -> Iterator[None]:
         (preparing, "prepare_with"): DATA,
         (runner, "prepared_fingerprint"): DATA,
         (wiring, "weights_fingerprint"): BASE,
-        (wiring, "score"): LOSS,
+        (wiring, "score_held_out"): LOSS,
         (score, "generate"): GENERATION,
         (federate, "run_round"): SERVER,
         (RunFolder, "commit"): RECORDS,

@@ -382,7 +382,7 @@ def test_answers_that_are_whole_are_not_made_anew(
 ) -> None:
     shutil.rmtree(place, ignore_errors=True)
     folder = Path(shutil.copytree(tiny_run[0], place / "run"))
-    monkeypatch.setattr("bellwether.runner.wiring.score", lambda *_: pytest.fail("rows were scored"))
+    monkeypatch.setattr("bellwether.client.score.score", lambda *_: pytest.fail("rows were scored"))
     run(resume=folder)
     assert (folder / "samples.jsonl").read_bytes() == (tiny_run[0] / "samples.jsonl").read_bytes()
 

@@ -44,6 +44,7 @@ nitpick_ignore = [
     for name in (
         *(f"tools.json_text.{number}" for number in ("Amount", "Count", "Finite", "Loss", "Number", "Truth")),
         "data.prompts.Template",
+        "exchange.packing.Packed",
         "exchange.records.Group",
         "federate.Engine",
         "method.cohort.Trace",
