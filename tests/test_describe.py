@@ -176,5 +176,8 @@ def test_notes_on_held_out_rows_count_all_of_them_and_say_how_many_are_scored(ti
     assert any(note.startswith("evaluation.categories: ") and f" of {kind} are scored" in note for note in one.notes)
     with pytest.raises(RecipeError, match="evaluation.categories names 'poetry', but no test row is of that category"):
         prepare(with_overrides(recipe, {"evaluation.categories": ["poetry"]}))
+    # Who has no such rows, as a site or a coordinator may have none, scores none.
+    nobodys = {"evaluation.categories": [kind], "data.test_sources": [], "data.test_rows_per_category": 0}
+    assert not prepare(with_overrides(recipe, nobodys)).scored.rows
     everything = prepare(with_overrides(recipe, {"evaluation.max_rows_per_category": None})).notes
     assert not any("are scored" in note for note in everything)

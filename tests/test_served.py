@@ -132,6 +132,8 @@ def test_a_site_exports_what_it_serves_from_its_own_folder(site, tmp_path):
         served(home, client)
     with pytest.raises(FederationError, match="is not the site 'other': it keeps nothing of it"):
         served(home, "other")
+    with pytest.raises(FederationError, match="holds no result of a federation; give a site's own folder"):
+        served(tmp_path / "nowhere", client)
     keep_state(home / "clients" / "0123456789ab" / client, "method", 2, {})
     assert served(home, client).fingerprint() == read_adapter(home / "adapter").fingerprint()
 

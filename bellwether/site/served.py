@@ -28,7 +28,8 @@ def served(folder: Path, client: str) -> Adapter:
         CheckpointError: what was kept is not there or cannot be read.
     """
     federation = federation_of(folder)
-    assert federation is not None, "the command looks for the result first"
+    if federation is None:
+        raise FederationError(f"{folder} holds no result of a federation; give a site's own folder.")
     recipe, method = with_own_adapters(folder)
     if method.folds or recipe.lora.ranks:
         raise FederationError(
