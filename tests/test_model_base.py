@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tiny_models import ARCHITECTURES, tiny_folder, tiny_tokenizer
 
 from bellwether.errors import ModelError
 from bellwether.model.base import load_base, open_base, weights_fingerprint
-from bellwether.model.loading import pick_device
+from bellwether.model.loading import pick_device, settle_attention
 from bellwether.recipe.recipe import Model
 
 
@@ -369,3 +371,36 @@ def test_devices_that_are_not_there_are_refused():
         with pytest.raises(ModelError, match="no Apple GPU"):
             pick_device("mps")
         assert pick_device("auto") == torch.device("cpu")
+
+
+def test_where_torch_cannot_attend_at_once_in_a_precision_the_process_does_it_step_by_step(monkeypatch):
+    def attention(*states, **how):
+        raise RuntimeError("this kernel wants another processor")
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    monkeypatch.setattr(torch.backends.cuda, "enable_flash_sdp", lambda on: told.append(on))
+    told: list[bool] = []
+    settle_attention(torch.float32)
+    assert told == []
+    with monkeypatch.context() as here:
+        here.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+        settle_attention(torch.bfloat16)
+    assert told == [False]
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+
+
+def test_attention_in_bfloat16_works_under_any_kernels_once_a_model_is_loaded(llama):
+    """With AMX and kernels kept from AVX-512, torch alone cannot."""
+    script = (
+        "import sys, torch\n"
+        "from bellwether.model.base import load_base\n"
+        "from bellwether.recipe.recipe import Model\n"
+        "base = load_base(Model(path=sys.argv[1], dtype='bfloat16', device='cpu'))\n"
+        "x = torch.ones(1, 2, 200, 64, dtype=torch.bfloat16)\n"
+        "print(torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True).float().mean().item())\n"
+    )
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    words = [sys.executable, "-c", script, str(llama)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == 1.0

@@ -25,7 +25,6 @@ def machine(monkeypatch):
             return times if dtype == "bfloat16" else 1.0
 
         monkeypatch.setattr(precision, "product_rate", rate)
-        monkeypatch.setattr(precision, "one_attention", lambda dtype, settings: None)
         return timed
 
     return with_times
@@ -37,20 +36,6 @@ def test_bfloat16_is_taken_where_it_is_half_as_fast_again(machine, times, dtype)
     said = []
     assert with_precision(load_recipe(None, [AUTO]), None, said.append).model.dtype == dtype
     assert f"takes {dtype}" in said[0]
-
-
-def test_a_machine_whose_torch_has_no_attention_in_bfloat16_takes_float32_however_fast_it_multiplies(
-    machine, monkeypatch
-):
-    def attention(dtype, settings):
-        if dtype == "bfloat16":
-            raise RuntimeError("this kernel wants another processor\n  at a line of C++")
-
-    timed, said = machine(8), []
-    monkeypatch.setattr(precision, "one_attention", attention)
-    assert with_precision(load_recipe(None, [AUTO]), None, said.append).model.dtype == "float32"
-    assert said[0].endswith("does not compute attention in bfloat16 here: this kernel wants another processor.")
-    assert timed == []
 
 
 def test_a_method_that_folds_into_the_base_takes_float32_on_any_machine(machine):

@@ -187,9 +187,26 @@ def ready_device(settings: recipe.Model) -> torch.device:
     device = pick_device(settings.device)
     if device.type == "cpu":
         keep_freed_memory()
+        if settings.dtype == "bfloat16":
+            settle_attention(torch.bfloat16)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return device
+
+
+def settle_attention(dtype: torch.dtype) -> None:
+    """Let this process compute attention step by step where torch cannot do it at once in a precision on this CPU.
+
+    On processors with AMX it cannot in bfloat16 where ``ATEN_CPU_CAPABILITY`` keeps it from AVX-512.
+
+    Args:
+        dtype: the precision.
+    """
+    x_NHTD = torch.zeros(1, 2, 200, 64, dtype=dtype)  # long enough for the kernels that longer texts take
+    try:
+        torch.nn.functional.scaled_dot_product_attention(x_NHTD, x_NHTD, x_NHTD, is_causal=True)
+    except RuntimeError:
+        torch.backends.cuda.enable_flash_sdp(False)  # counts on a CPU, too
 
 
 def pick_device(name: str) -> torch.device:

@@ -184,25 +184,6 @@ def product_rate(dtype: str, settings: Model, tokens: int, inputs: int, outputs:
         torch.set_num_threads(threads)
 
 
-def one_attention(dtype: str, settings: Model) -> None:
-    """Compute one attention of two hundred positions, long enough for the kernels that longer texts take.
-
-    Args:
-        dtype: the precision: float32 or bfloat16.
-        settings: the device.
-
-    Raises:
-        ModelError: the device is not there.
-        RuntimeError: torch cannot compute it.
-    """
-    import torch
-
-    from bellwether.model.loading import DTYPES, pick_device
-
-    x_NHTD = torch.ones(1, 2, 200, 64, dtype=DTYPES[dtype], device=pick_device(settings.device))
-    torch.nn.functional.scaled_dot_product_attention(x_NHTD, x_NHTD, x_NHTD, is_causal=True)
-
-
 def expected_efficiency(hidden_size: int) -> float:
     """Return the share of the matrix rate to expect at a hidden size, from ``EFFICIENCY``."""
     sizes = sorted(EFFICIENCY)

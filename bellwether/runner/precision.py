@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bellwether.errors import CheckpointError, RecipeError, first_line
+from bellwether.errors import CheckpointError, RecipeError
 from bellwether.method.named import make_method
 from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.method import MethodSection
 from bellwether.recipe.recipe import Model, Recipe
-from bellwether.runner.estimate import one_attention, product_rate
+from bellwether.runner.estimate import product_rate
 from bellwether.store.checkpoint import RECIPE
 
 WORTH = 1.5  # times as fast, from which on bfloat16 is taken: norms, attention and sums stay in float32 all the same
@@ -42,10 +42,6 @@ def with_precision(recipe: Recipe, folder: Path | None, tell: Callable[[str], No
     folding = [section.name for section in _methods(recipe) if make_method(section).folds]
     if folding:
         tell(f"model.dtype auto takes float32, since the method {folding[0]} folds updates into the base.")
-        return with_overrides(recipe, {"model.dtype": "float32"})
-    wrong = attention_fails("bfloat16", recipe.model)
-    if wrong:
-        tell(f"model.dtype auto takes float32, since torch does not compute attention in bfloat16 here: {wrong}.")
         return with_overrides(recipe, {"model.dtype": "float32"})
     times = speed_up(recipe.model)
     dtype = "bfloat16" if times >= WORTH else "float32"
@@ -91,22 +87,3 @@ def speed_up(settings: Model) -> float:
             measured = product_rate(dtype, settings, TOKENS, WIDTH, WIDTH, seconds=0.05)
             best[dtype] = max(rate, measured)
     return best["bfloat16"] / best["float32"]
-
-
-def attention_fails(dtype: str, settings: Model) -> str:
-    """Return why torch cannot compute attention in a precision on this machine; empty where it can.
-
-    On processors with AMX it cannot in bfloat16 where ``ATEN_CPU_CAPABILITY`` keeps it from AVX-512.
-
-    Args:
-        dtype: the precision.
-        settings: the device.
-
-    Raises:
-        ModelError: the device is not there.
-    """
-    try:
-        one_attention(dtype, settings)
-    except RuntimeError as error:
-        return first_line(error)
-    return ""
