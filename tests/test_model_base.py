@@ -378,8 +378,8 @@ def test_where_torch_cannot_attend_at_once_in_a_precision_the_process_does_it_st
         raise RuntimeError("this kernel wants another processor")
 
     before = torch.backends.cuda.flash_sdp_enabled()
-    monkeypatch.setattr(torch.backends.cuda, "enable_flash_sdp", lambda on: told.append(on))
     told: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_flash_sdp", told.append)
     settle_attention(torch.float32)
     assert told == []
     with monkeypatch.context() as here:
