@@ -16,10 +16,12 @@ from data_tokenizers import (
     words,
 )
 
+from bellwether.data import encoding as encoding_module
 from bellwether.data import tokens as tokens_module
+from bellwether.data.encoding import encode, prompt_ids
 from bellwether.data.prompts import prompt, render, resolve_template
 from bellwether.data.rows import Row, Turn
-from bellwether.data.tokens import encode, prompt_ids, tokenise
+from bellwether.data.tokens import tokenise
 from bellwether.errors import DataError
 from bellwether.recipe.recipe import Data
 from bellwether.tools.texts import portions
@@ -415,7 +417,8 @@ def test_rows_are_the_same_whether_all_of_a_long_text_is_tokenised_or_its_beginn
         lengths.extend(map(len, texts))
         return encode(texts, tokenizer)
 
-    monkeypatch.setattr(tokens_module, "encode", watched)
+    for module in (encoding_module, tokens_module):
+        monkeypatch.setattr(module, "encode", watched)
     made = content(tokenise(far_too_long(), family(name), Data(max_tokens=150), None))
     assert max(lengths) < 20_000, "the texts of a row together, each of them cut"
     monkeypatch.setattr(tokens_module, "CHARACTERS_PER_TOKEN", 1_000_000)
@@ -454,7 +457,7 @@ def test_of_a_chat_of_endless_turns_only_those_are_rendered_that_could_be_kept(m
         rendered.append(len(row.turns))
         return render(row, template, tokenizer)
 
-    monkeypatch.setattr(tokens_module, "render_unplaced", watched)
+    monkeypatch.setattr(encoding_module, "render_unplaced", watched)
     tokenizer = with_chat(family("byte-level BPE"), CHATML)
     whole, end = (Row("Question 2999?", "2999.", turns=(system, *some)) for some in (turns, turns[-20:]))
     made = tokenise([whole], tokenizer, Data(max_tokens=100), chat(tokenizer))
@@ -472,7 +475,8 @@ def test_a_tokenizer_is_given_few_texts_and_few_characters_at_once(monkeypatch):
         calls.append((len(texts), sum(map(len, texts))))
         return encode(texts, tokenizer)
 
-    monkeypatch.setattr(tokens_module, "encode", watched)
+    for module in (encoding_module, tokens_module):
+        monkeypatch.setattr(module, "encode", watched)
     texts = [*["The fox."] * 3000, *[SENTENCES * 4000] * 5]
     assert len(prompt_ids(texts, words("fox"), None)) == 3005
     assert sum(count for count, _ in calls) == 3005

@@ -50,7 +50,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     for module, function in (
         ("model.base", "find_folder"),
         ("data.sources", "read_records"),
-        ("data.tokens", "render_unplaced"),
+        ("data.encoding", "render_unplaced"),
         ("data.trace", "_trace_line"),
         ("runner.answers", "load_rows"),
         ("arms.arm", "read_outcomes"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from bellwether.ask.answerers import Answerer
 from bellwether.ask.question_files import Question
+from bellwether.data.encoding import prompt_ids
 from bellwether.data.prompts import check_plain, end_of_turn, resolve_template, row_prompt
-from bellwether.data.tokens import prompt_ids
 from bellwether.errors import DataError
 from bellwether.tools.progress import within
 from bellwether.tools.words import counted

@@ -21,11 +21,11 @@ from typing import Any
 
 from bellwether.ask.answerers import BASE, FEDERATED, Answerer, find_answerers, moved
 from bellwether.ask.questions import AnswerSettings, Question, check_names, check_settings, make_question
+from bellwether.data.encoding import prompt_ids
 from bellwether.data.federated import load_federated
 from bellwether.data.prompts import Template, end_of_turn, resolve_template, written_special
 from bellwether.data.prompts import prompt as render_prompt
 from bellwether.data.rows import Row
-from bellwether.data.tokens import prompt_ids
 from bellwether.errors import BellwetherError, DataError, first_line
 from bellwether.exchange.adapter import Adapter, side_by_side
 from bellwether.model.base import Base, load_base

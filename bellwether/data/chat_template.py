@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bellwether.data.chat import ChatFormat, dated
+from bellwether.data.encoding import leading_ids
 from bellwether.data.prompts import WITH_INPUT, WITHOUT_INPUT, Template
-from bellwether.data.tokens import leading_ids
 from bellwether.errors import DataError
 
 if TYPE_CHECKING:

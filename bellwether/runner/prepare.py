@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bellwether.data.encoding import encode
 from bellwether.data.federated import load_federated, rows_fingerprint
 from bellwether.data.prompts import Template, end_of_turn, resolve_template
 from bellwether.data.records import Problems
 from bellwether.data.rows import Federated, Row, Tokenised, TokenRow
-from bellwether.data.tokens import encode
 from bellwether.data.trace import read_trace
 from bellwether.errors import RecipeError
 from bellwether.method.cohort import Trace, cohort_size, make_trace
