@@ -80,6 +80,8 @@ class Federation:
         commit: makes the progress after a round last.
         watch: is told what happens.
         width: dimensions of the space of a survey; not used where there is none.
+        score_served: scores what a client serves on the coordinator's rows, to totals by category; None where that is
+            not to be had, since clients are elsewhere.
     """
 
     recipe: Recipe
@@ -92,6 +94,7 @@ class Federation:
     commit: Callable[[Progress], None]
     watch: Watcher
     width: int = 0
+    score_served: Callable[[Progress, Known], Mapping[str, Totals]] | None = None
 
 
 @dataclass(frozen=True)
@@ -390,11 +393,18 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     """Ask the clients that hold out rows to score the adapter that each serves; only their totals come back.
 
     After the last round they score what all share as well, where it is another one: who gains by serving one's own?
+    And how well does that do on rows of everybody's kind?
     """
     start = time.perf_counter()
     by_client, by_group = _ask_scores(federation, progress)
     own = federation.method.serves is not serve_sent and progress.round == federation.recipe.federation.rounds
     shared = _ask_scores(federation, progress, shared=True)[0] if own else {}
+    elsewhere: dict[str, Mapping[str, Totals]] = {}
+    if own and federation.score_served is not None:
+        known = what_is_known(federation.ranks, progress.rounds)
+        for number, client in enumerate(by_client):
+            advance("scoring what clients serve", number, len(by_client), "clients")
+            elsewhere[client] = federation.score_served(progress, known[client])
     return EvaluationRecord(
         round=progress.round,
         part="clients",
@@ -403,6 +413,7 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
         clients=by_client,
         groups=_several(add_up(item for totals in by_group for item in totals.items())),
         shared=shared,
+        elsewhere=elsewhere,
     )
 
 

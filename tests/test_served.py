@@ -10,9 +10,11 @@ from conftest import json_lines
 from bellwether.client.score import by_category, score
 from bellwether.errors import CheckpointError, FederationError, RecipeError
 from bellwether.exchange.adapter import adapter_files, read_adapter
+from bellwether.exchange.scores import macro
 from bellwether.model.base import load_base
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe.file import load_recipe
+from bellwether.report.report import report
 from bellwether.runner.prepare import prepare
 from bellwether.runner.run import run
 from bellwether.runner.served import served_by
@@ -39,23 +41,32 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_exported_of_a_client_scores_its_own_rows_as_the_client_did(tiny_recipe, tmp_path, method):
+def test_what_is_exported_of_a_client_scores_its_own_rows_and_everybodys_as_the_run_did(tiny_recipe, tmp_path, method):
     recipe = load_recipe(tiny_recipe, [*FIELDS, *METHODS[method], f"output.folder={tmp_path / 'run'}"])
     run(recipe)
     prepared = prepare(recipe)
     base = load_base(recipe.model, prepared.base)
-    told = read_evaluations(tmp_path / "run")[-1].clients
-    for client in told:
+    last = read_evaluations(tmp_path / "run")[-1]
+    assert last.elsewhere.keys() == last.clients.keys()
+    for client in last.clients:
         adapter = served_by(tmp_path / "run", client)
         layers = LoraLayers(base.model, adapter.config)
         layers.load(0, adapter.tensors)
-        rows = prepared.held_out[client].rows
-        scored = by_category(rows, score(base, layers, rows, recipe.evaluation, prepared.stop))
+        for rows, told in (
+            (prepared.held_out[client].rows, last.clients[client]),
+            (prepared.scored.rows, last.elsewhere[client]),
+        ):
+            scored = by_category(rows, score(base, layers, rows, recipe.evaluation, prepared.stop))
+            assert scored.keys() == told.keys()
+            for category, totals in scored.items():
+                # What was folded into the base is a factor of the adapter here: a sum of a few float32 products more.
+                near = 1e-4 if method == "folded" else 1e-6
+                assert totals.loss == pytest.approx(told[category].loss, rel=near)
         layers.detach()
-        for category, totals in scored.items():
-            # What was folded into the base is a factor of the adapter here: a sum of a few float32 products more.
-            near = 1e-4 if method == "folded" else 1e-6
-            assert totals.loss == pytest.approx(told[client][category].loss, rel=near)
+    report(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    losses = [macro(totals).loss for totals in last.elsewhere.values()]
+    assert f"what clients serve has a loss of {np.mean(losses):.3f} in the mean of 4 clients" in page
 
 
 def test_a_clients_adapter_is_written_in_pefts_format_and_another_one_than_all_share(bellwether, tiny_recipe, tmp_path):

@@ -132,6 +132,8 @@ class EvaluationRecord:
         groups: totals by group (language or domain); empty where rows name fewer than two.
         shared: for the part ``clients``, after the last round, each client's totals by category of the adapter that all
             share; empty where clients serve no other.
+        elsewhere: for the part ``clients``, after the last round of a simulation, the totals by category of what each
+            client serves, on the coordinator's rows, which are of everybody's kind; empty where clients serve no other.
     """
 
     round: Count
@@ -141,6 +143,7 @@ class EvaluationRecord:
     clients: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
     groups: Mapping[str, Totals] = field(default_factory=dict)
     shared: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
+    elsewhere: Mapping[str, Mapping[str, Totals]] = field(default_factory=dict)
 
 
 Record = RoundRecord | EvaluationRecord

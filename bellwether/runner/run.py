@@ -9,6 +9,7 @@ This is also the Python interface:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
 from bellwether.runner.processors import as_begun, with_processes
+from bellwether.runner.scoring import score_served
 from bellwether.runner.wiring import (
     SIMULATION,
     Deployment,
@@ -274,6 +276,9 @@ def _federate(
     with deployment.engine(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
         federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
         federation = replace(federation, sample=deployment.sampling(federation.sample))
+        if deployment.here and prepared.scored.rows:
+            score = functools.partial(score_served, prepared, base, layers, method, own)
+            federation = replace(federation, score_served=score)
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:

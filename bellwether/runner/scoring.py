@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bellwether.exchange.adapter import Adapter, key_b
+from bellwether.exchange.scores import Totals
+from bellwether.federate import Progress
+from bellwether.method.method import Known, Method
+from bellwether.method.returned import served
 from bellwether.runner.prepare import Prepared
 
 if TYPE_CHECKING:
     from bellwether.client.score import Scored
     from bellwether.model.base import Base
     from bellwether.model.lora import LoraLayers
+
+
+def score_served(
+    prepared: Prepared,
+    base: Base,
+    layers: LoraLayers,
+    method: Method,
+    folders: Mapping[str, Path],
+    progress: Progress,
+    client: Known,
+) -> Mapping[str, Totals]:
+    """Return the totals by category, without answers, of what a client serves, on the coordinator's held-out rows.
+
+    Args:
+        prepared: rows and recipe.
+        base: the frozen base model.
+        layers: LoRA layers over it.
+        method: says what clients serve.
+        folders: each client's own folder.
+        progress: after the last round.
+        client: what the server knows of it.
+    """
+    from bellwether.client.score import by_category, score
+    from bellwether.client.train import recalled
+
+    payload = method.give(progress.state, client, progress.round)
+    adapter = served(method, payload, recalled(folders, client.client, client.settled))
+    layers.fit(adapter.config)
+    layers.load(0, adapter.tensors)
+    settings = prepared.recipe.evaluation.model_copy(update={"generate": False})
+    with layers.folded(payload.folded):
+        scored = score(base, layers, prepared.scored.rows, settings, prepared.stop)
+    return by_category(prepared.scored.rows, scored)
 
 
 def score_held_out(

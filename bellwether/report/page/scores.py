@@ -177,6 +177,10 @@ def gains(run: FinishedRun) -> list[Section]:
     paired = any(one.preferred is not None for one in after.values())
     metrics = [metric for metric in METRICS if metric is not PREFERRED or paired]
     heads = ["client", "rows", *(f"{metric.axis}{side}" for metric in metrics for side in stages)]
+    losses = {client: macro(totals).loss for client, totals in scored[-1].elsewhere.items()}
+    elsewhere = {client: loss for client, loss in losses.items() if loss is not None}
+    if elsewhere:
+        heads.append(f"loss, own, on the {run.recipe.evaluation.part} rows")
     table = [
         [
             words(client),
@@ -186,6 +190,7 @@ def gains(run: FinishedRun) -> list[Section]:
                 for metric in metrics
                 for one in stages.values()
             ),
+            *([Cell(f"{elsewhere[client]:.3f}" if client in elsewhere else "–")] if elsewhere else []),
         ]
         for client in names
     ]
@@ -195,7 +200,20 @@ def gains(run: FinishedRun) -> list[Section]:
         f"On the rows that clients hold out of their own: {tuned} minus the untuned base. A client holds few "
         "such rows, and only totals leave it, so there are no intervals."
     )
+    if elsewhere:
+        lead += _elsewhere(run, elsewhere)
     return [Section("gains", "Gain per client", parts, lead)]
+
+
+def _elsewhere(run: FinishedRun, losses: Mapping[str, float]) -> str:
+    """Return how well what clients serve does on rows of everybody's kind, as a sentence after others."""
+    part, low, high = run.recipe.evaluation.part, min(losses.values()), max(losses.values())
+    common = macro(run.scored(part)[-1].categories).loss or math.nan
+    return (
+        f" On the {part} rows, which are of everybody's kind, what clients serve has a loss of "
+        f"{sum(losses.values()) / len(losses):.3f} in the mean of {counted(len(losses), 'client')} ({low:.3f} to "
+        f"{high:.3f}), and what all share of {common:.3f} (means of categories)."
+    )
 
 
 def _mean_of(categories: Mapping[str, Totals]) -> Scores:
