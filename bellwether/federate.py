@@ -82,6 +82,8 @@ class Federation:
         width: dimensions of the space of a survey; not used where there is none.
         score_served: scores what a client serves on the coordinator's rows, to totals by category; None where that is
             not to be had, since clients are elsewhere.
+        charge: makes what a round spends of a budget of privacy last, before anybody is asked.
+        affordable: how many rounds that budget is enough for; None is enough for all.
     """
 
     recipe: Recipe
@@ -95,6 +97,14 @@ class Federation:
     watch: Watcher
     width: int = 0
     score_served: Callable[[Progress, Known], Mapping[str, Totals]] | None = None
+    charge: Callable[[int], None] = lambda round: None
+    affordable: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are run: all of the recipe's, or those that its budget of privacy is enough for."""
+        planned = self.recipe.federation.rounds
+        return planned if self.affordable is None else min(planned, self.affordable)
 
 
 @dataclass(frozen=True)
@@ -134,15 +144,19 @@ def federate(federation: Federation, progress: Progress) -> Progress:
     """
     if not progress.rounds and not progress.evaluations:
         progress = _finish_round(federation, progress)
-    while progress.round < federation.recipe.federation.rounds:
+    while progress.round < federation.rounds:
         progress = _finish_round(federation, run_round(federation, progress))
+    if federation.rounds < federation.recipe.federation.rounds:
+        text = f"The budget of privacy.epsilon is spent after round {progress.round}, so the run ends here."
+        federation.watch(Note(text, warning=True))
     return progress
 
 
 def _finish_round(federation: Federation, progress: Progress) -> Progress:
     """Score the adapter where that is due, commit the round, and tell of it."""
     start = time.perf_counter()
-    scores = _evaluate(federation, progress) if is_due(progress.round, federation.recipe) else []
+    due = is_due(progress.round, federation.rounds, federation.recipe.evaluation.every)
+    scores = _evaluate(federation, progress) if due else []
     progress = replace(
         progress,
         rounds=_with_seconds(progress.rounds, evaluate=time.perf_counter() - start),
@@ -173,6 +187,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     known = what_is_known(federation.ranks, progress.rounds)
     drawn = _sample(federation, progress, known)
     federation.watch(RoundStarted(round, drawn))
+    federation.charge(round)
 
     start = time.perf_counter()
     oldest = progress.rounds[: max(0, round - recipe.output.keep_checkpoints)]
@@ -189,15 +204,17 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     asked = time.perf_counter()
     missing = surveyed.left_out if surveyed else {}
     due = {client: _returns(federation, task) for client, task in tasks.items()}
-    answers = Collection(tasks, payloads, due, recipe.federation, missing, federation.watch, round)
+    bounds = {client: _bound(federation, round, payload) for client, payload in payloads.items()}
+    answers = Collection(tasks, payloads, due, bounds, recipe.federation, missing, federation.watch, round)
     for reply in federation.engine.ask(tasks, recipe.federation.deadline) if tasks else ():
         answers.take(reply)
     answers.close()
     trained = time.perf_counter()
 
-    nothing = surveyed is not None and failure is None and not tasks
-    if nothing:
+    if surveyed is not None and failure is None and not tasks:
         federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
+    elif not drawn and recipe.federation.sampler == "poisson":
+        federation.watch(Note(f"Round {round}: no client was drawn, as it can be with the sampler poisson."))
     elif failure is None:
         failure = _below_quorum("updates", len(answers.accepted), tuple(tasks), answers.left_out, recipe)
     if failure is not None:
@@ -261,6 +278,12 @@ def _returns(federation: Federation, task: TrainTask) -> Mapping[str, tuple[int,
     who = f"Round {task.round}: what the method {federation.recipe.method.name} expects back"
     with naming(who, RoundFailed):
         return {str(name): tuple(shape) for name, shape in federation.method.returns(task.payload).items()}
+
+
+def _bound(federation: Federation, round: int, payload: Payload) -> float:
+    """Return the largest norm of a client's change that the method takes."""
+    with naming(f"Round {round}: the bound of the method {federation.recipe.method.name}", RoundFailed):
+        return float(federation.method.bound(payload))
 
 
 def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) -> Surveyed:
@@ -370,10 +393,9 @@ def _weighted(figures: Sequence[tuple[float | None, int]]) -> float | None:
     return sum(figure * count for figure, count in known) / total if total else None
 
 
-def is_due(round: int, recipe: Recipe) -> bool:
+def is_due(round: int, rounds: int, every: int) -> bool:
     """Return whether an adapter is scored after this round: before the first, every n rounds, after the last."""
-    every = recipe.evaluation.every
-    return round in (0, recipe.federation.rounds) or (every > 0 and round % every == 0)
+    return round in (0, rounds) or (every > 0 and round % every == 0)
 
 
 def _evaluate(federation: Federation, progress: Progress) -> list[EvaluationRecord]:
@@ -397,7 +419,7 @@ def _score_at_clients(federation: Federation, progress: Progress) -> EvaluationR
     """
     start = time.perf_counter()
     by_client, by_group = _ask_scores(federation, progress)
-    own = federation.method.serves is not serve_sent and progress.round == federation.recipe.federation.rounds
+    own = federation.method.serves is not serve_sent and progress.round == federation.rounds
     shared = _ask_scores(federation, progress, shared=True)[0] if own else {}
     elsewhere: dict[str, Mapping[str, Totals]] = {}
     if own and federation.score_served is not None:

@@ -28,6 +28,7 @@ from bellwether.model.base import Base, load_base, weights_fingerprint
 from bellwether.model.lora import LoraLayers
 from bellwether.recipe import recipe
 from bellwether.recipe.method import MethodSection
+from bellwether.recipe.privacy import Privacy
 from bellwether.tools.workers import LANGUAGE_MODELS, begin_worker, interrupts_held, source_of_workers
 
 # What workers import once for all.
@@ -52,6 +53,7 @@ class Work:
         public: rows of public text that the space of a selection is fitted on.
         secret: what noise on centroids is drawn from, where clients are a site's; None draws it from a task's seed, as
             everywhere where nothing is protected from the server.
+        privacy: the recipe's section of differential privacy, of which every worker makes its own method.
     """
 
     config: AdapterConfig
@@ -64,6 +66,7 @@ class Work:
     folders: Mapping[str, Path] = field(default_factory=dict)
     public: Sequence[TokenRow] = ()
     secret: bytes | None = field(default=None, repr=False)
+    privacy: Privacy = field(default_factory=Privacy)
 
 
 def local_engine(base: Base, layers: LoraLayers, work: Work, method: Method) -> LocalEngine:
@@ -284,7 +287,7 @@ def _serve(parent: Connection, environment: Mapping[str, str]) -> None:
         model, work = parent.recv()
         base = load_base(model)
         layers = LoraLayers(base.model, work.config, work.slots)
-        engine = local_engine(base, layers, work, make_method(work.method))
+        engine = local_engine(base, layers, work, make_method(work.method, work.privacy))
         parent.send(base.fingerprint)
         while True:
             asked = parent.recv()

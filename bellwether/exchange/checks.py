@@ -129,6 +129,7 @@ def check_update(
     max_norm: float,
     compression: Compression | None = None,
     received: Payload | None = None,
+    bound: float = math.inf,
 ) -> Update:
     """Refuse a reply that must not be aggregated; return its update.
 
@@ -142,6 +143,7 @@ def check_update(
         max_norm: the largest norm of the change of all tensors, and of each array.
         compression: the recipe's section, which says how it comes; None is as whole tensors.
         received: what the client made of the payload, which it began with; None is the payload.
+        bound: the largest norm of the change of all tensors that the method takes.
 
     Returns:
         The update with whole tensors: the server's exact ones and the client's change, since it received them.
@@ -166,7 +168,7 @@ def check_update(
         check_array(name, update.arrays[name], shape, precision)
     # In float64, where the squares of everything that float32 holds are finite.
     squares = (np.square(update.tensors[key].astype(np.float64) - sent).sum() for key, sent in expected.items())
-    _check_norm("its change", sum(squares), max_norm)
+    _check_norm("its change", sum(squares), min(max_norm, bound))
     for name in returns:
         _check_norm(name, np.square(update.arrays[name].astype(np.float64)).sum(), max_norm)
     return update

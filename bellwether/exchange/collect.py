@@ -19,6 +19,7 @@ class Collection:
         tasks: what each client of the cohort was asked, with what it receives.
         payloads: what each was sent, as the server has it exactly.
         returns: the shapes of the arrays that the method expects back of each client beside its tensors, by name.
+        bounds: the largest norm of the change of each client's tensors that the method takes.
         limits: the recipe's section: deadline, rows and norm that are believed.
         left_out: who is left out already, and why.
         watch: is told of every client.
@@ -37,12 +38,13 @@ class Collection:
         tasks: Mapping[str, TrainTask],
         payloads: Mapping[str, Payload],
         returns: Mapping[str, Shapes],
+        bounds: Mapping[str, float],
         limits: Federation,
         left_out: Mapping[str, str],
         watch: Watcher,
         round: int,
     ) -> None:
-        self._tasks, self._payloads, self._returns = tasks, payloads, returns
+        self._tasks, self._payloads, self._returns, self._bounds = tasks, payloads, returns, bounds
         self._limits, self._watch, self._round = limits, watch, round
         self._heard: set[str] = set()
         self.accepted: list[tuple[Update, ClientRecord]] = []
@@ -86,8 +88,8 @@ class Collection:
         check_seconds(reply, deadline if reply.failure is None else None)
         limits = self._limits
         task, due = self._tasks[reply.client], self._returns[reply.client]
-        most = limits.max_rows, limits.max_norm
-        return check_update(reply, payload, due, self._round, *most, task.compression, task.payload)
+        most, bound = (limits.max_rows, limits.max_norm), self._bounds[reply.client]
+        return check_update(reply, payload, due, self._round, *most, task.compression, task.payload, bound)
 
     def _leave_out(self, client: str, reason: str) -> None:
         self.left_out[client] = reason

@@ -107,6 +107,27 @@ def uniform_sampler(federation: Federation) -> Sampler:
     return sample
 
 
+def inclusion_rate(federation: Federation, clients: int) -> float:
+    """Return the probability with which the sampler ``poisson`` asks a client in a round."""
+    if federation.cohort_size is not None:
+        return min(1.0, federation.cohort_size / clients)
+    return federation.fraction
+
+
+def poisson_sampler(federation: Federation) -> Sampler:
+    """Return a sampler that asks every client with the same probability, whoever else is asked.
+
+    The size of a cohort varies, and may be none.
+    """
+
+    def sample(sampling: Sampling) -> Sequence[str]:
+        drawn = sampling.randomness.numpy("cohort", round=sampling.round).random(len(sampling.clients))
+        rate = inclusion_rate(federation, len(sampling.clients))
+        return [client for client, number in zip(sampling.clients, drawn, strict=True) if number < rate]
+
+    return sample
+
+
 def available_sampler(federation: Federation, trace: Trace) -> Sampler:
     """Return a sampler that draws among the clients that are there in the round, all alike.
 
@@ -130,6 +151,8 @@ def make_sampler(federation: Federation, trace: Trace | None) -> Sampler:
     """Return the sampler that the recipe names."""
     if federation.sampler == "uniform":
         return uniform_sampler(federation)
+    if federation.sampler == "poisson":
+        return poisson_sampler(federation)
     if federation.sampler == "available":
         assert trace is not None  # the recipe refuses this sampler without availability
         return available_sampler(federation, trace)

@@ -19,6 +19,7 @@ Shape legend: P parameters of an adapter, in the order of the model, A before B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -203,6 +204,16 @@ def serve_sent(payload: Payload, own: Arrays) -> Adapter:
     return payload.adapter
 
 
+def nothing_beside(payload: Payload) -> Mapping[str, tuple[int, ...]]:
+    """Expect nothing beside the tensors."""
+    return {}
+
+
+def unbounded(payload: Payload) -> float:
+    """Take updates of every length."""
+    return math.inf
+
+
 def send_trained(trained: Trained) -> Finished:
     """Send the tensors of the last pass that the payload expects back, and keep nothing."""
     last = trained.passes[-1]
@@ -236,6 +247,8 @@ class Method:
         passes: what a client goes through in a round, in this order, each a training over its rows.
         finish: what a client makes of it: what it sends and what it keeps.
         returns: shapes of the arrays that come back beside the tensors, by name: (payload) to shapes.
+        bound: the largest norm of an update's change that the method takes: (payload) to norm; whatever it says, the
+            recipe's federation.max_norm holds.
         serves: the adapter that a client serves, of what it is sent and what it keeps; for its evaluation, and to be
             exported. Its rank may be another than that of what was sent.
         needs: fields of the recipe's training section, and the only values with which the method is right.
@@ -253,7 +266,8 @@ class Method:
     give: Callable[[State, Known, int], Payload] = whole_adapter
     passes: Sequence[Pass] = (Pass(),)
     finish: Callable[[Trained], Finished] = send_trained
-    returns: Callable[[Payload], Mapping[str, tuple[int, ...]]] = lambda payload: {}
+    returns: Callable[[Payload], Mapping[str, tuple[int, ...]]] = nothing_beside
+    bound: Callable[[Payload], float] = unbounded
     serves: Callable[[Payload, Arrays], Adapter] = serve_sent
     needs: Mapping[str, Any] = field(default_factory=dict)
     mixed_ranks: bool = False

@@ -14,9 +14,11 @@ from bellwether.method.halves import ffa_lora, rolora
 from bellwether.method.hetlora import hetlora
 from bellwether.method.method import Method, Pass
 from bellwether.method.personal import ditto, feddpa, fedsa_lora, fine_tuned
+from bellwether.method.private import Noise, client_level
 from bellwether.method.scaffold import scaffold
 from bellwether.method.server_optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from bellwether.recipe.method import MethodSection, OwnMethod
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import Training
 from bellwether.tools.functions import load_function, naming
 
@@ -34,15 +36,23 @@ def our_methods() -> dict[str, Method]:
     return {name: made() for name, made in _OURS.items()}
 
 
-def make_method(section: MethodSection) -> Method:
+def make_method(section: MethodSection, privacy: Privacy = Privacy(), noise: Noise | None = None) -> Method:
     """Return the method that a recipe names, with the hyperparameters that stand beside the name.
 
     Args:
         section: the recipe's ``method`` section; of one's own, the function is called with its parameters.
+        privacy: the recipe's ``privacy`` section; where it hides clients, updates are clipped and their sum gets noise.
+        noise: what the server adds then; clients, and who closes no round, need none.
 
     Raises:
         RecipeError: a person's own function is not there, refuses its parameters, or returns no method.
     """
+    method = _plain_method(section)
+    return client_level(method, privacy, noise) if privacy.on and privacy.unit == "client" else method
+
+
+def _plain_method(section: MethodSection) -> Method:
+    """Return the method as it is without privacy."""
     if not isinstance(section, OwnMethod):
         method: Method = _OURS[section.name](**section.model_dump(exclude={"name", "fine_tune"}))
         return fine_tuned(method) if getattr(section, "fine_tune", False) else method
@@ -57,7 +67,7 @@ def _checked(method: Any, who: str) -> Method:
     """Return a method of a person's own; refuse what is none, or has parts of another kind than they must be."""
     if not isinstance(method, Method):
         raise RecipeError(f"{who} returned a {type(method).__name__}; return a Method.")
-    for part in ("close", "begin", "give", "finish", "returns", "serves"):
+    for part in ("close", "begin", "give", "finish", "returns", "bound", "serves"):
         if not callable(getattr(method, part)):
             raise RecipeError(f"{who} returned a Method whose {part} is no function.")
     if not method.passes or not all(isinstance(one, Pass) for one in method.passes):

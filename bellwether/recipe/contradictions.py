@@ -8,6 +8,7 @@ from typing import Any
 
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import Arm, Compare, Compression, Partition, Recipe, Selection, Training, Tune
 from bellwether.tools.words import counted, cut
 
@@ -76,6 +77,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _of_selection(recipe.selection)
     yield from _of_pairs(recipe)
     yield from _of_compression(recipe.compression)
+    yield from _of_privacy(recipe)
     if warmup >= federation.rounds:
         text = (
             f"training.warmup_rounds is {warmup}, which leaves none of the "
@@ -98,6 +100,29 @@ def _of_pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if method not in ("full", "random"):
         text = f"selection.method is {cut(method)}, which looks at one answer of a row, but with training.loss dpo rows"
         yield "selection.method", f"{text} have two; set it to full or random."
+
+
+def _of_privacy(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what privacy cannot go together with."""
+    privacy = recipe.privacy
+    if privacy.amplification and recipe.federation.sampler != "poisson":
+        text = (
+            f"privacy.amplification counts on Poisson sampling, but federation.sampler is {recipe.federation.sampler}"
+        )
+        yield "privacy.amplification", f"{text}; set it to poisson."
+    for field, given in (("amplification", privacy.amplification), ("clip_quantile", privacy.clip_quantile)):
+        if given and privacy.unit == "example":
+            text = f"privacy.{field} is for clients, but privacy.unit is example; leave it out, or set privacy.unit to"
+            yield f"privacy.{field}", f"{text} client."
+    if not privacy.on:
+        for field in sorted(privacy.model_fields_set - {"unit", "epsilon", "noise"}):
+            if getattr(privacy, field) != Privacy.model_fields[field].default:
+                text = f"privacy.{field} is given, but neither privacy.epsilon nor privacy.noise, so nothing is hidden"
+                yield f"privacy.{field}", f"{text}; give one of them."
+        return
+    if recipe.compression.up != "none":
+        text = f"compression.up is {recipe.compression.up}, which changes updates after they were clipped; set it to"
+        yield "compression.up", f"{text} none, or leave privacy.epsilon and privacy.noise out."
 
 
 def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:

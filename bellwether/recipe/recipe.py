@@ -334,8 +334,10 @@ class Federation(Section):
     """Rounds: who takes part, how long the server waits, and what it believes of a client."""
 
     rounds: int = Field(20, ge=1, description="number of rounds")
-    sampler: Annotated[str, AfterValidator(ours_or_own("uniform", "available"))] = Field(
-        "uniform", description="how the cohort is drawn: uniform, available, or package.module:function"
+    sampler: Annotated[str, AfterValidator(ours_or_own("uniform", "poisson", "available"))] = Field(
+        "uniform",
+        description="how the cohort is drawn: uniform, poisson (each client with the same probability, so that sizes "
+        "vary), available, or package.module:function",
     )
     fraction: float = Field(0.5, gt=0, le=1, description="share of the clients in a cohort; at least one is taken")
     cohort_size: int | None = Field(None, ge=1, description="clients in a cohort, instead of fraction")

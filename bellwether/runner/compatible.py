@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bellwether.method.method import Method
+from bellwether.method.method import Method, nothing_beside
 from bellwether.method.named import our_methods
 from bellwether.recipe.recipe import Recipe
 
@@ -98,6 +98,21 @@ def _preferences(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _hidden_clients(recipe: Recipe, method: Method) -> list[str]:
+    if not recipe.privacy.on or recipe.privacy.unit != "client":
+        return []
+    if method.weigh is None:
+        why = "closes rounds with the updates themselves, where noise is added to their sum"
+    elif method.returns is not nothing_beside:
+        why = "lets clients send arrays beside the adapter, which nothing would bound"
+    else:
+        return []
+    return [
+        f"privacy.unit is client, but the method {recipe.method.name} {why}; set privacy.unit=example, or take another "
+        "method, such as method.name=fedavg."
+    ]
+
+
 RULES = (
     Rule("AdamW, schedules and clipping", ("training.optimizer=adamw",), _wrong_training),
     Rule("unlike ranks", ("lora.ranks=[2, 4]",), _unlike_ranks),
@@ -105,6 +120,7 @@ RULES = (
     Rule("a base in bfloat16", ("model.dtype=bfloat16",), _bfloat16),
     Rule("preferences (dpo)", ("training.loss=dpo",), _preferences),
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
+    Rule("clients hidden by noise", ("privacy.noise=1",), _hidden_clients),
     Rule("few bits down", ("compression.down=8bit",), _compressed_factors),
 )
 

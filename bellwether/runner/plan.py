@@ -221,7 +221,7 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
     from bellwether.model.lora import initial_adapter
     from bellwether.tools.randomness import Randomness
 
-    method, randomness = make_method(recipe.method), Randomness(recipe.seed)
+    method, randomness = make_method(recipe.method, recipe.privacy), Randomness(recipe.seed)
     state = first_state(method, initial_adapter(facts, recipe.lora, randomness.torch("initial adapter")))
     ranks = collections.Counter(client_ranks(recipe.lora, clients, randomness).values())
     rounds = recipe.federation.rounds
@@ -256,7 +256,7 @@ def _last_round(recipe: Recipe, clients: int) -> list[str]:
     """Return what a person should know where the last round is another one."""
     from bellwether.method.named import make_method
 
-    if make_method(recipe.method).last is None:
+    if make_method(recipe.method, recipe.privacy).last is None:
         return []
     return [
         f"In round {recipe.federation.rounds}, the last one, {counted(clients, 'client')} train for themselves and "
@@ -268,7 +268,7 @@ def _folded(facts: ModelFacts, recipe: Recipe, modules: Sequence[str]) -> list[s
     """Return what a person should know of bytes where a method folds updates into the base."""
     from bellwether.method.named import make_method
 
-    if not make_method(recipe.method).folds:
+    if not make_method(recipe.method, recipe.privacy).folds:
         return []
     shapes = [shape for shape in facts.linears if shape.path in set(modules)]
     rank = max(min(shape.inputs, shape.outputs) for shape in shapes)

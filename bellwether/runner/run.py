@@ -32,7 +32,7 @@ from bellwether.exchange.records import (
 from bellwether.exchange.scores import Scores, Totals, macro
 from bellwether.federate import Federation, Progress, federate, is_due
 from bellwether.method.cohort import cohort_size
-from bellwether.method.method import Method
+from bellwether.method.method import Known, Method
 from bellwether.method.named import make_method
 from bellwether.method.returned import first_state
 from bellwether.model.base import Base, load_base
@@ -41,6 +41,7 @@ from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
+from bellwether.runner.guarantee import Guarantee, begin_ledger, charged, close_ledger, guarantee
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
@@ -237,7 +238,8 @@ def _run_in(
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
-    method = make_method(recipe.method)
+    given = guarantee(recipe, clients, deployment.secret)
+    method = make_method(recipe.method, recipe.privacy, given.noise if given else None)
     progress = where_to_begin(folder, checkpoint, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
         tell = tell_all([watch, log, trackers])
@@ -245,13 +247,15 @@ def _run_in(
         # How long rows that are elsewhere will take, nobody here can tell.
         told = deployment.here and watch is not _silent
         rounds, planned = recipe.federation.rounds, expected(prepared, size) if told else None
-        scored = tuple(round for round in range(progress.round + 1, rounds + 1) if is_due(round, recipe))
+        scored = tuple(
+            round for round in range(progress.round + 1, rounds + 1) if is_due(round, rounds, recipe.evaluation.every)
+        )
         tell(RunStarted(recipe.name, str(folder.path), rounds, progress.round, clients, size, scored, planned))
         # Trackers have the earlier scores already; who watches, or writes the log, compares with the base's.
         for record in progress.evaluations:
             tell_all([watch, log])(Evaluated(record))
         with listening(tell_all([watch, log])):
-            result = _federate(folder, prepared, base, method, progress, tell, deployment)
+            result = _federate(folder, prepared, base, method, progress, tell, deployment, given)
         tell(RunFinished(time.perf_counter() - start))
     return result
 
@@ -264,6 +268,7 @@ def _federate(
     progress: Progress,
     watch: Watcher,
     deployment: Deployment,
+    given: Guarantee | None,
 ) -> Result:
     """Run the rounds that are left, check that the base is unchanged, and write the results."""
     recipe, first = folder.recipe, first_adapter(base, folder.recipe)
@@ -273,12 +278,19 @@ def _federate(
         keep_categories(own, {client: tokenised.rows for client, tokenised in prepared.clients.items()})
     layers = LoraLayers(base.model, progress.adapter.config, slots_of(prepared) if recipe.engine.processes == 1 else 1)
     answers = Answers(folder.path, prepared)
+    payload = method.give(progress.state, Known("", progress.state.adapter.config.rank), max(1, progress.round))
+    begin_ledger(folder.path, recipe, method, payload, given)
     with deployment.engine(Setting(prepared, base, layers, method, folder.path, watch)) as engine:
         federation = make_federation(folder, prepared, base, layers, engine, method, answers, watch)
-        federation = replace(federation, sample=deployment.sampling(federation.sample))
         if deployment.here and prepared.scored.rows:
             score = functools.partial(score_served, prepared, base, layers, method, own)
             federation = replace(federation, score_served=score)
+        federation = replace(
+            federation,
+            sample=deployment.sampling(federation.sample),
+            charge=charged(folder.path, recipe, given),
+            affordable=given.rounds if given else None,
+        )
         for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
         for text in prepared.warnings:
@@ -288,6 +300,7 @@ def _federate(
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
+    close_ledger(folder.path, recipe, given)
     card = model_card(
         recipe, all_records(progress), len(federation.ranks), folder.environment, sites=not deployment.here
     )

@@ -68,7 +68,7 @@ def with_own_adapters(folder: Path) -> tuple[Recipe, Method]:
     """
     with reading(folder / RECIPE, "give the folder of a finished run"):
         recipe = load_recipe(folder / RECIPE)
-    method = make_method(recipe.method)
+    method = make_method(recipe.method, recipe.privacy)
     if method.serves is serve_sent:
         raise RecipeError(
             f"With the method {recipe.method.name} clients serve the adapter that all share: export {folder} without "

@@ -24,7 +24,8 @@ from bellwether.method.cohort import (
     everyone_last,
     make_sampler,
 )
-from bellwether.method.method import Method, State
+from bellwether.method.method import Closing, Method, State
+from bellwether.method.private import known_noise
 from bellwether.method.returned import first_state
 from bellwether.model import decoder
 from bellwether.model.base import Base, weights_fingerprint
@@ -77,12 +78,14 @@ class Deployment:
         engine: makes what delivers tasks to the clients.
         here: whether the clients' rows and own folders are on this machine, for the report to show.
         sampling: makes of the recipe's sampler the one that draws the cohorts.
+        secret: what the server's noise is drawn from, where the recipe asks for some.
     """
 
     prepare: Callable[[Recipe, Opened | None], Prepared]
     engine: Callable[[Setting], contextlib.AbstractContextManager[Engine]]
     here: bool = True
     sampling: Callable[[Sampler], Sampler] = lambda sampler: sampler
+    secret: Callable[[Closing], bytes] = known_noise
 
 
 @contextlib.contextmanager
@@ -124,6 +127,7 @@ def work_of(setting: Setting, clients: Sequence[str]) -> Work:
         prepared.recipe.engine.tokens,
         {client: folders[client] for client in clients},
         prepared.public,
+        privacy=prepared.recipe.privacy,
     )
 
 

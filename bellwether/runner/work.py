@@ -89,7 +89,7 @@ def _visits(recipe: Recipe, cohort: int, clients: int) -> float:
     """Return how often a client goes through its training in a round, added up over clients, on average over rounds."""
     from bellwether.method.named import make_method
 
-    method, rounds = make_method(recipe.method), recipe.federation.rounds
+    method, rounds = make_method(recipe.method, recipe.privacy), recipe.federation.rounds
     usual = cohort * len(method.passes)
     if method.last is None:
         return usual

@@ -306,6 +306,7 @@ def _work(
         {site: kept_for(folder, invited.federation) / slug(site)},
         prepared.public,
         own_secret(folder),
+        recipe.privacy,
     )
 
 

@@ -129,7 +129,7 @@ def holdings_of(name: str, recipe: Recipe, base: Base, layers: LoraLayers, work:
         work: rows, folders and secret of its clients; they are trained one by one.
     """
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
-    method = make_method(work.method)
+    method = make_method(work.method, work.privacy)
     engine, facts = local_engine(base, layers, work, method), facts_of(recipe, base, work.public)
     clients, going_on = tuple(work.rows), kinds_going_on(method, recipe.compression)
     rows = hashlib.sha256(json.dumps([[row_hash(one.row) for one in rows] for rows in work.rows.values()]).encode())

@@ -10,6 +10,7 @@
         history.jsonl                                     all records so far
         recipe.yaml                                       the recipe that made it
         manifest.json                                     size and SHA-256 of the files above
+    privacy.json, charges.jsonl   what leaves clients, what is promised of it and was spent: see privacy.py
     rounds.jsonl       one line per round
     evaluation.jsonl, evaluation.csv   scores per evaluation and category
     answers/0003.jsonl category, answer and totals of every scored row, one file per evaluation
@@ -46,6 +47,7 @@ from bellwether.recipe.file import differences, dump_recipe, load_recipe
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.checkpoint import RECIPE, Checkpoint, checkpoint_files, read_checkpoint
 from bellwether.store.history import evaluation_csv, evaluation_rows, round_lines
+from bellwether.store.privacy import CHARGES, PRIVACY
 from bellwether.tools.atomic import (
     TEMPORARY,
     cannot_write,
@@ -249,7 +251,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove a run of which nothing was committed, and close; a run with commits is only closed."""
         if not self._was_committed():
-            for name in (RECIPE, ENVIRONMENT, CLIENTS, LOG, ANSWERS, CHECKPOINTS, OWN, LOCK):
+            for name in (RECIPE, ENVIRONMENT, CLIENTS, PRIVACY, CHARGES, LOG, ANSWERS, CHECKPOINTS, OWN, LOCK):
                 remove(self.path / name)
             remove_leftovers(self.path)
         self.close()

@@ -1,0 +1,211 @@
+"""Differential privacy of whole clients: their updates are clipped, and the server adds noise to the sum.
+
+DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963, algorithm 1, flat clipping): with Δ_i = y_i - x, what client i sends
+less what it was sent,
+
+    Δ̃ = (Σ_i Δ_i · min(1, C / ‖Δ_i‖) + N(0, (z C)² I)) / m
+
+where C is the clipping norm, z the noise multiplier, and m the number of clients that a round asks in the mean: q N
+where each of N is asked with probability q, else the size of a cohort. m is a number of the recipe and never counts
+what came back, whose number would tell who was there. ‖·‖ is over all tensors that come back together. All clients count
+alike, whatever their rows. The method that stands inside closes the round with x + Δ̃ for the mean, so that FedAdam and its
+kind step by it; whatever it does is post-processing, and spends nothing more.
+
+The clipping norm can follow the clients' own norms (Andrew et al. 2021, arXiv 1905.03871, algorithm 1): each client
+also tells whether its update was short enough to stay as it is, as b_i - ½ = ±½, and
+
+    b̃ = ½ + (Σ_i (b_i - ½) + N(0, σ_b²)) / m        C ← C · exp(-η (b̃ - γ))
+
+with γ the wanted share. Together with the updates that is one Gaussian mechanism of the multiplier z, where the updates
+have z_Δ = (z⁻² - (2 σ_b)⁻²)^(-½) and σ_b = m / 20. Deviations: σ_b is at least z, so that few clients do not leave the
+updates without a share; b̃ is cut to what a share can be.
+
+Shape legend: P parameters of an adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from bellwether.exchange.adapter import Tensors
+from bellwether.exchange.messages import Payload
+from bellwether.method.method import Closing, Finished, Known, Mean, Method, State, Trained, alike
+from bellwether.recipe.privacy import Privacy
+
+CLIP = "clip norm"  # what clients are sent, and the server remembers
+UNCLIPPED = "unclipped"  # what clients send beside their tensors: ½ where their update stayed as it is, else -½
+
+# An update's values are rounded to float32, after which it can be a little longer than it was cut to.
+SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the server adds to the sums of a run.
+
+    Args:
+        multiplier: z, of updates and counts together.
+        expected: m, the clients that a round asks in the mean.
+        secret: from a round that is being closed to bytes that nobody else knows, and never the same ones twice.
+    """
+
+    multiplier: float
+    expected: float
+    secret: Callable[[Closing], bytes]
+
+    @property
+    def count(self) -> float:
+        """The standard deviation of the noise on the count of unclipped updates, σ_b."""
+        return max(self.expected / 20, self.multiplier)
+
+    def of_updates(self, adaptive: bool) -> float:
+        """Return the multiplier of the noise on the sum of updates, z_Δ."""
+        return (self.multiplier**-2 - (2 * self.count) ** -2) ** -0.5 if adaptive else self.multiplier
+
+
+def known_noise(closing: Closing) -> bytes:
+    """Return a secret that is none: whoever knows the seed of a simulation knows it, and can take the noise off."""
+    return closing.randomness.seed_for("privacy noise", round=closing.round).to_bytes(8, "big")
+
+
+def client_level(method: Method, privacy: Privacy, noise: Noise | None = None) -> Method:
+    """Return a method that hides whether a client took part at all.
+
+    Args:
+        method: linear, and nothing comes back beside its tensors.
+        privacy: the recipe's section.
+        noise: what the server adds; None at clients, which close no round.
+    """
+    adaptive = privacy.clip_quantile is not None
+
+    def begin(adapter: Any) -> State:
+        return _with_clip(method.begin(adapter), privacy.clip_norm)
+
+    def give(state: State, client: Known, round: int) -> Payload:
+        clip = np.array([_clip_of(state)], np.float32)
+        payload = method.give(_without_clip(state), client, round)
+        return replace(payload, arrays={**payload.arrays, CLIP: clip})
+
+    def finish(trained: Trained) -> Finished:
+        finished = method.finish(trained)
+        tensors, short = clipped(finished.tensors, trained.payload.expected, float(trained.payload.arrays[CLIP][0]))
+        told = {UNCLIPPED: np.array([0.5 if short else -0.5])} if adaptive else {}
+        return replace(finished, tensors=tensors, arrays={**finished.arrays, **told})
+
+    def returns(payload: Payload) -> Mapping[str, tuple[int, ...]]:
+        return {**method.returns(payload), UNCLIPPED: (1,)} if adaptive else method.returns(payload)
+
+    def close(closing: Closing) -> State:
+        if noise is None:
+            raise ValueError("clients close no round")
+        state, clip = _without_clip(closing.state), _clip_of(closing.state)
+        inside = replace(closing, state=state)
+        if closing.failure is not None:
+            return _with_clip(method.close(inside), clip)
+        sent = method.give(state, Known("", state.adapter.config.rank), closing.round).expected
+        secret = noise.secret(closing)
+        mean = _noised(closing.mean, sent, noise.of_updates(adaptive) * clip * (1 + SLACK), noise.expected, secret)
+        after = method.close(replace(inside, mean=mean))
+        return _with_clip(after, _next_clip(closing.mean, clip, privacy, noise, secret) if adaptive else clip)
+
+    last = method.last
+    if last is not None:  # nothing comes back in it, so there is nothing to hide
+        last = _as_if_without(last)
+    return replace(
+        method,
+        close=close,
+        weigh=alike,
+        begin=begin,
+        give=give,
+        finish=finish,
+        returns=returns,
+        bound=lambda payload: float(payload.arrays[CLIP][0]) * (1 + SLACK),
+        last=last,
+    )
+
+
+def clipped(tensors: Tensors, sent: Tensors, norm: float) -> tuple[Tensors, bool]:
+    """Return tensors whose change has at most a norm, and whether it had so before.
+
+    Args:
+        tensors: what a client would send.
+        sent: what it was sent, under the same keys.
+        norm: the largest norm of the change of all of them together.
+    """
+    changes = {key: tensors[key].astype(np.float64) - value for key, value in sent.items()}
+    length = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
+    if length <= norm:
+        return tensors, True
+    return {
+        key: (value + changes[key] * (norm / length)).astype(tensors[key].dtype) for key, value in sent.items()
+    }, False
+
+
+def secret_normal(secret: bytes, purpose: str, count: int) -> NDArray[np.float64]:
+    """Return standard normal values that nobody can repeat who does not know a secret.
+
+    They are the normal quantiles of 53 bits each of SHAKE-256's output, so that who sees some of them learns nothing of
+    the others. Like all noise in floating point they are not exactly normal (Mironov 2012, "On significance of the
+    least significant bits for differential privacy"); nothing here guards against that.
+
+    Args:
+        secret: random bytes.
+        purpose: what the values are for; another one gives other values.
+        count: how many.
+    """
+    stream = hashlib.shake_256(len(secret).to_bytes(8, "big") + secret + purpose.encode()).digest(8 * count)
+    uniform = ((np.frombuffer(stream, ">u8") >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    return np.asarray(ndtri(uniform))
+
+
+def _noised(mean: Mean | None, sent: Tensors, deviation: float, expected: float, secret: bytes) -> Mean:
+    """Return the sum of changes with noise over the expected number, as a mean; of no update it is noise alone."""
+    tensors: dict[str, Any] = {}
+    for key, value in sent.items():
+        start = value.astype(np.float64)
+        total = (mean.tensors[key] - start) * mean.count if mean is not None else np.zeros(value.shape)
+        noise = secret_normal(secret, f"update {key}", value.size).reshape(value.shape)
+        tensors[key] = start + (total + deviation * noise) / expected
+    return Mean(tensors, {}, expected, mean.count if mean is not None else 0)
+
+
+def _next_clip(mean: Mean | None, clip: float, privacy: Privacy, noise: Noise, secret: bytes) -> float:
+    """Return the clipping norm of the next round."""
+    total = float(mean.arrays[UNCLIPPED][0]) * mean.count if mean is not None else 0.0
+    noisy = total + noise.count * float(secret_normal(secret, "count", 1)[0])
+    share = min(1.0, max(0.0, 0.5 + noisy / noise.expected))
+    assert privacy.clip_quantile is not None
+    return clip * math.exp(-privacy.clip_rate * (share - privacy.clip_quantile))
+
+
+def _clip_of(state: State) -> float:
+    return float(state.arrays[CLIP])
+
+
+def _with_clip(state: State, clip: float) -> State:
+    """Return a state that remembers the clipping norm, as precisely as clients are sent it."""
+    return replace(state, arrays={**state.arrays, CLIP: float(np.float32(clip))})
+
+
+def _without_clip(state: State) -> State:
+    return replace(state, arrays={name: value for name, value in state.arrays.items() if name != CLIP})
+
+
+def _as_if_without(method: Method) -> Method:
+    """Return a method that sees the state as if it remembered no clipping norm."""
+
+    def close(closing: Closing) -> State:
+        state = method.close(replace(closing, state=_without_clip(closing.state)))
+        return _with_clip(state, _clip_of(closing.state))
+
+    return replace(
+        method, close=close, give=lambda state, client, round: method.give(_without_clip(state), client, round)
+    )
