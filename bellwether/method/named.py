@@ -36,19 +36,22 @@ def our_methods() -> dict[str, Method]:
     return {name: made() for name, made in _OURS.items()}
 
 
-def make_method(section: MethodSection, privacy: Privacy = Privacy(), noise: Noise | None = None) -> Method:
+def make_method(section: MethodSection, privacy: Privacy | None = None, noise: Noise | None = None) -> Method:
     """Return the method that a recipe names, with the hyperparameters that stand beside the name.
 
     Args:
         section: the recipe's ``method`` section; of one's own, the function is called with its parameters.
-        privacy: the recipe's ``privacy`` section; where it hides clients, updates are clipped and their sum gets noise.
+        privacy: the recipe's ``privacy`` section; where it hides clients, updates are clipped and their sum gets noise;
+            None hides nobody.
         noise: what the server adds then; clients, and who closes no round, need none.
 
     Raises:
         RecipeError: a person's own function is not there, refuses its parameters, or returns no method.
     """
     method = _plain_method(section)
-    return client_level(method, privacy, noise) if privacy.on and privacy.unit == "client" else method
+    if privacy is None or not privacy.hides_clients:
+        return method
+    return client_level(method, privacy, noise)
 
 
 def _plain_method(section: MethodSection) -> Method:

@@ -7,9 +7,9 @@ less what it was sent,
 
 where C is the clipping norm, z the noise multiplier, and m the number of clients that a round asks in the mean: q N
 where each of N is asked with probability q, else the size of a cohort. m is a number of the recipe and never counts
-what came back, whose number would tell who was there. ‖·‖ is over all tensors that come back together. All clients count
-alike, whatever their rows. The method that stands inside closes the round with x + Δ̃ for the mean, so that FedAdam and its
-kind step by it; whatever it does is post-processing, and spends nothing more.
+what came back, whose number would tell who was there. ‖·‖ is over all tensors that come back together. All
+clients count alike, whatever their rows. The method that stands inside closes the round with x + Δ̃ for the mean, so
+that FedAdam and its kind step by it; whatever it does is post-processing, and spends nothing more.
 
 The clipping norm can follow the clients' own norms (Andrew et al. 2021, arXiv 1905.03871, algorithm 1): each client
 also tells whether its update was short enough to stay as it is, as b_i - ½ = ±½, and

@@ -57,3 +57,8 @@ class Privacy(Section):
     def on(self) -> bool:
         """Whether anything is protected."""
         return self.epsilon is not None or self.noise is not None
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether it is hidden that a client took part."""
+        return self.on and self.unit == "client"

@@ -99,7 +99,7 @@ def _preferences(recipe: Recipe, method: Method) -> list[str]:
 
 
 def _hidden_clients(recipe: Recipe, method: Method) -> list[str]:
-    if not recipe.privacy.on or recipe.privacy.unit != "client":
+    if not recipe.privacy.hides_clients:
         return []
     if method.weigh is None:
         why = "closes rounds with the updates themselves, where noise is added to their sum"

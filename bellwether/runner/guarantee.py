@@ -67,7 +67,7 @@ def guarantee(recipe: Recipe, clients: int, secret: Callable[[Closing], bytes] =
         RecipeError: dp-accounting is missing, or the budget is not enough for one round.
     """
     privacy, federation = recipe.privacy, recipe.federation
-    if not privacy.on or privacy.unit != "client":
+    if not privacy.hides_clients:
         return None
     sampled = federation.sampler == "poisson"
     rate = inclusion_rate(federation, clients) if sampled else cohort_size(federation, clients) / clients
@@ -131,7 +131,7 @@ def leaving(recipe: Recipe, method: Method, payload: Payload) -> tuple[Leaving, 
     """
     privacy, selection = recipe.privacy, recipe.selection
     update, spent = UNPROTECTED, NO_CHARGE
-    if privacy.on and privacy.unit == "client":
+    if privacy.hides_clients:
         update = "clipped at the client; Gaussian noise at the server on the sum over clients"
         spent = "one noisy sum a round"
     elif privacy.on:
@@ -142,7 +142,7 @@ def leaving(recipe: Recipe, method: Method, payload: Payload) -> tuple[Leaving, 
     beside = method.returns(payload)
     if beside:
         names = ", ".join(sorted(beside))
-        covered = (update, spent) if privacy.on and privacy.unit == "client" else (UNPROTECTED, NO_CHARGE)
+        covered = (update, spent) if privacy.hides_clients else (UNPROTECTED, NO_CHARGE)
         found.append(Leaving(f"what the method sends beside it ({names})", each, *covered))
     if selection.surveys:
         noise = _SURVEY_NOISE if selection.noise else UNPROTECTED
