@@ -5,6 +5,7 @@ What it writes is read by the report; see ``bellwether.store.privacy``.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from bellwether.store.privacy import (
     given_away,
     keep_given_away,
 )
+from bellwether.tools.words import counted
 
 NO_CHARGE = "none"
 _SURVEY_NOISE = "Gaussian noise on each centroid, not accounted"
@@ -85,6 +87,12 @@ def guarantee(recipe: Recipe, clients: int, secret: Callable[[Closing], bytes] =
                 "one of them, or leave the noise out, and it is found."
             )
         enough = within if within < rounds else None
+        if enough is not None and rounds < federation.rounds:
+            raise RecipeError(
+                f"privacy.epsilon={privacy.epsilon:g} is enough for {counted(within, 'round')} with privacy.noise="
+                f"{noise:g}, so the last round, in which clients train for themselves, would never come; set "
+                f"federation.rounds={within + 1}, or leave the noise out, and it is found."
+            )
     return Guarantee(Release(noise, enough or rounds, counted_on), enough, Noise(noise, rate * clients, secret))
 
 
@@ -119,6 +127,39 @@ def promise(recipe: Recipe, release: Release, *, secret: bool) -> Promise:
 def _releasing(recipe: Recipe) -> int:
     """Return after how many rounds something is given away: in a last one of the method's own nothing comes back."""
     return recipe.federation.rounds - (make_method(recipe.method).last is not None)
+
+
+def promise_notes(recipe: Recipe, given: Guarantee | None, parameters: int) -> tuple[list[str], list[str]]:
+    """Return what a person should know of a promise: sentences for the log, and those to look at first.
+
+    Args:
+        recipe: the recipe.
+        given: what it promises of clients.
+        parameters: trained numbers of an adapter.
+    """
+    if given is None:
+        return [], []
+    privacy, noise, release = recipe.privacy, given.noise, given.release
+    whether = "is there" if release.rate < 1 else "contributed"
+    text = (
+        f"Whether any one client {whether} is hidden: epsilon {epsilon(release, privacy.delta):.3g} at delta "
+        f"{privacy.delta:g} after {counted(release.times, 'round')} (adding or removing one, PLD), by a noise "
+        f"multiplier of {release.noise:.4g} and updates cut to {privacy.clip_norm:g}"
+    )
+    if release.rate < 1:
+        text += f", as long as nobody sees who is asked, one in {1 / release.rate:.3g} clients"
+    notes, warnings = [f"{text}."], []
+    if noise.secret is known_noise:
+        notes.append("The noise of a simulation derives from its seed, so whoever has the recipe can take it off.")
+    # The noise's length is almost surely its deviation times the root of how many numbers there are.
+    times = noise.of_updates(privacy.clip_quantile is not None) * math.sqrt(parameters) / noise.expected
+    if times > 10:
+        warnings.append(
+            f"The noise on a round's mean is {times:,.0f} times as long as an update may be, so little can be learned; "
+            f"what helps is more than {noise.expected:.3g} clients a round, fewer trained numbers (lora.rank, "
+            "method.name=ffa_lora), a larger epsilon, or privacy.unit=example."
+        )
+    return notes, warnings
 
 
 def leaving(recipe: Recipe, method: Method, payload: Payload) -> tuple[Leaving, ...]:

@@ -114,6 +114,7 @@ def plan(recipe: Recipe) -> Plan:
     flops = work_flops(facts, recipe, work)
     down, up = traffic(facts, recipe, list(prepared.clients), cohort)
     longest = max(row.longest for client in rows for row in client)
+    hidden, doubted = _hidden(recipe, len(prepared.clients), adapter.parameters)
     return Plan(
         model=facts.name,
         architecture=facts.architecture,
@@ -139,10 +140,11 @@ def plan(recipe: Recipe) -> Plan:
         train_seconds=rounds * train_seconds(flops, measured),
         evaluate_seconds=evaluations(recipe) * evaluation_seconds(facts, recipe, prepared.scored.rows, measured),
         device=measured.device,
-        warnings=prepared.warnings,
+        warnings=[*prepared.warnings, *doubted],
         notes=[
             *(*found, *prepared.notes, *_selected(recipe)),
             *(
+                *hidden,
                 *_last_round(recipe, len(prepared.clients)),
                 *_folded(facts, recipe, adapter.modules),
                 *_unreached(facts),
@@ -262,6 +264,13 @@ def _last_round(recipe: Recipe, clients: int) -> list[str]:
         f"In round {recipe.federation.rounds}, the last one, {counted(clients, 'client')} train for themselves and "
         "send nothing back; rows, tokens and bytes of a round are means that count it."
     ]
+
+
+def _hidden(recipe: Recipe, clients: int, parameters: int) -> tuple[list[str], list[str]]:
+    """Return what a person should know where clients are hidden by noise."""
+    from bellwether.runner.guarantee import guarantee, promise_notes
+
+    return promise_notes(recipe, guarantee(recipe, clients), parameters)
 
 
 def _folded(facts: ModelFacts, recipe: Recipe, modules: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
-from bellwether.runner.guarantee import Guarantee, begin_ledger, charged, close_ledger, guarantee
+from bellwether.runner.guarantee import Guarantee, begin_ledger, charged, close_ledger, guarantee, promise_notes
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
@@ -246,7 +246,8 @@ def _run_in(
         size = cohort_size(recipe.federation, clients)
         # How long rows that are elsewhere will take, nobody here can tell.
         told = deployment.here and watch is not _silent
-        rounds, planned = recipe.federation.rounds, expected(prepared, size) if told else None
+        rounds = given.rounds if given and given.rounds else recipe.federation.rounds
+        planned = expected(prepared, size) if told else None
         scored = tuple(
             round for round in range(progress.round + 1, rounds + 1) if is_due(round, rounds, recipe.evaluation.every)
         )
@@ -291,9 +292,10 @@ def _federate(
             charge=charged(folder.path, recipe, given),
             affordable=given.rounds if given else None,
         )
-        for text in (*prepared.notes, *way_notes(base, recipe.training.loss)):
+        hidden, doubts = promise_notes(recipe, given, sum(value.size for value in payload.expected.values()))
+        for text in (*prepared.notes, *hidden, *way_notes(base, recipe.training.loss)):
             watch(Note(text))
-        for text in prepared.warnings:
+        for text in (*prepared.warnings, *doubts):
             watch(Note(text, warning=True))
         if deployment.here:
             _tell_forgotten(forgotten(own, progress.rounds, chooses), watch)

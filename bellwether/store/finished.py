@@ -16,6 +16,7 @@ from bellwether.store.checkpoint import HISTORY, RECIPE, read_history
 from bellwether.store.chosen import Chosen, read_chosen
 from bellwether.store.history import ScoredRow, load_rows
 from bellwether.store.holdings import Description, load_description
+from bellwether.store.privacy import GivenAway, given_away
 from bellwether.store.run_folder import (
     ADAPTER,
     ANSWERS,
@@ -71,6 +72,7 @@ class FinishedRun:
         after: the same rows with the final answers.
         samples: some rows with their answers.
         chosen: what clients chose of their rows, by name; empty where none choose, or what they keep is not there.
+        given_away: what leaves the clients and what is promised of it; None where the folder does not say.
     """
 
     recipe: Recipe
@@ -82,6 +84,7 @@ class FinishedRun:
     after: Sequence[ScoredRow]
     samples: Sequence[Sample]
     chosen: Mapping[str, Chosen] = field(default_factory=dict)
+    given_away: GivenAway | None = None
 
     def scored(self, part: str) -> list[EvaluationRecord]:
         """Return the evaluations of a part, the untuned base's first."""
@@ -110,7 +113,8 @@ def read_run(folder: Path) -> FinishedRun:
         recipe = load_recipe(folder / RECIPE)
     again = f"bellwether run --resume {folder} makes it anew"
     description = _read(folder / CLIENTS, again, load_description)
-    records = _records(folder, recipe.federation.rounds, description)
+    given = given_away(folder)
+    records = _records(folder, _rounds(recipe, given), description)
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     before, after = _scored_rows(folder, [record for record in evaluations if record.part != "clients"], again)
     rounds = [record for record in records if isinstance(record, RoundRecord)]
@@ -126,6 +130,7 @@ def read_run(folder: Path) -> FinishedRun:
         after=after,
         samples=_read(folder / SAMPLES, again, lambda data: from_json_lines(data, lambda line: typed(line, Sample))),
         chosen=read_chosen(client_folders(folder, clients), rounds) if chooses else {},
+        given_away=given,
     )
 
 
@@ -139,9 +144,17 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
         CheckpointError: they cannot be read.
     """
     with reading(folder / RECIPE, "restore it, or run anew"):
-        rounds = load_recipe(folder / RECIPE).federation.rounds
+        recipe = load_recipe(folder / RECIPE)
+    rounds = _rounds(recipe, given_away(folder))
     description = _read(folder / CLIENTS, f"bellwether run --resume {folder} makes it anew", load_description)
     return [one for one in _records(folder, rounds, description) if isinstance(one, EvaluationRecord)]
+
+
+def _rounds(recipe: Recipe, given: GivenAway | None) -> int:
+    """Return how many rounds a finished run has: the recipe's, or those that its budget of privacy was enough for."""
+    if recipe.privacy.noise is None or recipe.privacy.epsilon is None or given is None or given.promise is None:
+        return recipe.federation.rounds
+    return min(recipe.federation.rounds, given.promise.releases)
 
 
 def _records(folder: Path, rounds: int, description: Description) -> Sequence[Record]:

@@ -14,6 +14,7 @@ from bellwether.report.page.charts import Series, stacks
 from bellwether.report.page.clients import holdings, participation
 from bellwether.report.page.metrics import METRICS, capital, changes, spell_time
 from bellwether.report.page.parts import Cell, Figure, Page, Part, Section, Table, Tile, named, words
+from bellwether.report.page.privacy import privacy_section
 from bellwether.report.page.scores import BASE, OWN, Changes, categories, gains, headline, learning, main_scores
 from bellwether.report.page.selection import selection_section, used_tile
 from bellwether.store.finished import FinishedRun
@@ -46,6 +47,7 @@ def run_page(run: FinishedRun, *, smooth: bool = True) -> Page:
             participation(run.rounds, clients),
             *selection_section(run),
             _cost(run.rounds),
+            *privacy_section(run),
             *_answers(run),
             *appendix(run.recipe, run.environment),
         ],
