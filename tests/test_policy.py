@@ -68,6 +68,18 @@ def entry(time: str, way: str, number: str, day: int = 27) -> Entry:
     return Entry(f"2026-11-{day}T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
 
 
+def test_epsilon_has_a_ceiling_and_must_be_given_where_a_policy_names_one():
+    policy = Policy(epsilon=8)
+
+    def clauses(*fields):
+        return forbidden(policy, load_recipe(None, fields))
+
+    assert clauses() == ["privacy.epsilon is not given, where at most 8 is allowed"]
+    assert clauses("privacy.noise=1") == clauses()
+    assert clauses("privacy.epsilon=8.5") == ["privacy.epsilon is 8.5, where at most 8 is allowed"]
+    assert clauses("privacy.epsilon=8") == []
+
+
 def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):
     for line in (
         entry("23:59:00.000", "task", "1"),

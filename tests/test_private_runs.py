@@ -50,8 +50,8 @@ def test_a_failed_round_is_spent_as_well(tiny_recipe, tmp_path):
 
 def test_a_run_ends_where_its_budget_is_spent_and_has_its_scores_and_page(bellwether, tiny_recipe, tmp_path):
     path = tmp_path / "run"
-    # A noise multiplier of 2 spends 3.7 in two rounds and 4.7 in three.
-    outcome = bellwether("run", tiny_recipe, *HIDDEN, "privacy.epsilon=4", "--out", path)
+    # A noise multiplier of 2 spends 2.9 in two rounds and 3.7 in three.
+    outcome = bellwether("run", tiny_recipe, *HIDDEN, "privacy.epsilon=3.2", "--out", path)
     assert outcome.code == 0, outcome.err
     assert "The budget of privacy.epsilon is spent after round 2" in outcome.out + outcome.err
     finished = read_run(path)

@@ -40,6 +40,7 @@ METHODS = {
     "feddpa": ("method={name: feddpa}",),
     "fine-tuned": ("method={name: fedavg, fine_tune: true}",),
     "compressed": ("compression.up=top_k", "compression.down=4bit", "method={name: rolora}"),
+    "hidden": ("privacy.noise=2", "privacy.clip_norm=0.3", "privacy.clip_quantile=0.5"),
     "fedhds": ("selection.method=hierarchical", "selection.min_cluster_rows=2"),
 }
 

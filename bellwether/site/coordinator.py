@@ -30,6 +30,7 @@ from bellwether.method.cohort import Sampler, Sampling
 from bellwether.method.select.budget import share
 from bellwether.model.base import load_base
 from bellwether.recipe.recipe import Recipe
+from bellwether.runner.guarantee import never_again
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare_with
 from bellwether.runner.run import Result, run
@@ -136,6 +137,7 @@ def serve(
         lambda setting: _over_link(setting, folder, federation, listen, needed, deadline),
         here=False,
         sampling=lambda sampler: _among_staying(sampler, folder),
+        secret=never_again,
     )
     output = recipe.output.model_copy(update={"folder": str(path)})
     try:

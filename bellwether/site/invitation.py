@@ -207,6 +207,10 @@ def check_recipe_for_sites(recipe: Recipe) -> None:
         problems.append(
             "data.unseen_categories holds rows of a simulation back, and sites have their own; leave it out."
         )
+    if recipe.privacy.amplification:
+        problems.append(
+            "privacy.amplification counts on nobody's seeing who is asked, and sites see it; set it to false."
+        )
     if recipe.compare is not None:
         problems.append("compare has no place in a federation of sites; leave it out.")
     if problems:

@@ -5,6 +5,7 @@ minutes_per_day: 120          of work for the coordinator; beyond, no task begin
 methods: [fedavg, scaffold]   names of methods
 megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
+epsilon: 8                    the largest privacy.epsilon; recipes that give none are forbidden
 code: [0123...]               SHA-256 of files whose functions a recipe may name
 trust_remote_code: [my-model] models whose own code may be run: folders here, or on the hub as org/model@COMMIT
 """
@@ -46,6 +47,7 @@ class Policy(BaseModel):
     methods: tuple[str, ...] | None = None
     megabytes_per_round: float | None = Field(None, gt=0)
     noise: float | None = Field(None, ge=0)
+    epsilon: float | None = Field(None, gt=0)
     code: tuple[str, ...] = ()
     trust_remote_code: tuple[str, ...] = ()
 
@@ -85,6 +87,10 @@ def forbidden(policy: Policy, recipe: Recipe) -> list[str]:
         found.append(f"method.name is {method}, where {', '.join(policy.methods) or 'none'} are allowed")
     if policy.noise is not None and recipe.selection.surveys and noise < policy.noise:
         found.append(f"selection.noise is {noise:g}, where at least {policy.noise:g} is asked for")
+    epsilon = recipe.privacy.epsilon
+    if policy.epsilon is not None and (epsilon is None or epsilon > policy.epsilon):
+        given = "is not given" if epsilon is None else f"is {epsilon:g}"
+        found.append(f"privacy.epsilon {given}, where at most {policy.epsilon:g} is allowed")
     for code in code_in(recipe):
         if code.field == TRUST:
             listed = _with_commit(recipe.model)

@@ -337,8 +337,12 @@ class Resident:
 
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
-        noise = self._holdings.recipe.selection.noise
-        return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
+        recipe = self._holdings.recipe
+        if header.kind == "survey" and recipe.selection.noise:
+            return f"noise {recipe.selection.noise:g}"
+        if header.kind == "train" and recipe.privacy.hides_clients:
+            return f"cut to {recipe.privacy.clip_norm:g}"
+        return "none"
 
 
 def _detail(reason: Exception) -> str:

@@ -18,6 +18,7 @@ from bellwether.model.base import Base
 from bellwether.model.folder import on_hub
 from bellwether.model.lora import adapter_config
 from bellwether.recipe.consent import code_in
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import Data, Federation, Lora, Model, Partition, Recipe, Selection
 from bellwether.site.facts import AGREED_DATA, ON_THIS_MACHINE
 from bellwether.site.invitation import OWN_DATA, Invitation
@@ -163,12 +164,25 @@ def terms_for(
         f"What never leaves it: rows, their text and tokens{' but such names' if held_out else ''}, the base model, "
         "your private keys" + (f", and anything of the {counted(test, 'test row')}." if test else "."),
         "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
-        "an update can reveal some of the text that it was trained on.",
+        f"an update can reveal some of the text that it was trained on.{_hidden(recipe.privacy)}",
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
     text = "\n".join(map(clean, lines))  # no word of the coordinator's or of a file makes a line of its own
     return Terms(terms_of({**facts, "text": text}), text)
+
+
+def _hidden(privacy: Privacy) -> str:
+    """Return what differential privacy adds, as sentences after others."""
+    if not privacy.hides_clients:
+        return ""
+    found = [f"an epsilon of {privacy.epsilon:g} over all rounds"] if privacy.epsilon is not None else []
+    found += [f"a noise multiplier of {privacy.noise:g}"] if privacy.noise is not None else []
+    return (
+        f" Your update is cut to a norm of {privacy.clip_norm:g} here, if it is longer, and the coordinator adds noise "
+        f"to the sum of all: {' and '.join(found)}, at a delta of {privacy.delta:g}. That hides whether you "
+        "contributed from whoever sees the results, and nothing from the coordinator."
+    )
 
 
 def _column(data: Data, label: str) -> str:
