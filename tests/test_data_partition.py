@@ -143,6 +143,16 @@ def test_filling_up_moves_no_more_than_is_missing():
     assert sorted(index for part in parts for index in part) == list(range(20))
 
 
+def test_copies_deal_every_row_so_often_and_say_so():
+    notes = []
+    parts = dealt(method="iid", clients=400, copies=14, notes=notes)
+    counts = collections.Counter(row for rows in parts.values() for row in rows)
+    assert set(counts.values()) == {14}
+    assert counts.keys() == set(ROWS)
+    assert {len(rows) for rows in parts.values()} <= {143 * 14 // 400, 143 * 14 // 400 + 1}
+    assert any("143 training rows are dealt 14 times" in note for note in notes)
+
+
 def test_many_clients_are_numbered_with_leading_zeros():
     assert list(dealt(method="iid", clients=120))[:2] == ["client-001", "client-002"]
 

@@ -43,6 +43,12 @@ def deal(
         DataError: the partition cannot be made; says what could be.
     """
     notes = [] if notes is None else notes
+    if settings.copies > 1:
+        rows = [*rows] * settings.copies
+        notes.append(
+            f"partition.copies: the {counted(len(rows) // settings.copies, 'training row')} are dealt "
+            f"{settings.copies:,} times, so the same row stands at several clients."
+        )
     if settings.clients_per_group is not None:
         dealt = _by_group(rows, settings, settings.clients_per_group, randomness, notes)
     else:

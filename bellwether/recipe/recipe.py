@@ -193,6 +193,13 @@ class Partition(Section):
     shards_per_client: int = Field(2, ge=1, description="shards at each client (shards)")
     column: str | None = Field(None, description="name of the column that names the client (column)")
     min_rows: int = Field(1, ge=1, description="rows that each client must get")
+    copies: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="how often the training rows are dealt, so that few rows make many simulated clients; the same row "
+        "stands at several of them then",
+    )
     rows_per_client: Annotated[tuple[int, int], BeforeValidator(whole_numbers(single=False))] | None = Field(
         None,
         description="[least, most] rows that a client keeps of those it is dealt, their number drawn for each; "
