@@ -131,7 +131,7 @@ def test_every_pass_of_a_method_is_work(small, monkeypatch):
 
     once = plan(small)
     monkeypatch.setattr(
-        named, "make_method", lambda section, privacy: dataclasses.replace(fedavg(), passes=(Pass(), Pass()))
+        named, "make_method", lambda section, privacy=None: dataclasses.replace(fedavg(), passes=(Pass(), Pass()))
     )
     twice = plan(small)
     assert (twice.rows_per_round, twice.trained_per_round) == (2 * once.rows_per_round, 2 * once.trained_per_round)

@@ -145,7 +145,7 @@ MISTAKES = {
     "method_that_does_not_exist": mistake(
         TINY,
         ["federation.sampler=unifrom"],
-        "federation.sampler is 'unifrom': 'unifrom' is not one of uniform, poisson, available, nor package.module:function",
+        "federation.sampler is 'unifrom': 'unifrom' is not one of uniform, poisson, available, nor package.module:func",
     ),
     "sampler_without_availability": mistake(
         TINY, ["federation.sampler=available"], "federation.sampler is available, but federation.availability is null"
