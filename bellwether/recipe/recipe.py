@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from bellwether.recipe.compare import Arm, Compare, Tune
 from bellwether.recipe.method import FedAvg, MethodSection
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.section import Section, folder_name, ours_or_own, whole_numbers
 from bellwether.recipe.selection import Selection
 
@@ -33,6 +34,7 @@ __all__ = [
     "Model",
     "Output",
     "Partition",
+    "Privacy",
     "Recipe",
     "Section",
     "Selection",
@@ -397,6 +399,7 @@ class Recipe(Section):
     training: Training = Training()
     selection: Selection = Selection()
     compression: Compression = Compression()
+    privacy: Privacy = Privacy()
     engine: Engine = Engine()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
