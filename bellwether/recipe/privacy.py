@@ -10,7 +10,7 @@ from bellwether.recipe.section import Section
 
 
 class Privacy(Section):
-    """Differential privacy of the adapters that rounds give; where neither epsilon nor noise is given, there is none."""
+    """Differential privacy of the adapters that rounds give; without epsilon and noise there is none."""
 
     unit: Literal["client", "example"] = Field(
         "client",

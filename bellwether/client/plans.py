@@ -1,0 +1,158 @@
+"""What clients will do in a pass, drawn before it begins: steps, the rows of each, and the pieces that these run in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bellwether.client.batches import local_steps
+from bellwether.client.objective import Objective, Reference
+from bellwether.client.score import answer_losses
+from bellwether.data.rows import TokenRow
+from bellwether.exchange.adapter import Arrays
+from bellwether.exchange.messages import TrainTask
+from bellwether.method.schedule import learning_rate
+from bellwether.model.base import Base
+from bellwether.model.lora import LoraLayers
+from bellwether.tools.progress import REFERENCE
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client of those that are trained together: its name, rows, task, and the arrays that it keeps."""
+
+    name: str
+    rows: Sequence[TokenRow]
+    task: TrainTask
+    own: Arrays
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a client will do in a pass, drawn before it begins.
+
+    Args:
+        client: whose it is.
+        steps: per optimizer step its batches, per batch row numbers.
+        seeds: a number for each of these rows, from which its dropout derives; both answers of a row are dropped alike.
+        rates: the learning rate of each step.
+        references: by row number what the loss compares with, where it does.
+    """
+
+    client: Client
+    steps: Sequence[Sequence[Sequence[int]]]
+    seeds: Sequence[Sequence[Sequence[int]]]
+    rates: Sequence[float]
+    references: Mapping[int, Reference] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Sequence[TokenRow]:
+        """The client's rows."""
+        return self.client.rows
+
+
+@dataclass(frozen=True)
+class Used:
+    """One row of one client's step, as it stands in a piece."""
+
+    slot: int
+    row: TokenRow
+    seed: int
+    reference: Reference
+
+
+def plan_passes(base: Base, layers: LoraLayers, client: Client, passes: int, objective: Objective) -> list[Plan]:
+    """Return all that a client will do, pass by pass.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers over it, which are set aside where a loss compares with the base.
+        client: who will do it.
+        passes: how many passes it goes through.
+        objective: what is minimised.
+    """
+    plans = [planned(client, part) for part in range(passes)]
+    return with_references(base, layers, plans) if objective.referenced else plans
+
+
+def planned(client: Client, part: int) -> Plan:
+    """Draw a client's steps and the numbers that its dropout derives from.
+
+    Args:
+        client: whose they are.
+        part: the pass, from 0 on.
+    """
+    task = client.task
+    steps = local_steps([row.longest for row in client.rows], task.training, task.draws.numpy("batch order", part))
+    draws = task.draws.numpy("dropout", part)
+    seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
+    rates = [learning_rate(task.training, task.round, task.rounds, n, len(steps)) for n in range(len(steps))]
+    return Plan(client, steps, seeds, rates)
+
+
+def with_references(base: Base, layers: LoraLayers, plans: Sequence[Plan]) -> list[Plan]:
+    """Return the plans of a client's passes, with what the untuned base makes of all rows that they use.
+
+    It is computed once for all passes and epochs of a task, without dropout and without gradients, in batches of as
+    many rows as are trained at once, for each client by itself, so that it does not depend on who trains beside it.
+
+    Args:
+        base: the frozen base model.
+        layers: LoRA layers over it, which are set aside.
+        plans: of all passes of one client.
+    """
+    client = plans[0].client
+    used = sorted({number for plan in plans for step in plan.steps for batch in step for number in batch})
+    rows = [client.rows[number] for number in used]
+    with layers.disabled():
+        losses = answer_losses(base, layers, rows, client.task.training.batch_size, REFERENCE)
+    references = {number: [-loss for loss in losses_of_row] for number, losses_of_row in zip(used, losses, strict=True)}
+    return [replace(plan, references=references) for plan in plans]
+
+
+def tokens_of(plan: Plan) -> int:
+    """Return the tokens of all rows that a client goes through, repetitions counted."""
+    return sum(plan.rows[index].tokens for step in plan.steps for batch in step for index in batch)
+
+
+def counted(plan: Plan, number: int, objective: Objective) -> int:
+    """Return over how many losses the mean of one of a client's steps is.
+
+    Args:
+        plan: the client's.
+        number: of the step, from 0 on.
+        objective: says how many losses a row has.
+    """
+    return sum(objective.count(plan.rows[index]) for batch in plan.steps[number] for index in batch)
+
+
+def pieces(plans: Sequence[Plan], number: int, tokens: int | None) -> Iterator[list[Used]]:
+    """Yield the rows of all clients' next steps in pieces that run through the base at once.
+
+    Rows of like length share a piece of at most ``tokens`` tokens with its padding, or of one row; without a limit, a
+    piece is one batch of one client. Both answers of a row are in the same piece.
+
+    Args:
+        plans: of the clients, in the order of their slots.
+        number: of the step, from 0 on.
+        tokens: most tokens of a piece; None takes the clients' own batches.
+    """
+    batches = [
+        [
+            Used(slot, plan.rows[index], seed, plan.references.get(index, ()))
+            for index, seed in zip(batch, seeds, strict=True)
+        ]
+        for slot, plan in enumerate(plans)
+        for batch, seeds in zip(plan.steps[number], plan.seeds[number], strict=True)
+    ]
+    if tokens is None:
+        yield from batches
+        return
+    piece: list[Used] = []
+    for used in sorted((used for batch in batches for used in batch), key=lambda used: -used.row.longest):
+        answers = sum(len(one.row.answers) for one in (*piece, used))
+        if piece and piece[0].row.longest * answers > tokens:
+            yield sorted(piece, key=lambda used: used.slot)  # so that few slots stand beside each other
+            piece = []
+        piece.append(used)
+    yield sorted(piece, key=lambda used: used.slot)
