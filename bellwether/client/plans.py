@@ -2,29 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bellwether.client.batches import local_steps
+from bellwether.client.batches import local_steps, poisson_steps
 from bellwether.client.objective import Objective, Reference
 from bellwether.client.score import answer_losses
 from bellwether.data.rows import TokenRow
 from bellwether.exchange.adapter import Arrays
-from bellwether.exchange.messages import TrainTask
+from bellwether.exchange.codec import encode_task
+from bellwether.exchange.messages import EXAMPLES, TrainTask
 from bellwether.method.schedule import learning_rate
 from bellwether.model.base import Base
 from bellwether.model.lora import LoraLayers
 from bellwether.tools.progress import REFERENCE
+from bellwether.tools.randomness import secret_draw
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client of those that are trained together: its name, rows, task, and the arrays that it keeps."""
+    """One client of those that are trained together.
+
+    Args:
+        name: its name.
+        rows: those that it trains on.
+        task: what it is asked.
+        own: the arrays that it keeps.
+        secret: what is drawn from where single rows are hidden; None draws from the seeds of the task.
+    """
 
     name: str
     rows: Sequence[TokenRow]
     task: TrainTask
     own: Arrays
+    secret: bytes | None = field(default=None, repr=False)
+
+    def key(self, purpose: str) -> bytes:
+        """Return what the client draws from, for a purpose, where single rows are hidden.
+
+        Of a secret, and of all that the client is asked and answers by. So the same question is answered alike,
+        however often it is asked, and asking again tells nothing new; and any other question gets noise that has
+        nothing to do with it, whatever the gradients, since a difference of two answers with one noise would be one of
+        gradients. Without a secret it is the seed that came with the task: a simulation repeats its noise, which hides
+        nothing from those who know the run's seed.
+
+        Args:
+            purpose: one of those that have a seed in the task.
+        """
+        if self.secret is None:
+            return self.task.draws.seeds[purpose].to_bytes(8, "big")
+        # Which state is needed no more has no part in the answer.
+        asked, task = hashlib.sha256(self.name.encode()), encode_task(replace(self.task, certain=0))
+        for part in (*task, *_bytes_of(self.rows, self.own)):
+            asked.update(len(part).to_bytes(8, "big") + part)
+        return hmac.digest(self.secret, purpose.encode() + asked.digest(), hashlib.sha256)
+
+
+def _bytes_of(rows: Sequence[TokenRow], own: Arrays) -> Iterator[bytes]:
+    """Yield all that a client answers by beside the question."""
+    for row in rows:
+        for answer in row.answers:
+            yield from (answer.ids_T.tobytes(), answer.trained_T.tobytes())
+    for name, array in sorted(own.items()):
+        yield from (name.encode(), array.tobytes())
 
 
 @dataclass(frozen=True)
@@ -83,8 +125,14 @@ def planned(client: Client, part: int) -> Plan:
         part: the pass, from 0 on.
     """
     task = client.task
-    steps = local_steps([row.longest for row in client.rows], task.training, task.draws.numpy("batch order", part))
-    draws = task.draws.numpy("dropout", part)
+    if task.privacy.of_examples:
+        # What is dropped is drawn from there as well: a row may not change what is dropped of others.
+        draws = secret_draw(client.key(EXAMPLES), str(part).encode())
+        steps = poisson_steps(len(client.rows), task.training, draws)
+    else:
+        lengths = [row.longest for row in client.rows]
+        steps = local_steps(lengths, task.training, task.draws.numpy("batch order", part))
+        draws = task.draws.numpy("dropout", part)
     seeds = [[draws.integers(-(2**63), 2**63, len(batch)).tolist() for batch in step] for step in steps]
     rates = [learning_rate(task.training, task.round, task.rounds, n, len(steps)) for n in range(len(steps))]
     return Plan(client, steps, seeds, rates)

@@ -4,11 +4,13 @@ The base stays frozen; A and B of the LoRA layers are trained in passes over a c
 are drawn before (``plans``). The method says how many passes a client goes through, what corrects its gradients, and
 what it sends and keeps in the end.
 
+Where single rows are hidden, clients are trained one by one, each row of a batch in a slot of its own (``private``).
 Clients whose adapters are of unlike rank or scaling, or that train unlike parts of them, are never trained together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ import numpy as np
 from bellwether.client.objective import make_objective
 from bellwether.client.passes import Passed, go_through, mean_gradient, metrics
 from bellwether.client.plans import Client, plan_passes, tokens_of
+from bellwether.client.private import noised_gradient
 from bellwether.client.sending import as_it_travels
 from bellwether.data.rows import TokenRow
 from bellwether.errors import NotFinite, RoundFailed, UpdateRejected, first_line
@@ -44,6 +47,7 @@ def train_cohort(
     method: Method,
     tokens: int | None = None,
     folders: Mapping[str, Path] = MappingProxyType({}),
+    secret: bytes | None = None,
 ) -> Iterator[Reply]:
     """Train every client of a cohort on its own rows, as its task and the method say.
 
@@ -55,18 +59,20 @@ def train_cohort(
         method: passes, corrections, and what is sent and kept.
         tokens: how many tokens, padding included, run through the base at once where clients are trained together.
         folders: each client's own folder, for what the method keeps there.
+        secret: what is drawn from where single rows are hidden; None draws from the seeds of the tasks.
 
     Yields:
         One reply per client, with its update and its share of the wall seconds; clients that can be trained together
         after each other.
 
     Raises:
-        RecipeError: the task names a loss that is not there.
+        RecipeError: the task names a loss that is not there, or asks to hide rows and not by how much noise.
         RoundFailed: a person's own loss or method failed.
         CheckpointError: what a client kept was damaged, or cannot be written.
     """
     clients = [
-        Client(name, rows, tasks[name], recalled(folders, name, tasks[name].settled)) for name, rows in cohort.items()
+        Client(name, rows, tasks[name], recalled(folders, name, tasks[name].settled), secret)
+        for name, rows in cohort.items()
     ]
     # Slots share the base with what is folded into it, the layers' configuration, and what of an adapter is trained.
     alike: dict[Any, list[Client]] = {}
@@ -77,8 +83,9 @@ def train_cohort(
     for group in alike.values():
         layers.fit(group[0].task.adapter.config)
         with layers.folded(group[0].task.payload.folded):
-            for start in range(0, len(group), layers.slots):
-                yield from _train_together(base, layers, group[start : start + layers.slots], method, tokens, folders)
+            together = 1 if group[0].task.privacy.of_examples else layers.slots
+            for start in range(0, len(group), together):
+                yield from _train_together(base, layers, group[start : start + together], method, tokens, folders)
 
 
 def train_chosen(
@@ -90,6 +97,7 @@ def train_chosen(
     method: Method,
     tokens: int | None = None,
     folders: Mapping[str, Path] = MappingProxyType({}),
+    secret: bytes | None = None,
 ) -> Iterator[Reply]:
     """Train every client of a cohort on the rows that it chooses.
 
@@ -102,6 +110,7 @@ def train_chosen(
         method: see ``train_cohort``.
         tokens: see ``train_cohort``.
         folders: see ``train_cohort``.
+        secret: see ``train_cohort``.
 
     Yields:
         One reply per client, those that could not choose first, the others in the order of the cohort; seconds are
@@ -116,7 +125,7 @@ def train_chosen(
         except NotFinite as error:
             yield Reply(client, time.perf_counter() - start, failure=first_line(error))
         seconds[client] = time.perf_counter() - start
-    for reply in train_cohort(base, layers, selected, tasks, method, tokens, folders):
+    for reply in train_cohort(base, layers, selected, tasks, method, tokens, folders, secret):
         update, settings = reply.update, tasks[reply.client].selection
         if update is not None and settings.method != "full":
             weight = len(cohort[reply.client]) if settings.weigh_by == "all" else update.rows
@@ -149,18 +158,22 @@ def _train_together(
 ) -> Iterator[Reply]:
     """Train some clients at the same time; yield their replies in their order."""
     start = time.perf_counter()
-    objective = make_objective(clients[0].task.training)
-    passes, gradient = len(method.passes), mean_gradient(base, layers, objective, tokens)
-    planned = [plan_passes(base, layers, client, passes, objective) for client in clients]
-    passed = [
-        go_through(layers, [plans[number] for plans in planned], part, (number, passes), objective, gradient)
-        for number, part in enumerate(method.passes)
-    ]
+    objective, passes, first = make_objective(clients[0].task.training), len(method.passes), clients[0]
+    hidden = first.task.privacy.of_examples
+    with layers.room(min(first.task.training.batch_size, len(first.rows))) if hidden else contextlib.nullcontext():
+        planned = [plan_passes(base, layers, client, passes, objective) for client in clients]
+        passed = []
+        for number, part in enumerate(method.passes):
+            gradient = mean_gradient(base, layers, objective, tokens)
+            if hidden:
+                gradient = noised_gradient(base, layers, objective, first, number)
+            plans = [plans[number] for plans in planned]
+            passed.append(go_through(layers, plans, part, (number, passes), objective, gradient))
     seconds = time.perf_counter() - start
     work = {client.name: sum(tokens_of(passes[client.name].plan) for passes in passed) for client in clients}
     for client in clients:
         own = [passes[client.name] for passes in passed]
-        share = seconds * work[client.name] / sum(work.values())
+        share = seconds * work[client.name] / max(1, sum(work.values()))
         reply = Reply(client.name, share, losses=own[0].losses)
         try:
             sent = as_it_travels(_finished(client, own, method, folders), client.task, folders)

@@ -76,6 +76,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _of_selection(recipe.selection)
     yield from _of_pairs(recipe)
     yield from _of_compression(recipe.compression)
+    yield from _of_examples(recipe)
     if warmup >= federation.rounds:
         text = (
             f"training.warmup_rounds is {warmup}, which leaves none of the "
@@ -98,6 +99,19 @@ def _of_pairs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if method not in ("full", "random"):
         text = f"selection.method is {cut(method)}, which looks at one answer of a row, but with training.loss dpo rows"
         yield "selection.method", f"{text} have two; set it to full or random."
+
+
+def _of_examples(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what does not go together with hiding single rows."""
+    if not recipe.privacy.of_examples:
+        return
+    method, fuse = recipe.selection.method, recipe.engine.fuse
+    if method != "full":
+        text = f"selection.method is {cut(method)}, but with privacy.unit example every row joins a step by a chance of"
+        yield "selection.method", f"{text} its own, whatever the other rows are; set selection.method to full."
+    if fuse != 1:
+        text = f"engine.fuse is {fuse}, but with privacy.unit example clients are trained one by one, with a slot for"
+        yield "engine.fuse", f"{text} each row; set engine.fuse to 1."
 
 
 def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ class Privacy(Section):
         "client",
         description="whose presence is hidden: client, a whole client's, by noise of the server on the sum of clipped "
         "updates; or example, a single row's, by noise of each client on the sum of its rows' clipped gradients "
-        "(DP-SGD)",
+        "(DP-SGD), of batches that rows join by chance, so that training.group_by_length has no effect",
     )
     epsilon: float | None = Field(
         None,
@@ -57,3 +57,8 @@ class Privacy(Section):
     def on(self) -> bool:
         """Whether anything is protected."""
         return self.epsilon is not None or self.noise is not None
+
+    @property
+    def of_examples(self) -> bool:
+        """Whether single rows are protected."""
+        return self.on and self.unit == "example"
