@@ -261,7 +261,8 @@ def _task(recipe: Recipe, round: int, payload: Payload, client: Known, certain: 
     received = compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN, round=round, client=name))
     draws = client_draws(randomness, round, name)
     task = TrainTask(round, received, recipe.training, recipe.federation.rounds, draws, recipe.selection)
-    return replace(task, settled=client.settled, certain=certain.settled, compression=recipe.compression)
+    task = replace(task, compression=recipe.compression, privacy=recipe.privacy)
+    return replace(task, settled=client.settled, certain=certain.settled)
 
 
 def _payload(federation: Federation, state: State, client: Known, round: int) -> Payload:

@@ -15,7 +15,7 @@ from bellwether.exchange.codec import decode_reply, decode_task, encode_reply, e
 from bellwether.exchange.messages import EvaluateTask, Payload, Reply, Survey, SurveyTask, TrainTask, client_draws
 from bellwether.exchange.scores import Totals
 from bellwether.exchange.seal import Header, check_meant, opened, sealed
-from bellwether.recipe.recipe import Evaluation, Selection, Training
+from bellwether.recipe.recipe import Evaluation, Privacy, Selection, Training
 from bellwether.tools.randomness import Randomness
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)) for number in (1, 2))
@@ -32,8 +32,9 @@ def tasks():
     draws = client_draws(Randomness(2**63 - 1), 3, "a")
     training = Training(learning_rate=0.1 + 0.2, local_steps=3, clip_norm=None)
     selection = Selection(method="hierarchical", clip_norm=0.5)
+    privacy = Privacy(unit="example", noise=0.1 + 0.2)
     return [
-        TrainTask(3, payload(), training, 20, draws, selection, kept=[1, 0], settled=2, certain=1),
+        TrainTask(3, payload(), training, 20, draws, selection, kept=[1, 0], settled=2, certain=1, privacy=privacy),
         TrainTask(1, Payload(adapter()), Training(), 1, draws),
         SurveyTask(3, payload(), selection, draws),
         SurveyTask(3, None, selection, draws),

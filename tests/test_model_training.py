@@ -13,7 +13,7 @@ from asking import train_task
 from rounding import unit
 from tiny_models import ARCHITECTURES, END_TO_END, random_adapter, tiny_base, tiny_model
 
-from bellwether.client import train
+from bellwether.client import passes
 from bellwether.client.batches import local_steps
 from bellwether.client.optimizer import StackedAdamW
 from bellwether.data.rows import Row, TokenRow
@@ -153,7 +153,7 @@ def test_local_training_equals_peft_with_adamw(architecture, end_to_end, dropout
     rows = token_rows(24)
     masks = GivenMasks(dropout)
     given = SimpleNamespace(masks=lambda row_M, position_M: OurMasks(masks, row_M, position_M))
-    monkeypatch.setattr(train, "Dropout", lambda probability, seed_N: given)
+    monkeypatch.setattr(passes, "Dropout", lambda probability, seed_N: given)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
     (reply,) = ask(base, layers, {"client-1": rows}, start, training, round=3, rounds=5, seed=11)
     ours = reply.update.tensors

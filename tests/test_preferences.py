@@ -16,7 +16,7 @@ from test_client_together import furthest, updates
 from test_model_training import PREFIX, GivenMasks, MaskedDropout, OurMasks, labelled
 from tiny_models import random_adapter, tiny_base, tiny_model
 
-from bellwether.client import train
+from bellwether.client import passes, plans
 from bellwether.client.batches import local_steps
 from bellwether.client.objective import make_objective, pair_losses
 from bellwether.client.score import score
@@ -171,7 +171,7 @@ def test_training_on_pairs_equals_peft_with_the_formula(architecture, end_to_end
     rows = pair_rows(23)
     masks = GivenMasks(dropout)
     given = SimpleNamespace(masks=lambda row_M, position_M: OurMasks(masks, row_M, position_M))
-    monkeypatch.setattr(train, "Dropout", lambda probability, seed_N: given)
+    monkeypatch.setattr(passes, "Dropout", lambda probability, seed_N: given)
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
     (reply,) = ask(base, layers, {"client-1": rows}, start, TRAINING, round=3, rounds=5, seed=11)
     layers.detach()
@@ -306,10 +306,10 @@ def test_no_piece_parts_a_pair_or_holds_more_than_its_tokens():
     base = tiny_base("llama")
     start = random_adapter(base, rank=3)
     clients = [
-        train._Client(name, rows, train_task(start, TRAINING, name), {}) for name, rows in cohort_of(9, 8).items()
+        plans.Client(name, rows, train_task(start, TRAINING, name), {}) for name, rows in cohort_of(9, 8).items()
     ]
-    plans = [train._planned(client, 0) for client in clients]
-    pieces = list(train._pieces(plans, 0, 100))
+    planned = [plans.planned(client, 0) for client in clients]
+    pieces = list(plans.pieces(planned, 0, 100))
     assert sum(map(len, pieces)) == 8, "two batches of two of each client"
     for piece in pieces:
         longest, answers = max(one.row.longest for one in piece), sum(len(one.row.answers) for one in piece)
@@ -338,13 +338,13 @@ def test_gradient_checkpointing_changes_nothing_of_pairs():
 def test_the_reference_is_computed_once_of_the_rows_that_are_used_and_without_dropout(monkeypatch):
     base = tiny_base("llama")
     start = random_adapter(base, rank=3, dropout=0.5)
-    asked, plain = [], train.answer_losses
+    asked, plain = [], plans.answer_losses
 
     def watched(base, layers, rows, *more):
         asked.append([id(row) for row in rows])
         return plain(base, layers, rows, *more)
 
-    monkeypatch.setattr(train, "answer_losses", watched)
+    monkeypatch.setattr(plans, "answer_losses", watched)
     cohort = cohort_of(12)
     some = TRAINING.model_copy(update={"local_steps": 2, "batch_size": 2, "accumulation": 1})
     updates(base, start, cohort, slots=1, training=some)
@@ -353,8 +353,8 @@ def test_the_reference_is_computed_once_of_the_rows_that_are_used_and_without_dr
     assert all(len(set(rows)) == len(rows) for rows in asked)
     # Of the base alone: whatever the adapter and its dropout.
     layers = LoraLayers(base.model, start.config, dtype=torch.float64)
-    (client,) = [train._Client(name, rows, train_task(start, TRAINING, name), {}) for name, rows in cohort.items()]
-    (plan,) = train._with_references(base, layers, [train._planned(client, 0)])
+    (client,) = [plans.Client(name, rows, train_task(start, TRAINING, name), {}) for name, rows in cohort.items()]
+    (plan,) = plans.with_references(base, layers, [plans.planned(client, 0)])
     layers.detach()
     with torch.no_grad():
         wrapped = peft_model("llama", start, 0.0, None)

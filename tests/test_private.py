@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import chi2, kstest, norm
+from scipy.stats import chi2, norm
 from test_federate import ROWS, START, AddingEngine, begin, federation
 from test_methods import A, B, number
 
@@ -16,14 +16,15 @@ from bellwether.federate import federate
 from bellwether.method.accounting import Release, affordable, epsilon, noise_for
 from bellwether.method.average import fedavg
 from bellwether.method.cohort import Sampling, make_sampler
+from bellwether.method.examples import example_rate
 from bellwether.method.method import Closing, Known, Trained, mean_of
-from bellwether.method.private import CLIP, SLACK, UNCLIPPED, Noise, client_level, clipped, known_noise, secret_normal
+from bellwether.method.private import CLIP, SLACK, UNCLIPPED, Noise, client_level, clipped, known_noise
 from bellwether.method.server_optimizers import fedavgm
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import Federation
-from bellwether.runner.guarantee import guarantee, leaving, never_again, promise
-from bellwether.tools.randomness import Draws, Randomness
+from bellwether.runner.guarantee import guarantee, leaving, never_again, promise, settled
+from bellwether.tools.randomness import Draws, Randomness, secret_normals
 
 PRIVACY = Privacy(noise=1.0, clip_norm=0.5)
 
@@ -115,7 +116,7 @@ def test_without_noise_the_mean_is_over_the_expected_number_whoever_came_and_cli
 def test_an_empty_round_is_noise_alone_and_a_failed_one_nothing():
     method = hidden(multiplier=2.0, expected=4.0)
     state = method.begin(number(1.0))
-    drawn = float(secret_normal(b"s", f"update {A}", 1)[0])
+    drawn = float(secret_normals(b"s", f"update {A}".encode(), 1)[0])
     empty = after(method, state, []).adapter.tensors[A][0, 0]
     assert empty == pytest.approx(1.0 + 2.0 * 0.5 * (1 + SLACK) * drawn / 4, rel=1e-12)
     assert after(method, state, [], failure="nobody").adapter == state.adapter
@@ -165,7 +166,7 @@ def test_the_clipping_norm_follows_the_share_of_short_updates():
     updates = [update_of(method, state, name, change, 0.0) for name, change in zip("abc", (0.1, 0.2, 0.3), strict=True)]
     updates.append(update_of(method, state, "d", 5.0, 0.0))
     assert [float(update.arrays[UNCLIPPED][0]) for update in updates] == [0.5, 0.5, 0.5, -0.5]
-    noise = max(4.0 / 20, 1e-12) * float(secret_normal(b"s", "count", 1)[0])
+    noise = max(4.0 / 20, 1e-12) * float(secret_normals(b"s", b"count", 1)[0])
     share = 0.5 + (1.0 + noise) / 4.0
     byhand = 0.5 * math.exp(-0.2 * (share - 0.5))
     assert after(method, state, updates).arrays[CLIP] == pytest.approx(byhand, rel=1e-6)
@@ -183,15 +184,6 @@ def test_updates_get_more_noise_where_the_count_takes_its_share_of_the_budget(mu
 
 
 # Where noise comes from ----------------------------------------------------------------------------
-
-
-def test_secret_noise_is_normal_and_another_one_for_every_secret_and_purpose():
-    values = secret_normal(b"secret", "update x", 50_000)
-    assert kstest(values, norm.cdf).pvalue > 1e-9
-    for other in (secret_normal(b"secreu", "update x", 50_000), secret_normal(b"secret", "update y", 50_000)):
-        # A correlation of independent values is normal with a deviation of 1 / sqrt(n).
-        assert abs(np.mean(values * other)) < 6.5 / math.sqrt(50_000)
-    np.testing.assert_array_equal(values, secret_normal(b"secret", "update x", 50_000))
 
 
 def test_a_coordinators_secret_is_never_the_same_and_a_simulations_follows_from_seed_and_round():
@@ -266,35 +258,62 @@ def test_poisson_cohorts_take_every_client_by_itself_with_the_same_probability()
 # What a run promises -------------------------------------------------------------------------------
 
 
+def clients(count: int) -> dict[str, int]:
+    return {f"c{number}": 10 for number in range(count)}
+
+
 def recipe(*fields: str):
     return load_recipe(None, ["federation.rounds=10", *fields])
 
 
 def test_a_guarantee_counts_on_sampling_only_where_the_recipe_says_so():
     poisson = ("federation.sampler=poisson", "federation.fraction=0.2", "privacy.noise=1.5")
-    counted_on = guarantee(recipe(*poisson, "privacy.amplification=true"), 50)
-    plain = guarantee(recipe(*poisson), 50)
+    counted_on = guarantee(recipe(*poisson, "privacy.amplification=true"), clients(50))
+    plain = guarantee(recipe(*poisson), clients(50))
     assert (counted_on.release, plain.release) == (Release(1.5, 10, 0.2), Release(1.5, 10, 1.0))
     assert counted_on.noise.expected == plain.noise.expected == pytest.approx(10.0)
-    assert guarantee(recipe(), 50) is None
-    assert guarantee(recipe("privacy.noise=1", "privacy.unit=example"), 50) is None
+    assert guarantee(recipe(), clients(50)) is None
+
+
+def test_a_guarantee_of_rows_is_that_of_the_client_where_they_show_most():
+    rows = {"many": 800, "few": 20, "some": 100}
+    fields = ("privacy.noise=1.5", "privacy.unit=example", "training.batch_size=10", "training.local_epochs=2")
+    found = guarantee(recipe(*fields), rows)
+    # By hand: of 20 rows each is in a step with probability 10 / 20, and a round has 2 · 20 / 10 steps.
+    assert (found.client, found.one, found.release) == ("few", Release(1.5, 4, 0.5), Release(1.5, 40, 0.5))
+    twice = guarantee(recipe(*fields, "method.name=ditto"), rows)
+    assert twice.one == Release(1.5, 8, 0.5)
+    # A site's rows are its own business.
+    assert guarantee(recipe(*fields), {"many": 0, "few": 0}) is None
+
+
+def test_the_noise_for_a_budget_keeps_it_at_every_client():
+    rows = {"many": 300, "few": 20}
+    some = recipe("privacy.epsilon=6", "privacy.unit=example", "training.batch_size=8", "federation.rounds=5")
+    found = guarantee(some, rows)
+    assert settled(some, found).noise == found.one.noise
+    for count in rows.values():
+        rate, steps = example_rate(count, some.training)
+        assert epsilon(Release(found.one.noise, 5 * steps, rate), 1e-5) <= 6.0
+    assert found.client == "few"
 
 
 def test_a_budget_ends_the_rounds_and_one_that_is_enough_for_none_is_refused():
-    few = guarantee(recipe("privacy.noise=3", "privacy.epsilon=4"), 10)
+    few = guarantee(recipe("privacy.noise=3", "privacy.epsilon=4"), clients(10))
     byhand = max(times for times in range(1, 11) if gaussian_delta(math.sqrt(times) / 3.0, 4.0) <= 1e-5)
-    assert (few.rounds, few.release.times) == (byhand, byhand)
+    assert (few.ends, few.release.times) == (byhand, byhand)
     with pytest.raises(RecipeError, match="not enough for one round"):
-        guarantee(recipe("privacy.noise=1", "privacy.epsilon=0.5"), 10)
+        guarantee(recipe("privacy.noise=1", "privacy.epsilon=0.5"), clients(10))
 
 
 def test_a_last_round_in_which_nothing_comes_back_spends_nothing():
-    found = guarantee(recipe("privacy.noise=3", "method.fine_tune=true"), 10)
+    found = guarantee(recipe("privacy.noise=3", "method.fine_tune=true"), clients(10))
     assert found.release.times == 9
 
 
 def test_a_promise_names_relation_and_accountant_of_each_epsilon():
-    found = promise(recipe("privacy.noise=2"), Release(2.0, 10), secret=False)
+    some = recipe("privacy.noise=2")
+    found = promise(some, guarantee(some, clients(10)), 10)
     named = {(one.relation, one.accountant): one.value for one in found.epsilons}
     assert named.keys() == {(r, a) for r in ("add_or_remove", "replace") for a in ("PLD", "RDP")}
     assert found.epsilon == named["add_or_remove", "PLD"] < named["replace", "PLD"]

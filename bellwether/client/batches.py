@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bellwether.data.rows import TokenRow
+from bellwether.method.examples import example_rate
 from bellwether.model.batch import Batch, pack
 from bellwether.recipe.recipe import Training
 
@@ -49,6 +50,22 @@ def _epoch_batches(lengths_R: NDArray[np.int64], training: Training, generator: 
     if training.group_by_length:
         batches = [batches[index] for index in generator.permutation(len(batches))]
     return batches
+
+
+def poisson_steps(rows: int, training: Training, generator: np.random.Generator) -> list[list[list[int]]]:
+    """Return the optimizer steps of a client's round that hides single rows: per step one batch of row numbers.
+
+    Every row joins every step by a chance of its own (Poisson sampling, as in algorithm 1 of Abadi et al. 2016, arXiv
+    1607.00133), so batches are of unlike sizes, and may be empty; like lengths do not come together, since who is in a
+    batch may not depend on who else is there.
+
+    Args:
+        rows: how many the client has, at least one.
+        training: local epochs or steps, batch size, accumulation.
+        generator: the source of chance.
+    """
+    rate, steps = example_rate(rows, training)
+    return [[np.flatnonzero(generator.random(rows) < rate).tolist()] for _ in range(steps)]
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -31,7 +31,8 @@ class LocalEngine:
         tokens: tokens that run through the base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
-        secret: what noise on centroids is drawn from; None draws it from the seed that a task brings.
+        secret: what noise on centroids and gradients is drawn from; None draws it from the seeds that a task brings,
+            which hides nothing from those who know the run's seed.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class LocalEngine:
         self._base, self._layers = base, layers
         self._rows, self._held_out, self._method, self._folders = rows, held_out, method, folders
         self._chooser = Chooser(base, layers, folders, public, secret)
-        self._stop, self._tokens = stop, tokens
+        self._stop, self._tokens, self._secret = stop, tokens, secret
 
     def ask(self, tasks: Mapping[str, Task], deadline: float | None = None) -> Iterator[Reply]:
         """Give every client its task; yield the replies as they come.
@@ -66,7 +67,7 @@ class LocalEngine:
         train = {client: task for client, task in tasks.items() if isinstance(task, TrainTask)}
         rows = {client: self._rows[client] for client in train}
         method = next((self._method.of_round(task.round, task.rounds) for task in train.values()), self._method)
-        trainers = (self._base, self._layers, rows, train, method, self._tokens, self._folders)
+        trainers = (self._base, self._layers, rows, train, method, self._tokens, self._folders, self._secret)
         yield from train_chosen(self._chooser.choose, *trainers)
         for client, task in tasks.items():
             if isinstance(task, SurveyTask):

@@ -51,8 +51,8 @@ class Work:
         tokens: tokens that run through a base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
-        secret: what noise on centroids is drawn from, where clients are a site's; None draws it from a task's seed, as
-            everywhere where nothing is protected from the server.
+        secret: what noise on centroids and gradients is drawn from, where clients are a site's; None draws it from a
+            task's seed, as everywhere where nothing is protected from the server.
         privacy: the recipe's section of differential privacy, of which every worker makes its own method.
     """
 

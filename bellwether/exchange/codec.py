@@ -25,7 +25,7 @@ from bellwether.exchange.checks import LONGEST_NAME, MOST_NAMES, check_packed
 from bellwether.exchange.messages import EvaluateTask, Payload, Reply, Survey, SurveyTask, Task, TrainTask, Update
 from bellwether.exchange.packing import Packed, split, unpack
 from bellwether.exchange.scores import Totals
-from bellwether.recipe.recipe import Compression, Evaluation, Selection, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Privacy, Selection, Training
 from bellwether.tools.json_text import KEPT, Count, Number, from_json, plain, typed
 from bellwether.tools.randomness import Draws
 
@@ -113,6 +113,7 @@ class _TrainFields:
     settled: Count
     certain: Count
     compression: Compression
+    privacy: Privacy
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def encode_task(task: Task) -> tuple[bytes, bytes]:
         fields |= {"kept": None if task.kept is None else list(task.kept)}
         fields |= {"settled": task.settled, "certain": task.certain}
         fields |= {"compression": task.compression.model_dump(mode="json")}
+        fields |= {"privacy": task.privacy.model_dump(mode="json")}
     if isinstance(task, TrainTask | SurveyTask):
         fields |= {"selection": task.selection.model_dump(mode="json"), "draws": dict(task.draws.seeds)}
     else:
@@ -196,6 +198,7 @@ def decode_task(manifest: bytes, body: bytes) -> Task:
                 fields.settled,
                 fields.certain,
                 fields.compression,
+                fields.privacy,
             )
         if head.kind == "survey":
             asked: _SurveyFields = typed(head.fields, _SurveyFields)

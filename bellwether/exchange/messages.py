@@ -17,12 +17,23 @@ from numpy.typing import NDArray
 from bellwether.exchange.adapter import Adapter, Arrays, Tensors
 from bellwether.exchange.packing import Packed
 from bellwether.exchange.scores import Totals
-from bellwether.recipe.recipe import Compression, Evaluation, Selection, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Privacy, Selection, Training
 from bellwether.tools.randomness import Draws, Randomness
 
 # What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
 NOISE = "centroid noise"
-PURPOSES = ("batch order", "dropout", "selection", NOISE, "t-SNE", "method", "compression")
+EXAMPLES, EXAMPLE_NOISE = "examples", "example noise"  # of steps that hide single rows
+PURPOSES = (
+    "batch order",
+    "dropout",
+    "selection",
+    NOISE,
+    "t-SNE",
+    "method",
+    "compression",
+    EXAMPLES,
+    EXAMPLE_NOISE,
+)
 SPACE = "selection space"
 
 
@@ -92,6 +103,7 @@ class TrainTask:
         certain: the last such round at the oldest checkpoint that the run can still go back to; what the client keeps
             of earlier rounds is needed no more.
         compression: the recipe's compression section, which says how the update comes back.
+        privacy: the recipe's privacy section, which says whether single rows are hidden, with the noise that is due.
     """
 
     round: int
@@ -104,6 +116,7 @@ class TrainTask:
     settled: int = 0
     certain: int = 0
     compression: Compression = field(default_factory=Compression)
+    privacy: Privacy = field(default_factory=Privacy)
 
     @property
     def adapter(self) -> Adapter:

@@ -18,27 +18,27 @@ also tells whether its update was short enough to stay as it is, as b_i - ½ = �
 
 with γ the wanted share. Together with the updates that is one Gaussian mechanism of the multiplier z, where the updates
 have z_Δ = (z⁻² - (2 σ_b)⁻²)^(-½) and σ_b = m / 20. Deviations: σ_b is at least z, so that few clients do not leave the
-updates without a share; b̃ is cut to what a share can be.
+updates without a share; b̃ is cut to what a share can be. Like all noise in floating point, this is not exactly
+normal (Mironov 2012, "On significance of the least significant bits for differential privacy"), and nothing guards
+against that.
 
 Shape legend: P parameters of an adapter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from bellwether.exchange.adapter import Tensors
 from bellwether.exchange.messages import Payload
 from bellwether.method.method import Closing, Finished, Known, Mean, Method, State, Trained, alike
 from bellwether.recipe.privacy import Privacy
+from bellwether.tools.randomness import secret_normals
 
 CLIP = "clip norm"  # what clients are sent, and the server remembers
 UNCLIPPED = "unclipped"  # what clients send beside their tensors: ½ where their update stayed as it is, else -½
@@ -149,30 +149,13 @@ def clipped(tensors: Tensors, sent: Tensors, norm: float) -> tuple[Tensors, bool
     }, False
 
 
-def secret_normal(secret: bytes, purpose: str, count: int) -> NDArray[np.float64]:
-    """Return standard normal values that nobody can repeat who does not know a secret.
-
-    They are the normal quantiles of 53 bits each of SHAKE-256's output, so that who sees some of them learns nothing of
-    the others. Like all noise in floating point they are not exactly normal (Mironov 2012, "On significance of the
-    least significant bits for differential privacy"); nothing here guards against that.
-
-    Args:
-        secret: random bytes.
-        purpose: what the values are for; another one gives other values.
-        count: how many.
-    """
-    stream = hashlib.shake_256(len(secret).to_bytes(8, "big") + secret + purpose.encode()).digest(8 * count)
-    uniform = ((np.frombuffer(stream, ">u8") >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-    return np.asarray(ndtri(uniform))
-
-
 def _noised(mean: Mean | None, sent: Tensors, deviation: float, expected: float, secret: bytes) -> Mean:
     """Return the sum of changes with noise over the expected number, as a mean; of no update it is noise alone."""
     tensors: dict[str, Any] = {}
     for key, value in sent.items():
         start = value.astype(np.float64)
         total = (mean.tensors[key] - start) * mean.count if mean is not None else np.zeros(value.shape)
-        noise = secret_normal(secret, f"update {key}", value.size).reshape(value.shape)
+        noise = secret_normals(secret, f"update {key}".encode(), value.size).reshape(value.shape)
         tensors[key] = start + (total + deviation * noise) / expected
     return Mean(tensors, {}, expected, mean.count if mean is not None else 0)
 
@@ -180,7 +163,7 @@ def _noised(mean: Mean | None, sent: Tensors, deviation: float, expected: float,
 def _next_clip(mean: Mean | None, clip: float, privacy: Privacy, noise: Noise, secret: bytes) -> float:
     """Return the clipping norm of the next round."""
     total = float(mean.arrays[UNCLIPPED][0]) * mean.count if mean is not None else 0.0
-    noisy = total + noise.count * float(secret_normal(secret, "count", 1)[0])
+    noisy = total + noise.count * float(secret_normals(secret, b"count", 1)[0])
     share = min(1.0, max(0.0, 0.5 + noisy / noise.expected))
     assert privacy.clip_quantile is not None
     return clip * math.exp(-privacy.clip_rate * (share - privacy.clip_quantile))

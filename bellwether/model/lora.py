@@ -208,6 +208,21 @@ class LoraLayers(torch.nn.Module):
         if (config.rank, config.scaling) != (self.config.rank, self.config.scaling):
             self._make_room(config)
 
+    @contextlib.contextmanager
+    def room(self, slots: int) -> Iterator[None]:
+        """Have another number of slots for what happens inside; all are empty at its beginning and after its end.
+
+        Args:
+            slots: how many.
+        """
+        before, self.slots = self.slots, slots
+        self._make_room(self.config)
+        try:
+            yield
+        finally:
+            self.slots = before
+            self._make_room(self.config)
+
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of an adapter's tensors in the order in which their values stand in a slot."""

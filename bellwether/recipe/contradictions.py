@@ -120,9 +120,22 @@ def _of_privacy(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 text = f"privacy.{field} is given, but neither privacy.epsilon nor privacy.noise, so nothing is hidden"
                 yield f"privacy.{field}", f"{text}; give one of them."
         return
-    if recipe.compression.up != "none":
+    if privacy.hides_rows:
+        yield from _of_examples(recipe)
+    elif recipe.compression.up != "none":
         text = f"compression.up is {recipe.compression.up}, which changes updates after they were clipped; set it to"
         yield "compression.up", f"{text} none, or leave privacy.epsilon and privacy.noise out."
+
+
+def _of_examples(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what does not go together with hiding single rows."""
+    method, fuse = recipe.selection.method, recipe.engine.fuse
+    if method != "full":
+        text = f"selection.method is {cut(method)}, but with privacy.unit example every row joins a step by a chance of"
+        yield "selection.method", f"{text} its own, whatever the other rows are; set selection.method to full."
+    if fuse != 1:
+        text = f"engine.fuse is {fuse}, but with privacy.unit example clients are trained one by one, with a slot for"
+        yield "engine.fuse", f"{text} each row; set engine.fuse to 1."
 
 
 def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:

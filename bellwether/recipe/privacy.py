@@ -16,7 +16,7 @@ class Privacy(Section):
         "client",
         description="whose presence is hidden: client, a whole client's, by noise of the server on the sum of clipped "
         "updates; or example, a single row's, by noise of each client on the sum of its rows' clipped gradients "
-        "(DP-SGD)",
+        "(DP-SGD), of batches that rows join by chance, so that training.group_by_length has no effect",
     )
     epsilon: float | None = Field(
         None,
@@ -62,3 +62,8 @@ class Privacy(Section):
     def hides_clients(self) -> bool:
         """Whether it is hidden that a client took part."""
         return self.on and self.unit == "client"
+
+    @property
+    def hides_rows(self) -> bool:
+        """Whether it is hidden that a client holds a row."""
+        return self.on and self.unit == "example"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from bellwether.errors import RecipeError
 from bellwether.exchange.messages import Payload
 from bellwether.method.accounting import Release, affordable, epsilon, noise_for
 from bellwether.method.cohort import cohort_size, inclusion_rate
+from bellwether.method.examples import example_rate
 from bellwether.method.method import Closing, Method
 from bellwether.method.named import make_method
 from bellwether.method.private import Noise, known_noise
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import Recipe
 from bellwether.store.privacy import (
     UNPROTECTED,
@@ -39,17 +41,28 @@ _SURVEY_NOISE = "Gaussian noise on each centroid, not accounted"
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What the rounds of a recipe spend, and what is left over for them.
+    """What the rounds of a recipe spend, and how many of them its budget is enough for.
 
     Args:
-        release: the noisy sums of all rounds.
-        rounds: how many rounds the budget is enough for; None where all are.
-        noise: what the server adds to them.
+        one: the noisy sums of one round; of rows, those of the client whose rows have the largest epsilon.
+        rounds: in how many rounds something is given away, within the budget.
+        ends: the round after which the budget is spent; None where it is enough for all.
+        secret: whether the noise is drawn from a secret; a simulation's is not.
+        noise: what the server adds, where clients are hidden.
+        client: whose rows have the largest epsilon; empty where clients are hidden.
     """
 
-    release: Release
-    rounds: int | None
-    noise: Noise
+    one: Release
+    rounds: int
+    ends: int | None
+    secret: bool
+    noise: Noise | None = None
+    client: str = ""
+
+    @property
+    def release(self) -> Release:
+        """The noisy sums of all rounds."""
+        return replace(self.one, times=self.one.times * self.rounds)
 
 
 def never_again(closing: Closing) -> bytes:
@@ -57,53 +70,115 @@ def never_again(closing: Closing) -> bytes:
     return secrets.token_bytes(32)
 
 
-def guarantee(recipe: Recipe, clients: int, secret: Callable[[Closing], bytes] = known_noise) -> Guarantee | None:
-    """Return what a recipe promises of clients; None where it hides none.
+def guarantee(
+    recipe: Recipe, rows: Mapping[str, int], secret: Callable[[Closing], bytes] = known_noise
+) -> Guarantee | None:
+    """Return what a recipe promises; None where that is nothing, and where nobody here knows the rows that it hides.
 
     Args:
         recipe: the recipe.
-        clients: how many there are.
+        rows: how many each client trains on; 0 where that is not known here.
         secret: what the server's noise is drawn from.
 
     Raises:
         RecipeError: dp-accounting is missing, or the budget is not enough for one round.
     """
     privacy, federation = recipe.privacy, recipe.federation
+    if privacy.hides_rows:
+        return _of_rows(recipe, rows) if all(rows.values()) else None
     if not privacy.hides_clients:
         return None
+    clients = len(rows)
     sampled = federation.sampler == "poisson"
     rate = inclusion_rate(federation, clients) if sampled else cohort_size(federation, clients) / clients
-    counted_on = rate if privacy.amplification else 1.0
-    rounds, enough = _releasing(recipe), None
-    noise = privacy.noise
+    one = Release(privacy.noise or math.nan, 1, rate if privacy.amplification else 1.0)
+    if privacy.noise is None:
+        one = replace(one, noise=_found(recipe, one))
+    noise = Noise(one.noise, rate * clients, secret)
+    return Guarantee(one, *_within(recipe, one), secret=secret is not known_noise, noise=noise)
+
+
+def _of_rows(recipe: Recipe, rows: Mapping[str, int]) -> Guarantee:
+    """Return what a recipe promises of single rows, which each client hides by itself.
+
+    The client whose rows have the largest epsilon, one with few rows, stands for all; that not all clients are asked in
+    every round is not counted on.
+    """
+    passes = len(make_method(recipe.method).passes)
+    noise = recipe.privacy.noise
+
+    def release(client: str, noise: float) -> Release:
+        rate, steps = example_rate(rows[client], recipe.training)
+        return Release(noise, steps * passes, rate)
+
+    def hardest(noise: float) -> str:
+        """Return the client, by RDP, which is quick, over all rounds."""
+        one_of_size = {count: client for client, count in rows.items()}.values()
+        rounds = _releasing(recipe)
+        spent = {client: release(client, noise) for client in one_of_size}
+        whole = {client: replace(one, times=one.times * rounds) for client, one in spent.items()}
+        return max(whole, key=lambda client: epsilon(whole[client], recipe.privacy.delta, accountant="rdp"))
+
     if noise is None:
-        assert privacy.epsilon is not None  # else nothing would be hidden
-        noise = noise_for(privacy.epsilon, privacy.delta, rounds, counted_on)
-    elif privacy.epsilon is not None:
-        within = affordable(privacy.epsilon, privacy.delta, noise, rounds, counted_on)
-        if within == 0:
-            raise RecipeError(
-                f"privacy.epsilon={privacy.epsilon:g} is not enough for one round with privacy.noise={noise:g}; raise "
-                "one of them, or leave the noise out, and it is found."
-            )
-        enough = within if within < rounds else None
-        if enough is not None and rounds < federation.rounds:
-            raise RecipeError(
-                f"privacy.epsilon={privacy.epsilon:g} is enough for {counted(within, 'round')} with privacy.noise="
-                f"{noise:g}, so the last round, in which clients train for themselves, would never come; set "
-                f"federation.rounds={within + 1}, or leave the noise out, and it is found."
-            )
-    return Guarantee(Release(noise, enough or rounds, counted_on), enough, Noise(noise, rate * clients, secret))
+        noise = _found(recipe, release(hardest(1.0), 1.0))
+        noise = max(noise, _found(recipe, release(hardest(noise), noise)))
+    client = hardest(noise)
+    one = release(client, noise)
+    return Guarantee(one, *_within(recipe, one), secret=False, client=client)
 
 
-def promise(recipe: Recipe, release: Release, *, secret: bool) -> Promise:
-    """Return what a release promises, by every relation and accountant that there is a bound of.
+def _found(recipe: Recipe, one: Release) -> float:
+    """Return the noise that keeps the budget over all rounds, of which each gives away so much."""
+    privacy = recipe.privacy
+    assert privacy.epsilon is not None  # else nothing would be hidden
+    return noise_for(privacy.epsilon, privacy.delta, one.times * _releasing(recipe), one.rate)
+
+
+def _within(recipe: Recipe, one: Release) -> tuple[int, int | None]:
+    """Return in how many rounds something is given away, and after which the budget is spent, if it is.
+
+    Raises:
+        RecipeError: it is not enough for one round, or not for a last round of the method's own.
+    """
+    privacy, planned, rounds = recipe.privacy, recipe.federation.rounds, _releasing(recipe)
+    if privacy.noise is None or privacy.epsilon is None:
+        return rounds, None
+    within = affordable(privacy.epsilon, privacy.delta, one.noise, rounds * one.times, one.rate) // one.times
+    if within == 0:
+        raise RecipeError(
+            f"privacy.epsilon={privacy.epsilon:g} is not enough for one round with privacy.noise={one.noise:g}; raise "
+            "one of them, or leave the noise out, and it is found."
+        )
+    if within < rounds < planned:
+        raise RecipeError(
+            f"privacy.epsilon={privacy.epsilon:g} is enough for {counted(within, 'round')} with privacy.noise="
+            f"{one.noise:g}, so the last round, in which clients train for themselves, would never come; set "
+            f"federation.rounds={within + 1}, or leave the noise out, and it is found."
+        )
+    return within, within if within < rounds else None
+
+
+def settled(recipe: Recipe, given: Guarantee | None) -> Privacy:
+    """Return the recipe's section with the noise that was found; as it is where it promises nothing.
 
     Args:
         recipe: the recipe.
-        release: what was given away, or will be.
-        secret: whether its noise is drawn from a secret.
+        given: what it promises.
     """
+    if given is None:
+        return recipe.privacy
+    return recipe.privacy.model_copy(update={"noise": given.one.noise})
+
+
+def promise(recipe: Recipe, given: Guarantee, rounds: int) -> Promise:
+    """Return what is promised of so many rounds, by every relation and accountant that there is a bound of.
+
+    Args:
+        recipe: the recipe.
+        given: what it promises.
+        rounds: in which something was given away, or will be.
+    """
+    release = replace(given.one, times=given.one.times * rounds)
     privacy = recipe.privacy
     bounds = [("add_or_remove", "PLD"), ("add_or_remove", "RDP"), ("replace", "PLD")]
     if release.rate == 1:
@@ -120,7 +195,8 @@ def promise(recipe: Recipe, release: Release, *, secret: bool) -> Promise:
         rate=release.rate,
         releases=release.times,
         epsilons=tuple(found),
-        secret=secret,
+        secret=given.secret,
+        client=given.client,
     )
 
 
@@ -134,32 +210,37 @@ def promise_notes(recipe: Recipe, given: Guarantee | None, parameters: int) -> t
 
     Args:
         recipe: the recipe.
-        given: what it promises of clients.
+        given: what it promises.
         parameters: trained numbers of an adapter.
     """
     if given is None:
         return [], []
     privacy, noise, release = recipe.privacy, given.noise, given.release
-    whether = "is there" if release.rate < 1 else "contributed"
+    whether = f"Whether any one row is at a client, such as at {given.client}, where they show most,"
+    if noise is not None:
+        whether = f"Whether any one client {'is there' if release.rate < 1 else 'contributed'}"
+    cut = "updates" if noise is not None else "gradients"
     text = (
-        f"Whether any one client {whether} is hidden: epsilon {epsilon(release, privacy.delta):.3g} at delta "
-        f"{privacy.delta:g} after {counted(release.times, 'round')} (adding or removing one, PLD), by a noise "
-        f"multiplier of {release.noise:.4g} and updates cut to {privacy.clip_norm:g}"
+        f"{whether} is hidden: epsilon {epsilon(release, privacy.delta):.3g} at delta {privacy.delta:g} after "
+        f"{counted(given.rounds, 'round')} (adding or removing one, PLD), by a noise multiplier of "
+        f"{release.noise:.4g} and {cut} cut to {privacy.clip_norm:g}"
     )
-    if release.rate < 1:
+    if noise is not None and release.rate < 1:
         text += f", as long as nobody sees who is asked, one in {1 / release.rate:.3g} clients"
-    notes, warnings = [f"{text}."], []
-    if noise.secret is known_noise:
+    notes = [f"{text}."]
+    if not given.secret:
         notes.append("The noise of a simulation derives from its seed, so whoever has the recipe can take it off.")
+    if noise is None:
+        return notes, []
     # The noise's length is almost surely its deviation times the root of how many numbers there are.
     times = noise.of_updates(privacy.clip_quantile is not None) * math.sqrt(parameters) / noise.expected
-    if times > 10:
-        warnings.append(
-            f"The noise on a round's mean is {times:,.0f} times as long as an update may be, so little can be learned; "
-            f"what helps is more than {noise.expected:.3g} clients a round, fewer trained numbers (lora.rank, "
-            "method.name=ffa_lora), a larger epsilon, or privacy.unit=example."
-        )
-    return notes, warnings
+    if times <= 10:
+        return notes, []
+    return notes, [
+        f"The noise on a round's mean is {times:,.0f} times as long as an update may be, so little can be learned; "
+        f"what helps is more than {noise.expected:.3g} clients a round, fewer trained numbers (lora.rank, "
+        "method.name=ffa_lora), a larger epsilon, or privacy.unit=example."
+    ]
 
 
 def leaving(recipe: Recipe, method: Method, payload: Payload) -> tuple[Leaving, ...]:
@@ -217,11 +298,10 @@ def begin_ledger(folder: Path, recipe: Recipe, method: Method, payload: Payload,
         recipe: the recipe.
         method: its method, with what privacy adds to it.
         payload: what a client is sent in the first round.
-        given: what the recipe promises of clients.
+        given: what the recipe promises.
     """
     leaves = leaving(recipe, method, payload)
-    hidden = given is not None and given.noise.secret is not known_noise
-    found = promise(recipe, given.release, secret=hidden) if given is not None else None
+    found = promise(recipe, given, given.rounds) if given is not None else None
     keep_given_away(folder, GivenAway(leaves, found))
 
 
@@ -231,15 +311,15 @@ def charged(folder: Path, recipe: Recipe, given: Guarantee | None) -> Callable[[
     Args:
         folder: of the run.
         recipe: the recipe.
-        given: what the recipe promises of clients; None charges nothing.
+        given: what the recipe promises; None charges nothing.
     """
     if given is None:
         return lambda round: None
-    release, rounds = given.release, _releasing(recipe)
+    one, rounds = given.one, given.rounds
 
     def keep(round: int) -> None:
         if round <= rounds:
-            charge(folder, Charge(round, release.noise, release.rate))
+            charge(folder, Charge(round, one.noise, one.rate, one.times))
 
     return keep
 
@@ -249,5 +329,4 @@ def close_ledger(folder: Path, recipe: Recipe, given: Guarantee | None) -> None:
     kept = given_away(folder)
     if given is None or kept is None or kept.promise is None:
         return
-    spent = replace(given.release, times=len(charges(folder)))
-    keep_given_away(folder, replace(kept, promise=promise(recipe, spent, secret=kept.promise.secret)))
+    keep_given_away(folder, replace(kept, promise=promise(recipe, given, len(charges(folder)))))

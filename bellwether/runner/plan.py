@@ -114,7 +114,8 @@ def plan(recipe: Recipe) -> Plan:
     flops = work_flops(facts, recipe, work)
     down, up = traffic(facts, recipe, list(prepared.clients), cohort)
     longest = max(row.longest for client in rows for row in client)
-    hidden, doubted = _hidden(recipe, len(prepared.clients), adapter.parameters)
+    counts = {client: len(tokenised.rows) for client, tokenised in prepared.clients.items()}
+    hidden, doubted = _hidden(recipe, counts, adapter.parameters)
     return Plan(
         model=facts.name,
         architecture=facts.architecture,
@@ -266,11 +267,11 @@ def _last_round(recipe: Recipe, clients: int) -> list[str]:
     ]
 
 
-def _hidden(recipe: Recipe, clients: int, parameters: int) -> tuple[list[str], list[str]]:
-    """Return what a person should know where clients are hidden by noise."""
+def _hidden(recipe: Recipe, rows: Mapping[str, int], parameters: int) -> tuple[list[str], list[str]]:
+    """Return what a person should know where clients or rows are hidden by noise."""
     from bellwether.runner.guarantee import guarantee, promise_notes
 
-    return promise_notes(recipe, guarantee(recipe, clients), parameters)
+    return promise_notes(recipe, guarantee(recipe, rows), parameters)
 
 
 def _folded(facts: ModelFacts, recipe: Recipe, modules: Sequence[str]) -> list[str]:

@@ -41,7 +41,15 @@ from bellwether.recipe.file import load_recipe, with_overrides
 from bellwether.recipe.recipe import Recipe
 from bellwether.runner.answers import Answers
 from bellwether.runner.describe import describe
-from bellwether.runner.guarantee import Guarantee, begin_ledger, charged, close_ledger, guarantee, promise_notes
+from bellwether.runner.guarantee import (
+    Guarantee,
+    begin_ledger,
+    charged,
+    close_ledger,
+    guarantee,
+    promise_notes,
+    settled,
+)
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import Prepared, prepared_fingerprint, proxy_facts, with_absolute_paths
@@ -238,7 +246,8 @@ def _run_in(
     """Run what is left of a run, told to the caller, to the folder's log and to the recipe's trackers."""
     start = time.perf_counter()
     recipe, clients = folder.recipe, len(prepared.clients)
-    given = guarantee(recipe, clients, deployment.secret)
+    rows = {client: len(tokenised.rows) for client, tokenised in prepared.clients.items()}
+    given = guarantee(recipe, rows, deployment.secret)
     method = make_method(recipe.method, recipe.privacy, given.noise if given else None)
     progress = where_to_begin(folder, checkpoint, base, method, tell_all([watch, log]))
     with open_trackers(recipe, folder.path, tell_all([watch, log]), progress.round) as trackers:
@@ -246,7 +255,7 @@ def _run_in(
         size = cohort_size(recipe.federation, clients)
         # How long rows that are elsewhere will take, nobody here can tell.
         told = deployment.here and watch is not _silent
-        rounds = given.rounds if given and given.rounds else recipe.federation.rounds
+        rounds = given.ends if given and given.ends else recipe.federation.rounds
         planned = expected(prepared, size) if told else None
         scored = tuple(
             round for round in range(progress.round + 1, rounds + 1) if is_due(round, rounds, recipe.evaluation.every)
@@ -290,7 +299,8 @@ def _federate(
             federation,
             sample=deployment.sampling(federation.sample),
             charge=charged(folder.path, recipe, given),
-            affordable=given.rounds if given else None,
+            affordable=given.ends if given else None,
+            recipe=recipe.model_copy(update={"privacy": settled(recipe, given)}),
         )
         hidden, doubts = promise_notes(recipe, given, sum(value.size for value in payload.expected.values()))
         for text in (*prepared.notes, *hidden, *way_notes(base, recipe.training.loss)):

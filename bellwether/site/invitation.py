@@ -211,6 +211,10 @@ def check_recipe_for_sites(recipe: Recipe) -> None:
         problems.append(
             "privacy.amplification counts on nobody's seeing who is asked, and sites see it; set it to false."
         )
+    if recipe.privacy.hides_rows and recipe.privacy.noise is None:
+        problems.append(
+            "privacy.epsilon cannot be turned into noise here, since sites alone know their rows; give privacy.noise."
+        )
     if recipe.compare is not None:
         problems.append("compare has no place in a federation of sites; leave it out.")
     if problems:

@@ -2,7 +2,7 @@
 
 In a rehearsal, whose sites belong to one person, nothing of this is done: there bytes are those of the simulation.
 
-FOLDER/noise.key    the secret that noise on centroids is drawn from; it never leaves the site
+FOLDER/noise.key    the secret that noise is drawn from, on centroids and gradients; it never leaves the site
 """
 
 from __future__ import annotations

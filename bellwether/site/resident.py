@@ -101,7 +101,7 @@ class Holdings:
         folders: each client's own, with what the method keeps there.
         going_on: of the kinds of tasks that go on from what is kept of the last round that counted, what that is.
         rows: a hash of the rows.
-        secret: what noise on centroids is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
+        secret: what noise is drawn from, see ``site.protection``; None in a rehearsal, where nothing is
             protected from the coordinator.
     """
 
@@ -342,6 +342,8 @@ class Resident:
             return f"noise {recipe.selection.noise:g}"
         if header.kind == "train" and recipe.privacy.hides_clients:
             return f"cut to {recipe.privacy.clip_norm:g}"
+        if header.kind == "train" and recipe.privacy.hides_rows:
+            return f"noise {recipe.privacy.noise:g} on gradients of rows"
         return "none"
 
 
@@ -399,7 +401,7 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
     """Return a task whose settings are the site's own, which the terms say are the same but for paths."""
     if isinstance(task, TrainTask):
         task = replace(task, training=recipe.training, selection=recipe.selection, compression=recipe.compression)
-        return replace(task, rounds=recipe.federation.rounds)
+        return replace(task, rounds=recipe.federation.rounds, privacy=recipe.privacy)
     if isinstance(task, SurveyTask):
         return replace(task, selection=recipe.selection)
     return replace(task, evaluation=recipe.evaluation)

@@ -131,6 +131,7 @@ class Charge:
         round: the round.
         noise: noise multiplier of its sum.
         rate: probability that one is in it.
+        sums: how many such sums; of rows, at the client where they show most.
     """
 
     __pydantic_config__ = KEPT
@@ -138,6 +139,7 @@ class Charge:
     round: Count
     noise: Amount
     rate: Amount
+    sums: Count = 1
 
 
 def keep_given_away(folder: Path, given: GivenAway) -> None:

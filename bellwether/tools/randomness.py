@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,27 @@ def secret_draw(secret: bytes, purpose: bytes) -> np.random.Generator:
         purpose: all that the draw depends on beside.
     """
     return np.random.default_rng(int.from_bytes(hmac.digest(secret, purpose, hashlib.sha256), "big"))
+
+
+def secret_normals(secret: bytes, purpose: bytes, count: int) -> NDArray[np.float64]:
+    """Return standard normal numbers that nobody can repeat, or tell the others of from some, without a secret.
+
+    Noise that hides something is seen by those whom it hides it from, wherever they know all the rest, and a generator
+    made for simulations can be wound forth and back from its output. So these are the method of Box and Muller (1958,
+    "A note on the generation of random normal deviates") on the stream of SHAKE-256 (FIPS 202). Uniform numbers have 53
+    bits, so none is further out than 8.6, where one of 10^17 would be.
+
+    Args:
+        secret: random bytes that never leave where they were drawn.
+        purpose: all that the draw depends on beside.
+        count: how many numbers.
+    """
+    pairs = (count + 1) // 2
+    stream = hashlib.shake_256(hmac.digest(secret, purpose, hashlib.sha256)).digest(16 * pairs)
+    # Above zero, whose logarithm is none, up to one.
+    uniform = ((np.frombuffer(stream, "<u8") >> 11) + 1) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[:pairs])), 2 * np.pi * uniform[pairs:]
+    return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
 
 
 @dataclass(frozen=True)
