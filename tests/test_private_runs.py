@@ -82,6 +82,26 @@ def test_poisson_cohorts_may_be_empty_and_their_rounds_end_well(tiny_recipe, tmp
     assert len({line["adapter"] for line in lines}) == 6
 
 
+def test_rows_are_hidden_within_a_budget_and_the_page_says_whose_show_most(bellwether, tiny_recipe, tmp_path):
+    path = tmp_path / "run"
+    fields = ["privacy.unit=example", "privacy.epsilon=20", "federation.rounds=2", "partition.method=quantity"]
+    outcome = bellwether("run", tiny_recipe, *fields, "evaluation.every=0", "--out", path)
+    assert outcome.code == 0, outcome.err
+    promised = given_away(path).promise
+    held = {client.client: client.rows for client in read_run(path).description.clients}
+    assert held[promised.client] == min(held.values())
+    # Batches of four rows, one pass over them a round.
+    assert promised.rate == pytest.approx(4 / held[promised.client])
+    assert promised.releases == 2 * -(-held[promised.client] // 4)
+    assert 18 < promised.epsilon <= 20
+    assert [one.sums for one in charges(path)] == [promised.releases // 2] * 2
+    page = (path / "report.html").read_text(encoding="utf-8")
+    assert f"of the client {promised.client}, whose rows have the largest epsilon" in page
+    ordinary = tmp_path / "ordinary"
+    run(load_recipe(tiny_recipe, [*fields[2:], "evaluation.every=0", f"output.folder={ordinary}"]))
+    assert result(path) != result(ordinary)
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

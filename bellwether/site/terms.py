@@ -176,9 +176,9 @@ def _hidden(privacy: Privacy) -> str:
     """Return what differential privacy adds, as sentences after others."""
     if privacy.hides_rows:
         return (
-            f" Each row's gradient is cut to a norm of {privacy.clip_norm:g} here, and noise of {privacy.noise:g} times "
-            "that is added to their sum in every step, drawn from a secret of this site: that hides single rows of yours "
-            "from the coordinator as well, in the update alone."
+            f" Each row's gradient is cut to a norm of {privacy.clip_norm:g} here, and noise of {privacy.noise:g} "
+            "times that is added to their sum in every step, drawn from a secret of this site: that hides single rows "
+            "of yours from the coordinator as well, in the update alone."
         )
     if not privacy.hides_clients:
         return ""
