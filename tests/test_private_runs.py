@@ -84,7 +84,8 @@ def test_poisson_cohorts_may_be_empty_and_their_rounds_end_well(tiny_recipe, tmp
 
 def test_rows_are_hidden_within_a_budget_and_the_page_says_whose_show_most(bellwether, tiny_recipe, tmp_path):
     path = tmp_path / "run"
-    fields = ["privacy.unit=example", "privacy.epsilon=20", "federation.rounds=2", "partition.method=quantity"]
+    fields = ["privacy.unit=example", "privacy.epsilon=20", "federation.rounds=2"]
+    fields += ["partition.method=quantity", "partition.min_rows=6"]
     outcome = bellwether("run", tiny_recipe, *fields, "evaluation.every=0", "--out", path)
     assert outcome.code == 0, outcome.err
     promised = given_away(path).promise
