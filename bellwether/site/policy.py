@@ -24,6 +24,7 @@ from bellwether.errors import FederationError, first_line
 from bellwether.exchange.checks import due_bytes
 from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
+from bellwether.exchange.secure_codec import SECURE_KINDS
 from bellwether.model.folder import on_hub
 from bellwether.recipe.consent import TRUST, code_in
 from bellwether.recipe.recipe import Model, Recipe
@@ -32,7 +33,7 @@ from bellwether.tools.functions import file_of
 from bellwether.tools.words import byte_size
 
 POLICY = "policy.yaml"
-TASKS = ("train", "survey", "evaluate")
+TASKS = ("train", "survey", "evaluate", *SECURE_KINDS)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

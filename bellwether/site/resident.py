@@ -34,8 +34,22 @@ from bellwether.errors import (
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
 from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
-from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.messages import (
+    PURPOSES,
+    SECRETS,
+    SPACE,
+    AnnounceTask,
+    EvaluateTask,
+    Masking,
+    Payload,
+    Reply,
+    SecureTask,
+    SurveyTask,
+    Task,
+    TrainTask,
+)
 from bellwether.exchange.seal import Header, Parcel, check_meant, content_of, opened, sealed
+from bellwether.exchange.secure_codec import SECURE_KINDS
 from bellwether.federate import Engine
 from bellwether.method.method import Method, send_trained, serve_sent
 from bellwether.method.named import make_method
@@ -229,8 +243,13 @@ class Resident:
         return self._within_limit(header, header.kind, self._sealed(header, manifest, body), reply.seconds)
 
     def _question(self, header: Header, parcel: Parcel) -> bytes:
-        """Return the hash of a task, whatever its number and run are, and of what it is done with."""
-        asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel)
+        """Return the hash of a task, whatever its run is, and of what it is done with.
+
+        Its number counts where secrets are drawn for it, which are others when a coordinator begins a round anew.
+        """
+        anew = self._holdings.recipe.secure_aggregation.on and header.kind in ("train", *SECURE_KINDS)
+        number = header.number if anew else ""
+        asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel), number
         return question_of(*asked, self._terms, self._holdings.rows)
 
     def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float | None) -> tuple[Parcel, str]:
@@ -325,7 +344,8 @@ class Resident:
         if kind_of(task) != header.kind or task.round != header.round:
             raise UpdateRejected("the task is not the one that its header names")
         _check_draws(task)
-        if task.payload is not None:
+        _check_masking(task, self._holdings.recipe)
+        if not isinstance(task, SecureTask) and task.payload is not None:
             down = "none" if header.kind == "evaluate" else self._holdings.recipe.compression.down
             _check_payload(task.payload, self._holdings, down)
         _check_kept(header, task, self._holdings)
@@ -338,6 +358,8 @@ class Resident:
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
         noise = self._holdings.recipe.selection.noise
+        if header.kind == "train" and self._holdings.recipe.secure_aggregation.on:
+            return "masked"
         return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
 
 
@@ -366,8 +388,18 @@ def _told(reason: Exception) -> str:
 
 def _check_draws(task: Task) -> None:
     """Refuse a task that lacks seeds of what a client draws."""
-    if isinstance(task, TrainTask | SurveyTask) and task.draws.seeds.keys() != {*PURPOSES, SPACE}:
+    due = {SECRETS} if isinstance(task, AnnounceTask) else {*PURPOSES, SPACE}
+    if isinstance(task, TrainTask | SurveyTask | AnnounceTask) and task.draws.seeds.keys() != due:
         raise UpdateRejected("its draws are not those that a client needs")
+
+
+def _check_masking(task: Task, recipe: Recipe) -> None:
+    """Refuse to send an update as it is where masks were agreed to, and masks where they were not."""
+    on = recipe.secure_aggregation.on
+    if isinstance(task, SecureTask) and not on:
+        raise UpdateRejected("it belongs to secure aggregation, which this site did not agree to")
+    if isinstance(task, TrainTask) and (task.masking is not None) != on:
+        raise UpdateRejected(f"its update would {'not ' if on else ''}be masked, which is not what was agreed to")
 
 
 def _check_round(header: Header, rounds: int) -> None:
@@ -379,7 +411,7 @@ def _check_round(header: Header, rounds: int) -> None:
 
 def _check_kept(header: Header, task: Task, holdings: Holdings) -> None:
     """Refuse to go on from what a client kept of the last round that counted, where that is lost."""
-    if isinstance(task, SurveyTask) or not task.settled:
+    if not isinstance(task, TrainTask | EvaluateTask) or not task.settled:
         return
     for name in holdings.going_on.get(header.kind, ()):
         folder = holdings.folders[header.client]
@@ -395,10 +427,15 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
     """Return a task whose settings are the site's own, which the terms say are the same but for paths."""
     if isinstance(task, TrainTask):
         task = replace(task, training=recipe.training, selection=recipe.selection, compression=recipe.compression)
+        if task.masking is not None:
+            limits = recipe.federation.max_rows, recipe.federation.max_norm
+            task = replace(task, masking=Masking(task.masking.shares, *limits))
         return replace(task, rounds=recipe.federation.rounds)
     if isinstance(task, SurveyTask):
         return replace(task, selection=recipe.selection)
-    return replace(task, evaluation=recipe.evaluation)
+    if isinstance(task, AnnounceTask):
+        return replace(task, settings=recipe.secure_aggregation)
+    return replace(task, evaluation=recipe.evaluation) if isinstance(task, EvaluateTask) else task
 
 
 def _check_payload(payload: Payload, holdings: Holdings, down: str) -> None:
