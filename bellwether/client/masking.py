@@ -34,7 +34,6 @@ from bellwether.errors import RoundFailed, UpdateRejected
 from bellwether.exchange.checks import check_update
 from bellwether.exchange.masks import (
     KEY,
-    LEAST,
     coefficients,
     derived,
     needed_of,
@@ -64,6 +63,7 @@ from bellwether.exchange.messages import (
 from bellwether.exchange.ring import as_vector, into_ring
 from bellwether.exchange.secure_checks import check_announced
 from bellwether.method.method import Method, without_values
+from bellwether.recipe.secure import LEAST_COHORT
 from bellwether.store.client_state import SECURE
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.functions import naming
@@ -166,8 +166,8 @@ def as_masked(reply: Reply, task: TrainTask, method: Method, folder: Path) -> Re
 
 def _announce(task: AnnounceTask, folder: Path, real: bool) -> Announced:
     """Draw the secrets of a round, which forgets those of all before."""
-    if task.cohort < LEAST:
-        raise UpdateRejected(f"it masks nothing for a cohort of {task.cohort}, where {LEAST} are needed")
+    if task.cohort < LEAST_COHORT:
+        raise UpdateRejected(f"it masks nothing for a cohort of {task.cohort}, where {LEAST_COHORT} are needed")
     drawn = secrets.token_bytes(KEY) if real else derived(task.draws.seeds[SECRETS].to_bytes(8, "big"), "a simulation")
     kept = _Secrets(drawn.hex(), needed_of(task.cohort, task.settings.threshold), task.settings.range)
     for path in (folder / SECURE).glob("*.json"):

@@ -21,7 +21,6 @@ from bellwether.errors import RecipeError, UpdateRejected
 from bellwether.exchange.ring import Ring
 from bellwether.tools.shamir import BYTES, PRIME
 
-LEAST = 3  # clients of a cohort: of a sum of two, each of both knows the other's part
 KEY = 32  # bytes of a key, public or not, and of a seed
 SEALED = 2 * BYTES + 16  # bytes of two shares and the tag of their seal
 _NONCE, _COUNTER = bytes(12), bytes(16)

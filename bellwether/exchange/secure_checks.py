@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import brought, check_array, check_claims, check_names
+from bellwether.exchange.adapter import Tensors
+from bellwether.exchange.checks import Shapes, array_bytes, brought, check_array, check_claims, check_names
 from bellwether.exchange.masks import KEY, SEALED
 from bellwether.exchange.messages import (
     MASKED,
@@ -30,9 +31,10 @@ from bellwether.exchange.messages import (
     UnmaskTask,
     Update,
 )
+from bellwether.exchange.ring import size_of
 from bellwether.tools.shamir import BYTES, PRIME
 
-NUMBER = 8  # bytes of a value of a masked update
+NUMBER = 8  # bytes of a cohort's size
 
 
 def check_announced(reply: Reply) -> Announced:
@@ -129,18 +131,26 @@ def secured_bytes(secured: Any) -> int:
     return sum(len(part) if isinstance(part, bytes) else named_bytes(part) for part in parts)
 
 
-def expected_bytes(clients: int, size: int, name: int) -> tuple[int, int]:
-    """Return the bytes down and up of a round's masks, where nobody falls away and beside the update itself.
+def masked_bytes(expected: Tensors, arrays: Shapes) -> int:
+    """Return the bytes of a masked update.
 
     Args:
-        clients: of a cohort.
-        size: how many values an update has.
-        name: bytes of a client's name.
+        expected: the tensors that it tells of.
+        arrays: the shapes of arrays beside them, by name.
+    """
+    return array_bytes({MASKED: np.broadcast_to(np.uint64(0), (size_of(expected, arrays),))})
+
+
+def agreement_bytes(clients: int, name: float) -> tuple[float, float]:
+    """Return the bytes down and up, beside adapters and updates, of a round in which nobody falls away.
+
+    Args:
+        clients: of the cohort.
+        name: bytes of a client's name, in the mean.
     """
     others, keys = clients - 1, 3 * KEY
-    down = clients * (NUMBER + clients * (name + keys) + others * (name + SEALED) + clients * name)
-    up = clients * (keys + others * (name + SEALED) + clients * (name + BYTES))
-    return down, up + clients * NUMBER * size
+    down = NUMBER + clients * (name + keys) + others * (name + SEALED) + clients * name
+    return clients * down, clients * (keys + others * (name + SEALED) + clients * (name + BYTES))
 
 
 def _check_named(what: str, sent: Any, due: Collection[str], size: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.checks import Shapes, check_seconds
-from bellwether.exchange.masks import KEY, LEAST, needed_of, numbers_of, own_mask, pair_mask, pledge_of, public_key
+from bellwether.exchange.masks import KEY, needed_of, numbers_of, own_mask, pair_mask, pledge_of, public_key
 from bellwether.exchange.messages import (
     MASKED,
     SECRETS,
@@ -48,6 +48,7 @@ from bellwether.exchange.secure_checks import (
 )
 from bellwether.method.method import Mean, mean_of
 from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.secure import LEAST_COHORT
 from bellwether.tools.randomness import Draws, Randomness
 from bellwether.tools.shamir import factors_of, secret_of
 from bellwether.tools.words import counted
@@ -95,13 +96,14 @@ class Agreed:
 
 @dataclass(frozen=True)
 class _Step(Generic[T]):
-    """What came of a step: answers that can be used, who gave none and why, bytes and seconds."""
+    """What came of a step: answers that can be used, who gave none and why, bytes and seconds, and if all travelled."""
 
     answers: Mapping[str, T]
     left_out: Mapping[str, str]
     bytes_down: int
     bytes_up: int
     duration: float
+    travelled: bool
 
 
 def agree(ask: Ask, tasks: Mapping[str, TrainTask], round: int, recipe: Recipe) -> Agreed:
@@ -116,8 +118,8 @@ def agree(ask: Ask, tasks: Mapping[str, TrainTask], round: int, recipe: Recipe) 
     settings, cohort = recipe.secure_aggregation, len(tasks)
     needed, limits = needed_of(cohort, settings.threshold), (settings.range, float(recipe.federation.max_rows))
     agreed = Agreed(cohort, {}, {}, needed, limits, {}, None, SecureRecord(needed, 0, 0, 0, 0, 0), 0.0)
-    if cohort < LEAST:
-        return replace(agreed, failure=f"a cohort of {cohort} masks nothing, and {LEAST} clients are needed")
+    if cohort < LEAST_COHORT:
+        return replace(agreed, failure=f"a cohort of {cohort} masks nothing, and {LEAST_COHORT} clients are needed")
     announced = _step(ask, _announcing(tasks, round, recipe), check_announced)
     keys = dict(sorted(announced.answers.items()))
     failure = _too_few("announced keys", keys, agreed, announced.left_out)
@@ -126,7 +128,9 @@ def agree(ask: Ask, tasks: Mapping[str, TrainTask], round: int, recipe: Recipe) 
     left_out = {**announced.left_out, **dealt.left_out}
     failure = failure or _too_few("dealt shares", dealt.answers, agreed, left_out)
     masked = _masked_tasks(tasks, dealt.answers, recipe) if failure is None else {}
-    shares = sum(named_bytes(task.masking.shares) for task in masked.values() if task.masking is not None)
+    # Where messages travel, the shares are part of the tasks to train.
+    on_top = () if dealt.travelled else tuple(task.masking for task in masked.values() if task.masking is not None)
+    shares = sum(named_bytes(masking.shares) for masking in on_top)
     down, up = announced.bytes_down + dealt.bytes_down + shares, announced.bytes_up + dealt.bytes_up
     record = SecureRecord(needed, len(keys), len(dealt.answers), 0, down, up)
     return Agreed(cohort, masked, keys, needed, limits, left_out, failure, record, announced.duration + dealt.duration)
@@ -252,11 +256,12 @@ def _step(ask: Ask, tasks: Mapping[str, SecureTask], check: Callable[[Reply], T]
     left_out = dict.fromkeys(tasks, "it did not answer")
     heard: set[str] = set()
     down = up = 0
-    duration = 0.0
+    duration, travelled = 0.0, False
     for reply in ask(tasks):
         if reply.client not in tasks or reply.client in heard:
             continue
         heard.add(reply.client)
+        travelled |= reply.bytes_down is not None
         down += (
             (task_bytes_of(tasks[reply.client]) if reply.reached else 0)
             if reply.bytes_down is None
@@ -272,7 +277,7 @@ def _step(ask: Ask, tasks: Mapping[str, SecureTask], check: Callable[[Reply], T]
             continue
         left_out.pop(reply.client)
     down += sum(task_bytes_of(task) for client, task in tasks.items() if client not in heard)
-    return _Step(answers, left_out, down, up, duration)
+    return _Step(answers, left_out, down, up, duration, travelled)
 
 
 def _too_few(what: str, answers: Collection[str], agreed: Agreed, left_out: Mapping[str, str]) -> str | None:

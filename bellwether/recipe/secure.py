@@ -6,6 +6,8 @@ from pydantic import Field
 
 from bellwether.recipe.section import Section
 
+LEAST_COHORT = 3  # clients: of a sum of two, each of both would know the other's part
+
 
 class SecureAggregation(Section):
     """Whether updates are masked so that the server sees their weighted sum alone."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bellwether.method.method import Method
 from bellwether.method.named import our_methods
 from bellwether.recipe.recipe import Recipe
+from bellwether.tools.words import listed
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,16 @@ def _preferences(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _not_linear(recipe: Recipe, method: Method) -> list[str]:
+    if not recipe.secure_aggregation.on or method.weigh is not None:
+        return []
+    able = listed([name for name, ours in our_methods().items() if ours.weigh is not None])
+    return [
+        f"secure_aggregation.on shows the server the sum of updates alone, but the method {recipe.method.name} needs each "
+        f"of them; set method.name to one of {able}, or secure_aggregation.on=false."
+    ]
+
+
 RULES = (
     Rule("AdamW, schedules and clipping", ("training.optimizer=adamw",), _wrong_training),
     Rule("unlike ranks", ("lora.ranks=[2, 4]",), _unlike_ranks),
@@ -106,6 +117,7 @@ RULES = (
     Rule("preferences (dpo)", ("training.loss=dpo",), _preferences),
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
     Rule("few bits down", ("compression.down=8bit",), _compressed_factors),
+    Rule("secure aggregation", ("secure_aggregation.on=true",), _not_linear),
 )
 
 

@@ -34,7 +34,7 @@ from bellwether.errors import FederationError, first_line
 from bellwether.model.base import Base, load_base
 from bellwether.model.folder import on_hub, weight_files
 from bellwether.model.lora import LoraLayers, adapter_config
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Recipe, SecureAggregation
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.site.answers import forget_answers
 from bellwether.site.compared import NO_COMPARISON
@@ -151,7 +151,14 @@ def _prepared(recipe: Recipe, site: str) -> Prepared:
     evaluation = recipe.evaluation.model_copy(update={"part": "test", "categories": None})  # the coordinator's
     federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
     lora = own_lora(recipe.lora, site)
-    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation, "lora": lora})
+    own = recipe.model_copy(
+        update={
+            "evaluation": evaluation,
+            "federation": federation,
+            "lora": lora,
+            "secure_aggregation": SecureAggregation(),  # of which there are too few to hide among
+        }
+    )
     return prepare(own, unscored=NO_COMPARISON)
 
 
