@@ -187,7 +187,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     asked, training = time.perf_counter(), tuple(tasks)
     missing = dict(surveyed.left_out) if surveyed else {}
     agreed = None
-    if recipe.secure_aggregation.on and tasks:
+    if recipe.secure_aggregation.enabled and tasks:
         agreed = _agree(federation, round, tasks)
         failure, tasks, missing = agreed.failure, dict(agreed.tasks), {**missing, **agreed.left_out}
     due = {client: _returns(federation, task) for client, task in tasks.items()}

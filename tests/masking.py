@@ -55,5 +55,5 @@ def gone(reply):
 
 def secured(*words, engine, **more):
     """A federation whose updates are masked."""
-    words = ("secure_aggregation.on=true", "federation.rounds=1", *words)
+    words = ("secure_aggregation.enabled=true", "federation.rounds=1", *words)
     return federation(*words, engine=engine, method=engine.method, **more)

@@ -40,7 +40,7 @@ METHODS = {
     "feddpa": ("method={name: feddpa}",),
     "fine-tuned": ("method={name: fedavg, fine_tune: true}",),
     "compressed": ("compression.up=top_k", "compression.down=4bit", "method={name: rolora}"),
-    "secure": ("secure_aggregation.on=true", "federation.fraction=1", "compression.down=8bit"),
+    "secure": ("secure_aggregation.enabled=true", "federation.fraction=1", "compression.down=8bit"),
     "fedhds": ("selection.method=hierarchical", "selection.min_cluster_rows=2"),
 }
 

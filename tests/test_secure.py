@@ -352,7 +352,7 @@ def test_masks_of_two_rounds_have_nothing_in_common(tmp_path):
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_real_secrets_do_not(tmp_path):
-    task = AnnounceTask(1, 4, SecureAggregation(on=True), Draws({SECRETS: 5}))
+    task = AnnounceTask(1, 4, SecureAggregation(enabled=True), Draws({SECRETS: 5}))
     drawn = [take_part("a", task, tmp_path, real=False) for _ in range(2)]
     assert drawn[0] == drawn[1]
     real = [take_part("a", task, tmp_path, real=True) for _ in range(2)]
@@ -405,7 +405,7 @@ def test_a_client_refuses_keys_as_its_own_that_it_did_not_announce(tmp_path):
     engine = MaskingEngine(tmp_path)
     agreed, _ = before_opening(engine)
     fresh = MaskingEngine(tmp_path / "fresh")
-    announce = AnnounceTask(1, 4, SecureAggregation(on=True), Draws({SECRETS: 1}))
+    announce = AnnounceTask(1, 4, SecureAggregation(enabled=True), Draws({SECRETS: 1}))
     fresh.reply("a", announce)
     swapped = fresh.reply("a", ShareTask(1, agreed.announced))
     assert swapped.failure == "the keys that came as its own are not those that it announced"

@@ -185,7 +185,7 @@ def test_bytes_of_what_is_forged_are_counted_as_far_as_there_are_any():
 @pytest.mark.parametrize(
     "task",
     [
-        AnnounceTask(3, 4, SecureAggregation(on=True, threshold=0.75), Draws({SECRETS: 7})),
+        AnnounceTask(3, 4, SecureAggregation(enabled=True, threshold=0.75), Draws({SECRETS: 7})),
         ShareTask(3, {"a": ANNOUNCED, "ü b": replace(ANNOUNCED, pledge=bytes(range(KEY)))}),
         UnmaskTask(3, ("a", "b")),
     ],

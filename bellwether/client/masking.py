@@ -183,7 +183,8 @@ def _deal(client: str, task: ShareTask, folder: Path) -> Dealt:
         raise UpdateRejected("it has announced no keys since it dealt shares last")
     for name, announced in task.keys.items():
         check_announced(Reply(name, 0.0, secured=announced))
-    if task.keys.get(client) != kept.announced:
+    own = task.keys.get(client)
+    if own is None or replace(own, signature=b"") != kept.announced:
         raise UpdateRejected("the keys that came as its own are not those that it announced")
     if len({key for one in task.keys.values() for key in (one.sealing, one.masking)}) < 2 * len(task.keys):
         raise UpdateRejected("two clients announced the same key")

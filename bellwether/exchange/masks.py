@@ -21,7 +21,7 @@ from bellwether.errors import RecipeError, UpdateRejected
 from bellwether.exchange.ring import Ring
 from bellwether.tools.shamir import BYTES, PRIME
 
-KEY = 32  # bytes of a key, public or not, and of a seed
+KEY, SIGNATURE = 32, 64  # bytes of a key, public or not, and of a seed; and of a signature
 SEALED = 2 * BYTES + 16  # bytes of two shares and the tag of their seal
 _NONCE, _COUNTER = bytes(12), bytes(16)
 _LABEL = "bellwether secure aggregation 1"
@@ -35,8 +35,8 @@ def require_cryptography() -> None:
     """
     if importlib.util.find_spec("cryptography") is None:
         raise RecipeError(
-            "secure_aggregation.on needs the library cryptography, which is not installed: in the clone of this "
-            "project, run pip install -c constraints.txt -e '.[federation]', or set secure_aggregation.on=false."
+            "secure_aggregation.enabled needs the library cryptography, which is not installed: in the clone of this "
+            "project, run pip install -c constraints.txt -e '.[federation]', or set secure_aggregation.enabled=false."
         )
 
 

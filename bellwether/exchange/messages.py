@@ -242,17 +242,19 @@ class Update:
 
 @dataclass(frozen=True)
 class Announced:
-    """What one client announces before a round with secure aggregation; all are 32 bytes.
+    """What one client announces before a round with secure aggregation; all but the last are 32 bytes.
 
     Args:
         sealing: its public key for what others seal for it.
         masking: its public key for the masks that it has in common with each other one.
         pledge: the hash of the seed of its own mask, by which the server knows it once shares have given it.
+        signature: its site's over all of it, 64 bytes; none where clients are simulated.
     """
 
     sealing: bytes
     masking: bytes
     pledge: bytes
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Tensors
 from bellwether.exchange.checks import Shapes, array_bytes, brought, check_array, check_claims, check_names
-from bellwether.exchange.masks import KEY, SEALED
+from bellwether.exchange.masks import KEY, SEALED, SIGNATURE
 from bellwether.exchange.messages import (
     MASKED,
     Announced,
@@ -49,6 +49,8 @@ def check_announced(reply: Reply) -> Announced:
     announced: Announced = brought(reply, reply.secured, Announced, "an announcement")
     for name in ("sealing", "masking", "pledge"):
         _check_bytes(f"its {name}", getattr(announced, name), KEY)
+    if announced.signature != b"":
+        _check_bytes("its signature", announced.signature, SIGNATURE)
     return announced
 
 

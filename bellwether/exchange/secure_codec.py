@@ -5,6 +5,7 @@ Values of one size stand below each other in one array, in the order of the name
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bellwether.exchange.adapter import Arrays
-from bellwether.exchange.masks import KEY, SEALED
+from bellwether.exchange.masks import KEY, SEALED, SIGNATURE
 from bellwether.exchange.messages import (
     Announced,
     AnnounceTask,
@@ -93,8 +94,7 @@ def task_parts(task: SecureTask) -> tuple[dict[str, Any], Arrays]:
         return {"round": task.round, "cohort": task.cohort, "settings": settings, "draws": dict(task.draws.seeds)}, {}
     if isinstance(task, UnmaskTask):
         return {"round": task.round, "names": list(task.survivors)}, {}
-    keys = {name: one.sealing + one.masking + one.pledge for name, one in task.keys.items()}
-    return {"round": task.round, "names": list(keys)}, {_KEYS: _below(keys, 3 * KEY)}
+    return {"round": task.round, "names": list(task.keys)}, {_KEYS: _joined(task.keys)}
 
 
 def task_of(kind: str, fields: Mapping[str, Any], arrays: Arrays) -> SecureTask:
@@ -109,8 +109,7 @@ def task_of(kind: str, fields: Mapping[str, Any], arrays: Arrays) -> SecureTask:
     named: _NamedFields = typed(fields, _NamedFields)
     if kind == "unmask":
         return UnmaskTask(named.round, named.names)
-    keys = _by_name(named.names, arrays.get(_KEYS), 3 * KEY)
-    return ShareTask(named.round, {name: _announced(key) for name, key in keys.items()})
+    return ShareTask(named.round, _announced(named.names, arrays.get(_KEYS)))
 
 
 def masking_parts(masking: Masking) -> tuple[dict[str, Any], Arrays]:
@@ -132,7 +131,7 @@ def masking_of(fields: Any, arrays: Arrays) -> Masking:
 def secured_parts(secured: Announced | Dealt | Revealed) -> tuple[dict[str, Any], Arrays]:
     """Return fields and arrays of an answer."""
     if isinstance(secured, Announced):
-        return {}, {_KEYS: _below({"": secured.sealing + secured.masking + secured.pledge}, 3 * KEY)}
+        return {}, {_KEYS: _joined({"": secured})}
     if isinstance(secured, Dealt):
         return {"names": list(secured.shares)}, {_SHARES: _below(secured.shares, SEALED)}
     arrays = {_SEEDS: _below(secured.seeds, BYTES), _KEYS: _below(secured.keys, BYTES)}
@@ -146,15 +145,29 @@ def secured_of(kind: str, fields: SecuredFields, arrays: Arrays) -> Announced | 
         ValueError: there is none.
     """
     if kind == "announce":
-        return _announced(_by_name(("",), arrays.get(_KEYS), 3 * KEY)[""])
+        return _announced(("",), arrays.get(_KEYS))[""]
     if kind == "share":
         return Dealt(_by_name(fields.names, arrays.get(_SHARES), SEALED))
     keys = _by_name(fields.gone, arrays.get(_KEYS), BYTES)
     return Revealed(_by_name(fields.names, arrays.get(_SEEDS), BYTES), keys)
 
 
-def _announced(keys: bytes) -> Announced:
-    return Announced(keys[:KEY], keys[KEY : 2 * KEY], keys[2 * KEY :])
+def _joined(announced: Mapping[str, Announced]) -> NDArray[np.uint8]:
+    """Return keys of clients below each other, all signed or none."""
+    rows = {name: one.sealing + one.masking + one.pledge + one.signature for name, one in announced.items()}
+    return _below(rows, 3 * KEY + (SIGNATURE if any(one.signature for one in announced.values()) else 0))
+
+
+def _announced(names: Sequence[str], array: NDArray[Any] | None) -> dict[str, Announced]:
+    """Return the keys behind ``_joined``.
+
+    Raises:
+        ValueError: they are not as many as the names, or of another size.
+    """
+    wide = array is not None and array.shape[1:] == (3 * KEY + SIGNATURE,)
+    rows = _by_name(names, array, 3 * KEY + (SIGNATURE if wide else 0))
+    ends = (0, KEY, 2 * KEY, 3 * KEY, None)
+    return {name: Announced(*(row[a:b] for a, b in itertools.pairwise(ends))) for name, row in rows.items()}
 
 
 def _below(values: Mapping[str, bytes], size: int) -> NDArray[np.uint8]:

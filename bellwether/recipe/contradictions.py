@@ -125,18 +125,18 @@ def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:
 def _of_secure_aggregation(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield field and sentence of what masked updates cannot be, and of what has no effect without them."""
     settings, size = recipe.secure_aggregation, recipe.federation.cohort_size
-    if not settings.on:
+    if not settings.enabled:
         for field in ("threshold", "range"):
             if getattr(settings, field) != getattr(SecureAggregation(), field):
-                text = f"secure_aggregation.{field} is given, but secure_aggregation.on is false; leave it out, or set"
-                yield f"secure_aggregation.{field}", f"{text} secure_aggregation.on=true."
+                text = f"secure_aggregation.{field} is given, but secure_aggregation.enabled is false; leave it out,"
+                yield f"secure_aggregation.{field}", f"{text} or set secure_aggregation.enabled=true."
         return
     if recipe.compression.up != "none":
         text = f"compression.up is {recipe.compression.up}, but masked updates cannot be added up in few bits; set it"
-        yield "compression.up", f"{text} to none, or secure_aggregation.on=false."
+        yield "compression.up", f"{text} to none, or secure_aggregation.enabled=false."
     if size is not None and size < LEAST_COHORT:
         text = f"federation.cohort_size is {size}, which masks nothing; give at least {LEAST_COHORT}"
-        yield "federation.cohort_size", f"{text}, or set secure_aggregation.on=false."
+        yield "federation.cohort_size", f"{text}, or set secure_aggregation.enabled=false."
 
 
 def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:

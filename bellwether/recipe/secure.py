@@ -12,7 +12,7 @@ LEAST_COHORT = 3  # clients: of a sum of two, each of both would know the other'
 class SecureAggregation(Section):
     """Whether updates are masked so that the server sees their weighted sum alone."""
 
-    on: bool = Field(
+    enabled: bool = Field(
         False,
         description="whether clients mask their updates, so that the server learns their weighted sum alone; needs the "
         "extra federation, at least 3 clients in a cohort, and a method that works on the mean of updates",

@@ -233,12 +233,12 @@ def check_cohort_size(recipe: Recipe, clients: int) -> None:
         raise RecipeError(
             f"federation.cohort_size is {size}, but the data makes {counted(clients, 'client')}; give at most that."
         )
-    if recipe.secure_aggregation.on:
+    if recipe.secure_aggregation.enabled:
         require_cryptography()
         asked = cohort_size(recipe.federation, clients)
         if asked < LEAST_COHORT:
             raise RecipeError(
-                f"secure_aggregation.on hides nothing where a round asks {counted(asked, 'client')}: at least "
+                f"secure_aggregation.enabled hides nothing where a round asks {counted(asked, 'client')}: at least "
                 f"{LEAST_COHORT} are needed; raise federation.fraction or federation.cohort_size, or take more clients."
             )
     processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)

@@ -100,12 +100,12 @@ def _preferences(recipe: Recipe, method: Method) -> list[str]:
 
 
 def _not_linear(recipe: Recipe, method: Method) -> list[str]:
-    if not recipe.secure_aggregation.on or method.weigh is not None:
+    if not recipe.secure_aggregation.enabled or method.weigh is not None:
         return []
     able = listed([name for name, ours in our_methods().items() if ours.weigh is not None])
     return [
-        f"secure_aggregation.on shows the server the sum of updates alone, but the method {recipe.method.name} needs each "
-        f"of them; set method.name to one of {able}, or secure_aggregation.on=false."
+        f"secure_aggregation.enabled shows the server the sum of updates alone, but the method {recipe.method.name} "
+        f"needs each of them; set method.name to one of {able}, or secure_aggregation.enabled=false."
     ]
 
 
@@ -117,7 +117,7 @@ RULES = (
     Rule("preferences (dpo)", ("training.loss=dpo",), _preferences),
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
     Rule("few bits down", ("compression.down=8bit",), _compressed_factors),
-    Rule("secure aggregation", ("secure_aggregation.on=true",), _not_linear),
+    Rule("secure aggregation", ("secure_aggregation.enabled=true",), _not_linear),
 )
 
 

@@ -235,11 +235,11 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
         received = compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN))
         down += share * payload_bytes(received)
         due = one.returns(payload)
-        masked = recipe.secure_aggregation.on
+        masked = recipe.secure_aggregation.enabled
         up += share * (
             masked_bytes(payload.expected, due) if masked else due_bytes(payload.expected, due, recipe.compression)
         )
-    for _, asked, times in kinds if recipe.secure_aggregation.on else ():
+    for _, asked, times in kinds if recipe.secure_aggregation.enabled else ():
         more = agreement_bytes(asked, sum(len(client.encode()) for client in clients) / len(clients))
         down, up = down + more[0] * times / rounds, up + more[1] * times / rounds
     return round(down), round(up)
@@ -262,11 +262,11 @@ def _selected(recipe: Recipe) -> list[str]:
 
 def _secured(recipe: Recipe) -> list[str]:
     """Return what a person should know of bytes where updates are masked."""
-    if not recipe.secure_aggregation.on:
+    if not recipe.secure_aggregation.enabled:
         return []
     return [
-        "Updates are masked (secure_aggregation.on): a value takes 8 bytes up in place of 4, and keys and shares travel "
-        "between the clients of a cohort, which is counted; drawing masks takes time, which is not."
+        "Updates are masked (secure_aggregation.enabled): a value takes 8 bytes up in place of 4, and keys and shares "
+        "travel between the clients of a cohort, which is counted; drawing masks takes time, which is not."
     ]
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -38,12 +39,14 @@ from bellwether.exchange.messages import (
     PURPOSES,
     SECRETS,
     SPACE,
+    Announced,
     AnnounceTask,
     EvaluateTask,
     Masking,
     Payload,
     Reply,
     SecureTask,
+    ShareTask,
     SurveyTask,
     Task,
     TrainTask,
@@ -59,6 +62,7 @@ from bellwether.recipe.recipe import Compression, Recipe
 from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
+from bellwether.site.peers import Peers, check_signed, signed
 from bellwether.site.protection import without_small_names
 from bellwether.site.trained import row_hash
 from bellwether.store.client_state import METHOD, UNSENT, kept_rounds, state_file
@@ -173,6 +177,7 @@ class Resident:
         tell: is told of what happens, in sentences.
         keep: keeps the result that comes with the end: what is said of it, and its values.
         limit: says which answers are too large to be sent.
+        peers: keys of the sites whose clients' keys are believed, by the names of the clients.
     """
 
     def __init__(
@@ -186,10 +191,11 @@ class Resident:
         tell: Callable[[str], None],
         keep: Callable[[bytes, bytes], None] = lambda about, values: None,
         limit: Limit = lambda header, size: None,
+        peers: Peers = MappingProxyType({}),
     ) -> None:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
         self._ledger, self._policy, self._tell, self._keep, self._limit = ledger, policy, tell, keep, limit
-        self._terms = terms_of(holdings.facts)
+        self._terms, self._peers = terms_of(holdings.facts), peers
         self.ended = False
 
     def serve(self, messages: Messages) -> None:
@@ -247,7 +253,7 @@ class Resident:
 
         Its number counts where secrets are drawn for it, which are others when a coordinator begins a round anew.
         """
-        anew = self._holdings.recipe.secure_aggregation.on and header.kind in ("train", *SECURE_KINDS)
+        anew = self._holdings.recipe.secure_aggregation.enabled and header.kind in ("train", *SECURE_KINDS)
         number = header.number if anew else ""
         asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel), number
         return question_of(*asked, self._terms, self._holdings.rows)
@@ -316,6 +322,9 @@ class Resident:
             task = self._task(header, parcel)
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
             reply = next(iter(self._holdings.engine.ask({header.client: task})))
+            if isinstance(reply.secured, Announced):
+                about = self._federation, header.round, header.client
+                reply = replace(reply, secured=signed(reply.secured, self._key, *about))
             if self._holdings.secret is not None:
                 reply = without_small_names(reply)
         except Exception as reason:  # a site answers whatever happens to its client, and stays
@@ -345,6 +354,8 @@ class Resident:
             raise UpdateRejected("the task is not the one that its header names")
         _check_draws(task)
         _check_masking(task, self._holdings.recipe)
+        if isinstance(task, ShareTask):
+            check_signed(task, self._peers, self._federation)
         if not isinstance(task, SecureTask) and task.payload is not None:
             down = "none" if header.kind == "evaluate" else self._holdings.recipe.compression.down
             _check_payload(task.payload, self._holdings, down)
@@ -358,7 +369,7 @@ class Resident:
     def _protection(self, header: Header) -> str:
         """Return what is done to an answer before it is sent."""
         noise = self._holdings.recipe.selection.noise
-        if header.kind == "train" and self._holdings.recipe.secure_aggregation.on:
+        if header.kind == "train" and self._holdings.recipe.secure_aggregation.enabled:
             return "masked"
         return f"noise {noise:g}" if header.kind == "survey" and noise else "none"
 
@@ -395,7 +406,7 @@ def _check_draws(task: Task) -> None:
 
 def _check_masking(task: Task, recipe: Recipe) -> None:
     """Refuse to send an update as it is where masks were agreed to, and masks where they were not."""
-    on = recipe.secure_aggregation.on
+    on = recipe.secure_aggregation.enabled
     if isinstance(task, SecureTask) and not on:
         raise UpdateRejected("it belongs to secure aggregation, which this site did not agree to")
     if isinstance(task, TrainTask) and (task.masking is not None) != on:
