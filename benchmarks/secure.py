@@ -1,7 +1,8 @@
 """Secure aggregation beside the plain weighted mean: seconds and bytes of a round's aggregation, without training.
 
 Every client has an update of as many made-up values as asked for, and all run in this process, one after the other, as
-in a simulation; so a client's seconds are those of all over their number. What travels is counted as in a run.
+in a simulation; so a client's seconds are those of all over their number. Seconds are those of the processor, which has
+one thread of it to do. What travels is counted as in a run.
 
 python -m benchmarks.secure --clients 10 50 200 --values 400000
 python -m benchmarks.secure --quick        tries the code
@@ -58,17 +59,17 @@ def one_round(count: int, values: int, gone: int) -> dict[str, Any]:
     recipe = load_recipe(None, ["secure_aggregation.enabled=true"])
     with tempfile.TemporaryDirectory() as place:
         clients = Clients([f"client-{number:03d}" for number in range(count)], values, gone, Path(place), recipe)
-        begun = time.perf_counter()
+        begun = time.process_time()
         agreed = agree(clients.ask, clients.tasks, 1, recipe)
         updates = [reply.update for reply in clients.ask(agreed.tasks) if reply.update is not None]
         agreed, sum_P = open_sum(agreed, clients.ask, updates)
         assert sum_P is not None, agreed.failure
         mean = mean_of_sum(sum_P, agreed, updates, by_rows, dict.fromkeys(clients.tasks, clients.payload), {})
-        whole = time.perf_counter() - begun
+        whole = time.process_time() - begun
     plain = [clients.update(update.client) for update in updates]
-    begun = time.perf_counter()
+    begun = time.process_time()
     expected = mean_of(plain, by_rows)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     up = sum(map(update_bytes, updates))
     return {
         "clients": count,
@@ -118,12 +119,12 @@ class Clients:
                 if name in self._gone:
                     continue
                 plain = Reply(name, 0.0, update=self.update(name))
-                begun = time.perf_counter()
+                begun = time.process_time()
                 reply = as_masked(plain, task, fedavg(), folder)
             else:
-                begun = time.perf_counter()
+                begun = time.process_time()
                 reply = Reply(name, 0.0, secured=take_part(name, task, folder, real=False))  # type: ignore[arg-type]
-            self.seconds[type(task).__name__] += time.perf_counter() - begun
+            self.seconds[type(task).__name__] += time.process_time() - begun
             yield reply
 
 

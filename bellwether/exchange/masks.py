@@ -62,7 +62,7 @@ def stream(key: bytes, size: int) -> bytes:
 
 def mask(key: bytes, size: int) -> Ring:
     """Return the mask of a key, so many numbers of the ring, mask_P."""
-    return np.frombuffer(stream(key, 8 * size), "<u8").astype(np.uint64)
+    return np.frombuffer(stream(key, 8 * size), "<u8").astype(np.uint64, copy=False)
 
 
 def coefficients(key: bytes, count: int) -> list[int]:
