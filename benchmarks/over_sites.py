@@ -129,8 +129,8 @@ def secure(measured: Measured) -> str:
     error = max(one["largest_error"] for one in measured["rounds"])
     return (
         f"### Secure aggregation\n\nOne round's aggregation of {measured['values']:,} values, without training, all "
-        "clients in one process, seconds of the processor; no value of the mean differs from the plain one by more than "
-        f"{error:.0e}. "
+        "clients in one process, seconds of the processor; no value of the mean differs from the plain one by more "
+        f"than {error:.0e}. "
         f"{where(measured)}\n\n"
         f"{table(head, lines)}"
     )
