@@ -40,9 +40,10 @@ from bellwether.exchange.records import (
 )
 from bellwether.exchange.scores import Totals, add_up
 from bellwether.method.cohort import Sampler, Sampling
-from bellwether.method.method import Closing, Known, Method, State, mean_of, serve_sent
+from bellwether.method.method import Closing, Known, Mean, Method, State, mean_of, serve_sent
 from bellwether.method.returned import check_cohort, check_payload, check_state, check_weights
 from bellwether.method.schedule import learning_rate
+from bellwether.method.secure import Agreed, agree, mean_of_sum, open_sum
 from bellwether.method.select.budget import share
 from bellwether.method.survey import Surveyed, survey
 from bellwether.recipe.recipe import Recipe
@@ -201,8 +202,12 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         # A client of whose rows none was selected does not train, and does not count.
         kept = surveyed.kept if failure is None else {}
         tasks = {client: replace(task, kept=kept[client]) for client, task in tasks.items() if kept.get(client)}
-    asked = time.perf_counter()
-    missing = surveyed.left_out if surveyed else {}
+    asked, training = time.perf_counter(), tuple(tasks)
+    missing = dict(surveyed.left_out) if surveyed else {}
+    agreed = None
+    if recipe.secure_aggregation.enabled and tasks:
+        agreed = _agree(federation, round, tasks)
+        failure, tasks, missing = agreed.failure, dict(agreed.tasks), {**missing, **agreed.left_out}
     due = {client: _returns(federation, task) for client, task in tasks.items()}
     bounds = {client: _bound(federation, round, payload) for client, payload in payloads.items()}
     answers = Collection(tasks, payloads, due, bounds, recipe.federation, missing, federation.watch, round)
@@ -216,16 +221,20 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     elif not drawn and recipe.federation.sampler == "poisson":
         federation.watch(Note(f"Round {round}: no client was drawn, as it can be with the sampler poisson."))
     elif failure is None:
-        failure = _below_quorum("updates", len(answers.accepted), tuple(tasks), answers.left_out, recipe)
+        failure = _below_quorum("updates", len(answers.accepted), training, answers.left_out, recipe)
+    mean = None
+    if agreed is not None and failure is None:
+        agreed, mean = _open(federation, agreed, [update for update, _ in answers.accepted], payloads, due)
+        failure = agreed.failure
     if failure is not None:
         _tolerate(failure, round, progress.rounds, federation)
     updates = [update for update, _ in answers.accepted] if failure is None else []
-    state = _close(federation, progress, drawn, updates, failure)
+    state = _close(federation, progress, drawn, updates, failure, mean)
     seconds = {"survey": asked - start} if surveyed else {}
     seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
     record = _record(federation, round, drawn, answers, state.adapter, seconds, failure)
-    if surveyed is not None:
-        record = surveyed.added_to(record)
+    for part in (surveyed, agreed):
+        record = record if part is None else part.added_to(record)
     return Progress(round, state, (*progress.rounds, record), progress.evaluations)
 
 
@@ -308,6 +317,36 @@ def _survey(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) 
     return surveyed
 
 
+def _agree(federation: Federation, round: int, tasks: Mapping[str, TrainTask]) -> Agreed:
+    """Let the cohort agree on how it masks its updates, and tell of those that do not take part."""
+    agreed = agree(_asking(federation), tasks, round, federation.recipe)
+    for client, reason in agreed.left_out.items():
+        federation.watch(ClientFailed(round, client, reason))
+    return agreed
+
+
+def _open(
+    federation: Federation,
+    agreed: Agreed,
+    updates: Sequence[Update],
+    payloads: Mapping[str, Payload],
+    due: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> tuple[Agreed, Mean | None]:
+    """Let the cohort take the masks off the sum of its updates; return the mean, or why there is none."""
+    agreed, sum_P = open_sum(agreed, _asking(federation), updates)
+    weigh = federation.method.weigh
+    if sum_P is None or weigh is None:
+        return agreed, None
+    with naming(f"Round {updates[0].round}: the method {federation.recipe.method.name}", RoundFailed):
+        return agreed, mean_of_sum(sum_P, agreed, updates, weigh, payloads, due[updates[0].client])
+
+
+def _asking(federation: Federation) -> Callable[[Mapping[str, Task]], Iterator[Reply]]:
+    """Return what gives clients tasks of secure aggregation, and tells how many have answered."""
+    deadline = federation.recipe.federation.deadline
+    return lambda tasks: _counted("securing the sum", federation.engine.ask(tasks, deadline), len(tasks))
+
+
 def _below_quorum(
     what: str, count: int, cohort: Sequence[str], left_out: Mapping[str, str], recipe: Recipe
 ) -> str | None:
@@ -333,16 +372,25 @@ def _tolerate(failure: str, round: int, rounds: Sequence[RoundRecord], federatio
 
 
 def _close(
-    federation: Federation, progress: Progress, cohort: tuple[str, ...], updates: Sequence[Update], failure: str | None
+    federation: Federation,
+    progress: Progress,
+    cohort: tuple[str, ...],
+    updates: Sequence[Update],
+    failure: str | None,
+    mean: Mean | None,
 ) -> State:
-    """Let the method close the round, failed and empty ones too; refuse a state that cannot be gone on from."""
+    """Let the method close the round, failed and empty ones too; refuse a state that cannot be gone on from.
+
+    The mean is given where nobody but the clients knows the updates.
+    """
     recipe, method, round = federation.recipe, federation.method, progress.round + 1
     randomness = Randomness(Randomness(recipe.seed).seed_for("server"))
     name = f"the method {recipe.method.name}"
     with naming(f"Round {round}: {name}", RoundFailed):
         if method.weigh is not None:
             check_weights(updates, method.weigh, f"Round {round}: {name}")
-        mean = mean_of(updates, method.weigh) if updates and method.weigh is not None else None
+        if mean is None and updates and method.weigh is not None:
+            mean = mean_of(updates, method.weigh)
         apart = sorted(updates, key=lambda update: update.client) if method.weigh is None else ()
         clients = len(federation.ranks)
         state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))

@@ -63,7 +63,7 @@ def render(results: Mapping[str, Measured]) -> str:
     single = {"growth": growth, "survey": survey, "phases": phases, "startup": startup, "gpu": gpu, "gemma": gemma}
     single |= {"generation": generation}
     single |= {"federation": over_sites.costs, "federation-kills": over_sites.kills, "network": over_sites.network}
-    single |= {"simulation": over_sites.simulation}
+    single |= {"simulation": over_sites.simulation, "secure": over_sites.secure}
     parts += [show(results[name]) for name, show in single.items() if name in results]
     parts += [choosing.unseen(found) for name, found in results.items() if name.startswith("unseen-")]
     parts += [choosing.coreset(results["coreset"])] if "coreset" in results else []

@@ -294,6 +294,26 @@ MISTAKES = {
         [],
         "compression.error_feedback is false, but compression.up is none, which leaves nothing unsent; leave it out",
     ),
+    "masked_updates_in_few_bits": mistake(
+        TINY + "secure_aggregation: {enabled: true}\ncompression: {up: 8bit}\n",
+        [],
+        "compression.up is 8bit, but masked updates cannot be added up in few bits; set it to none, or",
+    ),
+    "masks_among_two": mistake(
+        TINY + "secure_aggregation: {enabled: true}\n",
+        ["federation.cohort_size=2"],
+        "federation.cohort_size is 2, which masks nothing; give at least 3, or set secure_aggregation.enabled=false",
+    ),
+    "threshold_of_no_masks": mistake(
+        TINY + "secure_aggregation: {threshold: 0.8}\n",
+        [],
+        "secure_aggregation.threshold is given, but secure_aggregation.enabled is false; leave it out, or set",
+    ),
+    "threshold_of_half": mistake(
+        TINY + "secure_aggregation: {enabled: true, threshold: 0.5}\n",
+        [],
+        "secure_aggregation.threshold",
+    ),
     "trials_of_preferences_by_clients_loss": mistake(
         TINY + "compare: {arms: {x: {}}, tune: {choose_by: clients_loss}}\n",
         ["training.loss=dpo"],

@@ -1,4 +1,4 @@
-"""Commands of a site of a federation: keygen, join, ledger."""
+"""Commands of a site of a federation: keygen, trust, join, ledger."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def make_keys(folder: FolderFlag = Path("site")) -> None:
 
     say(make_site_keys(make_site_folder(folder)))
     complain("send this word, which is no secret, to the coordinator in a way that shows that it is yours.")
+
+
+@site.command("trust", short_help="Enter the keys of another site.")
+def trust_site(
+    name: Annotated[str, typer.Argument(help="The name under which it takes part.")],
+    word: Annotated[str, typer.Argument(help="The word that its bellwether site keygen showed.")],
+    folder: FolderFlag = Path("site"),
+) -> None:
+    """Enter the keys of another site, got from it and not from the coordinator; masked updates need them."""
+    require_flower()
+    from bellwether.site.peers import add_peer
+
+    again = add_peer(folder, name, word)
+    say(f"{name} is known at {folder} by this word{', in place of another one' if again else ''}.")
 
 
 @site.command("join", short_help="Take part in a federation.")

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bellwether.client.choose import Chooser
+from bellwether.client.masking import as_masked, take_part
 from bellwether.client.score import by_category, by_group, score
 from bellwether.client.train import recalled, train_chosen
 from bellwether.data.rows import TokenRow
-from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.errors import UpdateRejected
+from bellwether.exchange.messages import EvaluateTask, Reply, SecureTask, SurveyTask, Task, TrainTask
 from bellwether.method.method import Method
 from bellwether.method.returned import served
 from bellwether.model.base import Base
@@ -31,8 +33,8 @@ class LocalEngine:
         tokens: tokens that run through the base at once where the layers have several slots.
         folders: each client's own folder, for what it remembers of its rows and keeps for the method.
         public: rows of public text that the space of a selection is fitted on.
-        secret: what noise on centroids and gradients is drawn from; None draws it from the seeds that a task brings,
-            which hides nothing from those who know the run's seed.
+        secret: what noise on centroids and gradients is drawn from; None draws it, and the secrets of secure
+            aggregation, from the seeds that a task brings, which hides nothing from those who know the run's seed.
     """
 
     def __init__(
@@ -68,12 +70,25 @@ class LocalEngine:
         rows = {client: self._rows[client] for client in train}
         method = next((self._method.of_round(task.round, task.rounds) for task in train.values()), self._method)
         trainers = (self._base, self._layers, rows, train, method, self._tokens, self._folders, self._secret)
-        yield from train_chosen(self._chooser.choose, *trainers)
+        for reply in train_chosen(self._chooser.choose, *trainers):
+            masked = train[reply.client].masking is not None
+            yield as_masked(reply, train[reply.client], method, self._folders[reply.client]) if masked else reply
         for client, task in tasks.items():
             if isinstance(task, SurveyTask):
                 yield self._chooser.survey(client, self._rows[client], task)
             elif isinstance(task, EvaluateTask):
                 yield self._evaluate(client, task)
+            elif isinstance(task, SecureTask):
+                yield self._take_part(client, task)
+
+    def _take_part(self, client: str, task: SecureTask) -> Reply:
+        """Let a client take a step of secure aggregation."""
+        start = time.perf_counter()
+        try:
+            secured = take_part(client, task, self._folders[client], real=self._secret is not None)
+        except UpdateRejected as reason:
+            return Reply(client, time.perf_counter() - start, failure=str(reason))
+        return Reply(client, time.perf_counter() - start, secured=secured)
 
     def _evaluate(self, client: str, task: EvaluateTask) -> Reply:
         """Let a client score the adapter that it serves, or that all share, on the rows that it holds out itself."""

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from bellwether.errors import FederationError, UpdateRejected, first_line
 from bellwether.exchange.checks import payload_bytes
 from bellwether.exchange.codec import LONGEST_MANIFEST, decode_reply, encode_task, kind_of
-from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task
+from bellwether.exchange.messages import EvaluateTask, Reply, SecureTask, SurveyTask, Task
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import LONGEST_HEADER, AnyKind, Header, Parcel, check_meant, opened, sealed
 from bellwether.tools.json_text import from_json, typed
@@ -34,6 +34,7 @@ COORDINATOR = "coordinator"
 POLL, LATEST = 0.1, 1.0  # seconds between two looks for answers, after one came and when none has for a while
 LONGEST_HELLO = 2**20  # bytes
 LONGEST_SURVEY = 2**27  # bytes
+LONGEST_SHARES = 2**24  # bytes, of a step of secure aggregation among some ten thousand clients
 PARTING = 3600.0  # seconds that sites which are there have for the end, after what they are at
 ABSENT = 20.0  # seconds that a round waits for a site that is not connected
 TIMES = 3  # that a site is sent a task, where no answer of its own comes
@@ -426,5 +427,8 @@ def _most(task: Task) -> int:
         return small
     if isinstance(task, SurveyTask):
         return small + LONGEST_SURVEY
-    # What comes back of an update is of the kind of what was sent, with arrays beside it, and may come whole.
-    return small + 3 * payload_bytes(replace(task.payload, packed=None))
+    if isinstance(task, SecureTask):
+        return small + LONGEST_SHARES
+    # What comes back of an update is of the kind of what was sent, with arrays beside it, and may come whole, or masked
+    # in twice the bytes.
+    return small + (6 if task.masking is not None else 3) * payload_bytes(replace(task.payload, packed=None))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bellwether.data.rows import TokenRow
-from bellwether.exchange.messages import EvaluateTask, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.messages import EvaluateTask, Reply, Task, TrainTask
 from bellwether.method.cohort import Trace
 from bellwether.method.select.budget import budget
 from bellwether.recipe.recipe import Selection
@@ -38,7 +38,7 @@ class UnevenClients:
 
         Args:
             tasks: what each client is asked; every client can evaluate at any time, and those that are there answer a
-                survey, which takes them no simulated time.
+                survey and take the steps of secure aggregation, which takes them no simulated time.
             deadline: simulated seconds after which nobody is waited for; None waits.
 
         Yields:
@@ -58,7 +58,7 @@ class UnevenClients:
         condition = self._trace(client, task.round)
         if not condition.available:
             return Reply(client, 0.0, failure="it is away", reached=False)
-        if isinstance(task, SurveyTask):
+        if not isinstance(task, TrainTask):
             return Reply(client, 0.0)
         rows = selected_rows(len(self._rows[client]), len(task.kept or ()), task.selection)
         seconds = self._passes(task) * rows_to_train(rows, task) / condition.rows_per_second

@@ -151,18 +151,11 @@ def check_update(
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
     """
-    update = reply.update
-    if reply.failure is not None or update is None:
-        raise UpdateRejected(_clause(reply.failure) or "it sent no update")
-    if not isinstance(update, Update):
-        raise UpdateRejected(f"it sent {_kind(update)} in place of an update")
-    _check_signature("update", update, reply, round)
-    _check_count("rows", update.rows, 1, max_rows)
-    _check_figures(update.metrics, max_rows)
+    update = check_claims(reply, round, max_rows)
     expected = payload.expected
     update = _with_tensors(update, expected, (received or payload).expected, compression or Compression())
     check_tensors(update.tensors, expected)
-    _check_names("arrays", update.arrays, returns)
+    check_names("arrays", update.arrays, returns)
     precision = next(iter(payload.adapter.tensors.values())).dtype
     for name, shape in returns.items():
         check_array(name, update.arrays[name], shape, precision)
@@ -172,6 +165,43 @@ def check_update(
     for name in returns:
         _check_norm(name, np.square(update.arrays[name].astype(np.float64)).sum(), max_norm)
     return update
+
+
+def check_claims(reply: Reply, round: int, max_rows: int) -> Update:
+    """Refuse an update that must not be used whatever its values are; return it.
+
+    Args:
+        reply: what the engine delivered.
+        round: the round that is being closed.
+        max_rows: rows that one update may claim.
+
+    Raises:
+        UpdateRejected: the reason, as one clause; the caller adds round and client.
+    """
+    update: Update = brought(reply, reply.update, Update, "an update")
+    _check_signature("update", update, reply, round)
+    _check_count("rows", update.rows, 1, max_rows)
+    _check_figures(update.metrics, max_rows)
+    return update
+
+
+def brought(reply: Reply, part: Any, kind: type, what: str) -> Any:
+    """Return a part of a reply, refusing where it is not there or of another kind.
+
+    Args:
+        reply: what the engine delivered.
+        part: what is due of it.
+        kind: what it must be.
+        what: how that is called, with its article.
+
+    Raises:
+        UpdateRejected: the reason, as one clause.
+    """
+    if reply.failure is not None or part is None:
+        raise UpdateRejected(_clause(reply.failure) or f"it sent no {what.split(maxsplit=1)[1]}")
+    if not isinstance(part, kind):
+        raise UpdateRejected(f"it sent {_kind(part)} in place of {what}")
+    return part
 
 
 def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
@@ -185,11 +215,7 @@ def check_survey(reply: Reply, round: int, width: int) -> NDArray[Any]:
     Raises:
         UpdateRejected: the reason, as one clause; the caller adds round and client.
     """
-    survey = reply.survey
-    if reply.failure is not None or survey is None:
-        raise UpdateRejected(_clause(reply.failure) or "it sent no survey")
-    if not isinstance(survey, Survey):
-        raise UpdateRejected(f"it sent {_kind(survey)} in place of a survey")
+    survey: Survey = brought(reply, reply.survey, Survey, "a survey")
     _check_signature("survey", survey, reply, round)
     points_Cd = survey.centroids_Cd
     if type(points_Cd) is not np.ndarray or points_Cd.ndim != 2 or points_Cd.dtype != np.float32:
@@ -253,7 +279,7 @@ def check_tensors(tensors: Any, expected: Tensors) -> None:
     Raises:
         UpdateRejected: the reason, as one clause.
     """
-    _check_names("tensors", tensors, expected)
+    check_names("tensors", tensors, expected)
     for key, sent in expected.items():
         check_array(key, tensors[key], sent.shape, sent.dtype)
 
@@ -271,7 +297,7 @@ def check_packed(arrays: Any, kind: str, size: int, keep: float = 1.0) -> None:
         UpdateRejected: the reason, as one clause.
     """
     due = forms(kind, size, keep)
-    _check_names("packed arrays", arrays, due)
+    check_names("packed arrays", arrays, due)
     for name, (dtype, shape) in due.items():
         check_array(f"its packed {name}", arrays[name], shape, dtype)
     if arrays[LARGEST][0] < 0:
@@ -303,14 +329,14 @@ def _check_positions(arrays: Arrays, size: int) -> None:
 def _with_tensors(update: Update, expected: Tensors, received: Tensors, settings: Compression) -> Update:
     """Return an update with its change of what was received added to the tensors that the server has."""
     if settings.up == "none" or not expected:
-        _check_names("packed arrays", update.packed, {})
+        check_names("packed arrays", update.packed, {})
         if all(received[key] is value for key, value in expected.items()):  # it came as the server has it
             return update
         check_tensors(update.tensors, expected)
         with np.errstate(over="ignore"):  # what is not finite is refused next
             changed = {key: expected[key] + (update.tensors[key] - value) for key, value in received.items()}
         return replace(update, tensors=changed)
-    _check_names("whole tensors", update.tensors, {})
+    check_names("whole tensors", update.tensors, {})
     sent_P = flat(expected, expected)
     check_packed(update.packed, settings.up, len(sent_P), settings.keep)
     with np.errstate(over="ignore"):  # what is not finite is refused next
@@ -375,8 +401,12 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
             raise UpdateRejected(f"the {what} {_shown(name)} has a {field} of {_shown(value)} in all")
 
 
-def _check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
-    """Refuse a mapping whose keys are not those that are due."""
+def check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
+    """Refuse a mapping whose keys are not those that are due.
+
+    Raises:
+        UpdateRejected: the reason, as one clause.
+    """
     if not isinstance(sent, Mapping) or not all(isinstance(key, str) for key in sent):
         raise UpdateRejected(f"its {what} are {_kind(sent)}, not a mapping of texts to arrays")
     missing, unknown = expected.keys() - sent.keys(), sent.keys() - expected.keys()

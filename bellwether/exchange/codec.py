@@ -22,14 +22,35 @@ from pydantic import Field
 from bellwether.errors import UpdateRejected, first_line
 from bellwether.exchange.adapter import Adapter, AdapterConfig, Arrays
 from bellwether.exchange.checks import LONGEST_NAME, MOST_NAMES, check_packed
-from bellwether.exchange.messages import EvaluateTask, Payload, Reply, Survey, SurveyTask, Task, TrainTask, Update
+from bellwether.exchange.messages import (
+    EvaluateTask,
+    Payload,
+    Reply,
+    SecureTask,
+    Survey,
+    SurveyTask,
+    Task,
+    TrainTask,
+    Update,
+)
 from bellwether.exchange.packing import Packed, split, unpack
 from bellwether.exchange.scores import Totals
+from bellwether.exchange.secure_codec import (
+    SECURE_KINDS,
+    SecuredFields,
+    masking_of,
+    masking_parts,
+    secure_kind,
+    secured_of,
+    secured_parts,
+    task_of,
+    task_parts,
+)
 from bellwether.recipe.recipe import Compression, Evaluation, Privacy, Selection, Training
 from bellwether.tools.json_text import KEPT, Count, Number, from_json, plain, typed
 from bellwether.tools.randomness import Draws
 
-Kind = Literal["train", "survey", "evaluate"]
+Kind = Literal["train", "survey", "evaluate", "announce", "share", "unmask"]
 
 LONGEST_MANIFEST = 2**22  # bytes; 10,000 arrays and 1,000 categories stay below it
 MOST_ARRAYS = 20_000
@@ -37,9 +58,9 @@ MOST_DIMENSIONS = 8
 
 # The parts of a message that arrays belong to.
 ADAPTER, ARRAYS, FOLDED, TENSORS, CENTROIDS = "adapter", "arrays", "folded", "tensors", "centroids"
-PACKED = "packed"
+PACKED, SECURED = "packed", "secured"
 
-_Precision = Literal["float16", "float32", "float64", "uint8", "uint32"]
+_Precision = Literal["float16", "float32", "float64", "uint8", "uint32", "uint64"]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Name = Annotated[str, Field(max_length=1000)]
 _Shape = Annotated[tuple[Count, ...], Field(max_length=MOST_DIMENSIONS)]
@@ -51,7 +72,7 @@ class _Array:
 
     __pydantic_config__ = KEPT
 
-    part: Literal["adapter", "arrays", "folded", "tensors", "centroids", "packed"]
+    part: Literal["adapter", "arrays", "folded", "tensors", "centroids", "packed", "secured"]
     name: _Name
     precision: _Precision
     shape: _Shape
@@ -114,6 +135,7 @@ class _TrainFields:
     certain: Count
     compression: Compression
     privacy: Privacy
+    masking: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,16 +174,22 @@ class _ReplyFields:
     metrics: Annotated[dict[_Name, Number], Field(max_length=MOST_NAMES)] | None = None
     totals: Annotated[dict[_Name, Totals], Field(max_length=MOST_NAMES)] | None = None
     groups: Annotated[dict[_Name, Totals], Field(max_length=MOST_NAMES)] | None = None
+    secured: SecuredFields | None = None
 
 
 def kind_of(task: Task) -> Kind:
     """Return the kind of a task."""
+    if isinstance(task, SecureTask):
+        return secure_kind(task)
     return "train" if isinstance(task, TrainTask) else "survey" if isinstance(task, SurveyTask) else "evaluate"
 
 
 def encode_task(task: Task) -> tuple[bytes, bytes]:
     """Return manifest and body of a task."""
-    payload = task.payload
+    if isinstance(task, SecureTask):
+        asked, secured = task_parts(task)
+        return _encode(kind_of(task), asked, {SECURED: secured})
+    payload, beside = task.payload, dict[str, Arrays]()
     fields: dict[str, Any] = {"round": task.round, "payload": None if payload is None else _payload_fields(payload)}
     if isinstance(task, TrainTask):
         fields |= {"training": task.training.model_dump(mode="json"), "rounds": task.rounds}
@@ -169,12 +197,14 @@ def encode_task(task: Task) -> tuple[bytes, bytes]:
         fields |= {"settled": task.settled, "certain": task.certain}
         fields |= {"compression": task.compression.model_dump(mode="json")}
         fields |= {"privacy": task.privacy.model_dump(mode="json")}
+        if task.masking is not None:
+            fields["masking"], beside[SECURED] = masking_parts(task.masking)
     if isinstance(task, TrainTask | SurveyTask):
         fields |= {"selection": task.selection.model_dump(mode="json"), "draws": dict(task.draws.seeds)}
     else:
         fields |= {"evaluation": task.evaluation.model_dump(mode="json")}
         fields |= {"settled": task.settled, "shared": task.shared}
-    return _encode(kind_of(task), fields, {} if payload is None else _payload_arrays(payload))
+    return _encode(kind_of(task), fields, {**({} if payload is None else _payload_arrays(payload)), **beside})
 
 
 def decode_task(manifest: bytes, body: bytes) -> Task:
@@ -185,6 +215,8 @@ def decode_task(manifest: bytes, body: bytes) -> Task:
     """
     try:
         head, arrays = _decode(manifest, body)
+        if head.kind in SECURE_KINDS:
+            return task_of(head.kind, head.fields, arrays.get(SECURED, {}))
         if head.kind == "train":
             fields: _TrainFields = typed(head.fields, _TrainFields)
             return TrainTask(
@@ -199,6 +231,7 @@ def decode_task(manifest: bytes, body: bytes) -> Task:
                 fields.certain,
                 fields.compression,
                 fields.privacy,
+                None if fields.masking is None else masking_of(fields.masking, arrays.get(SECURED, {})),
             )
         if head.kind == "survey":
             asked: _SurveyFields = typed(head.fields, _SurveyFields)
@@ -220,6 +253,8 @@ def encode_reply(reply: Reply, kind: Kind) -> tuple[bytes, bytes]:
         arrays = {TENSORS: reply.update.tensors, ARRAYS: reply.update.arrays, PACKED: reply.update.packed}
     if reply.survey is not None:
         arrays = {CENTROIDS: {"": reply.survey.centroids_Cd}}
+    if reply.secured is not None:
+        fields["secured"], arrays[SECURED] = secured_parts(reply.secured)
     if reply.totals is not None:
         fields |= {"totals": plain(reply.totals), "groups": plain(reply.groups)}
     return _encode(kind, fields, arrays)
@@ -244,6 +279,8 @@ def decode_reply(manifest: bytes, body: bytes, kind: Kind, client: str, round: i
         if head.kind != kind:
             raise ValueError(f"it answers {head.kind}, where {kind} was asked")
         fields: _ReplyFields = typed(head.fields, _ReplyFields)
+        named = fields.secured if kind in SECURE_KINDS else None
+        secured = None if named is None else secured_of(kind, named, arrays.get(SECURED, {}))
     except ValueError as error:
         raise UpdateRejected(f"its message cannot be read ({first_line(error)})") from error
     update = survey = None
@@ -254,7 +291,8 @@ def decode_reply(manifest: bytes, body: bytes, kind: Kind, client: str, round: i
     if kind == "survey" and "" in arrays.get(CENTROIDS, {}):
         survey = Survey(client, round, arrays[CENTROIDS][""])
     totals = fields.totals if kind == "evaluate" else None
-    return Reply(client, seconds, update, totals, fields.failure, groups=fields.groups or {}, survey=survey)
+    groups = fields.groups or {}
+    return Reply(client, seconds, update, totals, fields.failure, groups=groups, survey=survey, secured=secured)
 
 
 def _encode(kind: Kind, fields: Mapping[str, Any], parts: Mapping[str, Arrays]) -> tuple[bytes, bytes]:

@@ -9,6 +9,8 @@ from bellwether.errors import UpdateRejected
 from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, task_bytes, update_bytes
 from bellwether.exchange.messages import Payload, Reply, TrainTask, Update
 from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
+from bellwether.exchange.ring import size_of
+from bellwether.exchange.secure_checks import check_masked
 from bellwether.recipe.recipe import Federation
 
 
@@ -88,6 +90,8 @@ class Collection:
         check_seconds(reply, deadline if reply.failure is None else None)
         limits = self._limits
         task, due = self._tasks[reply.client], self._returns[reply.client]
+        if task.masking is not None:
+            return check_masked(reply, size_of(payload.expected, due), self._round, limits.max_rows)
         most, bound = (limits.max_rows, limits.max_norm), self._bounds[reply.client]
         return check_update(reply, payload, due, self._round, *most, task.compression, task.payload, bound)
 

@@ -1,7 +1,7 @@
 """What travels between the server and its clients: tasks downwards, replies upwards.
 
 The engines deliver these; the clients and the round loop read and write them. Every task is made for one client, and
-holds nothing of another one's. Nothing here holds a row of text.
+holds nothing of another one's but what it sealed for this one. Nothing here holds a row of text.
 
 Shape legend: C centroids of a client, d dimensions of the space, P parameters of an adapter.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bellwether.exchange.adapter import Adapter, Arrays, Tensors
 from bellwether.exchange.packing import Packed
 from bellwether.exchange.scores import Totals
-from bellwether.recipe.recipe import Compression, Evaluation, Privacy, Selection, Training
+from bellwether.recipe.recipe import Compression, Evaluation, Privacy, SecureAggregation, Selection, Training
 from bellwether.tools.randomness import Draws, Randomness
 
 # What a client draws for in a round, each from a seed of its own; the space is drawn once for all clients and rounds.
@@ -35,6 +35,9 @@ PURPOSES = (
     EXAMPLE_NOISE,
 )
 SPACE = "selection space"
+SECRETS = "secure aggregation"  # in a simulation alone; a site draws its secrets from nothing that others know
+
+MASKED = "masked"  # the name in ``packed`` of a masked update, uint64_P
 
 
 def client_draws(randomness: Randomness, round: int, client: str) -> Draws:
@@ -87,6 +90,21 @@ class Payload:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """How an update is to be masked, and what the server cannot check then.
+
+    Args:
+        shares: what each other client sealed for this one, by its name: those whose masks are taken off each other.
+        max_rows: rows that the update may claim, and the largest weight.
+        max_norm: the largest norm of the change of all tensors, and of each array.
+    """
+
+    shares: Mapping[str, bytes]
+    max_rows: int
+    max_norm: float
+
+
+@dataclass(frozen=True)
 class TrainTask:
     """Ask one client to train on its own rows.
 
@@ -104,6 +122,7 @@ class TrainTask:
             of earlier rounds is needed no more.
         compression: the recipe's compression section, which says how the update comes back.
         privacy: the recipe's privacy section, which says whether single rows are hidden, with the noise that is due.
+        masking: how the update is to be masked; None sends it as it is.
     """
 
     round: int
@@ -117,6 +136,7 @@ class TrainTask:
     certain: int = 0
     compression: Compression = field(default_factory=Compression)
     privacy: Privacy = field(default_factory=Privacy)
+    masking: Masking | None = None
 
     @property
     def adapter(self) -> Adapter:
@@ -160,7 +180,51 @@ class EvaluateTask:
     shared: bool = False
 
 
-Task = TrainTask | SurveyTask | EvaluateTask
+@dataclass(frozen=True)
+class AnnounceTask:
+    """Ask one client to draw its secrets of a round, and to announce its public keys.
+
+    Args:
+        round: the round, counted from 1.
+        cohort: how many clients are asked.
+        settings: the recipe's section of secure aggregation.
+        draws: what a simulated client draws its secrets from, for the purpose ``SECRETS``.
+    """
+
+    round: int
+    cohort: int
+    settings: SecureAggregation
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class ShareTask:
+    """Ask one client to deal its secrets out in shares, one sealed for each other client.
+
+    Args:
+        round: the round, counted from 1.
+        keys: what each client of the cohort announced that did, the asked one's included, by name.
+    """
+
+    round: int
+    keys: Mapping[str, Announced]
+
+
+@dataclass(frozen=True)
+class UnmaskTask:
+    """Ask one client to help take the masks off the sum.
+
+    Args:
+        round: the round, counted from 1.
+        survivors: the clients whose masked updates are in the sum; of the others the masks are taken off with them.
+    """
+
+    round: int
+    survivors: tuple[str, ...]
+
+
+SecureTask = AnnounceTask | ShareTask | UnmaskTask
+Task = TrainTask | SurveyTask | EvaluateTask | SecureTask
 
 
 @dataclass(frozen=True)
@@ -176,7 +240,8 @@ class Update:
         metrics: named figures: ``loss`` (per trained token, in nats where it is the cross-entropy), ``tokens`` and
             ``rows`` (as trained, repetitions counted), ``selected`` (how many of its rows it trained on).
         arrays: named arrays beside the adapter, as the method says.
-        packed: the change of its tensors in few bytes, in place of them, where the recipe's compression says so.
+        packed: the change of its tensors in few bytes, in place of them, where the recipe's compression says so; or
+            ``MASKED`` alone, in place of tensors and arrays.
     """
 
     client: str
@@ -186,6 +251,43 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
     packed: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What one client announces before a round with secure aggregation; all but the last are 32 bytes.
+
+    Args:
+        sealing: its public key for what others seal for it.
+        masking: its public key for the masks that it has in common with each other one.
+        pledge: the hash of the seed of its own mask, by which the server knows it once shares have given it.
+        signature: its site's over all of it, 64 bytes; none where clients are simulated.
+    """
+
+    sealing: bytes
+    masking: bytes
+    pledge: bytes
+    signature: bytes = b""
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What one client deals out: its shares of both secrets, sealed, by the name of who can open them."""
+
+    shares: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """What one client tells so that the sum can be read; of no client both.
+
+    Args:
+        seeds: its shares of the seeds of the survivors' own masks, by their names.
+        keys: its shares of the masking keys of those who fell away after they had dealt, by their names.
+    """
+
+    seeds: Mapping[str, bytes]
+    keys: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -224,6 +326,7 @@ class Reply:
         bytes_down: bytes of all messages that brought it the task, as they travelled; None where nothing travels, since
             client and server are one process, and what would is counted instead.
         bytes_up: likewise bytes of its answer, also of one that is refused.
+        secured: its part in secure aggregation, after one of the tasks of it.
     """
 
     client: str
@@ -237,3 +340,4 @@ class Reply:
     survey: Survey | None = None
     bytes_down: int | None = None
     bytes_up: int | None = None
+    secured: Announced | Dealt | Revealed | None = None

@@ -72,6 +72,27 @@ class SurveyRecord:
 
 
 @dataclass(frozen=True)
+class SecureRecord:
+    """How a round's updates were added up so that the server saw their weighted sum alone.
+
+    Args:
+        needed: clients that had to take part to the end.
+        announced: those that announced keys.
+        dealt: those that dealt shares of their secrets.
+        opened: those that helped to take the masks off the sum; 0 where it came to none.
+        bytes_down: bytes from the server to the cohort for it, beside the tasks to train.
+        bytes_up: likewise bytes from the cohort, beside the masked updates.
+    """
+
+    needed: Count
+    announced: Count
+    dealt: Count
+    opened: Count
+    bytes_down: Count
+    bytes_up: Count
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line per round.
 
@@ -97,6 +118,7 @@ class RoundRecord:
         preferred: of pairs of answers the share whose chosen one had the higher implicit reward while training, over
             all clients, weighted by rows; None where rows have one answer.
         margin: by how much, likewise.
+        secure: how updates were added up by secure aggregation; None where the server saw each.
     """
 
     round: Count
@@ -117,6 +139,7 @@ class RoundRecord:
     survey: SurveyRecord | None = None
     preferred: Amount | None = None
     margin: Number | None = None
+    secure: SecureRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bellwether.tools.json_text import KEPT, Count, from_json, plain, typed
 LONGEST_HEADER = 4096  # bytes
 _PURPOSE = b"bellwether message 1\0"  # what these keys sign can be taken for nothing else
 
-AnyKind = Literal["hello", "train", "survey", "evaluate", "end"]
+AnyKind = Literal["hello", "train", "survey", "evaluate", "announce", "share", "unmask", "end"]
 _Text = Annotated[str, Field(max_length=200)]
 
 

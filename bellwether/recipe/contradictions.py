@@ -9,7 +9,18 @@ from typing import Any
 from bellwether.errors import RecipeError
 from bellwether.recipe.plain import Location
 from bellwether.recipe.privacy import Privacy
-from bellwether.recipe.recipe import Arm, Compare, Compression, Partition, Recipe, Selection, Training, Tune
+from bellwether.recipe.recipe import (
+    Arm,
+    Compare,
+    Compression,
+    Partition,
+    Recipe,
+    SecureAggregation,
+    Selection,
+    Training,
+    Tune,
+)
+from bellwether.recipe.secure import LEAST_COHORT
 from bellwether.tools.words import counted, cut
 
 
@@ -78,6 +89,7 @@ def _between_sections(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _of_pairs(recipe)
     yield from _of_compression(recipe.compression)
     yield from _of_privacy(recipe)
+    yield from _of_secure_aggregation(recipe)
     if warmup >= federation.rounds:
         text = (
             f"training.warmup_rounds is {warmup}, which leaves none of the "
@@ -146,6 +158,23 @@ def _of_compression(settings: Compression) -> Iterator[tuple[str, str]]:
     if not settings.error_feedback and settings.up == "none":
         text = "compression.error_feedback is false, but compression.up is none, which leaves nothing unsent; leave it"
         yield "compression.error_feedback", f"{text} out."
+
+
+def _of_secure_aggregation(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield field and sentence of what masked updates cannot be, and of what has no effect without them."""
+    settings, size = recipe.secure_aggregation, recipe.federation.cohort_size
+    if not settings.enabled:
+        for field in ("threshold", "range"):
+            if getattr(settings, field) != getattr(SecureAggregation(), field):
+                text = f"secure_aggregation.{field} is given, but secure_aggregation.enabled is false; leave it out,"
+                yield f"secure_aggregation.{field}", f"{text} or set secure_aggregation.enabled=true."
+        return
+    if recipe.compression.up != "none":
+        text = f"compression.up is {recipe.compression.up}, but masked updates cannot be added up in few bits; set it"
+        yield "compression.up", f"{text} to none, or secure_aggregation.enabled=false."
+    if size is not None and size < LEAST_COHORT:
+        text = f"federation.cohort_size is {size}, which masks nothing; give at least {LEAST_COHORT}"
+        yield "federation.cohort_size", f"{text}, or set secure_aggregation.enabled=false."
 
 
 def _of_selection(selection: Selection) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from bellwether.recipe.compare import Arm, Compare, Tune
 from bellwether.recipe.method import FedAvg, MethodSection
 from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.section import Section, folder_name, ours_or_own, whole_numbers
+from bellwether.recipe.secure import SecureAggregation
 from bellwether.recipe.selection import Selection
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Privacy",
     "Recipe",
     "Section",
+    "SecureAggregation",
     "Selection",
     "Training",
     "Tune",
@@ -409,6 +411,7 @@ class Recipe(Section):
     selection: Selection = Selection()
     compression: Compression = Compression()
     privacy: Privacy = Privacy()
+    secure_aggregation: SecureAggregation = SecureAggregation()
     engine: Engine = Engine()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from bellwether.data.rows import Federated, Row, Tokenised
 from bellwether.errors import DataError, RecipeError
+from bellwether.exchange.masks import require_cryptography
 from bellwether.method.cohort import Trace, client_ranks, cohort_size, make_sampler
 from bellwether.method.method import serve_sent
 from bellwether.method.named import make_method
 from bellwether.recipe.recipe import Model, Recipe, Selection
+from bellwether.recipe.secure import LEAST_COHORT
 from bellwether.runner.compatible import refusals
 from bellwether.tools.functions import load_function
 from bellwether.tools.randomness import Randomness
@@ -225,12 +227,20 @@ def check_answers(recipe: Recipe, federated: Federated) -> None:
 
 
 def check_cohort_size(recipe: Recipe, clients: int) -> None:
-    """Refuse a cohort that is larger than the federation that the data makes, or smaller than the processes."""
+    """Refuse a cohort larger than the federation that the data makes, or too small for processes or masks."""
     size = recipe.federation.cohort_size
     if size is not None and size > clients:
         raise RecipeError(
             f"federation.cohort_size is {size}, but the data makes {counted(clients, 'client')}; give at most that."
         )
+    if recipe.secure_aggregation.enabled:
+        require_cryptography()
+        asked = cohort_size(recipe.federation, clients)
+        if asked < LEAST_COHORT:
+            raise RecipeError(
+                f"secure_aggregation.enabled hides nothing where a round asks {counted(asked, 'client')}: at least "
+                f"{LEAST_COHORT} are needed; raise federation.fraction or federation.cohort_size, or take more clients."
+            )
     processes, cohort = recipe.engine.processes, cohort_size(recipe.federation, clients)
     if processes > cohort:
         raise RecipeError(

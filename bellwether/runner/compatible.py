@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bellwether.method.method import Method, nothing_beside
 from bellwether.method.named import our_methods
 from bellwether.recipe.recipe import Recipe
+from bellwether.tools.words import listed
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,16 @@ def _hidden_clients(recipe: Recipe, method: Method) -> list[str]:
     ]
 
 
+def _not_linear(recipe: Recipe, method: Method) -> list[str]:
+    if not recipe.secure_aggregation.enabled or method.weigh is not None:
+        return []
+    able = listed([name for name, ours in our_methods().items() if ours.weigh is not None])
+    return [
+        f"secure_aggregation.enabled shows the server the sum of updates alone, but the method {recipe.method.name} "
+        f"needs each of them; set method.name to one of {able}, or secure_aggregation.enabled=false."
+    ]
+
+
 RULES = (
     Rule("AdamW, schedules and clipping", ("training.optimizer=adamw",), _wrong_training),
     Rule("unlike ranks", ("lora.ranks=[2, 4]",), _unlike_ranks),
@@ -122,6 +133,7 @@ RULES = (
     Rule("few bits up, with error feedback", ("compression.up=4bit",), _error_feedback),
     Rule("clients hidden by noise", ("privacy.noise=1",), _hidden_clients),
     Rule("few bits down", ("compression.down=8bit",), _compressed_factors),
+    Rule("secure aggregation", ("secure_aggregation.enabled=true",), _not_linear),
 )
 
 

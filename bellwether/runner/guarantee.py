@@ -259,12 +259,15 @@ def leaving(recipe: Recipe, method: Method, payload: Payload) -> tuple[Leaving, 
     elif privacy.on:
         update = "Gaussian noise at the client on the sum of its rows' clipped gradients"
         spent = "one noisy sum an optimizer step"
+    if recipe.secure_aggregation.enabled:
+        masked = "masked, so that the server sees the sum of all alone"
+        update = masked if update == UNPROTECTED else f"{update}; {masked}"
     each = "each round that a client is asked in"
     found = [Leaving("the update of the adapter", each, update, spent)]
-    beside = method.returns(payload)
+    beside, bare = method.returns(payload), (UNPROTECTED, NO_CHARGE)
     if beside:
         names = ", ".join(sorted(beside))
-        covered = (update, spent) if privacy.hides_clients else (UNPROTECTED, NO_CHARGE)
+        covered = (update, spent) if privacy.hides_clients or recipe.secure_aggregation.enabled else bare
         found.append(Leaving(f"what the method sends beside it ({names})", each, *covered))
     if selection.surveys:
         noise = _SURVEY_NOISE if selection.noise else UNPROTECTED

@@ -143,7 +143,7 @@ def plan(recipe: Recipe) -> Plan:
         device=measured.device,
         warnings=[*prepared.warnings, *doubted],
         notes=[
-            *(*found, *prepared.notes, *_selected(recipe)),
+            *(*found, *prepared.notes, *_selected(recipe), *_secured(recipe)),
             *(
                 *hidden,
                 *_last_round(recipe, len(prepared.clients)),
@@ -217,6 +217,7 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
     """
     from bellwether.exchange.checks import due_bytes, payload_bytes
     from bellwether.exchange.compress import DOWN, compress_payload
+    from bellwether.exchange.secure_checks import agreement_bytes, masked_bytes
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method
@@ -236,7 +237,14 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
         payload, share = one.give(state, Known("", rank), 1), asked * count / len(clients) * times / rounds
         received = compress_payload(payload, recipe.compression.down, randomness.numpy(DOWN))
         down += share * payload_bytes(received)
-        up += share * due_bytes(payload.expected, one.returns(payload), recipe.compression)
+        due = one.returns(payload)
+        masked = recipe.secure_aggregation.enabled
+        up += share * (
+            masked_bytes(payload.expected, due) if masked else due_bytes(payload.expected, due, recipe.compression)
+        )
+    for _, asked, times in kinds if recipe.secure_aggregation.enabled else ():
+        more = agreement_bytes(asked, sum(len(client.encode()) for client in clients) / len(clients))
+        down, up = down + more[0] * times / rounds, up + more[1] * times / rounds
     return round(down), round(up)
 
 
@@ -253,6 +261,16 @@ def _selected(recipe: Recipe) -> list[str]:
         again = ", and the adapter once more down" if selection.features == "model" else ""
         notes.append(f"A survey comes before each round: clients also send centroids, 4 bytes a dimension{again}.")
     return notes
+
+
+def _secured(recipe: Recipe) -> list[str]:
+    """Return what a person should know of bytes where updates are masked."""
+    if not recipe.secure_aggregation.enabled:
+        return []
+    return [
+        "Updates are masked (secure_aggregation.enabled): a value takes 8 bytes up in place of 4, and keys and shares "
+        "travel between the clients of a cohort, which is counted; drawing masks takes time, which is not."
+    ]
 
 
 def _last_round(recipe: Recipe, clients: int) -> list[str]:

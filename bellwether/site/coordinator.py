@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from bellwether.method.cohort import Sampler, Sampling
 from bellwether.method.select.budget import share
 from bellwether.model.base import load_base
 from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.secure import LEAST_COHORT
 from bellwether.runner.guarantee import never_again
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare_with
@@ -85,7 +87,9 @@ def measured_facts(recipe: Recipe) -> dict[str, str]:
     """
     check_recipe_for_sites(recipe)
     # Who will take part is not known yet; those whom the recipe names, and as many as it wants in a round.
-    sites = [*(recipe.lora.ranks or ()), *(f"site-{number}" for number in range(recipe.federation.cohort_size or 1))]
+    federation, masked = recipe.federation, recipe.secure_aggregation.enabled
+    wanted = federation.cohort_size or (math.ceil(LEAST_COHORT / federation.fraction) if masked else 1)
+    sites = [*(recipe.lora.ranks or ()), *(f"site-{number}" for number in range(wanted))]
     prepared = prepare_coordinator(recipe, list(dict.fromkeys(map(str, sites))), None)
     return facts_of(recipe, load_base(recipe.model, prepared.base), prepared.public)
 

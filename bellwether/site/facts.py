@@ -27,7 +27,7 @@ _PACKAGES = ("flwr", "torch", "transformers", "numpy")
 BASE = "base model"  # the fact of that name
 
 # Sections that say what a site does; others are the coordinator's business, or the machine's.
-_SECTIONS = ("lora", "method", "training", "selection", "compression", "evaluation")
+_SECTIONS = ("lora", "method", "training", "selection", "compression", "secure_aggregation", "evaluation")
 # Of the section ``data`` what all who take part have in common.
 AGREED_DATA = ("template", "reasoning", "date", "loss_on", "max_tokens")
 ON_THIS_MACHINE = ("selection.proxy", "selection.projection_sources")

@@ -2,6 +2,7 @@
 
 FOLDER/signing.key, flower.key    the site's keys, see ``site.keys``
 FOLDER/noise.key                  what it draws noise from, see ``site.protection``
+FOLDER/peers.json                 the keys of other sites, where updates are masked, see ``site.peers``
 FOLDER/policy.yaml                what it allows, see ``site.policy``; need not be there
 FOLDER/ledger.jsonl               everything that came and was sent
 FOLDER/clients/FEDERATION/        what its client keeps from round to round, by the federation's first digits, and in
@@ -34,7 +35,7 @@ from bellwether.errors import FederationError, first_line
 from bellwether.model.base import Base, load_base
 from bellwether.model.folder import on_hub, weight_files
 from bellwether.model.lora import LoraLayers, adapter_config
-from bellwether.recipe.recipe import Recipe
+from bellwether.recipe.recipe import Recipe, SecureAggregation
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.site.answers import forget_answers
 from bellwether.site.compared import NO_COMPARISON
@@ -42,6 +43,7 @@ from bellwether.site.facts import BASE, differing
 from bellwether.site.invitation import Invitation, invited_recipe, read_invitation
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
+from bellwether.site.peers import Peers, read_peers
 from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
@@ -104,6 +106,7 @@ def join(
     try:
         with listening(plain_lines(tell)):
             recipe = own_recipe(invited_recipe(invited, folder, fields), data, test, model, device)
+            peers = read_peers(folder, invited.site) if recipe.secure_aggregation.enabled else {}
             _check_policy(folder, recipe)  # before anything that the recipe names is imported or opened
             for name in from_the_hub(recipe):
                 tell(
@@ -112,7 +115,7 @@ def join(
             prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
-            return _joined(invited, folder, recipe, prepared, agree, tell, shown)
+            return _joined(invited, folder, recipe, prepared, agree, tell, shown, peers)
     finally:
         release(folder, lock)
 
@@ -125,6 +128,7 @@ def _joined(
     agree: Callable[[Terms], bool],
     tell: Callable[[str], None],
     shown: Path | None,
+    peers: Peers,
 ) -> Path:
     """Take part, unless the federation has ended before, and make the page."""
     ended = has_ended(folder, invited.federation)
@@ -142,7 +146,7 @@ def _joined(
     if ended:
         tell(f"This federation has ended, and its adapter is in {folder / ADAPTER}.")
     else:
-        _take_part(invited, folder, recipe, prepared, load(), agree, tell, shown)
+        _take_part(invited, folder, recipe, prepared, load(), agree, tell, shown, peers)
     return make_page(invited, folder, prepared, _agreed_terms(folder, invited.federation), load, tell)
 
 
@@ -151,7 +155,14 @@ def _prepared(recipe: Recipe, site: str) -> Prepared:
     evaluation = recipe.evaluation.model_copy(update={"part": "test", "categories": None})  # the coordinator's
     federation = recipe.federation.model_copy(update={"cohort_size": None})  # of clients, of which there is one here
     lora = own_lora(recipe.lora, site)
-    own = recipe.model_copy(update={"evaluation": evaluation, "federation": federation, "lora": lora})
+    own = recipe.model_copy(
+        update={
+            "evaluation": evaluation,
+            "federation": federation,
+            "lora": lora,
+            "secure_aggregation": SecureAggregation(),  # of which there are too few to hide among
+        }
+    )
     return prepare(own, unscored=NO_COMPARISON)
 
 
@@ -319,6 +330,7 @@ def _take_part(
     agree: Callable[[Terms], bool],
     tell: Callable[[str], None],
     shown: Path | None,
+    peers: Peers,
 ) -> None:
     """Agree to the terms, connect, and answer what is asked until the end."""
     (rows,) = (tokenised.rows for tokenised in prepared.clients.values())
@@ -328,7 +340,7 @@ def _take_part(
     holdings = holdings_of(invited.site, recipe, base, layers, work)
     _check_facts(invited.facts, holdings.facts)
     _check_disk(folder, recipe, base)
-    terms = terms_for(invited, recipe, base, len(rows), held_out, len(prepared.scored.rows))
+    terms = terms_for(invited, recipe, base, len(rows), held_out, len(prepared.scored.rows), peers)
     _agreed(folder, invited.federation, terms, agree, tell)
     others = note_trained(folder, invited.federation, (row.row for row in rows))
     if others:
@@ -354,6 +366,7 @@ def _take_part(
         tell,
         keep,
         as_limit(read_policy(folder), folder),
+        peers,
     )
     with Inbox(folder, folder / FLOWER, invited.address, folder / AUTHORITY, shown) as inbox:
         tell(f"{invited.site} waits for the coordinator's tasks.")

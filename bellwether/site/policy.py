@@ -25,6 +25,8 @@ from bellwether.errors import FederationError, first_line
 from bellwether.exchange.checks import due_bytes
 from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
+from bellwether.exchange.secure_checks import masked_bytes
+from bellwether.exchange.secure_codec import SECURE_KINDS
 from bellwether.model.folder import on_hub
 from bellwether.recipe.consent import TRUST, code_in
 from bellwether.recipe.recipe import Model, Recipe
@@ -33,7 +35,7 @@ from bellwether.tools.functions import file_of
 from bellwether.tools.words import byte_size
 
 POLICY = "policy.yaml"
-TASKS = ("train", "survey", "evaluate")
+TASKS = ("train", "survey", "evaluate", *SECURE_KINDS)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -129,7 +131,8 @@ def forbids_task(policy: Policy, folder: Path, task: Task) -> str | None:
     """
     most = policy.megabytes_per_round
     if most is not None and isinstance(task, TrainTask):
-        expected = due_bytes(task.payload.expected, {}, task.compression)
+        due = task.payload.expected
+        expected = due_bytes(due, {}, task.compression) if task.masking is None else masked_bytes(due, {})
         if expected > most * 1e6:
             return f"an update has at least {byte_size(expected)}, and {byte_size(most * 1e6)} are allowed for a round"
     if policy.minutes_per_day is not None:

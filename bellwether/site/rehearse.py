@@ -114,7 +114,8 @@ def _over_sites(setting: Setting, count: int, deadline: float | None) -> Iterato
             keys = read_public(public_word(folder / name))
             link.register(name, keys.flower)
             parties.append(Party(name, keys.signing, shares[name]))
-        jobs = [_job(setting, folder, name, shares[name], link.port) for name in names]
+        peers = {client: one.key.public_bytes_raw() for one in parties for client in one.clients}
+        jobs = [_job(setting, folder, name, shares[name], link.port, peers) for name in names]
         with link.dispatch() as dispatch, _Processes(jobs, setting.watch) as processes:
             engine = RemoteEngine(
                 _Watched(dispatch, processes),
@@ -169,9 +170,12 @@ class _Job:
     recipe: Recipe
     model: Model
     work: Work
+    peers: Mapping[str, bytes]
 
 
-def _job(setting: Setting, folder: Path, name: str, clients: Sequence[str], port: int) -> _Job:
+def _job(
+    setting: Setting, folder: Path, name: str, clients: Sequence[str], port: int, peers: Mapping[str, bytes]
+) -> _Job:
     recipe = setting.prepared.recipe
     # As many threads as a simulation would have here, since their number decides the last bits.
     model = recipe.model.model_copy(update={"threads": torch.get_num_threads(), "device": str(setting.base.device)})
@@ -185,6 +189,7 @@ def _job(setting: Setting, folder: Path, name: str, clients: Sequence[str], port
         recipe,
         model,
         work_of(setting, clients),
+        peers,
     )
 
 
@@ -312,6 +317,7 @@ def _be_site(job: _Job, environment: Mapping[str, str]) -> None:
                 Ledger(job.folder),
                 lambda header, task: None,  # it is one's own machine
                 tell,
+                peers={name: Ed25519PublicKey.from_public_bytes(key) for name, key in job.peers.items()},
             )
             with Inbox(job.folder, job.folder / FLOWER, job.address, job.authority) as inbox:
                 resident.serve(inbox)

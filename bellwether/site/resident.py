@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -34,8 +35,24 @@ from bellwether.errors import (
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
 from bellwether.exchange.checks import check_array
 from bellwether.exchange.codec import Kind, decode_task, encode_reply, kind_of
-from bellwether.exchange.messages import PURPOSES, SPACE, Payload, Reply, SurveyTask, Task, TrainTask
+from bellwether.exchange.messages import (
+    PURPOSES,
+    SECRETS,
+    SPACE,
+    Announced,
+    AnnounceTask,
+    EvaluateTask,
+    Masking,
+    Payload,
+    Reply,
+    SecureTask,
+    ShareTask,
+    SurveyTask,
+    Task,
+    TrainTask,
+)
 from bellwether.exchange.seal import Header, Parcel, check_meant, content_of, opened, sealed
+from bellwether.exchange.secure_codec import SECURE_KINDS
 from bellwether.federate import Engine
 from bellwether.method.method import Method, send_trained, serve_sent
 from bellwether.method.named import make_method
@@ -45,6 +62,7 @@ from bellwether.recipe.recipe import Compression, Recipe
 from bellwether.site.answers import keep_answer, kept_answer, question_of
 from bellwether.site.facts import differing, facts_of
 from bellwether.site.ledger import Ledger
+from bellwether.site.peers import Peers, check_signed, signed
 from bellwether.site.protection import without_small_names
 from bellwether.site.trained import row_hash
 from bellwether.store.client_state import METHOD, UNSENT, kept_rounds, state_file
@@ -159,6 +177,7 @@ class Resident:
         tell: is told of what happens, in sentences.
         keep: keeps the result that comes with the end: what is said of it, and its values.
         limit: says which answers are too large to be sent.
+        peers: keys of the sites whose clients' keys are believed, by the names of the clients.
     """
 
     def __init__(
@@ -172,10 +191,11 @@ class Resident:
         tell: Callable[[str], None],
         keep: Callable[[bytes, bytes], None] = lambda about, values: None,
         limit: Limit = lambda header, size: None,
+        peers: Peers = MappingProxyType({}),
     ) -> None:
         self._holdings, self._key, self._coordinator, self._federation = holdings, key, coordinator, federation
         self._ledger, self._policy, self._tell, self._keep, self._limit = ledger, policy, tell, keep, limit
-        self._terms = terms_of(holdings.facts)
+        self._terms, self._peers = terms_of(holdings.facts), peers
         self.ended = False
 
     def serve(self, messages: Messages) -> None:
@@ -229,8 +249,13 @@ class Resident:
         return self._within_limit(header, header.kind, self._sealed(header, manifest, body), reply.seconds)
 
     def _question(self, header: Header, parcel: Parcel) -> bytes:
-        """Return the hash of a task, whatever its number and run are, and of what it is done with."""
-        asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel)
+        """Return the hash of a task, whatever its run is, and of what it is done with.
+
+        Its number counts where secrets are drawn for it, which are others when a coordinator begins a round anew.
+        """
+        anew = self._holdings.recipe.secure_aggregation.enabled and header.kind in ("train", *SECURE_KINDS)
+        number = header.number if anew else ""
+        asked = header.kind, str(header.round), header.client, header.terms, content_of(parcel), number
         return question_of(*asked, self._terms, self._holdings.rows)
 
     def _within_limit(self, header: Header, kind: Kind, answer: Parcel, seconds: float | None) -> tuple[Parcel, str]:
@@ -297,6 +322,9 @@ class Resident:
             task = self._task(header, parcel)
             self._tell(f"Round {header.round}: {header.client} is asked to {header.kind}.")
             reply = next(iter(self._holdings.engine.ask({header.client: task})))
+            if isinstance(reply.secured, Announced):
+                about = self._federation, header.round, header.client
+                reply = replace(reply, secured=signed(reply.secured, self._key, *about))
             if self._holdings.secret is not None:
                 reply = without_small_names(reply)
         except Exception as reason:  # a site answers whatever happens to its client, and stays
@@ -325,7 +353,10 @@ class Resident:
         if kind_of(task) != header.kind or task.round != header.round:
             raise UpdateRejected("the task is not the one that its header names")
         _check_draws(task)
-        if task.payload is not None:
+        _check_masking(task, self._holdings.recipe)
+        if isinstance(task, ShareTask):
+            check_signed(task, self._peers, self._federation)
+        if not isinstance(task, SecureTask) and task.payload is not None:
             down = "none" if header.kind == "evaluate" else self._holdings.recipe.compression.down
             _check_payload(task.payload, self._holdings, down)
         _check_kept(header, task, self._holdings)
@@ -340,6 +371,8 @@ class Resident:
         recipe = self._holdings.recipe
         if header.kind == "survey" and recipe.selection.noise:
             return f"noise {recipe.selection.noise:g}"
+        if header.kind == "train" and recipe.secure_aggregation.enabled:
+            return "masked"
         if header.kind == "train" and recipe.privacy.hides_clients:
             return f"cut to {recipe.privacy.clip_norm:g}"
         if header.kind == "train" and recipe.privacy.hides_rows:
@@ -372,8 +405,18 @@ def _told(reason: Exception) -> str:
 
 def _check_draws(task: Task) -> None:
     """Refuse a task that lacks seeds of what a client draws."""
-    if isinstance(task, TrainTask | SurveyTask) and task.draws.seeds.keys() != {*PURPOSES, SPACE}:
+    due = {SECRETS} if isinstance(task, AnnounceTask) else {*PURPOSES, SPACE}
+    if isinstance(task, TrainTask | SurveyTask | AnnounceTask) and task.draws.seeds.keys() != due:
         raise UpdateRejected("its draws are not those that a client needs")
+
+
+def _check_masking(task: Task, recipe: Recipe) -> None:
+    """Refuse to send an update as it is where masks were agreed to, and masks where they were not."""
+    on = recipe.secure_aggregation.enabled
+    if isinstance(task, SecureTask) and not on:
+        raise UpdateRejected("it belongs to secure aggregation, which this site did not agree to")
+    if isinstance(task, TrainTask) and (task.masking is not None) != on:
+        raise UpdateRejected(f"its update would {'not ' if on else ''}be masked, which is not what was agreed to")
 
 
 def _check_round(header: Header, rounds: int) -> None:
@@ -385,7 +428,7 @@ def _check_round(header: Header, rounds: int) -> None:
 
 def _check_kept(header: Header, task: Task, holdings: Holdings) -> None:
     """Refuse to go on from what a client kept of the last round that counted, where that is lost."""
-    if isinstance(task, SurveyTask) or not task.settled:
+    if not isinstance(task, TrainTask | EvaluateTask) or not task.settled:
         return
     for name in holdings.going_on.get(header.kind, ()):
         folder = holdings.folders[header.client]
@@ -401,10 +444,15 @@ def _with_own_settings(task: Task, recipe: Recipe) -> Task:
     """Return a task whose settings are the site's own, which the terms say are the same but for paths."""
     if isinstance(task, TrainTask):
         task = replace(task, training=recipe.training, selection=recipe.selection, compression=recipe.compression)
+        if task.masking is not None:
+            limits = recipe.federation.max_rows, recipe.federation.max_norm
+            task = replace(task, masking=Masking(task.masking.shares, *limits))
         return replace(task, rounds=recipe.federation.rounds, privacy=recipe.privacy)
     if isinstance(task, SurveyTask):
         return replace(task, selection=recipe.selection)
-    return replace(task, evaluation=recipe.evaluation)
+    if isinstance(task, AnnounceTask):
+        return replace(task, settings=recipe.secure_aggregation)
+    return replace(task, evaluation=recipe.evaluation) if isinstance(task, EvaluateTask) else task
 
 
 def _check_payload(payload: Payload, holdings: Holdings, down: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from bellwether.data.rows import TokenRow
@@ -114,7 +114,13 @@ def own_lora(lora: Lora, site: str) -> Lora:
 
 
 def terms_for(
-    invited: Invitation, recipe: Recipe, base: Base, rows: int, held_out: Sequence[TokenRow], test: int
+    invited: Invitation,
+    recipe: Recipe,
+    base: Base,
+    rows: int,
+    held_out: Sequence[TokenRow],
+    test: int,
+    peers: Collection[str] = (),
 ) -> Terms:
     """Return what a site agrees to, in plain words.
 
@@ -125,12 +131,14 @@ def terms_for(
         rows: how many rows it trains on.
         held_out: those that it holds out of its own and scores for the coordinator.
         test: how many others it scores at the end, for itself alone.
+        peers: the sites whose keys it knows, its own name among them.
     """
     config = adapter_config(base, own_lora(recipe.lora, invited.site))
     shapes = {shape.path: (shape.inputs, shape.outputs) for shape in base.facts.linears}
     numbers = sum(config.rank * sum(shapes[module]) for module in config.modules)
     federation, selection, compression = recipe.federation, recipe.selection, recipe.compression
-    size = byte_size(packed_bytes(compression.up, numbers, compression.keep))
+    masked = recipe.secure_aggregation.enabled
+    size = byte_size(8 * numbers if masked else packed_bytes(compression.up, numbers, compression.keep))
     leaves = [f"an update of the adapter, {size}, and what the method {recipe.method.name} adds to it"]
     leaves += ["the number of rows and tokens trained on, and their mean loss"]
     if recipe.training.loss == "dpo":
@@ -163,8 +171,8 @@ def terms_for(
         *(f"  - {one}" for one in leaves),
         f"What never leaves it: rows, their text and tokens{' but such names' if held_out else ''}, the base model, "
         "your private keys" + (f", and anything of the {counted(test, 'test row')}." if test else "."),
-        "Protection: all is signed, and encrypted on the way; the coordinator sees each update of yours as it is, and "
-        f"an update can reveal some of the text that it was trained on.{_hidden(recipe.privacy)}",
+        f"Protection: all is signed, and encrypted on the way; {_seen(recipe, invited.site, peers)}."
+        f"{_hidden(recipe.privacy)}",
         f"Code: none is sent; what runs is bellwether, which is installed here{_own_code(recipe)}.",
     ]
     facts = {**invited.facts, "federation": invited.federation, "coordinator": invited.coordinator}
@@ -188,6 +196,23 @@ def _hidden(privacy: Privacy) -> str:
         f" Your update is cut to a norm of {privacy.clip_norm:g} here, if it is longer, and the coordinator adds noise "
         f"to the sum of all: {' and '.join(found)}, at a delta of {privacy.delta:g}. That hides whether you "
         "contributed from whoever sees the results, and nothing from the coordinator."
+    )
+
+
+def _seen(recipe: Recipe, site: str, peers: Collection[str]) -> str:
+    """Return what the coordinator sees of an update, as the end of a sentence."""
+    settings = recipe.secure_aggregation
+    if not settings.enabled:
+        return (
+            "the coordinator sees each update of yours as it is, and an update can reveal some of the text that it was "
+            "trained on"
+        )
+    others = clean(listed(sorted(set(peers) - {site})))
+    return (
+        f"each update of yours is masked, so that the coordinator sees the sum of the updates of at least "
+        f"{settings.threshold:.0%} of the sites that it asked, and none of them alone, unless it lies and other sites "
+        f"help it; the sites whose keys were entered here are {others}. Such a sum, and the adapter that is made of "
+        "it, can still reveal some of the text that they were trained on"
     )
 
 

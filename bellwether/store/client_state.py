@@ -7,6 +7,7 @@ NAME/survey/0003.npz       where the client's rows lie by the model of round 3, 
 NAME/selected/0003.json    the numbers of the rows that it trained on in round 3, see ``bellwether.client.choose``
 NAME/method/0003.npz       what the method keeps at the client after round 3, such as SCAFFOLD's control variate
 NAME/unsent/0003.npz       what compression left out of its update of round 3, to be added to its next one
+NAME/secure/0003.json      its secrets of secure aggregation while round 3 goes on, see ``bellwether.client.masking``
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bellwether.exchange.records import RoundRecord
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.json_text import Count, from_json, typed
 
-SURVEY, SELECTED, METHOD, UNSENT = "survey", "selected", "method", "unsent"
+SURVEY, SELECTED, METHOD, UNSENT, SECURE = "survey", "selected", "method", "unsent", "secure"
 SETTLED = (METHOD, UNSENT)  # what a client goes on from, of its last round that counted
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -87,7 +87,8 @@ def model_card(
         kind="federation" if sites else "simulated federation",
         aggregate=_code(recipe.method.name),
         rounds=counted(recipe.federation.rounds, "round"),
-        what="adapters with what the method adds to them"
+        what=("masked " if recipe.secure_aggregation.enabled else "")
+        + "adapters with what the method adds to them"
         + (", centroids of clusters of rows and totals" if recipe.selection.surveys else " and totals"),
         data=_data(recipe, kept, sites),
         scores=_scores([record for record in kept if isinstance(record, EvaluationRecord)]),

@@ -79,7 +79,7 @@ def _summary(run: FinishedRun) -> Markup:
         "The recipe {} tuned the base model {} to follow instructions, with LoRA adapters of rank {}. {} {} {} of {}; "
         "in {} {} of them trained {} with {} at a learning rate "
         "of {}, and a server aggregated their adapters ({}). No text of clients' rows travelled{}, and the base stayed "
-        "frozen.{} Seed {}."
+        "frozen.{}{} Seed {}."
     ).format(
         named(recipe.name),
         named(recipe.model.path),
@@ -95,9 +95,17 @@ def _summary(run: FinishedRun) -> Markup:
         f"{training.learning_rate:g}",
         named(recipe.method.name),
         ", only centroids of their clusters" if recipe.selection.surveys else "",
+        _secured(run),
         scored,
         recipe.seed,
     )
+
+
+def _secured(run: FinishedRun) -> str:
+    """Return what of updates the server saw, where they were masked, as a sentence."""
+    if not any(record.secure for record in run.rounds):
+        return ""
+    return " Updates were masked (secure aggregation), so that the server saw their weighted sums alone."
 
 
 def _result(run: FinishedRun, found: Changes) -> Markup:
