@@ -12,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.audit.game import Eavesdropper
-from bellwether.audit.ranks import auc, mean_over
 from bellwether.client.memory import Memory
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.checks import check_update
 from bellwether.exchange.messages import Payload
 from bellwether.recipe.recipe import Recipe
-from bellwether.tools.intervals import Interval
-from bellwether.tools.json_text import KEPT, Amount, Count, Number
+from bellwether.store.audit import Named
+from bellwether.tools.json_text import KEPT, Count, Number
 
 Floats = NDArray[np.float64]
-Gain = Callable[[Adapter, Adapter | None], Floats]  # from an adapter and what is folded into the base to losses of rows
+Losses = Callable[[Adapter, Adapter | None], Floats]
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,24 @@ class UpdateScores:
     """How far updates of a round lower the loss of rows, in nats; of rows whose client sent one.
 
     Args:
-        owners: the client of each row.
-        inside: whether the client trained on it.
+        senders: clients whose update can be read by itself.
+        inside: whether each row was trained on by its client.
         single: by its own client's update.
         summed: by what the round gave, which everybody receives.
-        others: by the updates of the other clients, of each row their mean.
+        named: whether no other client's update lowers its loss as much as its own client's.
     """
 
     __pydantic_config__ = KEPT
 
-    owners: tuple[str, ...]
+    senders: Count
     inside: tuple[bool, ...]
     single: tuple[Number, ...]
     summed: tuple[Number, ...]
-    others: tuple[Number, ...]
+    named: tuple[bool, ...]
 
 
 def update_scores(
-    seen: Eavesdropper, final: Adapter, recipe: Recipe, owners: Sequence[str], inside: Sequence[bool], losses: Gain
+    seen: Eavesdropper, final: Adapter, recipe: Recipe, owners: Sequence[str], inside: Sequence[bool], losses: Losses
 ) -> UpdateScores | None:
     """Return what the updates of the first round tell of rows; None where no single one can be read.
 
@@ -58,29 +57,24 @@ def update_scores(
         recipe: of the run.
         owners: the client of each row in the game.
         inside: whether the client trained on it.
-        losses: of the rows in the game, with an adapter.
+        losses: of the rows in the game, with an adapter and what is folded into the base.
     """
-    sent = {client: update for client in seen.replies if (update := readable(seen, client, recipe)) is not None}
-    known = np.array([owner in sent for owner in owners])
-    if not known.any():
+    sent = {client: adapter for client in seen.replies if (adapter := readable(seen, client, recipe)) is not None}
+    numbers = [number for number, owner in enumerate(owners) if owner in sent]
+    if not numbers:
         return None
     start = next(iter(seen.tasks.values())).payload
-    before = {client: losses(seen.tasks[client].payload.adapter, start.folded) for client in sent}
-    gains = {client: before[client] - losses(adapter, start.folded) for client, adapter in sent.items()}
+    before_N = losses(start.adapter, start.folded)
+    gains = {client: before_N - losses(adapter, start.folded) for client, adapter in sent.items()}
     given = seen.after or Payload(final)
-    # Adapters of unlike ranks do alike before the first round: their B is zero.
-    summed = next(iter(before.values())) - losses(given.adapter, given.folded)
-    numbers = np.flatnonzero(known).tolist()
-    foreign = [
-        float(np.mean([gain[number] for client, gain in gains.items() if client != owners[number]] or [np.nan]))
-        for number in numbers
-    ]
+    summed_N = before_N - losses(given.adapter, given.folded)
+    most_N = np.max(list(gains.values()), axis=0)
     return UpdateScores(
-        owners=tuple(owners[number] for number in numbers),
+        senders=len(sent),
         inside=tuple(bool(inside[number]) for number in numbers),
         single=tuple(float(gains[owners[number]][number]) for number in numbers),
-        summed=tuple(float(summed[number]) for number in numbers),
-        others=tuple(foreign),
+        summed=tuple(float(summed_N[number]) for number in numbers),
+        named=tuple(bool(gains[owners[number]][number] == most_N[number]) for number in numbers),
     )
 
 
@@ -105,49 +99,7 @@ def readable(seen: Eavesdropper, client: str, recipe: Recipe) -> Adapter | None:
     return task.payload.adapter.updated(update.tensors)
 
 
-def own_over_others(scores: UpdateScores) -> tuple[float, float]:
-    """Return how often an update, or the sum, lowers the loss of its client's own rows more than of others' rows.
-
-    For each client, the area under the curve of its trained rows against the trained rows of the others, as its own
-    update scores its rows and the others' updates score theirs: whose row is it? The sum is the same for all clients.
-
-    Args:
-        scores: of a run.
-
-    Returns:
-        The probability that a row's own client's update lowers its loss more than the mean of the other updates does;
-        and 0.5, which is what the sum gives, since it names nobody.
-    """
-    kept = np.array(scores.inside) & np.isfinite(scores.others)
-    single, others = np.array(scores.single)[kept], np.array(scores.others)[kept]
-    if not len(single):
-        return float("nan"), 0.5
-    wins = (single > others).mean() + (single == others).mean() / 2
-    return float(wins), 0.5
-
-
 # Centroids ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Named:
-    """How often a released centroid names a row: the one of all surveyed rows that lies nearest to it.
-
-    Args:
-        released: centroids that left the clients.
-        hits: of these, those whose nearest row is one of the client's cluster behind it.
-        chance: hits that a row drawn at random would have, on average over centroids.
-        copies: centroids of clusters that hold one text alone.
-        exact: of these, those whose nearest row is that text.
-    """
-
-    __pydantic_config__ = KEPT
-
-    released: Count
-    hits: Count
-    chance: Amount
-    copies: Count
-    exact: Count
 
 
 def named_rows(
@@ -185,16 +137,3 @@ def named_rows(
 def _labels(memory: Memory) -> NDArray[np.int64]:
     assert memory.clusters is not None
     return memory.clusters.labels_N.astype(np.int64)
-
-
-def area(scores: Sequence[float], inside: Sequence[bool], generator: np.random.Generator) -> Interval | None:
-    """Return the area under the curve of one run's scores, with its interval; None where one side is missing."""
-    from bellwether.audit.ranks import over_runs
-
-    member_N = np.array(inside)
-    if member_N.all() or not member_N.any():
-        return None
-    return over_runs(np.array(scores)[None], member_N[None], auc, generator)
-
-
-__all__ = ["Named", "UpdateScores", "area", "mean_over", "named_rows", "own_over_others", "readable", "update_scores"]
