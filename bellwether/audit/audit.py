@@ -31,7 +31,19 @@ from bellwether.recipe.recipe import Recipe
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
 from bellwether.runner.prepare import prepare, with_absolute_paths
-from bellwether.store.audit import Audit, Epsilon, Exposed, Membership, Side, some, write_audit
+from bellwether.store.audit import (
+    LIRA,
+    LOSS,
+    SINGLE,
+    SUMMED,
+    Audit,
+    Epsilon,
+    Exposed,
+    Membership,
+    Side,
+    some,
+    write_audit,
+)
 from bellwether.store.checkpoint import RECIPE
 from bellwether.tools.atomic import make_folder, write_atomic
 from bellwether.tools.intervals import Interval
@@ -154,8 +166,6 @@ def _claim(folder: Path, recipe: Recipe, settings: Settings) -> None:
                 f"Changed: {'; '.join(changed)}."
             )
         return
-    if any(entry.name not in (".lock", ".owner") for entry in folder.iterdir()):
-        raise CheckpointError(f"{folder} holds other files and no audit; give another folder with --out.")
     write_atomic(folder / RECIPE, dump_recipe(recipe).encode())
     write_atomic(folder / SETTINGS, (json.dumps(kept, indent=1) + "\n").encode())
 
@@ -248,20 +258,20 @@ def _memberships(
     first: RowsSeen, gains_SN: Floats, inside_SN: Bools, draw: np.random.Generator
 ) -> tuple[Membership, ...]:
     """Return how well each attack tells trained rows from those left out."""
-    attacks = {"loss against the untuned base": (gains_SN, inside_SN)}
+    attacks = {LOSS: (gains_SN, inside_SN)}
     ratios_SN = lira(gains_SN, inside_SN)
     if np.isfinite(ratios_SN).any():
         kept = [_two_sided(ratios_N, inside_N) for ratios_N, inside_N in zip(ratios_SN, inside_SN, strict=True)]
-        attacks["LiRA, by the other runs as shadows"] = ratios_SN[kept], inside_SN[kept]
+        attacks[LIRA] = ratios_SN[kept], inside_SN[kept]
     if first.updates is not None:
         inside = np.array(first.updates.inside)[None]
-        attacks["one update, seen alone"] = np.array(first.updates.single)[None], inside
-        attacks["the same round, seen as its sum"] = np.array(first.updates.summed)[None], inside
+        attacks[SINGLE] = np.array(first.updates.single)[None], inside
+        attacks[SUMMED] = np.array(first.updates.summed)[None], inside
     found = []
     for attack, (scores, inside) in attacks.items():
         if len(scores) and any(_two_sided(*one) for one in zip(scores, inside, strict=True)):
             area, tpr = over_runs(scores, inside, auc, draw), over_runs(scores, inside, tpr_at, draw)
-            found.append(Membership(attack, area, tpr))
+            found.append(Membership(attack, attack in (LOSS, LIRA), area, tpr))
     return tuple(found)
 
 

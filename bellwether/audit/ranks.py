@@ -168,11 +168,13 @@ def lira(scores_SN: Floats, member_SN: Bools) -> Floats:
             with np.errstate(invalid="ignore"):
                 mean_N = np.where(here, shadows, 0.0).sum(0) / count_N
             residual = np.where(here, shadows - mean_N, 0.0)
-            freedom = max(1, int((count_N - 1).clip(min=0).sum()))
-            variance = max(float(np.nansum(residual**2)) / freedom, np.finfo(np.float64).tiny)
+            freedom = int((count_N - 1).clip(min=0).sum())
+            # No row has two such runs, so nothing is known of how they vary.
+            variance = float(np.nansum(residual**2)) / freedom if freedom else np.nan
+            variance = max(variance, np.finfo(np.float32).tiny)
             # The mean of few shadows is itself in doubt: a new score differs from it by a variance of 1 + 1 / n of it.
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):
                 spread_N = variance * (1 + 1 / count_N)
-            density.append(-0.5 * ((scores_SN[run] - mean_N) ** 2 / spread_N + np.log(spread_N)))
+                density.append(-0.5 * ((scores_SN[run] - mean_N) ** 2 / spread_N + np.log(spread_N)))
         ratios_SN[run] = density[0] - density[1]
     return ratios_SN

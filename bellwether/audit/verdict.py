@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bellwether.store.audit import Audit, Side
+from bellwether.store.audit import SINGLE, SUMMED, Audit, Side
 from bellwether.tools.intervals import Interval
 
 
@@ -46,9 +46,8 @@ def _epsilon(side: Side) -> Iterator[str]:
 
 def _rows(side: Side) -> Iterator[str]:
     """Say how well trained rows are told from others."""
-    judged = side.memberships[:2]  # those on the result
-    if judged:
-        best = max(judged, key=lambda one: one.auc.mean)
+    best = side.best_on_result
+    if best is not None:
         yield (
             f"of a row that was trained on and one that was not, whoever has the result takes the right one with a "
             f"probability of {_shown(best.auc)}{_coin(best.auc)}."
@@ -72,7 +71,7 @@ def _secrets(audit: Audit, side: Side) -> Iterator[str]:
 def _server(side: Side) -> Iterator[str]:
     """Say what a server learns of single updates that it does not learn of their sum."""
     named = {one.attack: one.auc for one in side.memberships}
-    single, summed = named.get("one update, seen alone"), named.get("the same round, seen as its sum")
+    single, summed = named.get(SINGLE), named.get(SUMMED)
     if single is not None and summed is not None:
         text = (
             f"a server that sees each update alone tells a client's trained rows with {_shown(single)}, one that sees "

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from bellwether.tools.atomic import write_atomic
 from bellwether.tools.intervals import Interval
-from bellwether.tools.json_text import KEPT, Amount, Count, Number, plain, read_json
+from bellwether.tools.json_text import KEPT, Amount, Count, Number, Truth, plain, read_json
 
 FILE = "audit.json"
+LOSS, LIRA = "loss against the untuned base", "LiRA, by the other runs as shadows"
+SINGLE, SUMMED = "one update, seen alone", "the same round, seen as its sum"
 PRIVACY = "privacy.json"  # in a run folder: what its accountant states
 
 
@@ -47,15 +49,17 @@ class Membership:
 
     Args:
         attack: its name.
+        of_result: whether it looks at what everybody receives at the end, and not at what the server sees on the way.
         auc: probability that a trained row scores above one that was left out.
-        tpr: share of the trained rows that a threshold catches with 1 % false alarms; None where it is not looked at.
+        tpr: share of the trained rows that a threshold catches with 1 % false alarms.
     """
 
     __pydantic_config__ = KEPT
 
     attack: str
+    of_result: Truth
     auc: Interval
-    tpr: Interval | None = None
+    tpr: Interval
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,11 @@ class Side:
     named: Named | None
     gains_in: tuple[Number, ...] = ()
     gains_out: tuple[Number, ...] = ()
+
+    @property
+    def best_on_result(self) -> Membership | None:
+        """The attack that tells most from the result alone; None where none could be made."""
+        return max((one for one in self.memberships if one.of_result), key=lambda one: one.auc.mean, default=None)
 
     @property
     def lower(self) -> float | None:

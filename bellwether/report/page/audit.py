@@ -86,8 +86,8 @@ def _tiles(audit: Audit) -> list[Tile]:
     """Return the figures that stand out, of the recipe as it is."""
     side = audit.sides[-1]
     found = []
-    if side.memberships:
-        best = max(side.memberships[:2], key=lambda one: one.auc.mean)
+    best = side.best_on_result
+    if best is not None:
         found.append(
             Tile("trained rows told from others", f"{best.auc.mean:.2f}", "area under the curve; a coin: 0.50")
         )
@@ -137,7 +137,7 @@ def _epsilon(audit: Audit) -> Section:
 def _membership(audit: Audit) -> Section:
     """Return how well trained rows are told from others."""
     rows = [
-        [words(one.attack), words(side.name), Cell(_shown(one.auc)), Cell(_shown(one.tpr) if one.tpr else "")]
+        [words(one.attack), words(side.name), Cell(_shown(one.auc)), Cell(_shown(one.tpr))]
         for side in audit.sides
         for one in side.memberships
     ]
@@ -156,7 +156,7 @@ def _membership(audit: Audit) -> Section:
             "Trained rows against rows that were left out",
             ["attack", "", "area under the curve", "caught with 1 % false alarms"],
             rows,
-            "The first two look at the result, the others at the first round of one run, as its server sees it.",
+            "Of updates: the first round of one run, as its server sees it. The other attacks look at the result.",
         ),
     ]
     return Section("membership", "Membership", parts, lead)
