@@ -230,7 +230,7 @@ def seen_rows(bench: Bench, recipe: Recipe, number: int, folder: Path) -> RowsSe
     rows_in = coins(recipe, "rows", number, len(world.rows))
     canaries_in = coins(recipe, "canaries", number, len(world.canaries))
     holder = Watched()
-    result = _run(bench, recipe, number, folder, dealt(world, rows_in, canaries_in), holder)
+    result = _run(bench, recipe, "rows", number, folder, dealt(world, rows_in, canaries_in), holder)
     adapter, seen = result.adapter, holder.seen
     with scoring(world.prepared) as losses:
         gains_N = bench.rows_N - losses(adapter, None, world.tokens)
@@ -277,7 +277,7 @@ def seen_clients(bench: Bench, recipe: Recipe, number: int, folder: Path) -> Cli
     # Whoever is absent never answers, so that rounds of few, or of nobody, must do.
     recipe = with_overrides(recipe, {"federation.quorum": 1e-6, "federation.failed_rounds": recipe.federation.rounds})
     everything = dealt(replace(world, canaries=(), likely=()), [True] * len(world.rows), [])
-    result = _run(bench, recipe, bench.settings.runs + number, folder, everything, Watched(), absent)
+    result = _run(bench, recipe, "clients", number, folder, everything, Watched(), absent)
     with scoring(world.prepared) as losses:
         gains = bench.clients - _by_client(world, losses, result.adapter)
     found = ClientsSeen(tuple(clients_in), tuple(gains.tolist()), stated_epsilon(result.folder))
@@ -295,6 +295,7 @@ def _check_kept(folder: Path, fits: bool) -> None:
 def _run(
     bench: Bench,
     recipe: Recipe,
+    game: str,
     number: int,
     folder: Path,
     federated: Federated,
@@ -306,6 +307,6 @@ def _run(
 
     make_folder(folder)
     remove(folder / RUN)
-    seed = Randomness(recipe.seed).seed_for("audit", round=number)
+    seed = Randomness(recipe.seed).seed_for(f"audit run of {game}", round=number)
     changed = with_overrides(recipe, {**_SHORT, "seed": seed, "output.folder": str(folder / RUN)})
     return run(changed, opened=bench.opened, watch=bench.watch, deployment=watched(federated, seen, absent))
