@@ -171,7 +171,7 @@ def lira(scores_SN: Floats, member_SN: Bools) -> Floats:
             freedom = int((count_N - 1).clip(min=0).sum())
             # No row has two such runs, so nothing is known of how they vary.
             variance = float(np.nansum(residual**2)) / freedom if freedom else np.nan
-            variance = max(variance, np.finfo(np.float32).tiny)
+            variance = max(variance, float(np.finfo(np.float32).tiny))
             # The mean of few shadows is itself in doubt: a new score differs from it by a variance of 1 + 1 / n of it.
             with np.errstate(divide="ignore", invalid="ignore"):
                 spread_N = variance * (1 + 1 / count_N)
