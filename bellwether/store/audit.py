@@ -19,8 +19,8 @@ from bellwether.tools.intervals import Interval
 from bellwether.tools.json_text import KEPT, Amount, Count, Number, Truth, plain, read_json
 
 FILE = "audit.json"
-LOSS, LIRA = "loss against the untuned base", "LiRA, by the other runs as shadows"
-SINGLE, SUMMED = "one update, seen alone", "the same round, seen as its sum"
+LOSS, LIRA = "loss against the base", "LiRA with shadow runs"
+SINGLE, SUMMED = "one update alone", "the round's sum"
 PRIVACY = "privacy.json"  # in a run folder: what its accountant states
 
 

@@ -147,7 +147,12 @@ def _membership(audit: Audit) -> Section:
         for number, side in enumerate(audit.sides)
     ]
     chart = dots(
-        "membership", "Area under the curve of each attack", names, series, "area under the curve; a coin has 0.5"
+        "membership",
+        "Area under the curve of each attack",
+        names,
+        series,
+        "area under the curve; a coin has 0.5",
+        wide=True,
     )
     lead = "Rows that were trained on against rows of the same clients that a coin left out."
     parts: list[Part] = [
