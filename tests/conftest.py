@@ -111,6 +111,7 @@ INTEGRATION_FILES = {
 }
 # Files whose own fixtures take seconds: one process makes them, where several share the tests.
 SHARING_FILES = {
+    "test_audit.py",
     "test_judge.py",
     "test_report_selection.py",
     "test_doc_site.py",

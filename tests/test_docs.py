@@ -191,6 +191,8 @@ def workshop(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     runner = importlib.import_module("bellwether.runner.run")
     monkeypatch.setattr(runner, "run", functools.partial(short_run, runner.run))
+    auditing = importlib.import_module("bellwether.audit.audit")
+    monkeypatch.setattr(auditing, "audit", functools.partial(short_audit, auditing.audit))
     comparison = importlib.import_module("bellwether.arms.compare")
     monkeypatch.setattr(comparison, "compare", functools.partial(short_compare, comparison.compare))
     monkeypatch.setattr(sys, "stdin", io.StringIO("/set max-new-tokens 2\n/examples 1\n/quit\n"))
@@ -227,6 +229,12 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
     if section["tune"] is not None:
         section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | {"passes": [1]}
     return compare(Recipe.model_validate(values), folder, jobs=1, watch=watch)
+
+
+def short_audit(audit: Any, recipe: Recipe, folder: Path, settings: Any, **given: Any) -> Any:
+    """Audit with little work: one run of each game over few rows and secrets."""
+    short = replace(settings, runs=1, rows=8, canaries=2, candidates=4)
+    return audit(shortened(recipe), folder, short, **given)
 
 
 def short_judge(judge: Any, address: str, *arguments: Any, watch: Any) -> Judgement:

@@ -265,8 +265,8 @@ def spoil(path: str, content: bytes | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (shutil.rmtree, "own holds no run and no comparison; give a folder that bellwether wrote."),
-        (lambda folder: shutil.rmtree(folder / "checkpoints"), "own holds no run and no comparison"),
+        (shutil.rmtree, "own holds no run, comparison or audit; give a folder that bellwether wrote."),
+        (lambda folder: shutil.rmtree(folder / "checkpoints"), "own holds no run, comparison or audit"),
         (lambda folder: shutil.rmtree(folder / "adapter"), "is not finished; go on with bellwether run --resume own."),
         (lambda folder: shutil.rmtree(folder / "checkpoints" / "0002"), "history.jsonl ends with round 1 of 2"),
         (spoil("clients.json", None), "own/clients.json cannot be read (No such file or directory"),

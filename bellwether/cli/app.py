@@ -10,7 +10,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from bellwether.cli import ask, compare, federation, look, site, tune
+from bellwether.cli import ask, audit, compare, federation, look, site, tune
 from bellwether.tools.version import VERSION
 from bellwether.tools.words import nearest
 
@@ -90,6 +90,7 @@ def _add(name: str, command: Callable[..., Any], short_help: str) -> None:
 
 _add("run", tune.tune_model, "Tune a model with simulated clients.")
 _add("compare", compare.compare_arms, "Compare untuned, alone, centralized and federated.")
+_add("audit", audit.audit_privacy, "Attack a recipe's privacy.")
 _add("plan", tune.show_plan, "Say what a run will need.")
 _add("data", tune.show_clients, "Show what each client holds.")
 _add("recipe", tune.show_recipe, "Print a recipe with every field.")

@@ -1,4 +1,4 @@
-"""The report: what a finished run or comparison gave, as one HTML file that needs no network and no script.
+"""The report: what a finished run, comparison or audit gave, as one HTML file that needs no network and no script.
 
 bellwether report FOLDER
 bellwether report FOLDER --figures
@@ -20,6 +20,7 @@ from bellwether.exchange.records import EvaluationRecord
 from bellwether.recipe.file import with_overrides
 from bellwether.report.compare_table import ClientGain, Line, client_gains, make_lines
 from bellwether.report.page.parts import Page
+from bellwether.store.audit import is_audit, read_audit
 from bellwether.store.comparison import INPUTS, RUN, Comparison, arm_folder, is_comparison, read_comparison
 from bellwether.store.finished import FinishedRun, is_run, read_evaluations, read_run
 from bellwether.tools.atomic import make_folder, write_atomic
@@ -31,10 +32,10 @@ FIGURES = "figures"
 
 
 def report(folder: Path, out: Path | None = None, *, figures: bool = False, smooth: bool = True) -> Path:
-    """Write the report on a finished run or comparison; the same folder gives the same bytes.
+    """Write the report on a finished run, comparison or audit; the same folder gives the same bytes.
 
     Args:
-        folder: that ``bellwether run`` or ``bellwether compare`` wrote.
+        folder: that ``bellwether run``, ``bellwether compare`` or ``bellwether audit`` wrote.
         out: the file to write; None writes ``report.html`` in the folder.
         figures: whether to write, to the folder ``figures`` beside it, every chart as SVG and PDF and every table as
             LaTeX as well.
@@ -63,13 +64,17 @@ def report(folder: Path, out: Path | None = None, *, figures: bool = False, smoo
 
 def _page(folder: Path, smooth: bool = True) -> Page:
     """Return the page of what a folder holds."""
+    if is_audit(folder):
+        from bellwether.report.page.audit import audit_page
+
+        return audit_page(read_audit(folder))
     if is_comparison(folder) or (folder / INPUTS).is_file():
         return _comparison_page(folder, smooth)
     if is_run(folder):
         from bellwether.report.page.run import run_page
 
         return run_page(read_run(folder), smooth=smooth)
-    raise CheckpointError(f"{folder} holds no run and no comparison; give a folder that bellwether wrote.")
+    raise CheckpointError(f"{folder} holds no run, comparison or audit; give a folder that bellwether wrote.")
 
 
 def _comparison_page(folder: Path, smooth: bool) -> Page:

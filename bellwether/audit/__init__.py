@@ -1,0 +1,1 @@
+"""Attacks on a federation's privacy, on a person's own recipe, in the simulation."""
