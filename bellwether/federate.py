@@ -6,7 +6,6 @@ back, let the method close the round, evaluate, commit.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from bellwether.exchange.records import (
     Watcher,
 )
 from bellwether.exchange.scores import Totals, add_up
-from bellwether.method.cohort import Sampler, Sampling
+from bellwether.method.cohort import Sampler, Sampling, what_is_known
 from bellwether.method.method import Closing, Known, Mean, Method, State, mean_of, serve_sent
 from bellwether.method.returned import check_cohort, check_payload, check_state, check_weights
 from bellwether.method.schedule import learning_rate
@@ -232,26 +231,11 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
     state = _close(federation, progress, drawn, updates, failure, mean)
     seconds = {"survey": asked - start} if surveyed else {}
     seconds |= {"train": trained - asked, "aggregate": time.perf_counter() - trained}
-    record = _record(federation, round, drawn, answers, state.adapter, seconds, failure)
+    rate = learning_rate(recipe.training, round, recipe.federation.rounds)
+    record = answers.record(drawn, rate, state.adapter, seconds, failure)
     for part in (surveyed, agreed):
         record = record if part is None else part.added_to(record)
     return Progress(round, state, (*progress.rounds, record), progress.evaluations)
-
-
-def what_is_known(ranks: Mapping[str, int], rounds: Sequence[RoundRecord]) -> dict[str, Known]:
-    """Return what the server knows of each client without asking.
-
-    Args:
-        ranks: all clients, and the rank of each one's adapter.
-        rounds: the completed rounds.
-    """
-    known = {client: Known(client, rank) for client, rank in ranks.items()}
-    for record in rounds:
-        for one in record.clients:
-            settled = record.round if record.failure is None else known[one.client].settled
-            loss = None if math.isnan(one.loss) else one.loss
-            known[one.client] = Known(one.client, ranks[one.client], one.rows, loss, one.seconds, settled)
-    return known
 
 
 def _sample(federation: Federation, progress: Progress, known: Mapping[str, Known]) -> tuple[str, ...]:
@@ -396,50 +380,6 @@ def _close(
         state = method.close(Closing(round, progress.state, clients, cohort, mean, apart, failure, randomness))
     check_state(state, progress.state, f"Round {round}: {name}", folds=federation.method.folds)
     return state
-
-
-def _record(
-    federation: Federation,
-    round: int,
-    cohort: tuple[str, ...],
-    answers: Collection,
-    adapter: Adapter,
-    seconds: Mapping[str, float],
-    failure: str | None,
-) -> RoundRecord:
-    """Return the record of a round."""
-    recipe = federation.recipe
-    clients = tuple(record for _, record in answers.accepted)
-    tokens = sum(record.tokens for record in clients)
-    # Of pairs it is a mean over pairs, else over tokens.
-    by_rows = any(record.preferred is not None for record in clients)
-    loss = _weighted([(record.loss, record.rows_seen if by_rows else record.tokens) for record in clients])
-    return RoundRecord(
-        round=round,
-        cohort=cohort,
-        clients=clients,
-        left_out=dict(answers.left_out),
-        learning_rate=learning_rate(recipe.training, round, recipe.federation.rounds),
-        loss=math.nan if loss is None else loss,
-        rows=sum(record.rows for record in clients),
-        rows_seen=sum(record.rows_seen for record in clients),
-        tokens=tokens,
-        bytes_down=answers.bytes_down,
-        bytes_up=answers.bytes_up,
-        seconds=dict(seconds),
-        duration=answers.duration,
-        adapter=adapter.fingerprint(),
-        failure=failure,
-        preferred=_weighted([(record.preferred, record.rows_seen) for record in clients]),
-        margin=_weighted([(record.margin, record.rows_seen) for record in clients]),
-    )
-
-
-def _weighted(figures: Sequence[tuple[float | None, int]]) -> float | None:
-    """Return the mean of a figure that clients tell, each weighted by a number; None where nobody tells it."""
-    known = [(figure, count) for figure, count in figures if figure is not None and count]
-    total = sum(count for _, count in known)
-    return sum(figure * count for figure, count in known) / total if total else None
 
 
 def is_due(round: int, rounds: int, every: int) -> bool:

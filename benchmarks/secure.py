@@ -22,8 +22,8 @@ import numpy as np
 
 from bellwether.client.masking import as_masked, take_part
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
-from bellwether.exchange.checks import update_bytes
 from bellwether.exchange.messages import Payload, Reply, Task, TrainTask, Update, client_draws
+from bellwether.exchange.sizes import update_bytes
 from bellwether.method.average import fedavg
 from bellwether.method.method import by_rows, mean_of
 from bellwether.method.secure import agree, mean_of_sum, open_sum

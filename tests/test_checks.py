@@ -8,10 +8,11 @@ from test_federate import AddingEngine, begin, federation
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b
-from bellwether.exchange.checks import array_bytes, check_scores, check_seconds, check_update, update_bytes
+from bellwether.exchange.checks import check_scores, check_seconds, check_update
 from bellwether.exchange.messages import Payload, Reply, Update
 from bellwether.exchange.records import Note
 from bellwether.exchange.scores import Totals
+from bellwether.exchange.sizes import array_bytes, update_bytes
 from bellwether.federate import federate
 
 A, B = key_a("m.0.q"), key_b("m.0.q")

@@ -15,11 +15,12 @@ from test_federate import ROWS, AddingEngine, begin, federation
 from bellwether.client.sending import as_it_travels
 from bellwether.errors import CheckpointError, RecipeError, UpdateRejected
 from bellwether.exchange.adapter import flat
-from bellwether.exchange.checks import array_bytes, check_update, due_bytes, payload_bytes, update_bytes
+from bellwether.exchange.checks import check_update
 from bellwether.exchange.codec import decode_reply, decode_task, encode_reply, encode_task
 from bellwether.exchange.compress import compress_payload, compress_update
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, client_draws
 from bellwether.exchange.packing import pack, unpack
+from bellwether.exchange.sizes import array_bytes, due_bytes, payload_bytes, update_bytes
 from bellwether.federate import federate
 from bellwether.method.method import State
 from bellwether.method.named import make_method

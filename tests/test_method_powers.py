@@ -19,9 +19,9 @@ from bellwether.engine.local import LocalEngine
 from bellwether.errors import RecipeError, RoundFailed
 from bellwether.exchange.adapter import Adapter, flat, key_a, key_b, stacked
 from bellwether.exchange.messages import Payload, Reply, TrainTask
-from bellwether.federate import federate, what_is_known
+from bellwether.federate import federate
 from bellwether.method.average import fedavg
-from bellwether.method.cohort import everyone_last
+from bellwether.method.cohort import everyone_last, what_is_known
 from bellwether.method.flexlora import flexlora
 from bellwether.method.method import Finished, Method, Pass, State, by_rows
 from bellwether.method.personal import ditto, feddpa, fine_tuned

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_models import random_adapter, tiny_base, tiny_folder
 
-from bellwether.exchange.checks import array_bytes
+from bellwether.exchange.sizes import array_bytes
 from bellwether.model.base import load_base
 from bellwether.model.lora import initial_adapter
 from bellwether.recipe import recipe

@@ -11,10 +11,10 @@ from test_federate import ROWS, START, A, AddingEngine, B, begin, federation
 
 from bellwether.engine.remote import ABSENT, LATEST, TIMES, Party, RemoteEngine
 from bellwether.errors import CheckpointError, FederationError
-from bellwether.exchange.checks import payload_bytes
 from bellwether.exchange.codec import encode_reply
 from bellwether.exchange.messages import Payload, Reply, SurveyTask, TrainTask, Update, client_draws
 from bellwether.exchange.seal import Header, Parcel, opened, sealed
+from bellwether.exchange.sizes import payload_bytes
 from bellwether.federate import federate
 from bellwether.recipe.recipe import Selection, Training
 from bellwether.site.ledger import Ledger, entries

@@ -12,9 +12,10 @@ from test_federate import ROWS, START, A, AddingEngine, begin, federation
 
 from bellwether.engine.resources import UnevenClients, rows_to_train, selected_rows
 from bellwether.errors import RoundFailed, UpdateRejected
-from bellwether.exchange.checks import MOST_CENTROIDS, array_bytes, check_survey
+from bellwether.exchange.checks import MOST_CENTROIDS, check_survey
 from bellwether.exchange.messages import Reply, Survey, SurveyTask, TrainTask
 from bellwether.exchange.records import ClientFailed, Note, RunStarted, SurveyFinished
+from bellwether.exchange.sizes import array_bytes
 from bellwether.federate import federate
 from bellwether.method.cohort import Condition
 from bellwether.method.method import State

@@ -21,11 +21,11 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from bellwether.errors import FederationError, UpdateRejected, first_line
-from bellwether.exchange.checks import payload_bytes
 from bellwether.exchange.codec import LONGEST_MANIFEST, decode_reply, encode_task, kind_of
 from bellwether.exchange.messages import EvaluateTask, Reply, SecureTask, SurveyTask, Task
 from bellwether.exchange.records import Note, Watcher
 from bellwether.exchange.seal import LONGEST_HEADER, AnyKind, Header, Parcel, check_meant, opened, sealed
+from bellwether.exchange.sizes import payload_bytes
 from bellwether.tools.json_text import from_json, typed
 from bellwether.tools.pauses import Pauses
 

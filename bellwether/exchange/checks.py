@@ -1,15 +1,13 @@
-"""The one strict check of every kind of reply, before anything is computed with it, and the bytes that travel.
+"""The one strict check of every kind of reply, before anything is computed with it.
 
 What a client sends may be anything: a list in place of a tensor, a loss of a thousand digits, counts of rows that no
-site has. Nothing here trusts a type, a size or a number. All tensors of a message count as one flat array with a
-description, since with Flower the number of tensors, not their size, decides how long a message takes. No torch here.
+site has. Nothing here trusts a type, a size or a number. No torch here.
 
 Shape legend: C centroids of a client, d dimensions of the space.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Arrays, Tensors, flat
-from bellwether.exchange.messages import Payload, Reply, Survey, SurveyTask, TrainTask, Update
+from bellwether.exchange.messages import Payload, Reply, Survey, Update
 from bellwether.exchange.packing import (
     BITMAP,
     CODES,
@@ -53,60 +51,6 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
 
 
-def payload_bytes(payload: Payload) -> int:
-    """Return the bytes of what a client is sent, as it travels."""
-    folded = payload.folded.tensors if payload.folded is not None else {}
-    packed = payload.packed.arrays if payload.packed is not None else {}
-    beside = sum(array_bytes(arrays) for arrays in (folded, packed) if arrays)
-    return array_bytes({**payload.whole, **payload.arrays}) + beside
-
-
-def due_bytes(expected: Tensors, arrays: Shapes, settings: Compression) -> int:
-    """Return the bytes of an update that is as it shall be.
-
-    Args:
-        expected: the tensors that it tells of.
-        arrays: the shapes of float32 arrays beside them, by name.
-        settings: the recipe's compression section, which says how they come.
-    """
-    beside = {name: np.broadcast_to(np.float32(0), shape) for name, shape in arrays.items()}
-    if settings.up == "none" or not expected:
-        return array_bytes({**expected, **beside}) if expected or beside else 0
-    due = forms(settings.up, sum(value.size for value in expected.values()), settings.keep)
-    packed = {name: np.broadcast_to(dtype.type(0), shape) for name, (dtype, shape) in due.items()}
-    return array_bytes(packed) + (array_bytes(beside) if beside else 0)
-
-
-def task_bytes(task: TrainTask | SurveyTask, reply: Reply) -> int:
-    """Return the bytes that a client was sent: those that travelled, else those of the payload."""
-    if reply.bytes_down is not None:
-        return reply.bytes_down
-    return payload_bytes(task.payload) if reply.reached and task.payload is not None else 0
-
-
-def update_bytes(update: Any) -> int:
-    """Return the bytes of what a client sent, also where it must be refused: of all that are arrays, they travelled."""
-    parts = [getattr(update, name, None) for name in ("tensors", "arrays", "packed")]
-    named = [
-        {
-            key[:LONGEST_NAME] if isinstance(key, str) else _shown(key): value
-            for key, value in part.items()
-            if type(value) is np.ndarray
-        }
-        if isinstance(part, Mapping)
-        else {}
-        for part in parts
-    ]
-    together = ({**named[0], **named[1]}, named[2])
-    return sum(array_bytes(arrays) for arrays in together if arrays)
-
-
-def array_bytes(arrays: Arrays) -> int:
-    """Return the bytes that arrays take on the way: their values, and name and shape of each."""
-    description = json.dumps([(key, arrays[key].shape) for key in sorted(arrays)]).encode()
-    return sum(int(value.nbytes) for value in arrays.values()) + len(description)
-
-
 def check_seconds(reply: Reply, deadline: float | None) -> None:
     """Refuse a reply that took no believable time, or longer than the server waits.
 
@@ -115,7 +59,7 @@ def check_seconds(reply: Reply, deadline: float | None) -> None:
     """
     seconds = reply.seconds
     if not _is_finite(seconds) or seconds < 0:
-        raise UpdateRejected(f"its {_shown(seconds)} seconds are no time")
+        raise UpdateRejected(f"its {shown(seconds)} seconds are no time")
     if deadline is not None and seconds > deadline:
         raise UpdateRejected(f"it took {seconds:.1f} s, and the deadline is {deadline:g} s")
 
@@ -347,15 +291,15 @@ def _with_tensors(update: Update, expected: Tensors, received: Tensors, settings
 def _check_signature(what: str, message: Update | Survey, reply: Reply, round: int) -> None:
     """Refuse what names another client or round than the engine knows."""
     if not isinstance(message.client, str) or message.client != reply.client:
-        raise UpdateRejected(f"its {what} is signed {_shown(message.client)}")
+        raise UpdateRejected(f"its {what} is signed {shown(message.client)}")
     if type(message.round) is not int or message.round != round:
-        raise UpdateRejected(f"its {what} belongs to round {_shown(message.round)}, not {round}")
+        raise UpdateRejected(f"its {what} belongs to round {shown(message.round)}, not {round}")
 
 
 def _check_count(what: str, value: Any, least: int, most: int) -> None:
     """Refuse what is no whole number in a range."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UpdateRejected(f"it claims {_shown(value)} {what}, where {least} to {most} are believed")
+        raise UpdateRejected(f"it claims {shown(value)} {what}, where {least} to {most} are believed")
 
 
 def _check_figures(metrics: Any, max_rows: int) -> None:
@@ -365,14 +309,14 @@ def _check_figures(metrics: Any, max_rows: int) -> None:
     for name, figure in metrics.items():
         _check_name("figure", name)
         if not _is_finite(figure):
-            raise UpdateRejected(f"its {name!r} is {_shown(figure)}, not a finite number")
+            raise UpdateRejected(f"its {name!r} is {shown(figure)}, not a finite number")
     most = {"loss": LARGEST_LOSS, "tokens": MOST_TOKENS, "rows": MOST_TOKENS, "selected": max_rows}
     most |= {"preferred": 1.0, "margin": LARGEST_LOSS}
     for name, limit in most.items():
         least = -LARGEST_LOSS if name in ("loss", "margin") else 0
         if name in metrics and not least <= metrics[name] <= limit:
             raise UpdateRejected(
-                f"its {name!r} is {_shown(metrics[name])}, where {least:.17g} to {limit:.17g} are believed"
+                f"its {name!r} is {shown(metrics[name])}, where {least:.17g} to {limit:.17g} are believed"
             )
     if metrics.get("tokens", 0) > 0 and "loss" not in metrics:
         raise UpdateRejected("it tells of trained tokens and not of their loss")
@@ -382,23 +326,23 @@ def _check_totals(what: str, name: Any, totals: Any, max_rows: int) -> None:
     """Refuse sums of scores that no rows can have."""
     _check_name(what, name)
     if not isinstance(totals, Totals):
-        raise UpdateRejected(f"the {what} {_shown(name)} has {_kind(totals)} in place of totals")
+        raise UpdateRejected(f"the {what} {shown(name)} has {_kind(totals)} in place of totals")
     counts = {"rows": max_rows, "tokens": MOST_TOKENS, "generated": max_rows, "exact": max_rows, "pairs": max_rows}
     for field, most in counts.items():
-        _check_count(f"{field} in the {what} {_shown(name)}", getattr(totals, field), 0, most)
+        _check_count(f"{field} in the {what} {shown(name)}", getattr(totals, field), 0, most)
     if not totals.exact <= totals.generated <= totals.rows:
-        raise UpdateRejected(f"the {what} {_shown(name)} has more answers than rows, or more right ones than answers")
+        raise UpdateRejected(f"the {what} {shown(name)} has more answers than rows, or more right ones than answers")
     if totals.pairs > totals.rows:
-        raise UpdateRejected(f"the {what} {_shown(name)} has more pairs than rows")
+        raise UpdateRejected(f"the {what} {shown(name)} has more pairs than rows")
     if totals.tokens > totals.rows * LONGEST_ROW:
         raise UpdateRejected(
-            f"the {what} {_shown(name)} has {counted(totals.tokens, 'token')} in {counted(totals.rows, 'row')}"
+            f"the {what} {shown(name)} has {counted(totals.tokens, 'token')} in {counted(totals.rows, 'row')}"
         )
     limits = {"loss": LARGEST_LOSS * totals.tokens, "rouge_l": totals.generated + 1e-6, "preferred": totals.pairs}
     for field, limit in limits.items():
         value = getattr(totals, field)
         if not _is_finite(value) or not 0 <= value <= limit:
-            raise UpdateRejected(f"the {what} {_shown(name)} has a {field} of {_shown(value)} in all")
+            raise UpdateRejected(f"the {what} {shown(name)} has a {field} of {shown(value)} in all")
 
 
 def check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
@@ -417,7 +361,7 @@ def check_names(what: str, sent: Any, expected: Mapping[str, Any]) -> None:
 def _check_name(what: str, name: Any) -> None:
     """Refuse what is no text of a believable length."""
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
-        raise UpdateRejected(f"it names a {what} {_shown(name)}, where a text of at most {LONGEST_NAME} is due")
+        raise UpdateRejected(f"it names a {what} {shown(name)}, where a text of at most {LONGEST_NAME} is due")
 
 
 def _check_norm(what: str, square: float, most: float) -> None:
@@ -441,10 +385,10 @@ def _clause(failure: Any) -> str:
     """Return a client's own words for its failure, short and on one line."""
     if failure is None:
         return ""
-    return " ".join((failure if isinstance(failure, str) else _shown(failure)).split())[: 5 * SHOWN]
+    return " ".join((failure if isinstance(failure, str) else shown(failure)).split())[: 5 * SHOWN]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as it may stand in a sentence, however large it is."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import Shapes, check_seconds, check_update, payload_bytes, task_bytes, update_bytes
+from bellwether.exchange.adapter import Adapter
+from bellwether.exchange.checks import Shapes, check_seconds, check_update
 from bellwether.exchange.messages import Payload, Reply, TrainTask, Update
-from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, Watcher
+from bellwether.exchange.records import ClientFailed, ClientFinished, ClientRecord, Note, RoundRecord, Watcher
 from bellwether.exchange.ring import size_of
 from bellwether.exchange.secure_checks import check_masked
+from bellwether.exchange.sizes import payload_bytes, task_bytes, update_bytes
 from bellwether.recipe.recipe import Federation
 
 
@@ -81,6 +83,48 @@ class Collection:
             self.duration = max(self.duration, self._limits.deadline or 0.0)
             self._leave_out(client, "it did not answer")
 
+    def record(
+        self,
+        cohort: tuple[str, ...],
+        learning_rate: float,
+        adapter: Adapter,
+        seconds: Mapping[str, float],
+        failure: str | None,
+    ) -> RoundRecord:
+        """Return the record of the round.
+
+        Args:
+            cohort: the clients that were drawn, whether they trained or not.
+            learning_rate: that the round began with.
+            adapter: after it.
+            seconds: by phase.
+            failure: why nothing was used; None where the round went well.
+        """
+        clients = tuple(record for _, record in self.accepted)
+        tokens = sum(record.tokens for record in clients)
+        # Of pairs it is a mean over pairs, else over tokens.
+        by_rows = any(record.preferred is not None for record in clients)
+        loss = _weighted([(record.loss, record.rows_seen if by_rows else record.tokens) for record in clients])
+        return RoundRecord(
+            round=self._round,
+            cohort=cohort,
+            clients=clients,
+            left_out=dict(self.left_out),
+            learning_rate=learning_rate,
+            loss=math.nan if loss is None else loss,
+            rows=sum(record.rows for record in clients),
+            rows_seen=sum(record.rows_seen for record in clients),
+            tokens=tokens,
+            bytes_down=self.bytes_down,
+            bytes_up=self.bytes_up,
+            seconds=dict(seconds),
+            duration=self.duration,
+            adapter=adapter.fingerprint(),
+            failure=failure,
+            preferred=_weighted([(record.preferred, record.rows_seen) for record in clients]),
+            margin=_weighted([(record.margin, record.rows_seen) for record in clients]),
+        )
+
     def _checked(self, reply: Reply) -> Update:
         """Return a reply's update, once its time and everything in it is believed."""
         deadline, payload = self._limits.deadline, self._payloads[reply.client]
@@ -113,3 +157,10 @@ def _record(update: Update, seconds: float) -> ClientRecord:
         int(figures["selected"]) if "selected" in figures else None,
         *(float(figures[name]) if name in figures else None for name in ("preferred", "margin")),
     )
+
+
+def _weighted(figures: Sequence[tuple[float | None, int]]) -> float | None:
+    """Return the mean of a figure that clients tell, each weighted by a number; None where nobody tells it."""
+    known = [(figure, count) for figure, count in figures if figure is not None and count]
+    total = sum(count for _, count in known)
+    return sum(figure * count for figure, count in known) / total if total else None

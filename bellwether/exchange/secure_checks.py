@@ -17,7 +17,7 @@ import numpy as np
 
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Tensors
-from bellwether.exchange.checks import Shapes, array_bytes, brought, check_array, check_claims, check_names
+from bellwether.exchange.checks import Shapes, brought, check_array, check_claims, check_names
 from bellwether.exchange.masks import KEY, SEALED, SIGNATURE
 from bellwether.exchange.messages import (
     MASKED,
@@ -32,6 +32,7 @@ from bellwether.exchange.messages import (
     Update,
 )
 from bellwether.exchange.ring import size_of
+from bellwether.exchange.sizes import array_bytes
 from bellwether.tools.shamir import BYTES, PRIME
 
 NUMBER = 8  # bytes of a cohort's size

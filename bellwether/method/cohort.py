@@ -7,6 +7,7 @@ drops out; the sampler ``available`` looks at it, and the local engine makes it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bellwether.errors import RecipeError
+from bellwether.exchange.records import RoundRecord
 from bellwether.method.method import Known, State
 from bellwether.recipe.recipe import Availability, Engine, Federation, Lora
 from bellwether.tools.functions import load_function
@@ -58,6 +60,22 @@ class Condition:
 
 
 Trace = Callable[[str, int], Condition]
+
+
+def what_is_known(ranks: Mapping[str, int], rounds: Sequence[RoundRecord]) -> dict[str, Known]:
+    """Return what the server knows of each client without asking.
+
+    Args:
+        ranks: all clients, and the rank of each one's adapter.
+        rounds: the completed rounds.
+    """
+    known = {client: Known(client, rank) for client, rank in ranks.items()}
+    for record in rounds:
+        for one in record.clients:
+            settled = record.round if record.failure is None else known[one.client].settled
+            loss = None if math.isnan(one.loss) else one.loss
+            known[one.client] = Known(one.client, ranks[one.client], one.rows, loss, one.seconds, settled)
+    return known
 
 
 def clients_together(engine: Engine, cohort: int) -> int:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwether.errors import UpdateRejected
-from bellwether.exchange.checks import check_seconds, check_survey, task_bytes
+from bellwether.exchange.checks import check_seconds, check_survey
 from bellwether.exchange.messages import Reply, SurveyTask
 from bellwether.exchange.records import RoundRecord, SurveyRecord
+from bellwether.exchange.sizes import task_bytes
 from bellwether.method.select.groups import keep
 from bellwether.recipe.recipe import Selection
 from bellwether.tools.progress import advance

@@ -215,9 +215,9 @@ def traffic(facts: ModelFacts, recipe: Recipe, clients: Sequence[str], cohort: i
 
     Where the last round is another one, it is the mean over all rounds.
     """
-    from bellwether.exchange.checks import due_bytes, payload_bytes
     from bellwether.exchange.compress import DOWN, compress_payload
     from bellwether.exchange.secure_checks import agreement_bytes, masked_bytes
+    from bellwether.exchange.sizes import due_bytes, payload_bytes
     from bellwether.method.cohort import client_ranks
     from bellwether.method.method import Known
     from bellwether.method.named import make_method

@@ -10,8 +10,7 @@ from typing import Any
 from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.adapter import Adapter
 from bellwether.exchange.records import RoundRecord
-from bellwether.federate import what_is_known
-from bellwether.method.cohort import client_ranks
+from bellwether.method.cohort import client_ranks, what_is_known
 from bellwether.method.method import Known, Method, State, serve_sent
 from bellwether.method.named import make_method
 from bellwether.method.returned import served

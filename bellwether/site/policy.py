@@ -22,11 +22,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bellwether.errors import FederationError, first_line
-from bellwether.exchange.checks import due_bytes
 from bellwether.exchange.messages import Task, TrainTask
 from bellwether.exchange.seal import Header
 from bellwether.exchange.secure_checks import masked_bytes
 from bellwether.exchange.secure_codec import SECURE_KINDS
+from bellwether.exchange.sizes import due_bytes
 from bellwether.model.folder import on_hub
 from bellwether.recipe.consent import TRUST, code_in
 from bellwether.recipe.recipe import Model, Recipe
