@@ -25,7 +25,8 @@ from safetensors.numpy import load_file
 
 from bellwether.arms.arm import arm_recipe
 from bellwether.arms.compare import MODULES, compare
-from bellwether.errors import BellwetherError, CheckpointError, RecipeError, RoundFailed
+from bellwether.data.federated import load_federated
+from bellwether.errors import BellwetherError, CheckpointError, DataError, RecipeError, RoundFailed
 from bellwether.exchange.records import Note
 from bellwether.exchange.scores import Totals
 from bellwether.recipe.file import dump_recipe, load_recipe, with_overrides
@@ -36,6 +37,7 @@ from bellwether.runner.prepare import prepare
 from bellwether.store.comparison import OUTCOMES, Comparison, Outcome, read_comparison, read_outcomes
 from bellwether.tools.intervals import Interval
 from bellwether.tools.json_text import plain
+from bellwether.tools.randomness import Randomness
 from bellwether.tools.workers import post, work_off
 
 ARMS = {
@@ -476,6 +478,23 @@ def test_a_folder_of_another_recipe_other_rows_or_another_base_is_refused(
     (tmp_path / "else" / "thesis.txt").touch()
     with pytest.raises(CheckpointError, match="else is not empty"):
         compare(recipe, tmp_path / "else")
+
+
+def test_a_seed_under_which_rows_cannot_be_dealt_is_found_before_anything_is_trained(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    uneven = with_overrides(tiny, {"partition.method": "quantity", "partition.rows_per_client": [4, 8]})
+
+    def fits(seed: int) -> bool:
+        partition = with_overrides(uneven, {"partition.rows_per_client": None}).partition
+        dealt = load_federated(uneven.data, partition, Randomness(seed)).clients
+        return min(len(rows) for rows in dealt.values()) >= 4
+
+    good, bad = (next(seed for seed in range(100) if fits(seed) is wanted) for wanted in (True, False))
+    asked = with_overrides(uneven, {"compare.seeds": [good, bad]})
+    with pytest.raises(DataError, match=rf"compare\.seeds, under seed {bad}: partition\.rows_per_client begins at 4"):
+        compare(asked, tmp_path / "comparison")
+    assert not (tmp_path / "comparison").exists()
 
 
 def test_a_folder_of_another_device_is_refused_and_other_versions_are_noted(tiny: Recipe, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bellwether.arms.arm import arm_recipe
+from bellwether.data.federated import load_federated
 from bellwether.errors import BellwetherError, RecipeError
 from bellwether.recipe.compare import Tune
 from bellwether.recipe.file import with_overrides
@@ -14,6 +15,7 @@ from bellwether.recipe.recipe import Arm, Compare, Recipe
 from bellwether.runner.opened import Opened
 from bellwether.runner.prepare import Prepared, prepare
 from bellwether.tools.atomic import slug
+from bellwether.tools.randomness import Randomness
 from bellwether.tools.words import counted
 
 TRIALS = "trials"  # the folder of trials
@@ -67,7 +69,20 @@ def check_arms(recipe: Recipe, settings: Compare, opened: Opened) -> dict[str, P
             for name, arm in all_tried(settings)
         ]
         prepare(trials[0], opened)
+    _check_dealt(recipe, settings, opened)
     return found
+
+
+def _check_dealt(recipe: Recipe, settings: Compare, opened: Opened) -> None:
+    """Refuse a comparison whose rows cannot be dealt under one of its seeds, before hours are spent on the others."""
+    seeds = dict.fromkeys((*settings.seeds, *(settings.tune.seeds if settings.tune is not None else ())))
+    for seed in seeds:
+        of_seed = (arm_recipe(recipe, name, arm, seed, recipe.partition.clients) for name, arm in settings.arms.items())
+        for one in {repr((one.data, one.partition)): one for one in of_seed}.values():
+            try:
+                load_federated(one.data, one.partition, Randomness(seed), opened.read)
+            except BellwetherError as error:
+                raise type(error)(f"compare.seeds, under seed {seed}: {error}") from error
 
 
 def _prepared(recipe: Recipe, name: str, arm: Arm, opened: Opened) -> Prepared:
