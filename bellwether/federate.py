@@ -219,7 +219,8 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         federation.watch(Note(f"Round {round}: no row was selected, so the adapter stays as it is.", warning=True))
     elif not drawn and recipe.federation.sampler == "poisson":
         federation.watch(Note(f"Round {round}: no client was drawn, as it can be with the sampler poisson."))
-    elif failure is None:
+    elif failure is None and not recipe.privacy.hides_clients:
+        # Where clients are hidden, whether a round counts must not tell who was there: noise is added to whatever came.
         failure = _below_quorum("updates", len(answers.accepted), training, answers.left_out, recipe)
     mean = None
     if agreed is not None and failure is None:

@@ -13,10 +13,11 @@ from test_federate import START
 
 from bellwether.exchange.messages import EvaluateTask, Payload, TrainTask, client_draws
 from bellwether.exchange.seal import Header
+from bellwether.method.accounting import Release, epsilon
 from bellwether.recipe.file import load_recipe
 from bellwether.recipe.recipe import Evaluation, Training
 from bellwether.site.ledger import LEDGER, Entry
-from bellwether.site.policy import Policy, as_limit, forbidden, forbids_task, minutes_worked
+from bellwether.site.policy import Policy, as_limit, forbidden, forbids_spending, forbids_task, minutes_worked
 from bellwether.tools.journal import append
 from bellwether.tools.randomness import Randomness
 
@@ -68,16 +69,19 @@ def entry(time: str, way: str, number: str, day: int = 27) -> Entry:
     return Entry(f"2026-11-{day}T{time}+00:00", way, "train", "fed/1", 1, "a", number, 10, "0" * 64)
 
 
-def test_epsilon_has_a_ceiling_and_must_be_given_where_a_policy_names_one():
-    policy = Policy(epsilon=8)
+def test_what_is_spent_has_a_ceiling_and_rows_are_accounted_by_the_site_itself():
+    def clauses(*fields, rows=1000):
+        return forbids_spending(Policy(epsilon=8), load_recipe(None, ["federation.rounds=5", *fields]), rows)
 
-    def clauses(*fields):
-        return forbidden(policy, load_recipe(None, fields))
-
-    assert clauses() == ["privacy.epsilon is not given, where at most 8 is allowed"]
-    assert clauses("privacy.noise=1") == clauses()
-    assert clauses("privacy.epsilon=8.5") == ["privacy.epsilon is 8.5, where at most 8 is allowed"]
+    assert clauses() == clauses("privacy.noise=1") == ["no privacy.epsilon is spent, where at most 8 is allowed"]
+    assert clauses("privacy.epsilon=8.5") == ["privacy.epsilon=8.5 is spent, where at most 8 is allowed"]
     assert clauses("privacy.epsilon=8") == []
+    assert "must be below one in the 1,000 rows" in clauses("privacy.epsilon=8", "privacy.delta=0.9")[0]
+    weak = clauses("privacy.unit=example", "privacy.noise=0.3")
+    rate, steps = 8 / 1000, 1000 // 8
+    spent = epsilon(Release(0.3, 5 * steps, rate), 1e-5)
+    assert weak == [f"an epsilon of {spent:.3g} for rows is spent, where at most 8 is allowed"]
+    assert clauses("privacy.unit=example", "privacy.noise=1.5") == []
 
 
 def test_minutes_of_a_day_are_those_from_tasks_to_their_replies(tmp_path):

@@ -17,7 +17,7 @@ from bellwether.method.accounting import Release, affordable, epsilon, noise_for
 from bellwether.method.average import fedavg
 from bellwether.method.cohort import Sampling, make_sampler
 from bellwether.method.examples import example_rate
-from bellwether.method.method import Closing, Known, Trained, mean_of
+from bellwether.method.method import Closing, Known, Trained, mean_of, whole_adapter
 from bellwether.method.private import CLIP, SLACK, UNCLIPPED, Noise, client_level, clipped, known_noise
 from bellwether.method.server_optimizers import fedavgm
 from bellwether.recipe.file import load_recipe
@@ -319,11 +319,51 @@ def test_a_promise_names_relation_and_accountant_of_each_epsilon():
     assert found.epsilon == named["add_or_remove", "PLD"] < named["replace", "PLD"]
 
 
+def test_where_a_norm_is_tiny_beside_the_values_a_change_is_cut_shorter_rather_than_left_too_long():
+    draw = np.random.default_rng(3)
+    for norm_ in (1e-2, 1e-3, 1e-4, 1e-6):
+        sent = {"x": draw.normal(0, 1, 100_000).astype(np.float32)}
+        moved = {"x": (sent["x"] + draw.normal(0, 1, 100_000)).astype(np.float32)}
+        cut, _ = clipped(moved, sent, norm_)
+        assert np.linalg.norm(cut["x"].astype(np.float64) - sent["x"]) <= norm_ * (1 + SLACK)
+
+
+def test_a_norm_that_does_not_follow_is_the_recipes_whatever_the_server_sends():
+    method = hidden()
+    state = method.begin(number(1.0))
+    payload = method.give(state, Known("a", 1), 1)
+    told = replace(payload, arrays={CLIP: np.array([1e30], np.float32)})
+    assert method.finish(trained(told, 3.0, 4.0)).tensors[A][0, 0] == pytest.approx(1.3)
+
+
+def test_a_method_that_sends_clients_unlike_tensors_is_refused():
+    def give(state, client, round):
+        return whole_adapter(replace(state, adapter=number(len(client.client))), client, round)
+
+    method = hidden(replace(fedavg(), give=give))
+    with pytest.raises(RecipeError, match="sends clients unlike tensors"):
+        method.give(method.begin(number(1.0)), Known("abc", 1), 1)
+
+
+def test_the_method_inside_is_not_told_who_was_drawn_or_how_many_came():
+    seen = []
+    watched = replace(fedavg(), close=lambda closing: (seen.append(closing), fedavg().close(closing))[1])
+    method = hidden(watched, expected=4.0)
+    state = method.begin(number(1.0))
+    for count in (1, 3):
+        after(method, state, [update_of(method, state, f"{n}", 0.1, 0.0) for n in range(count)])
+    assert [(closing.cohort, closing.mean.count) for closing in seen] == [((), 4), ((), 4)]
+
+
 def test_everything_that_leaves_a_client_is_listed_and_what_nothing_protects_says_so():
-    some = recipe("privacy.noise=2", "partition.client_test_fraction=0.2", "selection.method=hierarchical")
+    some = recipe(
+        "privacy.noise=2", "partition.client_test_fraction=0.2", "selection.method=random", "selection.rows=5"
+    )
     method = client_level(fedavg(), some.privacy)
     payload = method.give(method.begin(number(1.0)), Known("", 1), 1)
     leaves = {one.what: one for one in leaving(some, method, payload)}
     assert [one.what for one in leaves.values() if one.protected] == ["the update of the adapter"]
     text = " ".join(leaves)
-    assert all(word in text for word in ("centroids", "rows it trained on", "loss", "holds out", "answered"))
+    assert all(word in text for word in ("rows it chose", "rows it trained on", "loss", "holds out", "answered"))
+    surveyed = recipe("selection.method=hierarchical")
+    assert any("centroids" in one.what for one in leaving(surveyed, fedavg(), payload))

@@ -1,5 +1,6 @@
 """Runs whose clients are hidden by noise: what they spend, how they go on, and what the page says of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.records import ClientFinished
 from bellwether.method.accounting import Release, epsilon
 from bellwether.recipe.file import load_recipe
+from bellwether.runner.guarantee import never_again
 from bellwether.runner.run import run
+from bellwether.runner.wiring import SIMULATION
 from bellwether.store.finished import read_run
 from bellwether.store.privacy import CHARGES, PRIVACY, Charge, charge, charges, given_away
 
@@ -40,13 +43,52 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes_and_spends_no_round_twice(
     assert (path / PRIVACY).read_bytes() == (truth / PRIVACY).read_bytes()
 
 
-def test_a_failed_round_is_spent_as_well(tiny_recipe, tmp_path):
+def test_a_round_gives_noise_whoever_answered_so_that_a_quorum_tells_of_nobody(tiny_recipe, tmp_path):
     path = tmp_path / "run"
-    lost = ["federation.availability.drop_out=0.99", "federation.failed_rounds=3"]
+    lost = ["federation.availability.drop_out=0.99", "federation.quorum=1"]
     run(load_recipe(tiny_recipe, [*HIDDEN, *lost, f"output.folder={path}"]))
-    failed = [line["failure"] is not None for line in json_lines(path / "rounds.jsonl")]
-    assert any(failed)
+    lines = json_lines(path / "rounds.jsonl")
+    assert any(not line["clients"] for line in lines)
+    assert all(line["failure"] is None for line in lines)
+    assert len({line["adapter"] for line in lines}) == 3
     assert given_away(path).promise.releases == 3
+
+
+def test_noise_of_a_secret_is_charged_each_time_a_round_is_asked_and_ends_the_run_earlier(tiny_recipe, tmp_path):
+    path = tmp_path / "run"
+    fields = ["federation.rounds=4", "privacy.epsilon=5", "evaluation.every=0", f"output.folder={path}"]
+    secret = replace(SIMULATION, secret=never_again)
+
+    def stop(event):
+        if isinstance(event, ClientFinished) and event.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(load_recipe(tiny_recipe, fields), watch=stop, deployment=secret)
+    run(resume=path, deployment=secret)
+    # Noise for four rounds was found: the second was asked twice, so the fourth is not run.
+    assert [one.round for one in charges(path)] == [1, 2, 2, 3]
+    assert [record.round for record in read_run(path).rounds] == [1, 2, 3]
+    assert given_away(path).promise.epsilon == pytest.approx(5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("unit", "budget", "more"),
+    [
+        ("client", 6.0, []),
+        ("example", 6.0, []),
+        # Enough for all rounds but the last, in which nothing comes back.
+        ("client", 12.0, ["method.fine_tune=true"]),
+    ],
+)
+def test_a_run_with_noise_and_a_budget_can_be_read_wherever_it_ends(tiny_recipe, tmp_path, unit, budget, more):
+    path = tmp_path / "run"
+    fields = [f"privacy.unit={unit}", "privacy.noise=1.2", f"privacy.epsilon={budget}", "federation.rounds=4", *more]
+    run(load_recipe(tiny_recipe, [*fields, "evaluation.every=0", f"output.folder={path}"]))
+    finished = read_run(path)
+    assert len(finished.rounds) == given_away(path).rounds
+    assert (len(finished.rounds) == 4) == bool(more)
+    assert given_away(path).promise.epsilon <= budget
 
 
 def test_a_run_ends_where_its_budget_is_spent_and_has_its_scores_and_page(bellwether, tiny_recipe, tmp_path):
@@ -119,6 +161,13 @@ def test_rows_are_hidden_within_a_budget_and_the_page_says_whose_show_most(bellw
             "lets clients send arrays beside the adapter",
         ),
         (["privacy.noise=1", "compression.up=8bit"], "changes updates after they were clipped"),
+        (["privacy.noise=1", "selection.method=hierarchical"], "by which one client decides on what others train"),
+        (["privacy.noise=1", "federation.sampler=mine:sample"], "may ask clients by what others told"),
+        (
+            ["privacy.noise=1", "federation.sampler=poisson", "secure_aggregation.enabled=true"],
+            "too small for secure aggregation",
+        ),
+        (["privacy.noise=1", "privacy.unit=example", "partition.copies=2"], "stands at several clients"),
         (["privacy.noise=1", "privacy.amplification=true"], "federation.sampler is uniform"),
         (["privacy.clip_norm=2"], "neither privacy.epsilon nor privacy.noise"),
         (["privacy.noise=1", "privacy.unit=example", "privacy.clip_quantile=0.5"], "is for clients"),

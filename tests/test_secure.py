@@ -114,10 +114,16 @@ def test_arrays_beside_the_tensors_are_added_up_too(tmp_path):
     assert (told[0].weight, told[0].count) == (100, 4)
 
 
-def test_a_client_whose_value_does_not_fit_the_ring_is_left_out_with_a_clause(tmp_path):
+HIDDEN_REASON = (
+    "its update cannot be masked: it claims too many rows, is too long, or has values that are not finite or beyond 64 "
+    "(secure_aggregation.range)"
+)
+
+
+def test_a_client_whose_value_does_not_fit_the_ring_is_left_out_and_nobody_is_told_the_value(tmp_path):
     engine = MaskingEngine(tmp_path, inner=Large("d"))
     progress = federate(secured("federation.quorum=0.5", engine=engine), begin())
-    assert "its change has a value of 65, and none beyond 64" in progress.rounds[0].left_out["d"]
+    assert progress.rounds[0].left_out["d"] == HIDDEN_REASON
     np.testing.assert_allclose(progress.adapter.tensors[A], 1400 / 60, rtol=1e-6)  # by hand, without d
 
 
@@ -136,18 +142,14 @@ class Large:
 
 
 @pytest.mark.parametrize(
-    ("value", "words", "reason"),
-    [
-        (np.nan, (), "holds 2 values that are not finite"),
-        (9.0, ("federation.max_norm=10",), "its change has a norm of"),
-        (1.0, ("federation.max_rows=39",), "it claims 40 rows, where 1 to 39 are believed"),
-    ],
+    ("value", "words"), [(np.nan, ()), (9.0, ("federation.max_norm=10",)), (1.0, ("federation.max_rows=39",))]
 )
-def test_what_the_server_cannot_see_is_checked_at_the_client(tmp_path, value, words, reason):
+def test_what_the_server_cannot_see_is_checked_at_the_client(tmp_path, value, words):
     inner = Large("d", value)
     inner.ask = spoiling(inner.ask) if words and "norm" in words[0] else inner.ask
     progress = federate(secured(*words, engine=MaskingEngine(tmp_path, inner=inner)), begin())
-    assert reason in progress.rounds[0].left_out["d"]
+    # With a norm of 10 all others are too long as well.
+    assert progress.rounds[0].left_out["d"] == HIDDEN_REASON
 
 
 def spoiling(ask):
@@ -413,6 +415,17 @@ def test_a_client_refuses_keys_as_its_own_that_it_did_not_announce(tmp_path):
     assert fresh.reply("a", ShareTask(1, own)).failure == "two clients announced the same key"
     few = {"a": own["a"], "b": agreed.announced["b"]}
     assert fresh.reply("a", ShareTask(1, few)).failure == "2 clients announced keys, and 3 are needed"
+
+
+def test_a_server_that_tells_of_a_smaller_cohort_than_it_asks_gets_no_shares(tmp_path):
+    # With a cohort of 3 told of, two shares would open either secret of one of ten.
+    engines = {f"c{number}": MaskingEngine(tmp_path / f"c{number}") for number in range(10)}
+    keys = {
+        name: engine.reply(name, AnnounceTask(1, 3, SecureAggregation(enabled=True), Draws({SECRETS: number}))).secured
+        for number, (name, engine) in enumerate(engines.items())
+    }
+    refused = engines["c0"].reply("c0", ShareTask(1, keys))
+    assert refused.failure == "10 clients announced keys, more than the cohort that was told of"
 
 
 def test_shares_that_the_server_changed_are_not_opened(tmp_path):

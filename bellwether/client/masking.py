@@ -188,6 +188,9 @@ def _deal(client: str, task: ShareTask, folder: Path) -> Dealt:
         raise UpdateRejected("the keys that came as its own are not those that it announced")
     if len({key for one in task.keys.values() for key in (one.sealing, one.masking)}) < 2 * len(task.keys):
         raise UpdateRejected("two clients announced the same key")
+    # A server that told of a smaller cohort than it asks would need fewer shares of each secret than half of them.
+    if kept.needed < needed_of(len(task.keys), 0.5):
+        raise UpdateRejected(f"{len(task.keys)} clients announced keys, more than the cohort that was told of")
     if len(task.keys) < kept.needed:
         raise UpdateRejected(f"{len(task.keys)} clients announced keys, and {kept.needed} are needed")
     numbers, dealt = numbers_of(task.keys), kept.dealt(len(task.keys))
@@ -213,11 +216,17 @@ def _masked(reply: Reply, task: TrainTask, masking: Masking, method: Method, fol
     with naming("What the method expects back", RoundFailed):
         due, weight = dict(method.returns(task.payload)), _weight(reply.update, method)
     limits = task.round, masking.max_rows, masking.max_norm
-    update = check_update(reply, task.payload, due, *limits)
-    sent = task.payload.expected
-    change = {key: update.tensors[key].astype(float) - value for key, value in sent.items()}
-    values_P = as_vector(change, update.arrays)
-    hidden_P = into_ring(values_P, weight, kept.largest, float(masking.max_rows), len(shares) + 1)
+    try:
+        update = check_update(reply, task.payload, due, *limits, bound=method.bound(task.payload))
+        sent = task.payload.expected
+        change = {key: update.tensors[key].astype(float) - value for key, value in sent.items()}
+        values_P = as_vector(change, update.arrays)
+        hidden_P = into_ring(values_P, weight, kept.largest, float(masking.max_rows), len(shares) + 1)
+    except UpdateRejected:  # the reason can name a value or a norm, which nobody shall see
+        raise UpdateRejected(
+            "its update cannot be masked: it claims too many rows, is too long, or has values that are not finite or "
+            f"beyond {kept.largest:g} (secure_aggregation.range)"
+        ) from None
     hidden_P = hidden_P + own_mask(kept.mask_seed, len(values_P))
     for name in shares:
         public = bytes.fromhex(kept.keys[name][1])

@@ -28,12 +28,14 @@ Shape legend: P parameters of an adapter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bellwether.errors import RecipeError
 from bellwether.exchange.adapter import Tensors
 from bellwether.exchange.messages import Payload
 from bellwether.method.method import Closing, Finished, Known, Mean, Method, State, Trained, alike
@@ -90,13 +92,17 @@ def client_level(method: Method, privacy: Privacy, noise: Noise | None = None) -
         return _with_clip(method.begin(adapter), privacy.clip_norm)
 
     def give(state: State, client: Known, round: int) -> Payload:
-        clip = np.array([_clip_of(state)], np.float32)
-        payload = method.give(_without_clip(state), client, round)
+        clip, plain = np.array([_clip_of(state)], np.float32), _without_clip(state)
+        payload = method.give(plain, client, round)
+        if client.client:
+            _check_alike(payload.expected, _sent_to_all(method, plain, round))
         return replace(payload, arrays={**payload.arrays, CLIP: clip})
 
     def finish(trained: Trained) -> Finished:
         finished = method.finish(trained)
-        tensors, short = clipped(finished.tensors, trained.payload.expected, float(trained.payload.arrays[CLIP][0]))
+        # A norm that does not follow is the recipe's, whatever the server says.
+        norm = float(trained.payload.arrays[CLIP][0]) if adaptive else privacy.clip_norm
+        tensors, short = clipped(finished.tensors, trained.payload.expected, norm)
         told = {UNCLIPPED: np.array([0.5 if short else -0.5])} if adaptive else {}
         return replace(finished, tensors=tensors, arrays={**finished.arrays, **told})
 
@@ -107,10 +113,11 @@ def client_level(method: Method, privacy: Privacy, noise: Noise | None = None) -
         if noise is None:
             raise ValueError("clients close no round")
         state, clip = _without_clip(closing.state), _clip_of(closing.state)
-        inside = replace(closing, state=state)
+        # Who was drawn, and how many came, would tell who was there.
+        inside = replace(closing, state=state, cohort=())
         if closing.failure is not None:
             return _with_clip(method.close(inside), clip)
-        sent = method.give(state, Known("", state.adapter.config.rank), closing.round).expected
+        sent = _sent_to_all(method, state, closing.round)
         secret = noise.secret(closing)
         mean = _noised(closing.mean, sent, noise.of_updates(adaptive) * clip * (1 + SLACK), noise.expected, secret)
         after = method.close(replace(inside, mean=mean))
@@ -141,12 +148,44 @@ def clipped(tensors: Tensors, sent: Tensors, norm: float) -> tuple[Tensors, bool
         norm: the largest norm of the change of all of them together.
     """
     changes = {key: tensors[key].astype(np.float64) - value for key, value in sent.items()}
-    length = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
+    length = _length(changes.values())
     if length <= norm:
         return tensors, True
-    return {
-        key: (value + changes[key] * (norm / length)).astype(tensors[key].dtype) for key, value in sent.items()
-    }, False
+    # Rounding to the precision of the tensors can make it longer again, and where the norm is tiny beside their values,
+    # by much: then it is cut a little shorter.
+    for share in (1.0, 0.99, 0.95, 0.8, 0.5, 0.0):
+        cut = {
+            key: (value + changes[key] * (share * norm / length)).astype(tensors[key].dtype)
+            for key, value in sent.items()
+        }
+        if _length(cut[key].astype(np.float64) - value for key, value in sent.items()) <= norm * (1 + SLACK):
+            return cut, False
+    return {key: value.astype(tensors[key].dtype) for key, value in sent.items()}, False
+
+
+def _length(changes: Iterable[NDArray[np.float64]]) -> float:
+    return math.sqrt(sum(float(np.square(change).sum()) for change in changes))
+
+
+def _sent_to_all(method: Method, state: State, round: int) -> Tensors:
+    """Return the tensors that come back as every client is sent them, whoever it is."""
+    return method.give(state, Known("", state.adapter.config.rank), round).expected
+
+
+def _check_alike(own: Tensors, others: Tensors) -> None:
+    """Refuse a method that sends clients unlike tensors, since the change of their sum would not be what they cut.
+
+    Raises:
+        RecipeError: it does.
+    """
+    alike = own.keys() == others.keys() and all(
+        value is others[key] or np.array_equal(value, others[key]) for key, value in own.items()
+    )
+    if not alike:
+        raise RecipeError(
+            "privacy.unit is client, but the method sends clients unlike tensors to train, of whose changes there is "
+            "no one sum to hide them in; set privacy.unit=example, or take another method."
+        )
 
 
 def _noised(mean: Mean | None, sent: Tensors, deviation: float, expected: float, secret: bytes) -> Mean:
@@ -157,7 +196,7 @@ def _noised(mean: Mean | None, sent: Tensors, deviation: float, expected: float,
         total = (mean.tensors[key] - start) * mean.count if mean is not None else np.zeros(value.shape)
         noise = secret_normals(secret, f"update {key}".encode(), value.size).reshape(value.shape)
         tensors[key] = start + (total + deviation * noise) / expected
-    return Mean(tensors, {}, expected, mean.count if mean is not None else 0)
+    return Mean(tensors, {}, expected, round(expected))
 
 
 def _next_clip(mean: Mean | None, clip: float, privacy: Privacy, noise: Noise, secret: bytes) -> float:

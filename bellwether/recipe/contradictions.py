@@ -134,7 +134,21 @@ def _of_privacy(recipe: Recipe) -> Iterator[tuple[str, str]]:
         return
     if privacy.hides_rows:
         yield from _of_examples(recipe)
-    elif recipe.compression.up != "none":
+        return
+    if recipe.selection.surveys:
+        text = (
+            f"selection.method is {cut(recipe.selection.method)}, by which one client decides on what others train, and"
+        )
+        yield "selection.method", f"{text} nothing bounds that; set it to full or random."
+    if ":" in recipe.federation.sampler:
+        text = f"federation.sampler is {cut(recipe.federation.sampler)}, which may ask clients by what others told, and"
+        yield "federation.sampler", f"{text} nothing bounds that; set it to uniform or poisson."
+    if recipe.federation.sampler == "poisson" and recipe.secure_aggregation.enabled:
+        text = (
+            "federation.sampler is poisson, but a cohort that is too small for secure aggregation would show; set it to"
+        )
+        yield "federation.sampler", f"{text} uniform."
+    if recipe.compression.up != "none":
         text = f"compression.up is {recipe.compression.up}, which changes updates after they were clipped; set it to"
         yield "compression.up", f"{text} none, or leave privacy.epsilon and privacy.noise out."
 
@@ -142,6 +156,11 @@ def _of_privacy(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _of_examples(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield field and sentence of what does not go together with hiding single rows."""
     method, fuse = recipe.selection.method, recipe.engine.fuse
+    if recipe.partition.copies > 1:
+        text = (
+            f"partition.copies is {recipe.partition.copies}, but a row that stands at several clients shows at each of"
+        )
+        yield "partition.copies", f"{text} them, where privacy.unit example counts one; set it to 1."
     if method != "full":
         text = f"selection.method is {cut(method)}, but with privacy.unit example every row joins a step by a chance of"
         yield "selection.method", f"{text} its own, whatever the other rows are; set selection.method to full."
@@ -331,9 +350,10 @@ def _is_idle(field: str, arm: Arm, counted: bool) -> bool:
     section = field.partition(".")[0]
     if arm.trains != "federation" and field.startswith("lora.ranks"):
         return True
-    if arm.trains == "federation" or section not in ("training", "federation", "method", "compression"):
+    rounds_alone = ("method", "compression", "privacy", "secure_aggregation")
+    if arm.trains == "federation" or section not in ("training", "federation", *rounds_alone):
         return False
     if not arm.learns or field == "training.warmup_rounds":
         return True
     passes = ("federation.rounds", "federation.fraction", "federation.cohort_size")
-    return section in ("method", "compression") or (section == "federation" and not (counted and field in passes))
+    return section in rounds_alone or (section == "federation" and not (counted and field in passes))

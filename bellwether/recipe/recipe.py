@@ -350,7 +350,9 @@ class Federation(Section):
     )
     fraction: float = Field(0.5, gt=0, le=1, description="share of the clients in a cohort; at least one is taken")
     cohort_size: int | None = Field(None, ge=1, description="clients in a cohort, instead of fraction")
-    quorum: float = Field(0.5, gt=0, le=1, description="share of the cohort whose updates a round needs")
+    quorum: float = Field(
+        0.5, gt=0, le=1, description="share of the cohort whose updates a round needs; none where privacy hides clients"
+    )
     deadline: float | None = Field(
         None, gt=0, description="simulated seconds after which replies are left out; null waits"
     )

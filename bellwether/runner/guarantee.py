@@ -36,6 +36,7 @@ from bellwether.store.privacy import (
 from bellwether.tools.words import counted
 
 NO_CHARGE = "none"
+NEAR = 0.9  # of the largest epsilon by RDP, above which a client may be the one with the largest by PLD
 _SURVEY_NOISE = "Gaussian noise on each centroid, not accounted"
 
 
@@ -112,16 +113,20 @@ def _of_rows(recipe: Recipe, rows: Mapping[str, int]) -> Guarantee:
         return Release(noise, steps * passes, rate)
 
     def hardest(noise: float) -> str:
-        """Return the client, by RDP, which is quick, over all rounds."""
+        """Return the client over all rounds, by PLD among those that come near by RDP, which is quick."""
         one_of_size = {count: client for client, count in rows.items()}.values()
-        rounds = _releasing(recipe)
+        rounds, delta = _releasing(recipe), recipe.privacy.delta
         spent = {client: release(client, noise) for client in one_of_size}
         whole = {client: replace(one, times=one.times * rounds) for client, one in spent.items()}
-        return max(whole, key=lambda client: epsilon(whole[client], recipe.privacy.delta, accountant="rdp"))
+        roughly = {client: epsilon(one, delta, accountant="rdp") for client, one in whole.items()}
+        near = [client for client, about in roughly.items() if about >= NEAR * max(roughly.values())]
+        return max(near, key=lambda client: epsilon(whole[client], delta))
 
     if noise is None:
-        noise = _found(recipe, release(hardest(1.0), 1.0))
-        noise = max(noise, _found(recipe, release(hardest(noise), noise)))
+        noise, found = 0.0, _found(recipe, release(hardest(1.0), 1.0))
+        while found > noise:  # with another noise another client may show more
+            noise = found
+            found = _found(recipe, release(hardest(noise), noise))
     client = hardest(noise)
     one = release(client, noise)
     return Guarantee(one, *_within(recipe, one), secret=False, client=client)
@@ -322,14 +327,41 @@ def charged(folder: Path, recipe: Recipe, given: Guarantee | None) -> Callable[[
 
     def keep(round: int) -> None:
         if round <= rounds:
-            charge(folder, Charge(round, one.noise, one.rate, one.times))
+            # The noise of a secret is another one each time, so that a round that is asked again is seen twice.
+            charge(folder, Charge(round, one.noise, one.rate, one.times), again=given.secret)
 
     return keep
 
 
-def close_ledger(folder: Path, recipe: Recipe, given: Guarantee | None) -> None:
-    """Write into the folder of a run that has ended what was spent, of its charges."""
+def within_budget(folder: Path, recipe: Recipe, given: Guarantee | None, round: int) -> int | None:
+    """Return after which round the budget is spent, counting what rounds spent that were asked more than once.
+
+    Args:
+        folder: of the run.
+        recipe: the recipe.
+        given: what it promises.
+        round: the last that was finished.
+
+    Returns:
+        The round; None where the budget is enough for all.
+    """
+    if given is None or recipe.privacy.epsilon is None:
+        return None
+    twice = len(charges(folder)) - round
+    return given.ends if twice <= 0 else max(round, given.rounds - twice)
+
+
+def close_ledger(folder: Path, recipe: Recipe, given: Guarantee | None, rounds: int) -> None:
+    """Write into the folder of a run that has ended what was spent, of its charges.
+
+    Args:
+        folder: of the run.
+        recipe: the recipe.
+        given: what it promises.
+        rounds: how many there were.
+    """
     kept = given_away(folder)
-    if given is None or kept is None or kept.promise is None:
+    if kept is None:
         return
-    keep_given_away(folder, replace(kept, promise=promise(recipe, given, len(charges(folder)))))
+    promised = promise(recipe, given, len(charges(folder))) if given is not None else None
+    keep_given_away(folder, replace(kept, promise=promised, rounds=rounds))

@@ -49,6 +49,7 @@ from bellwether.runner.guarantee import (
     guarantee,
     promise_notes,
     settled,
+    within_budget,
 )
 from bellwether.runner.opened import Opened
 from bellwether.runner.precision import with_precision
@@ -299,7 +300,7 @@ def _federate(
             federation,
             sample=deployment.sampling(federation.sample),
             charge=charged(folder.path, recipe, given),
-            affordable=given.ends if given else None,
+            affordable=within_budget(folder.path, recipe, given, progress.round),
             recipe=recipe.model_copy(update={"privacy": settled(recipe, given)}),
         )
         hidden, doubts = promise_notes(recipe, given, sum(value.size for value in payload.expected.values()))
@@ -312,7 +313,7 @@ def _federate(
         _restore_answers(federation, progress, answers.lost(progress.evaluations), first)
         progress = federate(federation, progress)
     layers.detach()
-    close_ledger(folder.path, recipe, given)
+    close_ledger(folder.path, recipe, given, progress.round)
     card = model_card(
         recipe, all_records(progress), len(federation.ranks), folder.environment, sites=not deployment.here
     )

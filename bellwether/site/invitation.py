@@ -211,9 +211,10 @@ def check_recipe_for_sites(recipe: Recipe) -> None:
         problems.append(
             "privacy.amplification counts on nobody's seeing who is asked, and sites see it; set it to false."
         )
-    if recipe.privacy.hides_rows and recipe.privacy.noise is None:
+    if recipe.privacy.hides_rows and recipe.privacy.epsilon is not None:
         problems.append(
-            "privacy.epsilon cannot be turned into noise here, since sites alone know their rows; give privacy.noise."
+            "privacy.epsilon of rows is a site's own to tell, which alone knows how many it has; give privacy.noise "
+            "alone."
         )
     if recipe.compare is not None:
         problems.append("compare has no place in a federation of sites; leave it out.")

@@ -44,7 +44,7 @@ from bellwether.site.invitation import Invitation, invited_recipe, read_invitati
 from bellwether.site.keys import FLOWER, SIGNING, public_word, read_signing
 from bellwether.site.ledger import Ledger
 from bellwether.site.peers import Peers, read_peers
-from bellwether.site.policy import as_check, as_limit, forbidden, read_policy
+from bellwether.site.policy import as_check, as_limit, forbidden, forbids_spending, read_policy
 from bellwether.site.protection import own_secret
 from bellwether.site.resident import Resident, holdings_of
 from bellwether.site.result import check_result_of, has_ended, keep_result, make_page
@@ -115,6 +115,8 @@ def join(
             prepared = _prepared(recipe, invited.site)
             for note in (*prepared.notes, *prepared.warnings):
                 tell(note)
+            trained = sum(len(tokenised.rows) for tokenised in prepared.clients.values())
+            _refuse(folder, forbids_spending(read_policy(folder), recipe, trained))
             return _joined(invited, folder, recipe, prepared, agree, tell, shown, peers)
     finally:
         release(folder, lock)
@@ -249,7 +251,11 @@ def _check_shown(invited: Invitation, shown: Path | None) -> None:
 
 
 def _check_policy(folder: Path, recipe: Recipe) -> None:
-    found = forbidden(read_policy(folder), recipe)
+    _refuse(folder, forbidden(read_policy(folder), recipe))
+
+
+def _refuse(folder: Path, found: Sequence[str]) -> None:
+    """Refuse to take part where a policy forbids something."""
     if found:
         raise FederationError(f"The policy in {folder} forbids to take part: {'; '.join(found)}.")
 

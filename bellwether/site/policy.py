@@ -5,7 +5,8 @@ minutes_per_day: 120          of work for the coordinator; beyond, no task begin
 methods: [fedavg, scaffold]   names of methods
 megabytes_per_round: 20       the most that leaves the site for a round: survey, update, scores, and where it is redone
 noise: 1.0                    the least selection.noise, where centroids leave the site
-epsilon: 8                    the largest privacy.epsilon; recipes that give none are forbidden
+epsilon: 8                    the most that may be spent: privacy.epsilon where clients are hidden, what this site's
+                              rows spend where rows are; recipes without either are forbidden
 code: [0123...]               SHA-256 of files whose functions a recipe may name
 trust_remote_code: [my-model] models whose own code may be run: folders here, or on the hub as org/model@COMMIT
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ from bellwether.exchange.seal import Header
 from bellwether.exchange.secure_checks import masked_bytes
 from bellwether.exchange.secure_codec import SECURE_KINDS
 from bellwether.exchange.sizes import due_bytes
+from bellwether.method.accounting import epsilon
 from bellwether.model.folder import on_hub
 from bellwether.recipe.consent import TRUST, code_in
 from bellwether.recipe.recipe import Model, Recipe
+from bellwether.runner.guarantee import guarantee
 from bellwether.site.ledger import entries, federation_of
 from bellwether.tools.functions import file_of
 from bellwether.tools.words import byte_size
@@ -74,6 +78,35 @@ def read_policy(folder: Path) -> Policy:
         raise FederationError(f"{path} cannot be read ({first_line(error)}); mend it.") from error
 
 
+def forbids_spending(policy: Policy, recipe: Recipe, rows: int) -> list[str]:
+    """Return what a policy forbids of what a recipe spends on the rows of the site, as clauses.
+
+    Args:
+        policy: the site's.
+        recipe: what the site is asked to run.
+        rows: how many rows the site trains on.
+
+    Raises:
+        RecipeError: dp-accounting, which rows are accounted with, is not installed.
+    """
+    privacy = recipe.privacy
+    if policy.epsilon is None:
+        return []
+    if privacy.hides_rows:
+        given = guarantee(recipe, {"": rows})
+        assert given is not None  # the rows are known
+        spent = epsilon(given.release, privacy.delta)
+        found = [f"an epsilon of {spent:.3g} for rows"] if spent > policy.epsilon else []
+    else:
+        spent = privacy.epsilon if privacy.epsilon is not None else math.inf
+        found = [f"privacy.epsilon={spent:g}" if spent < math.inf else "no privacy.epsilon"]
+        found = found if spent > policy.epsilon else []
+    clauses = [f"{one} is spent, where at most {policy.epsilon:g} is allowed" for one in found]
+    if privacy.delta >= 1 / rows:
+        clauses.append(f"privacy.delta is {privacy.delta:g}, which must be below one in the {rows:,} rows of this site")
+    return clauses
+
+
 def forbidden(policy: Policy, recipe: Recipe) -> list[str]:
     """Return what of a recipe a policy forbids, as clauses.
 
@@ -89,10 +122,6 @@ def forbidden(policy: Policy, recipe: Recipe) -> list[str]:
         found.append(f"method.name is {method}, where {', '.join(policy.methods) or 'none'} are allowed")
     if policy.noise is not None and recipe.selection.surveys and noise < policy.noise:
         found.append(f"selection.noise is {noise:g}, where at least {policy.noise:g} is asked for")
-    epsilon = recipe.privacy.epsilon
-    if policy.epsilon is not None and (epsilon is None or epsilon > policy.epsilon):
-        given = "is not given" if epsilon is None else f"is {epsilon:g}"
-        found.append(f"privacy.epsilon {given}, where at most {policy.epsilon:g} is allowed")
     for code in code_in(recipe):
         if code.field == TRUST:
             listed = _with_commit(recipe.model)

@@ -374,7 +374,8 @@ class Resident:
         if header.kind == "train" and recipe.secure_aggregation.enabled:
             return "masked"
         if header.kind == "train" and recipe.privacy.hides_clients:
-            return f"cut to {recipe.privacy.clip_norm:g}"
+            moves = recipe.privacy.clip_quantile is not None
+            return "cut to a norm that the coordinator says" if moves else f"cut to {recipe.privacy.clip_norm:g}"
         if header.kind == "train" and recipe.privacy.hides_rows:
             return f"noise {recipe.privacy.noise:g} on gradients of rows"
         return "none"

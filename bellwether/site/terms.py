@@ -192,9 +192,10 @@ def _hidden(privacy: Privacy) -> str:
         return ""
     found = [f"an epsilon of {privacy.epsilon:g} over all rounds"] if privacy.epsilon is not None else []
     found += [f"a noise multiplier of {privacy.noise:g}"] if privacy.noise is not None else []
+    moves = " at first, and to what the coordinator says later," if privacy.clip_quantile is not None else ""
     return (
-        f" Your update is cut to a norm of {privacy.clip_norm:g} here, if it is longer, and the coordinator adds noise "
-        f"to the sum of all: {' and '.join(found)}, at a delta of {privacy.delta:g}. That hides whether you "
+        f" Your update is cut to a norm of {privacy.clip_norm:g}{moves} here, if it is longer, and the coordinator "
+        f"adds noise to the sum of all: {' and '.join(found)}, at a delta of {privacy.delta:g}. That hides whether you "
         "contributed from whoever sees the results, and nothing from the coordinator."
     )
 

@@ -152,9 +152,7 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
 
 def _rounds(recipe: Recipe, given: GivenAway | None) -> int:
     """Return how many rounds a finished run has: the recipe's, or those that its budget of privacy was enough for."""
-    if recipe.privacy.noise is None or recipe.privacy.epsilon is None or given is None or given.promise is None:
-        return recipe.federation.rounds
-    return min(recipe.federation.rounds, given.promise.releases)
+    return recipe.federation.rounds if given is None or given.rounds is None else given.rounds
 
 
 def _records(folder: Path, rounds: int, description: Description) -> Sequence[Record]:

@@ -1,8 +1,9 @@
 """What a run gives away of its clients: what leaves them, with which protection, and what was spent.
 
 privacy.json    everything that leaves a client, what protects it, and the promise that rests on it
-charges.jsonl   one line for each round, on the disk before anything of it can be seen; a round that is run again
-                after an interruption is charged once, and one that fails is charged too
+charges.jsonl   one line for each round, on the disk before its clients are asked; one that fails is charged too. One
+                that is run again after an interruption has another line where its noise is another one, and none in a
+                simulation, where noise and result are the same
 """
 
 from __future__ import annotations
@@ -115,12 +116,14 @@ class GivenAway:
     Args:
         leaves: everything that leaves a client.
         promise: of differential privacy; None where there is none.
+        rounds: how many rounds the run had in the end; None before.
     """
 
     __pydantic_config__ = KEPT
 
     leaves: tuple[Leaving, ...]
     promise: Promise | None = None
+    rounds: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,18 @@ def charges(folder: Path) -> list[Charge]:
         return from_json_lines(path.read_bytes(), lambda line: typed(line, Charge))
 
 
-def charge(folder: Path, spent: Charge) -> None:
+def charge(folder: Path, spent: Charge, *, again: bool = False) -> None:
     """Make the charge of a round last, once.
+
+    Args:
+        folder: of the run.
+        spent: what the round spends.
+        again: whether a round that was charged before is charged again.
 
     Raises:
         CheckpointError: what was spent before cannot be read, or this cannot be written.
     """
     before: Sequence[Charge] = charges(folder)
-    if any(one.round == spent.round for one in before):
+    if not again and any(one.round == spent.round for one in before):
         return
     write_atomic(folder / CHARGES, json_lines([*before, spent]))
