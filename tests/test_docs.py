@@ -227,7 +227,8 @@ def short_compare(compare: Any, recipe: Recipe, folder: Path, *, jobs: int, watc
             digits = max(2, len(str(recipe.partition.clients)))
             arm["clients"] = arm["clients"] or [f"client-{number:0{digits}}" for number in (1, 2)]
     if section["tune"] is not None:
-        section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | {"passes": [1]}
+        passes = {"passes": section["tune"]["passes"] and [1]}  # null leaves them to the arms
+        section["tune"] |= {name: section["tune"][name][:1] for name in ("seeds", "learning_rates")} | passes
     return compare(Recipe.model_validate(values), folder, jobs=1, watch=watch)
 
 
