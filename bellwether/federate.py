@@ -223,7 +223,7 @@ def run_round(federation: Federation, progress: Progress) -> Progress:
         # Where clients are hidden, whether a round counts must not tell who was there: noise is added to whatever came.
         failure = _below_quorum("updates", len(answers.accepted), training, answers.left_out, recipe)
     mean = None
-    if agreed is not None and failure is None:
+    if agreed is not None and failure is None and answers.accepted:
         agreed, mean = _open(federation, agreed, [update for update, _ in answers.accepted], payloads, due)
         failure = agreed.failure
     if failure is not None:

@@ -76,7 +76,7 @@ def test_what_is_spent_has_a_ceiling_and_rows_are_accounted_by_the_site_itself()
     assert clauses() == clauses("privacy.noise=1") == ["no privacy.epsilon is spent, where at most 8 is allowed"]
     assert clauses("privacy.epsilon=8.5") == ["privacy.epsilon=8.5 is spent, where at most 8 is allowed"]
     assert clauses("privacy.epsilon=8") == []
-    assert "must be below one in the 1,000 rows" in clauses("privacy.epsilon=8", "privacy.delta=0.9")[0]
+    assert "must be below one in the 1,000 rows" in clauses("privacy.epsilon=8", "privacy.delta=0.005")[0]
     weak = clauses("privacy.unit=example", "privacy.noise=0.3")
     rate, steps = 8 / 1000, 1000 // 8
     spent = epsilon(Release(0.3, 5 * steps, rate), 1e-5)

@@ -23,9 +23,11 @@ from bellwether.exchange.messages import (
     Update,
 )
 from bellwether.exchange.ring import as_vector, from_vector, into_ring, out_of_ring, scale_of
-from bellwether.federate import federate
+from bellwether.federate import Progress, federate
 from bellwether.method.average import fedavg
+from bellwether.method.private import Noise, client_level, known_noise
 from bellwether.method.secure import agree, open_sum
+from bellwether.recipe.privacy import Privacy
 from bellwether.recipe.recipe import SecureAggregation, Training
 from bellwether.tools.randomness import Draws
 from bellwether.tools.shamir import PRIME, factors_of, secret_of, shares_of
@@ -415,6 +417,15 @@ def test_a_client_refuses_keys_as_its_own_that_it_did_not_announce(tmp_path):
     assert fresh.reply("a", ShareTask(1, own)).failure == "two clients announced the same key"
     few = {"a": own["a"], "b": agreed.announced["b"]}
     assert fresh.reply("a", ShareTask(1, few)).failure == "2 clients announced keys, and 3 are needed"
+
+
+def test_where_clients_are_hidden_and_nobody_answers_masks_or_not_the_round_is_noise(tmp_path):
+    method = client_level(fedavg(), Privacy(noise=1.0), Noise(1.0, 4.0, known_noise))
+    engine = MaskingEngine(tmp_path, {(TRAIN, name): gone for name in ROWS}, method=method)
+    progress = federate(secured("privacy.noise=1", engine=engine), Progress(0, method.begin(START)))
+    assert progress.rounds[0].failure is None
+    assert progress.rounds[0].left_out.keys() == ROWS.keys()
+    assert progress.adapter != START
 
 
 def test_a_server_that_tells_of_a_smaller_cohort_than_it_asks_gets_no_shares(tmp_path):

@@ -45,6 +45,7 @@ class Release:
     rate: float = 1.0
 
 
+@functools.lru_cache(maxsize=4096)
 def epsilon(
     release: Release, delta: float, relation: Relation = "add_or_remove", accountant: Accountant = "pld"
 ) -> float:
@@ -61,11 +62,6 @@ def epsilon(
     """
     if release.times == 0:
         return 0.0
-    return _epsilon(release, delta, relation, accountant)
-
-
-@functools.lru_cache(maxsize=4096)
-def _epsilon(release: Release, delta: float, relation: Relation, accountant: Accountant) -> float:
     library = _library()
     relations = library.NeighboringRelation
     if accountant == "rdp":
@@ -83,11 +79,12 @@ def _epsilon(release: Release, delta: float, relation: Relation, accountant: Acc
         return float(made.get_epsilon(delta))
 
 
-def noise_for(epsilon_: float, delta: float, times: int, rate: float = 1.0) -> float:
+@functools.lru_cache(maxsize=256)
+def noise_for(budget: float, delta: float, times: int, rate: float = 1.0) -> float:
     """Return the least noise multiplier with which so many sums stay within epsilon, by PLD, for ``add_or_remove``.
 
     Args:
-        epsilon_: the budget.
+        budget: the largest epsilon.
         delta: probability with which it may not hold.
         times: see ``Release``.
         rate: see ``Release``.
@@ -95,11 +92,6 @@ def noise_for(epsilon_: float, delta: float, times: int, rate: float = 1.0) -> f
     Raises:
         RecipeError: dp-accounting is not installed, or no noise is enough.
     """
-    return _noise_for(epsilon_, delta, times, rate)
-
-
-@functools.lru_cache(maxsize=256)
-def _noise_for(budget: float, delta: float, times: int, rate: float) -> float:
     library = _library()
     from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError
 

@@ -26,7 +26,7 @@ class Privacy(Section):
         "that would exceed it",
     )
     delta: float = Field(
-        1e-5, gt=0, lt=1, description="probability with which epsilon may not hold; far below one over their number"
+        1e-5, gt=0, lt=0.01, description="probability with which epsilon may not hold; far below one over their number"
     )
     noise: float | None = Field(
         None,

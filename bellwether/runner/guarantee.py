@@ -313,12 +313,11 @@ def begin_ledger(folder: Path, recipe: Recipe, method: Method, payload: Payload,
     keep_given_away(folder, GivenAway(leaves, found))
 
 
-def charged(folder: Path, recipe: Recipe, given: Guarantee | None) -> Callable[[int], None]:
+def charged(folder: Path, given: Guarantee | None) -> Callable[[int], None]:
     """Return what makes the charge of a round last.
 
     Args:
         folder: of the run.
-        recipe: the recipe.
         given: what the recipe promises; None charges nothing.
     """
     if given is None:

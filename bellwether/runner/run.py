@@ -299,7 +299,7 @@ def _federate(
         federation = replace(
             federation,
             sample=deployment.sampling(federation.sample),
-            charge=charged(folder.path, recipe, given),
+            charge=charged(folder.path, given),
             affordable=within_budget(folder.path, recipe, given, progress.round),
             recipe=recipe.model_copy(update={"privacy": settled(recipe, given)}),
         )
