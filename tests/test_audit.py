@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from conftest import TINY_RECIPE, call, write_rows
 
-from bellwether.audit.audit import AS_IT_IS, BARE, audit, versions
-from bellwether.audit.bounds import chance
-from bellwether.audit.canaries import candidates, make_canaries
-from bellwether.audit.game import Eavesdropper, Settings, coins, dealt, make_world
-from bellwether.audit.leaks import named_rows, update_scores
-from bellwether.audit.runs import stated_epsilon
-from bellwether.audit.verdict import verdicts
+from bellwether.arms.audit.audit import AS_IT_IS, BARE, audit, versions
+from bellwether.arms.audit.bounds import chance
+from bellwether.arms.audit.canaries import candidates, make_canaries
+from bellwether.arms.audit.game import Eavesdropper, Settings, coins, dealt, make_world
+from bellwether.arms.audit.leaks import named_rows, update_scores
+from bellwether.arms.audit.runs import stated_epsilon
+from bellwether.arms.audit.verdict import verdicts
 from bellwether.client.memory import Memory
 from bellwether.errors import CheckpointError, DataError, RecipeError
 from bellwether.exchange.adapter import Adapter, AdapterConfig, key_a, key_b

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from bellwether.audit.bounds import (
+from bellwether.arms.audit.bounds import (
     Guesses,
     best_bound,
     chance,
@@ -19,8 +19,8 @@ from bellwether.audit.bounds import (
     p_value,
     two_point_bound,
 )
-from bellwether.audit.one_shot import cosines, estimated_epsilon, gaussian_epsilon, hockey_stick, random_directions
-from bellwether.audit.ranks import auc, exposure, lira, mean_over, over_runs, tpr_at
+from bellwether.arms.audit.one_shot import cosines, estimated_epsilon, gaussian_epsilon, hockey_stick, random_directions
+from bellwether.arms.audit.ranks import auc, exposure, lira, mean_over, over_runs, tpr_at
 
 SLACK = 1e-9
 

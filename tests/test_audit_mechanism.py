@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from bellwether.audit.mechanism import Game, audit_mechanism
-from bellwether.audit.one_shot import gaussian_epsilon
+from bellwether.arms.audit.mechanism import Game, audit_mechanism
+from bellwether.arms.audit.one_shot import gaussian_epsilon
 from bellwether.method.accounting import Release, epsilon
 from bellwether.method.average import fedavg
 from bellwether.method.method import Finished, Method, State, alike, by_rows, send_trained

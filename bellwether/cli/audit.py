@@ -55,8 +55,8 @@ def audit_privacy(
 ) -> None:
     """Attack a recipe's privacy in the simulation, without its protection and as it is; say what an attacker gets."""
     recipe = trusted_recipe(words, fields_of_flags(model, data, rounds, seed, device), trust)
-    from bellwether.audit.audit import audit
-    from bellwether.audit.game import Settings
+    from bellwether.arms.audit.audit import audit
+    from bellwether.arms.audit.game import Settings
     from bellwether.tell.auditing import watching_audit
 
     hidden = recipe.privacy.on and recipe.privacy.unit == "client"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.audit.bounds import SHARES, Guesses, best_bound, two_point_bound
-from bellwether.audit.one_shot import gaussian_epsilon, random_directions
+from bellwether.arms.audit.bounds import SHARES, Guesses, best_bound, two_point_bound
+from bellwether.arms.audit.one_shot import gaussian_epsilon, random_directions
 from bellwether.exchange.adapter import Adapter, AdapterConfig, flat, key_a, key_b
 from bellwether.exchange.messages import Update, client_draws
 from bellwether.method.method import Closing, Known, Method, State, Trained, mean_of

@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bellwether.audit.canaries import Canary, canary_row, candidates, make_canaries
+from bellwether.arms.audit.canaries import Canary, canary_row, candidates, make_canaries
 from bellwether.client.memory import Memory, recall
 from bellwether.data.rows import Federated, Row, TokenRow
 from bellwether.errors import DataError

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.audit.game import Eavesdropper, Settings, Watched, World, coins, dealt, secret_row, watched
-from bellwether.audit.leaks import UpdateScores, named_rows, update_scores
-from bellwether.audit.ranks import exposure
+from bellwether.arms.audit.game import Eavesdropper, Settings, Watched, World, coins, dealt, secret_row, watched
+from bellwether.arms.audit.leaks import UpdateScores, named_rows, update_scores
+from bellwether.arms.audit.ranks import exposure
 from bellwether.data.rows import Federated, TokenRow
 from bellwether.errors import DataError
 from bellwether.exchange.adapter import Adapter

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.audit.game import Eavesdropper
+from bellwether.arms.audit.game import Eavesdropper
 from bellwether.client.memory import Memory
 from bellwether.errors import UpdateRejected
 from bellwether.exchange.adapter import Adapter

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwether.audit.bounds import SHARES, best_bound, chance
-from bellwether.audit.game import Settings, make_world
-from bellwether.audit.ranks import auc, exposure, lira, mean_over, over_runs, tpr_at
-from bellwether.audit.runs import Bench, ClientsSeen, RowsSeen, make_bench, seen_clients, seen_rows
-from bellwether.audit.verdict import verdicts
+from bellwether.arms.audit.bounds import SHARES, best_bound, chance
+from bellwether.arms.audit.game import Settings, make_world
+from bellwether.arms.audit.ranks import auc, exposure, lira, mean_over, over_runs, tpr_at
+from bellwether.arms.audit.runs import Bench, ClientsSeen, RowsSeen, make_bench, seen_clients, seen_rows
+from bellwether.arms.audit.verdict import verdicts
 from bellwether.errors import CheckpointError, RecipeError
 from bellwether.exchange.records import Event, Note, Watcher
 from bellwether.recipe.file import differences, dump_recipe, load_recipe, with_overrides
@@ -135,7 +135,7 @@ def _quiet(tell: Watcher) -> Watcher:
 
 def _check(settings: Settings) -> None:
     """Refuse amounts with which nothing can be said."""
-    from bellwether.audit.canaries import MOST
+    from bellwether.arms.audit.canaries import MOST
 
     if settings.runs < 1 or settings.rows < 1 or settings.canaries < 0:
         raise RecipeError(
